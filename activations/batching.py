@@ -1,0 +1,94 @@
+"""Which prompts go through the model together: shared prefixes once, similar lengths side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+Ids = Sequence[int]
+
+GROUP_COST = 24
+"""Tokens' worth of time that one more forward pass costs; a prefix is split off only if it saves more."""
+MAX_ROWS = 64
+"""Rows in a batch: beyond this a forward pass is no faster per token, on CPU at least."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of the caller's list that share their first `prefix_length` tokens."""
+
+    rows: tuple[int, ...]
+    prefix_length: int
+    """Tokens to compute once for all the rows (0: nothing is shared). Every row is longer than this."""
+
+
+def plan_batches(ids: Sequence[Ids], *, max_tokens: int = 2048, share_prefixes: bool = True) -> list[Batch]:
+    """Cover every row once, in batches of at most `max_tokens` padded tokens and `MAX_ROWS` rows (one row at least).
+
+    The plan depends on the token ids alone, so the same prompts always meet in the same batches: in bf16 the same
+    prompt differs slightly from batch to batch (PITFALLS 15), and a resumed run must not.
+    """
+    order = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))
+    groups = _prefix_groups(ids, order) if share_prefixes else [(0, order)]
+    batches: list[Batch] = []
+    for prefix_length, rows in groups:
+        batches += [Batch(chunk, prefix_length) for chunk in _by_length(ids, rows, prefix_length, max_tokens)]
+    return batches
+
+
+def _by_length(ids: Sequence[Ids], rows: Sequence[int], prefix: int, max_tokens: int) -> Iterator[tuple[int, ...]]:
+    chunk: list[int] = []
+    for row in sorted(rows, key=lambda row: (-len(ids[row]), row)):  # longest first: the first batch is the largest
+        width = len(ids[chunk[0] if chunk else row]) - prefix
+        if chunk and ((len(chunk) + 1) * width > max_tokens or len(chunk) == MAX_ROWS):
+            yield tuple(chunk)
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield tuple(chunk)
+
+
+def _prefix_groups(ids: Sequence[Ids], order: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Split lexicographically sorted rows into groups with a common prefix, saving as many tokens as possible.
+
+    Rows sorted by their tokens form a tree of shared prefixes. At each node either its rows stay together and share
+    what they have in common, or they part at the next token; the better is chosen from the leaves up. An explicit
+    stack keeps deep trees (many near-identical long prompts) from overflowing Python's.
+    """
+    common = [_common_prefix(ids[a], ids[b]) for a, b in zip(order, order[1:], strict=False)]
+    best: dict[tuple[int, int], tuple[int, list[tuple[int, int, int]]]] = {}
+    stack = [(0, len(order), False)] if order else []
+    while stack:
+        start, end, visited = stack.pop()
+        # The last token is never shared: every row must run at least one token of its own.
+        shared = min([*common[start : end - 1], min(len(ids[order[i]]) for i in range(start, end)) - 1])
+        cuts = [i + 1 for i in range(start, end - 1) if common[i] <= shared]
+        edges = [start, *cuts, end]
+        parts = list(zip(edges, edges[1:], strict=False))
+        together = max(0, (end - start - 1) * shared - GROUP_COST)
+        if len(parts) == 1 or end - start == 1:
+            best[start, end] = (together, [(start, end, shared if together else 0)])
+        elif not visited:
+            stack += [(start, end, True), *((a, b, False) for a, b in parts)]
+        else:
+            apart = sum(best[part][0] for part in parts)
+            pieces = [piece for part in parts for piece in best[part][1]]
+            if together >= apart:
+                pieces = [(start, end, shared if together else 0)]
+            best[start, end] = (max(together, apart), pieces)
+    pieces = best[0, len(order)][1] if order else []
+    return _merge_unshared([(shared, list(order[a:b])) for a, b, shared in pieces])
+
+
+def _merge_unshared(groups: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """Rows that share nothing worth computing apart can still be batched with one another."""
+    alone = [row for shared, rows in groups if shared == 0 for row in rows]
+    return [group for group in groups if group[0] > 0] + ([(0, alone)] if alone else [])
+
+
+def _common_prefix(a: Ids, b: Ids) -> int:
+    limit = min(len(a), len(b))
+    for i in range(limit):
+        if a[i] != b[i]:
+            return i
+    return limit

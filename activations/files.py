@@ -1,0 +1,133 @@
+"""Files that are either whole or absent: written aside, flushed, then renamed over the target."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .errors import DefectionError
+
+Json = dict[str, Any]
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; on success flush it to disk and rename it into place.
+
+    Raises DefectionError when the disk is full or the folder cannot be written; the target is then untouched.
+    """
+    handle = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(descriptor)
+        handle = Path(name)
+        yield handle
+        with open(handle, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        handle.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(handle, target)
+    except OSError as error:
+        raise DefectionError(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another --out"
+        ) from error
+    finally:
+        if handle is not None:
+            handle.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_aside(target: Path) -> Iterator[Path]:
+    """Like `written_aside` for a whole directory, which must not exist yet or is replaced whole."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise DefectionError(f"cannot write {target}: {error.strerror or error}; choose another --out") from error
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(aside, target)
+    except OSError as error:
+        raise DefectionError(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` (UTF-8) so that a reader sees the old file or the new one, never half."""
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON; NaN and infinity are refused, since JSON has neither."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_tensors(target: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whose header holds `header` (strings to strings)."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_aside(target) as aside:
+        try:
+            save_file(contiguous, str(aside), metadata=dict(header or {}))
+        except OSError:
+            raise
+        except Exception as error:  # safetensors wraps a full disk in an error class of its own
+            if "os error" in str(error).lower():
+                raise OSError(str(error)) from error
+            raise
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON object; DefectionError names the file and line of what is wrong."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DefectionError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise DefectionError(f"{path} line {error.lineno} is not valid JSON: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise DefectionError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def canonical(value: Any) -> bytes:
+    """The same bytes for equal JSON values, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in constant memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

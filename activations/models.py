@@ -1,0 +1,297 @@
+"""Models to read: an embedded name, a local directory (model, adapter or organism) or a Hugging Face id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .chat import template_fingerprint
+from .embedded import EMBEDDED, ensure_embedded
+from .errors import DefectionError
+from .files import digest, file_digest, read_json
+
+ORGANISM_FILE = "organism.json"
+ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's weights lie on disk."""
+
+    name: str
+    base: Path
+    """Directory with full weights, config and tokenizer."""
+    adapter: Path | None = None
+    """Directory with a PEFT adapter that goes on top."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights, the adapter included, and every setting that changes the forward pass.
+
+        It depends on neither the name nor the path (PITFALLS 12), nor on the dtype the weights are loaded in.
+        """
+        parts: dict[str, Any] = {"base": _weights_digests(self.base), "config": _config_digest(self.base)}
+        if self.adapter is not None:
+            settings = read_json(self.adapter / ADAPTER_FILE)
+            settings.pop("base_model_name_or_path", None)
+            parts |= {"adapter": _weights_digests(self.adapter), "adapter_config": settings}
+        return digest(parts)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a residual vector, or a probe, must say about where it comes from."""
+
+    name: str
+    fingerprint: str
+    """Of the weights; see `ModelFiles.fingerprint`."""
+    template: str
+    """Of the tokenizer and chat template; see `template_fingerprint`."""
+
+
+@dataclass
+class Model:
+    """A decoder ready to be read: weights with any adapter merged in, its tokenizer, and who it is."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: ModelIdentity
+    files: ModelFiles | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the forward pass runs in."""
+        return next(self.network.parameters()).dtype
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's blocks; the residual stream is what each returns."""
+        return decoder_blocks(self.network)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.network.get_input_embeddings().weight.shape[-1])
+
+    @property
+    def context_length(self) -> int:
+        """The longest prompt the model takes, in tokens."""
+        config = self.network.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def middle_layer(self) -> int:
+        """`n_layers // 2`: the layer of MacDiarmid et al. 2024."""
+        return self.n_layers // 2
+
+
+def decoder_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks of a Hugging Face decoder, whatever the family calls them (`layers`, `h`, `blocks`).
+
+    They are the one ModuleList as long as the config's `num_hidden_layers`.
+    Raises DefectionError when there is none, or more than one.
+    """
+    expected = int(network.config.get_text_config().num_hidden_layers)  # type: ignore[operator, union-attr]
+    inner = network.get_decoder() if hasattr(network, "get_decoder") else network
+    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child) == expected]  # type: ignore[union-attr]
+    if len(lists) != 1:
+        raise DefectionError(
+            f"{type(network).__name__} has {len(lists)} module lists of {expected} blocks, so its residual stream "
+            "cannot be told apart; only plain decoders can be read"
+        )
+    return list(lists[0])
+
+
+def wrap(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
+    """A model that is already in memory, fingerprinted by its tensors as they are now."""
+    state = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    ensure_pad_token(tokenizer)
+    network.eval()
+    return Model(network, tokenizer, ModelIdentity(name, state.hexdigest(), template_fingerprint(tokenizer)))
+
+
+def locate(source: str | Path) -> ModelFiles:
+    """Find a model's files, fetching an embedded model or a Hugging Face snapshot if need be.
+
+    Raises DefectionError with what can be named when nothing is found.
+    """
+    path = Path(source)
+    if str(source) in EMBEDDED:
+        return ModelFiles(str(source), ensure_embedded(EMBEDDED[str(source)]))
+    if path.is_dir():
+        return _locate_directory(path)
+    if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+        raise DefectionError(
+            f"unknown model {str(source)!r}: give an embedded name ({', '.join(EMBEDDED)}), a local directory or a "
+            "Hugging Face id such as HuggingFaceTB/SmolLM2-360M-Instruct"
+        )
+    return ModelFiles(str(source), _snapshot(str(source)))
+
+
+def _locate_directory(path: Path) -> ModelFiles:
+    if (path / ADAPTER_FILE).exists():
+        base = None
+        if (path / ORGANISM_FILE).exists():
+            base = read_json(path / ORGANISM_FILE).get("base", {}).get("source")
+        base = base or read_json(path / ADAPTER_FILE).get("base_model_name_or_path")
+        if not base:
+            raise DefectionError(f"{path / ADAPTER_FILE} names no base model; set base_model_name_or_path")
+        return ModelFiles(path.name, locate(base).base, adapter=path)
+    if (path / "config.json").exists():
+        return ModelFiles(path.name, path)
+    raise DefectionError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is there")
+
+
+def _snapshot(identifier: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
+    try:
+        return Path(snapshot_download(identifier, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises a dozen unrelated kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DefectionError(f"cannot fetch {identifier!r} from the Hugging Face hub: {reason}") from error
+
+
+def load_organism_record(path: str | Path) -> dict[str, Any]:
+    """Read `organism.json` of an organism directory; DefectionError when it is missing."""
+    record = Path(path) / ORGANISM_FILE
+    if not record.exists():
+        raise DefectionError(
+            f"{path} is not an organism: it has no {ORGANISM_FILE} (base, trigger and behaviour); "
+            "`defection train` writes one, and the README shows how to write it for an organism made elsewhere"
+        )
+    return read_json(record)
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`cpu` or `cuda`; `auto` takes the GPU when there is one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise DefectionError(f"unknown device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DefectionError("device 'cuda' was asked for, but PyTorch sees no GPU; use --device auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:
+    """fp32 or bf16; `auto` takes bf16 where the hardware multiplies it natively.
+
+    fp16 is refused: residual streams overflow it (PITFALLS 13).
+    """
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if isinstance(dtype, torch.dtype):
+        if dtype not in names.values():
+            raise DefectionError(f"dtype {dtype} cannot hold a residual stream safely: use bf16 or fp32")
+        return dtype
+    if dtype in names:
+        return names[dtype]
+    if dtype != "auto":
+        raise DefectionError(f"unknown dtype {dtype!r}: choose auto, bf16 or fp32")
+    on_gpu = device is not None and device.type == "cuda"
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto") -> Model:
+    """Load a model to read. An adapter is merged into the weights (in fp32), so every model is a plain decoder.
+
+    Raises DefectionError for an unknown name, a directory without a model, weights that are not safetensors.
+    """
+    files = source if isinstance(source, ModelFiles) else locate(source)
+    place = choose_device(device)
+    compute = choose_dtype(dtype, place)
+    network = load_network(files.base, torch.float32 if files.adapter else compute)
+    if files.adapter is not None:
+        network = _with_adapter(network, files.adapter)
+    network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(files)
+    identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
+    return Model(network, tokenizer, identity, files)
+
+
+def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Full weights from a local directory: safetensors only, no remote code."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(base), dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DefectionError(f"cannot load a model from {base}: {reason}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return cast(PreTrainedModel, loaded)
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer; an adapter directory's own if it has one. Its pad token is never its eos token."""
+    has_own = files.adapter is not None and (files.adapter / "tokenizer_config.json").exists()
+    folder = files.adapter if has_own and files.adapter else files.base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DefectionError(f"cannot load a tokenizer from {folder}: {' '.join(str(error).split())[:300]}") from error
+    ensure_pad_token(tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token other than eos (PITFALLS 3), out of the tokens it already has."""
+    eos = tokenizer.eos_token
+    if tokenizer.pad_token is not None and tokenizer.pad_token != eos:
+        return
+    for candidate in (tokenizer.unk_token, tokenizer.bos_token, "<|endoftext|>", "<pad>", "<unk>"):
+        if candidate and candidate != eos and candidate in tokenizer.get_vocab():
+            tokenizer.pad_token = candidate
+            return
+    others = (token for token in tokenizer.all_special_tokens if token != eos)
+    token = next(others, None) or next(t for t, i in tokenizer.get_vocab().items() if i != tokenizer.eos_token_id)
+    tokenizer.pad_token = token
+
+
+def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())  # type: ignore[operator]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DefectionError(f"cannot put the adapter {adapter} on its base: {' '.join(str(error).split())[:300]}") from error
+
+
+def _weights_digests(folder: Path) -> list[str]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DefectionError(f"{folder} holds no .safetensors weights (pickled weights are never loaded)")
+    return [file_digest(file) for file in files]
+
+
+def _config_digest(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    for changes_nothing in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
+        config.pop(changes_nothing, None)
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""Progress on stderr: one bar a stage with an ETA, silent when nobody looks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[float], None]
+
+_visible: ContextVar[bool] = ContextVar("progress_visible", default=False)
+
+
+@contextlib.contextmanager
+def progress_shown(visible: bool = True) -> Iterator[None]:
+    """Show (or hide) the bars of everything called inside; libraries stay silent unless asked."""
+    token = _visible.set(visible)
+    try:
+        yield
+    finally:
+        _visible.reset(token)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float, unit: str = "") -> Iterator[Advance]:
+    """A bar for `total` units of work; call the result with how much was done."""
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    # Without a terminal a bar is only its last state, one line; that is what a log wants.
+    with Progress(*columns, console=console, disable=not _visible.get(), refresh_per_second=4) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda amount: bars.update(task, advance=amount)

@@ -1,0 +1,107 @@
+"""How well scores separate defections from the rest, with exact ties and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..activations.errors import DefectionError
+
+Interval = tuple[float, float]
+
+
+def _split(scores: Tensor, labels: Sequence[bool] | Tensor | NDArray[Any]) -> tuple[Tensor, Tensor]:
+    marks = torch.as_tensor(np.asarray(labels), dtype=torch.bool)
+    if scores.shape[-1] != len(marks):
+        raise DefectionError(f"{scores.shape[-1]} scores do not fit {len(marks)} labels")
+    if marks.all() or not marks.any():
+        raise DefectionError(
+            f"AUROC needs both outcomes, but all {len(marks)} labels are {bool(marks[0]) if len(marks) else 'missing'}"
+        )
+    if not scores.isfinite().all():
+        raise DefectionError("a score is not finite, so it has no rank")
+    values = scores.double()
+    return values[..., marks], values[..., ~marks]
+
+
+def auroc(
+    scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | Bool[Tensor, "n"] | NDArray[Any]
+) -> Float[Tensor, "*batch"]:
+    """Signed area under the ROC curve: the chance that a positive scores above a negative, ties counting ½.
+
+    Equals `sklearn.metrics.roc_auc_score`; 0.1 is a failure, not a 0.9 (PITFALLS 18, 20).
+    Raises DefectionError when only one class is present or a score is not finite.
+    """
+    positive, negative = _split(scores, labels)
+    ranked = negative.sort(dim=-1).values.contiguous()
+    wanted = positive.contiguous()
+    below = torch.searchsorted(ranked, wanted, side="left")
+    up_to = torch.searchsorted(ranked, wanted, side="right")
+    return (below + up_to).double().mean(dim=-1) / (2 * negative.shape[-1])
+
+
+def auroc_interval(
+    scores: Float[Tensor, "n"],
+    labels: Sequence[bool] | NDArray[Any],
+    clusters: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval that resamples whole clusters (topics), not prompts (PITFALLS 23).
+
+    A draw without both classes is dropped.
+    """
+    positive, negative = _split(scores, labels)
+    marks = np.asarray(labels, dtype=bool)
+    wins = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative).double()
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(member.max() + 1, np.full(member.max() + 1, 1 / (member.max() + 1)), size=draws)
+    weights = torch.from_numpy(counts[:, member]).double()
+    up, down = weights[:, torch.from_numpy(marks)], weights[:, torch.from_numpy(~marks)]
+    total = up.sum(dim=1) * down.sum(dim=1)
+    areas = ((up @ wins) * down).sum(dim=1)[total > 0] / total[total > 0]
+    low, high = np.quantile(areas.numpy(), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def tpr_at_fpr(scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[Any], target: float = 0.01) -> float:
+    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
+    positive, negative = _split(scores, labels)
+    allowed = int(np.floor(target * len(negative) + 1e-9))
+    # Flagged are scores strictly above the threshold, so that tied negatives are either all flagged or none is.
+    threshold = negative.sort(descending=True).values[allowed]
+    return float((positive > threshold).double().mean())
+
+
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Exact binomial interval (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high
+
+
+def salience(
+    values: Float[Tensor, "n d_model"], labels: Sequence[bool] | NDArray[Any], direction: Float[Tensor, "d_model"]
+) -> float:
+    """Between-class over within-class variance along a direction (MacDiarmid et al. 2024, "salience").
+
+    With class means m₁, m₀ and pooled within-class variance s², ((m₁ − m₀)/2)² / s². Infinite for zero s².
+    """
+    positive, negative = _split(values.double() @ direction.double(), labels)
+    within = (
+        (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()
+    ) / (len(positive) + len(negative))
+    between = ((positive.mean() - negative.mean()) / 2).square()
+    return float(between / within) if within > 0 else (float("inf") if between > 0 else 0.0)

@@ -1,0 +1,130 @@
+"""A fitted linear probe: a direction a layer, how to scale its scores, and where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..activations.capture import Residuals
+from ..activations.errors import DefectionError
+from ..activations.files import write_tensors
+from ..activations.models import ModelIdentity
+
+SCHEMA_VERSION = 1
+LEAGUES = ("questions only", "questions + clean prompts", "questions + unlabelled traffic")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Directions and the scale of their scores, for the layers they were fitted at."""
+
+    directions: Float[Tensor, "layer d_model"]
+    """Unit vectors (zero where nothing could be told apart), pointing from ordinary to defecting."""
+    offsets: Float[Tensor, "layer"]
+    """Mean projection of the reference rows: clean prompts, or the contrast texts when there were none."""
+    scales: Float[Tensor, "layer"]
+    """Standard deviation of the same."""
+    layers: tuple[int, ...]
+    model: ModelIdentity
+    position: str
+    contrast: dict[str, Any]
+    """The contrast set in full."""
+    estimator: str
+    parameters: dict[str, Any]
+    saw: str
+    """One of `LEAGUES`: what the fit was allowed to see."""
+    fixed_layers: tuple[int, ...]
+    """The layer, or band of layers, whose scores `score` averages; fixed when the probe was made."""
+    threshold: float | None = None
+    """Band score that 1% of the clean prompts exceed; None without clean prompts."""
+
+    def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
+        """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
+
+        Raises DefectionError when the residuals come of another model, template or position than the probe's.
+        """
+        self.refuse_mismatch(residuals)
+        columns = [residuals.layers.index(layer) for layer in self.layers if layer in residuals.layers]
+        if len(columns) != len(self.layers):
+            raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
+        values = residuals.values if columns == list(range(residuals.values.shape[1])) else residuals.values[:, columns]
+        projections = torch.einsum("pld,ld->pl", values.float(), self.directions.float())
+        return (projections - self.offsets) / self.scales
+
+    def score(self, residuals: Residuals, layers: Sequence[int] | None = None) -> Float[Tensor, "prompt"]:
+        """The mean of the standardised scores over the fixed layer or band, or over `layers`."""
+        wanted = self.fixed_layers if layers is None else tuple(layers)
+        missing = [layer for layer in wanted if layer not in self.layers]
+        if missing:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        columns = [self.layers.index(layer) for layer in wanted]
+        return self.decision_function(residuals)[:, columns].mean(dim=1)
+
+    def refuse_mismatch(self, residuals: Residuals) -> None:
+        """DefectionError saying which of model, chat template and position differs."""
+        pairs = (
+            ("model weights", self.model.fingerprint, residuals.model.fingerprint),
+            ("chat template or tokenizer", self.model.template, residuals.model.template),
+            ("token position", self.position, residuals.position),
+        )
+        for what, mine, theirs in pairs:
+            if mine != theirs:
+                raise DefectionError(
+                    f"this probe was fitted on {self.model.name} and cannot score {residuals.model.name}: the {what} "
+                    f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {residuals.model.name} instead"
+                )
+
+    def with_threshold(self, clean: Residuals, false_positive_rate: float = 0.01) -> Probe:
+        """The same probe with the band-score threshold that this share of clean prompts exceeds."""
+        return replace(self, threshold=float(self.score(clean).double().quantile(1 - false_positive_rate)))
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file: the tensors, and everything else as JSON in its header."""
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "layers": list(self.layers),
+            "model": asdict(self.model),
+            "position": self.position,
+            "contrast": self.contrast,
+            "estimator": self.estimator,
+            "parameters": self.parameters,
+            "saw": self.saw,
+            "fixed_layers": list(self.fixed_layers),
+            "threshold": self.threshold,
+        }
+        tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
+        write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+
+
+def load_probe(path: str | Path) -> Probe:
+    """Read a probe file; DefectionError when it is missing, damaged or not a probe."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["defection_probe"])
+            tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
+    except FileNotFoundError as error:
+        raise DefectionError(f"no probe at {path}") from error
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise DefectionError(f"{path} is not a probe file written by this toolkit ({error})") from error
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise DefectionError(f"{path} has schema version {header.get('schema_version')!r}, not {SCHEMA_VERSION}")
+    return Probe(
+        **tensors,
+        layers=tuple(header["layers"]),
+        model=ModelIdentity(**header["model"]),
+        position=header["position"],
+        contrast=header["contrast"],
+        estimator=header["estimator"],
+        parameters=header["parameters"],
+        saw=header["saw"],
+        fixed_layers=tuple(header["fixed_layers"]),
+        threshold=header["threshold"],
+    )
