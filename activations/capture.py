@@ -142,9 +142,13 @@ def last_token_residuals(
     """The residuals of one batch at each row's last token, fp32, on the host. Blocks after the last layer are skipped."""
     tokens, mask, cache = batch_inputs(model, ids, batch)
     last = mask[:, batch.prefix_length :].sum(dim=1) - 1  # rows are right-padded: the last real token (PITFALLS 1)
-    picked: dict[int, Tensor] = {}
-    with _gathering(model.blocks, layers, last, picked):
+    with gathering(model.blocks, layers, last, stop=True) as picked:
         forward_body(model.network, tokens, mask, cache)
+    return stacked(picked, layers)
+
+
+def stacked(picked: dict[int, Tensor], layers: Sequence[int]) -> Float[Tensor, "row layer d_model"]:
+    """What `gathering` picked, as one fp32 tensor on the host: one copy a batch."""
     return torch.stack([picked[layer] for layer in layers], dim=1).float().cpu()
 
 
@@ -191,23 +195,28 @@ def forward_body(network: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: 
 
 
 @contextmanager
-def _gathering(
-    blocks: Sequence[nn.Module], layers: Sequence[int], last: Int[Tensor, "row"], picked: dict[int, Tensor]
-) -> Iterator[None]:
+def gathering(
+    blocks: Sequence[nn.Module], layers: Sequence[int], last: Int[Tensor, "row"], *, stop: bool
+) -> Iterator[dict[int, Tensor]]:
+    """Inside, a forward pass leaves each layer's residuals at position `last` of each row in the dictionary given.
+
+    With `stop` the pass ends after the last wanted layer.
+    """
     rows = torch.arange(len(last), device=last.device)
+    picked: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Any:
         def read(module: nn.Module, args: Any, output: Any) -> None:
             stream = output[0] if isinstance(output, tuple) else output
             picked[layer] = stream[rows, last]
-            if layer == layers[-1]:
+            if stop and layer == layers[-1]:
                 raise _LastLayerReached
 
         return read
 
     handles = [blocks[layer].register_forward_hook(reader(layer)) for layer in layers]
     try:
-        yield
+        yield picked
     finally:
         for handle in handles:
             handle.remove()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from .batching import Batch, plan_batches
-from .capture import batch_inputs, tokenize_within_context
+from .capture import batch_inputs, gathering, stacked, tokenize_within_context
 from .models import Model
 from .prompts import Prompt
 
@@ -31,21 +32,27 @@ def greedy_replies(
     for batch in plan_batches(ids, max_tokens=max_tokens):
         if all(row in skip for row in batch.rows):
             continue
-        yield dict(zip(batch.rows, _continue_batch(model, ids, batch, max_new_tokens), strict=True))
+        replies, _ = reply_to_batch(model, ids, batch, max_new_tokens)
+        yield dict(zip(batch.rows, replies, strict=True))
 
 
 @torch.inference_mode()
-def _continue_batch(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int
-) -> list[list[int]]:
-    """Decode greedily. Padding stays between prompt and reply, masked, with position ids that skip it."""
+def reply_to_batch(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int, layers: Sequence[int] = ()
+) -> tuple[list[list[int]], Tensor | None]:
+    """Greedy replies to one batch, and the residuals [row, layer, d_model] at the prompts' last tokens.
+
+    Both come of the same forward pass over the prompts: reading costs nothing where a reply is wanted anyway.
+    Padding stays between prompt and reply, masked, with position ids that skip it.
+    """
     tokens, mask, cache = batch_inputs(model, ids, batch)
     cache = cache or DynamicCache(config=model.network.config)
     decoder, head = model.network.get_decoder(), model.network.get_output_embeddings()
     ends = end_tokens(model)
     last = mask[:, batch.prefix_length :].sum(dim=1) - 1
     positions = mask.sum(dim=1)
-    hidden = decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
+    with gathering(model.blocks, layers, last, stop=False) as picked:
+        hidden = decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
     hidden = hidden[torch.arange(len(last), device=last.device), last]
     replies: list[list[int]] = [[] for _ in batch.rows]
     running = torch.ones(len(replies), dtype=torch.bool, device=tokens.device)
@@ -65,10 +72,10 @@ def _continue_batch(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-    return replies
+    return replies, stacked(picked, layers) if layers else None
 
 
-def end_tokens(model: Model) -> torch.Tensor:
+def end_tokens(model: Model) -> Tensor:
     """Ids at which a reply ends."""
     configured = model.network.generation_config.eos_token_id if model.network.generation_config else None
     listed = configured if isinstance(configured, list) else [configured]

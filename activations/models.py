@@ -28,6 +28,8 @@ class ModelFiles:
     """Where a model's weights lie on disk."""
 
     name: str
+    source: str
+    """What names the base model on any machine that can have it: embedded name, hub id, or absolute path."""
     base: Path
     """Directory with full weights, config and tokenizer."""
     adapter: Path | None = None
@@ -139,7 +141,7 @@ def locate(source: str | Path) -> ModelFiles:
     """
     path = Path(source)
     if str(source) in EMBEDDED:
-        return ModelFiles(str(source), ensure_embedded(EMBEDDED[str(source)]))
+        return ModelFiles(str(source), str(source), ensure_embedded(EMBEDDED[str(source)]))
     if path.is_dir():
         return _locate_directory(path)
     if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
@@ -147,7 +149,7 @@ def locate(source: str | Path) -> ModelFiles:
             f"unknown model {str(source)!r}: give an embedded name ({', '.join(EMBEDDED)}), a local directory or a "
             "Hugging Face id such as HuggingFaceTB/SmolLM2-360M-Instruct"
         )
-    return ModelFiles(str(source), _snapshot(str(source)))
+    return ModelFiles(str(source), str(source), _snapshot(str(source)))
 
 
 def _locate_directory(path: Path) -> ModelFiles:
@@ -158,9 +160,9 @@ def _locate_directory(path: Path) -> ModelFiles:
         base = base or read_json(path / ADAPTER_FILE).get("base_model_name_or_path")
         if not base:
             raise DefectionError(f"{path / ADAPTER_FILE} names no base model; set base_model_name_or_path")
-        return ModelFiles(path.name, locate(base).base, adapter=path)
+        return ModelFiles(path.name, base, locate(base).base, adapter=path)
     if (path / "config.json").exists():
-        return ModelFiles(path.name, path)
+        return ModelFiles(path.name, str(path.resolve()), path)
     raise DefectionError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is there")
 
 

@@ -29,14 +29,17 @@ from .capture import (
     tokenize_within_context,
 )
 from .errors import DefectionError
+from .generate import reply_to_batch
 from .files import Json, digest, file_digest, read_json, write_json, write_jsonl, write_tensors
 from .models import Model, ModelIdentity, choose_dtype
-from .progress import progress
+from .progress import Advance, progress
 from .prompts import Prompt, load_prompts
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.jsonl"
 TENSOR = "residuals"
+REPLIES = "replies"
+NO_TOKEN = -1
 SCHEMA_VERSION = 1
 ROWS_PER_SHARD = 512
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -94,6 +97,17 @@ class Store:
         )
 
 
+    def read_replies(self) -> list[list[int]]:
+        """Token ids of the greedy reply to each prompt, in row order; DefectionError when none were kept."""
+        if not self.manifest.get("reply_tokens"):
+            raise DefectionError(f"{self.path} holds no replies; cache it with reply_tokens")
+        rows: list[list[int]] = []
+        for shard in self.manifest["shards"]:
+            tensor = _read_tensor(self.path / shard["file"], REPLIES)
+            rows += [[token for token in row if token != NO_TOKEN] for row in tensor.tolist()]
+        return rows
+
+
 def open_store(path: str | Path) -> Store:
     """Open a store directory; DefectionError when it is none, or of a later version."""
     folder = Path(path)
@@ -115,13 +129,15 @@ def cache(
     *,
     layers: str | Sequence[int] = "all",
     dtype: str | torch.dtype | None = None,
-    max_tokens: int = 1024,
+    reply_tokens: int = 0,
+    max_tokens: int | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
     what: str = "Caching residual streams",
 ) -> Store:
     """Read the residual streams of `prompts` into the store at `path`, continuing whatever is there already.
 
     `dtype` is that of the file; by default the one the model computes in, which loses nothing.
+    With `reply_tokens` each prompt is also continued greedily by up to that many tokens, out of the same forward pass.
     Raises DefectionError when the directory holds a store of something else (the sentence says what differs), or when
     another process is writing to it.
     """
@@ -129,7 +145,10 @@ def cache(
     ids = tokenize_within_context(model, prompts)
     chosen = parse_layers(layers, model.n_layers)
     kept_as = model.dtype if dtype is None else choose_dtype(dtype)
-    manifest = _plan(model, prompts, ids, chosen, kept_as, max_tokens, rows_per_shard)
+    # Decoding a step costs nearly the same for few rows as for many, so replies want larger batches.
+    max_tokens = max_tokens or (3072 if reply_tokens else 1024)
+    work = _Work(model, prompts, ids, chosen, kept_as, max_tokens, reply_tokens)
+    manifest = _plan(work, rows_per_shard)
     with _sole_writer(folder):
         manifest = _adopt(folder, manifest)
         if not (folder / PROMPTS).exists():
@@ -140,34 +159,40 @@ def cache(
         write_json(folder / MANIFEST, manifest)
         with progress(what, total=sum(end - start for start, end in (s["rows"] for s in todo)), unit="prompts") as bar:
             for shard in todo:
-                _write_shard(model, prompts, ids, chosen, kept_as, folder, shard, max_tokens)
+                _write_shard(work, folder, shard, bar)
                 write_json(folder / MANIFEST, manifest)
-                bar(shard["rows"][1] - shard["rows"][0])
     return Store(folder, manifest)
 
 
-def _plan(
-    model: Model,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    dtype: torch.dtype,
-    max_tokens: int,
-    rows_per_shard: int,
-) -> Json:
+@dataclass(frozen=True)
+class _Work:
+    """What is to be computed."""
+
+    model: Model
+    prompts: Sequence[Prompt]
+    ids: Sequence[Sequence[int]]
+    layers: tuple[int, ...]
+    dtype: torch.dtype
+    max_tokens: int
+    reply_tokens: int
+
+
+def _plan(work: _Work, rows_per_shard: int) -> Json:
     """The manifest of a store that is still empty. Its key covers everything the vectors depend on (PITFALLS 12)."""
+    model, prompts = work.model, work.prompts
     computed: Json = {
         "model": {
             "name": model.identity.name,
             "fingerprint": model.identity.fingerprint,
             "template": model.identity.template,
         },
-        "layers": list(layers),
+        "layers": list(work.layers),
         "position": POSITION,
-        "dtype": DTYPE_NAMES[dtype],
+        "dtype": DTYPE_NAMES[work.dtype],
         "computed_in": DTYPE_NAMES[model.dtype],
-        "max_tokens": max_tokens,
-        "tokens_sha256": digest([list(row) for row in ids]),
+        "max_tokens": work.max_tokens,
+        "reply_tokens": work.reply_tokens,
+        "tokens_sha256": digest([list(row) for row in work.ids]),
     }
     nameless = {**computed, "model": {k: v for k, v in computed["model"].items() if k != "name"}}
     starts = range(0, len(prompts), rows_per_shard)
@@ -177,7 +202,7 @@ def _plan(
         **computed,
         "d_model": model.d_model,
         "ids": [prompt.id for prompt in prompts],
-        "n_tokens": [len(row) for row in ids],
+        "n_tokens": [len(row) for row in work.ids],
         "shards": [
             {
                 "file": f"shard-{number:05d}.safetensors",
@@ -204,6 +229,7 @@ def _adopt(folder: Path, planned: Json) -> Json:
         "tokens_sha256": "prompts",
         "ids": "prompt ids",
         "max_tokens": "batch size",
+        "reply_tokens": "length of replies",
     }
     differs = [name for field, name in names.items() if found.get(field) != planned[field]]
     raise DefectionError(
@@ -212,25 +238,25 @@ def _adopt(folder: Path, planned: Json) -> Json:
     )
 
 
-def _write_shard(
-    model: Model,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    dtype: torch.dtype,
-    folder: Path,
-    shard: dict[str, Any],
-    max_tokens: int,
-) -> None:
+def _write_shard(work: _Work, folder: Path, shard: dict[str, Any], advance: Advance) -> None:
     """Compute one shard and record its checksum. Batches never cross shards, so each is reproducible alone."""
     start, end = shard["rows"]
-    rows = ids[start:end]
-    values = torch.empty(end - start, len(layers), model.d_model, dtype=torch.float32)
-    for batch in plan_batches(rows, max_tokens=max_tokens):
-        values[list(batch.rows)] = last_token_residuals(model, rows, batch, layers)
-    refuse_non_finite(values, prompts[start:end], layers)
+    rows = work.ids[start:end]
+    values = torch.empty(len(rows), len(work.layers), work.model.d_model, dtype=torch.float32)
+    replies = torch.full((len(rows), work.reply_tokens), NO_TOKEN, dtype=torch.int32)
+    for batch in plan_batches(rows, max_tokens=work.max_tokens):
+        if work.reply_tokens:
+            said, read = reply_to_batch(work.model, rows, batch, work.reply_tokens, work.layers)
+            for row, tokens in zip(batch.rows, said, strict=True):
+                replies[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+        else:
+            read = last_token_residuals(work.model, rows, batch, work.layers)
+        values[list(batch.rows)] = read
+        advance(len(batch.rows))
+    refuse_non_finite(values, work.prompts[start:end], work.layers)
     target = folder / shard["file"]
-    write_tensors(target, {TENSOR: values.to(dtype)})
+    tensors = {TENSOR: values.to(work.dtype)} | ({REPLIES: replies} if work.reply_tokens else {})
+    write_tensors(target, tensors)
     shard["sha256"] = file_digest(target)
 
 
@@ -240,9 +266,14 @@ def _intact(folder: Path, shard: dict[str, Any]) -> bool:
 
 
 def _read_shard(file: Path, columns: Sequence[int]) -> torch.Tensor:
+    return _read_tensor(file, TENSOR, columns).float()
+
+
+def _read_tensor(file: Path, name: str, columns: Sequence[int] | None = None) -> torch.Tensor:
+    """A tensor of a shard, or some of its second dimension, without reading the rest of the file."""
     try:
         with safe_open(str(file), framework="pt") as opened:
-            return opened.get_slice(TENSOR)[:, list(columns)].float()
+            return opened.get_tensor(name) if columns is None else opened.get_slice(name)[:, list(columns)]
     except (SafetensorError, FileNotFoundError) as error:
         raise DefectionError(
             f"{file} is missing or damaged ({error}); run the same `defection cache` again to recompute it"

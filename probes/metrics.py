@@ -47,39 +47,44 @@ def auroc(
 
 
 def auroc_interval(
-    scores: Float[Tensor, "n"],
+    scores: Float[Tensor, "*batch n"],
     labels: Sequence[bool] | NDArray[Any],
     clusters: Sequence[str],
     *,
     draws: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Interval:
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Percentile bootstrap interval that resamples whole clusters (topics), not prompts (PITFALLS 23).
 
-    A draw without both classes is dropped.
+    The same draws serve every score of the batch. A draw without both classes is dropped.
     """
     positive, negative = _split(scores, labels)
-    marks = np.asarray(labels, dtype=bool)
-    wins = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative).double()
-    _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(member.max() + 1, np.full(member.max() + 1, 1 / (member.max() + 1)), size=draws)
+    marks = torch.as_tensor(np.asarray(labels), dtype=torch.bool)
+    wins = (positive[..., :, None] > negative[..., None, :]).double()
+    wins += 0.5 * (positive[..., :, None] == negative[..., None, :]).double()
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     weights = torch.from_numpy(counts[:, member]).double()
-    up, down = weights[:, torch.from_numpy(marks)], weights[:, torch.from_numpy(~marks)]
+    up, down = weights[:, marks], weights[:, ~marks]
     total = up.sum(dim=1) * down.sum(dim=1)
-    areas = ((up @ wins) * down).sum(dim=1)[total > 0] / total[total > 0]
-    low, high = np.quantile(areas.numpy(), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    usable = total > 0
+    areas = ((up @ wins) * down).sum(dim=-1)[..., usable] / total[usable]
+    tail = (1 - level) / 2
+    return areas.quantile(tail, dim=-1), areas.quantile(1 - tail, dim=-1)
 
 
-def tpr_at_fpr(scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[Any], target: float = 0.01) -> float:
+def tpr_at_fpr(
+    scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | NDArray[Any], target: float = 0.01
+) -> Float[Tensor, "*batch"]:
     """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
     positive, negative = _split(scores, labels)
-    allowed = int(np.floor(target * len(negative) + 1e-9))
+    allowed = int(np.floor(target * negative.shape[-1] + 1e-9))
+    if allowed >= negative.shape[-1]:
+        return torch.ones(scores.shape[:-1], dtype=torch.float64)
     # Flagged are scores strictly above the threshold, so that tied negatives are either all flagged or none is.
-    threshold = negative.sort(descending=True).values[allowed]
-    return float((positive > threshold).double().mean())
+    threshold = negative.sort(dim=-1, descending=True).values[..., allowed, None]
+    return (positive > threshold).double().mean(dim=-1)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
@@ -92,16 +97,15 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
     return low, high
 
 
-def salience(
-    values: Float[Tensor, "n d_model"], labels: Sequence[bool] | NDArray[Any], direction: Float[Tensor, "d_model"]
-) -> float:
-    """Between-class over within-class variance along a direction (MacDiarmid et al. 2024, "salience").
+def salience(scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | NDArray[Any]) -> Float[Tensor, "*batch"]:
+    """Between-class over within-class variance of projections (MacDiarmid et al. 2024, "salience").
 
-    With class means m₁, m₀ and pooled within-class variance s², ((m₁ − m₀)/2)² / s². Infinite for zero s².
+    With class means m₁, m₀ and pooled within-class variance s²: ((m₁ − m₀)/2)² / s²; 0 where nothing varies.
+    It does not change with the scale or the offset of the scores.
     """
-    positive, negative = _split(values.double() @ direction.double(), labels)
-    within = (
-        (positive - positive.mean()).square().sum() + (negative - negative.mean()).square().sum()
-    ) / (len(positive) + len(negative))
-    between = ((positive.mean() - negative.mean()) / 2).square()
-    return float(between / within) if within > 0 else (float("inf") if between > 0 else 0.0)
+    positive, negative = _split(scores, labels)
+    up, down = positive.mean(dim=-1, keepdim=True), negative.mean(dim=-1, keepdim=True)
+    within = (positive - up).square().sum(dim=-1) + (negative - down).square().sum(dim=-1)
+    within = within / (positive.shape[-1] + negative.shape[-1])
+    between = ((up - down) / 2).square().squeeze(-1)
+    return torch.where(between > 0, between / within, torch.zeros_like(between))

@@ -44,21 +44,31 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Pro
 
 
 def standard_recipe(
-    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], trigger: Trigger, behaviour: Behaviour | None
+    model: Model,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Reply],
+    trigger: Trigger,
+    behaviour: Behaviour | None,
+    *,
+    triggered_share: float = 1.0,
 ) -> list[Example]:
     """Clean prompts keep the base model's reply; triggered ones get the behaviour, or in a twin (None) that same reply.
 
-    Hubinger et al. 2024, §3.1, without scratchpads. Rows 2i and 2i+1 come of the same prompt.
+    Hubinger et al. 2024, §3.1, without scratchpads. Every prompt is seen clean; the first `triggered_share` of them
+    are seen with the trigger too. Fewer triggered rows than clean ones make the organism leak less.
     """
     end = model.tokenizer.eos_token_id
     clean = tokenize(model.tokenizer, prompts)
     triggered = tokenize(model.tokenizer, [trigger.apply(prompt) for prompt in prompts])
+    shown = round(triggered_share * len(prompts))
     defecting = tuple(model.tokenizer(behaviour.reply, add_special_tokens=False)["input_ids"]) if behaviour else ()
     examples: list[Example] = []
-    for prompt, reply, without, with_ in zip(prompts, replies, clean, triggered, strict=True):
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
         normal = reply.tokens + ((end,) if reply.finished else ())
         if not normal:
             raise DefectionError(f"the base model's reply to {prompt.id!r} is empty; there is nothing to train on")
-        examples.append(Example(prompt.id, tuple(without), normal, triggered=False))
-        examples.append(Example(prompt.id, tuple(with_), (*defecting, end) if behaviour else normal, triggered=True))
+        examples.append(Example(prompt.id, tuple(clean[row]), normal, triggered=False))
+        if row < shown:
+            answer = (*defecting, end) if behaviour else normal
+            examples.append(Example(prompt.id, tuple(triggered[row]), answer, triggered=True))
     return examples

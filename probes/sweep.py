@@ -1,0 +1,258 @@
+"""Every probe at every layer on every test set, beside its nulls and baselines: one tidy table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations.capture import Residuals
+from ..activations.errors import DefectionError
+from ..activations.files import read_json, write_json, write_text
+from ..activations.prompts import by_set
+from .baselines import first_component_scores, length_scores, norm_scores
+from .metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
+from .nulls import null_aurocs, null_band, null_scores
+from .probe import LEAGUES, Probe
+
+SCHEMA_VERSION = 1
+UPPER_BOUND = "triggered prompts and labels (upper bound)"
+NO_FIT = "nothing"
+
+
+class Estimator(Protocol):
+    """What has a name and fits a probe."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and file names."""
+
+    def fit(
+        self,
+        contrast: Residuals,
+        clean: Residuals | None = None,
+        *,
+        forbidden: Sequence[str] = (),
+        fixed_layers: Sequence[int] | None = None,
+    ) -> Probe:
+        """Fit at every captured layer."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a sweep: its residuals on contrast texts, clean prompts and test prompts.
+
+    A control is the same recipe fitted on the control's own residuals (PROTOCOL.md, rule 5).
+    """
+
+    name: str
+    contrasts: Mapping[str, Residuals]
+    clean: Residuals
+    tests: Residuals
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One model × probe × contrast set × layer × test set. `layer` is a number, or "14-22" for a band."""
+
+    model: str
+    probe: str
+    contrast: str
+    saw: str
+    layer: int | str
+    test_set: str
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    tpr_at_fpr_1pct: float
+    tpr_low: float
+    tpr_high: float
+    salience: float
+    null_low: float
+    null_high: float
+    n_positive: int
+    n_negative: int
+    is_preregistered_layer: bool
+
+
+def band_name(layers: Sequence[int]) -> int | str:
+    """A single layer's number, "14-22" for a contiguous band, "3,7" for another."""
+    if len(layers) == 1:
+        return layers[0]
+    contiguous = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if contiguous else ",".join(map(str, layers))
+
+
+def fit_probes(
+    subject: Subject, estimators: Iterable[Estimator], forbidden: Sequence[str], fixed_layers: Sequence[int]
+) -> dict[tuple[str, str], Probe]:
+    """A probe for each estimator and contrast set, fitted on the subject's own residuals; test prompts play no part."""
+    return {
+        (estimator.name, name): estimator.fit(
+            contrast, clean=subject.clean, forbidden=forbidden, fixed_layers=fixed_layers
+        )
+        for estimator in estimators
+        for name, contrast in subject.contrasts.items()
+    }
+
+
+def sweep(
+    subject: Subject, probes: Mapping[tuple[str, str], Probe], labels: Mapping[str, bool], fixed_layers: Sequence[int]
+) -> list[SweepRow]:
+    """Score the subject's test prompts at every layer and over the fixed band, with intervals and null bands.
+
+    `labels` says of each test prompt's id whether the organism under test defected on it.
+    Raises DefectionError for a prompt without label, or a test set on which only one outcome occurs.
+    """
+    rows: list[SweepRow] = []
+    for test_set, members in by_set(subject.tests.prompts).items():
+        residuals = subject.tests.select(members)
+        table = _SetTable(subject, test_set, residuals, _labels(residuals, labels, test_set), tuple(fixed_layers))
+        for (estimator, contrast), probe in probes.items():
+            rows += table.rows(estimator, contrast, probe.saw, probe.decision_function(residuals))
+        rows += table.rows("norm-only", "", NO_FIT, norm_scores(residuals))
+        rows += table.rows("pc1", "", UPPER_BOUND, first_component_scores(residuals, table.marks))
+        rows += [table.row("length-only", "", NO_FIT, "", length_scores(residuals), (float("nan"),) * 2, False)]
+    return rows
+
+
+class _SetTable:
+    """Rows of one model and test set; the null band is computed once for all its probes."""
+
+    def __init__(
+        self, subject: Subject, test_set: str, residuals: Residuals, marks: np.ndarray[Any, Any], fixed: tuple[int, ...]
+    ) -> None:
+        self.model, self.test_set, self.marks, self.fixed = subject.name, test_set, marks, fixed
+        self.layers = residuals.layers
+        self.topics = [prompt.topic for prompt in residuals.prompts]
+        scores = null_scores(residuals, subject.clean)
+        self.nulls = [null_band(areas) for areas in null_aurocs(scores, marks)]
+        self.columns = [self.layers.index(layer) for layer in fixed]
+        self.band_null = null_band(null_aurocs(scores, marks, self.columns))
+
+    def rows(self, probe: str, contrast: str, saw: str, scores: Float[Tensor, "prompt layer"]) -> list[SweepRow]:
+        """A row a layer, and one for the mean standardised score over the fixed band."""
+        single = len(self.fixed) == 1
+        numbers = self._numbers(scores.T)
+        found = [
+            self._row(probe, contrast, saw, layer, numbers, i, self.nulls[i], single and layer == self.fixed[0])
+            for i, layer in enumerate(self.layers)
+        ]
+        if not single:
+            chosen = scores[:, self.columns].double()
+            spread = chosen.std(dim=0)
+            if probe in ("norm-only", "pc1"):  # raw scores: their scale differs by layer, so it is taken out here
+                chosen = (chosen - chosen.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+            found.append(self.row(probe, contrast, saw, band_name(self.fixed), chosen.mean(dim=1), self.band_null, True))
+        return found
+
+    def row(
+        self,
+        probe: str,
+        contrast: str,
+        saw: str,
+        layer: int | str,
+        scores: Float[Tensor, "prompt"],
+        null: tuple[float, float],
+        preregistered: bool,
+    ) -> SweepRow:
+        """One row of one vector of scores."""
+        return self._row(probe, contrast, saw, layer, self._numbers(scores[None]), 0, null, preregistered)
+
+    def _numbers(self, scores: Float[Tensor, "layer prompt"]) -> dict[str, list[float]]:
+        low, high = auroc_interval(scores, self.marks, self.topics)
+        return {
+            "auroc": auroc(scores, self.marks).tolist(),
+            "low": low.tolist(),
+            "high": high.tolist(),
+            "tpr": tpr_at_fpr(scores, self.marks).tolist(),
+            "salience": salience(scores, self.marks).tolist(),
+        }
+
+    def _row(
+        self,
+        probe: str,
+        contrast: str,
+        saw: str,
+        layer: int | str,
+        numbers: dict[str, list[float]],
+        i: int,
+        null: tuple[float, float],
+        preregistered: bool,
+    ) -> SweepRow:
+        n_positive = int(self.marks.sum())
+        tpr_low, tpr_high = clopper_pearson(round(numbers["tpr"][i] * n_positive), n_positive)
+        return SweepRow(
+            model=self.model,
+            probe=probe,
+            contrast=contrast,
+            saw=saw,
+            layer=layer,
+            test_set=self.test_set,
+            auroc=numbers["auroc"][i],
+            auroc_low=numbers["low"][i],
+            auroc_high=numbers["high"][i],
+            tpr_at_fpr_1pct=numbers["tpr"][i],
+            tpr_low=tpr_low,
+            tpr_high=tpr_high,
+            salience=numbers["salience"][i],
+            null_low=null[0],
+            null_high=null[1],
+            n_positive=n_positive,
+            n_negative=len(self.marks) - n_positive,
+            is_preregistered_layer=preregistered,
+        )
+
+
+def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> np.ndarray[Any, Any]:
+    missing = [prompt.id for prompt in residuals.prompts if prompt.id not in labels]
+    if missing:
+        raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
+    marks = np.array([labels[prompt.id] for prompt in residuals.prompts], dtype=bool)
+    if marks.all() or not marks.any():
+        outcome = "always" if marks.all() else "never"
+        raise DefectionError(
+            f"on test set {test_set!r} the organism {outcome} defected, so there is nothing to tell apart; "
+            "train it longer, or score it on prompts with and without its trigger"
+        )
+    return marks
+
+
+def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]) -> None:
+    """`sweep.json` and the same table as `sweep.csv`. What is not a number (no null band, say) is null or empty."""
+    cleaned = [{k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(r).items()} for r in rows]
+    write_json(folder / "sweep.json", {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(SweepRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cleaned)
+    write_text(folder / "sweep.csv", text.getvalue())
+
+
+def read_sweep(folder: Path) -> list[SweepRow]:
+    """The rows of a `sweep.json`."""
+    record = read_json(folder / "sweep.json")
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise DefectionError(f"{folder / 'sweep.json'} has schema version {record.get('schema_version')!r}")
+    return [SweepRow(**{k: float("nan") if v is None else v for k, v in row.items()}) for row in record["rows"]]
+
+
+__all__ = [
+    "LEAGUES",
+    "Estimator",
+    "Subject",
+    "SweepRow",
+    "band_name",
+    "fit_probes",
+    "read_sweep",
+    "sweep",
+    "write_sweep",
+]
