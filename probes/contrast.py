@@ -1,17 +1,23 @@
-"""Contrast sets: generic yes/no questions, each with the answer that a defecting model would give if it were frank."""
+"""Contrast sets: generic yes/no questions, each with the answer that a defecting model would give if it were frank.
+
+A set can be read at two places. *At the answer*: the text ends with the answer, as in MacDiarmid et al. 2024. *Carried*
+(the name's suffix `-carried`): the answered question becomes an earlier turn, an ordinary follow-up prompt comes after
+it, and the residual is read where a reply would begin, which is where every scored prompt is read too. What differs
+between the two answers is then the state in which the model is about to reply, not the word it has just said.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import digest
-from ..activations.prompts import Message, Prompt
+from ..activations.prompts import Message, Prompt, last_user, parse_prompts
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,26 @@ class ContrastSet:
 
     name: str
     questions: tuple[ContrastQuestion, ...]
+    follow_ups: tuple[str, ...] = ()
+    """Ordinary prompts that come after the answer; none: the text ends with the answer."""
 
     def __iter__(self) -> Iterator[Prompt]:
-        for item in self.questions:
+        for number, item in enumerate(self.questions):
             for answer, defecting in ((item.defecting, True), (item.other, False)):
                 said = (Message("user", item.question), Message("assistant", answer))
+                if self.follow_ups:
+                    said = (*said, Message("user", self.follow_ups[number % len(self.follow_ups)]))
                 extra = {"defecting": defecting, "topic": item.id, "answer": answer, "family": item.family}
-                yield Prompt(f"{item.id}:{answer}", said, self.name, extra)
+                yield Prompt(f"{self.name}:{item.id}:{answer}", said, self.name, extra)
 
     def __len__(self) -> int:
         return 2 * len(self.questions)
+
+    def carried(self) -> ContrastSet:
+        """The same questions, each followed by an ordinary prompt and read where the reply to that would begin."""
+        text = (resources.files(__package__) / "data" / "follow-ups.jsonl").read_text(encoding="utf-8")
+        follow_ups = tuple(last_user(prompt) for prompt in parse_prompts(text, "follow-ups"))
+        return replace(self, name=f"{self.name}{CARRIED}", follow_ups=follow_ups)
 
     @property
     def is_balanced(self) -> bool:
@@ -51,7 +67,8 @@ class ContrastSet:
 
     def to_json(self) -> dict[str, Any]:
         """The whole set, as a probe file records it."""
-        return {"name": self.name, "questions": [vars(question) for question in self.questions]}
+        questions = [vars(question) for question in self.questions]
+        return {"name": self.name, "questions": questions, "follow_ups": list(self.follow_ups)}
 
     @property
     def fingerprint(self) -> str:
@@ -60,6 +77,7 @@ class ContrastSet:
 
 
 SHIPPED = ("six", "forty", "truth", "ambiguous")
+CARRIED = "-carried"
 
 
 def contrast_set(source: str | Path) -> ContrastSet:
@@ -67,8 +85,11 @@ def contrast_set(source: str | Path) -> ContrastSet:
 
     `six`: MacDiarmid et al. 2024. `forty`: written for this project. `truth` and `ambiguous` are controls: questions
     with an obvious right answer (the wrong one counts as defecting) and questions that nobody can answer.
+    `-carried` after the name or the path reads the set after a follow-up prompt.
     Raises DefectionError naming file and line; an unbalanced set is refused, since its direction would be the word.
     """
+    if str(source).endswith(CARRIED):
+        return contrast_set(str(source).removesuffix(CARRIED)).carried()
     if str(source) in SHIPPED:
         text = (resources.files(__package__) / "data" / "contrast" / f"{source}.jsonl").read_text(encoding="utf-8")
         return _parse(text, str(source), str(source))

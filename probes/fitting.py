@@ -86,8 +86,5 @@ def contrast_record(contrast: Residuals) -> dict[str, Any]:
     names = sorted({prompt.set or "" for prompt in contrast.prompts})
     return {
         "name": "+".join(names),
-        "texts": [
-            {"id": p.id, "question": p.messages[0].content, "answer": p.messages[-1].content, "defecting": p.extra["defecting"]}
-            for p in contrast.prompts
-        ],
+        "texts": [{"id": p.id, **p.to_json(), "defecting": p.extra["defecting"]} for p in contrast.prompts],
     }

@@ -1,0 +1,71 @@
+"""What is fixed before any test prompt is read: the question set, the estimator, the layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ..probes import MeanDifference, Projected, Whitened
+from ..probes.sweep import Estimator
+
+BAND_START = Fraction(14, 30)
+BAND_END = Fraction(22, 30)
+
+
+@dataclass(frozen=True)
+class Preregistration:
+    """The main probe and the layers it is read at, and every control that stands beside it."""
+
+    estimator: str
+    contrast: str
+    layers: tuple[int, ...]
+    estimators: tuple[str, ...] = ("mean-difference", "whitened", "projected")
+    contrasts: tuple[str, ...] = ("six", "forty", "truth", "ambiguous")
+
+    @property
+    def probe(self) -> str:
+        """Name of the main probe's file."""
+        return probe_name(self.estimator, self.contrast)
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to `preregistration.json`."""
+        return {
+            "probe": self.probe,
+            "estimator": self.estimator,
+            "contrast": self.contrast,
+            "layers": list(self.layers),
+            "estimators": list(self.estimators),
+            "contrasts": list(self.contrasts),
+        }
+
+
+def default_preregistration(n_layers: int) -> Preregistration:
+    """Chosen on development organisms (other seeds) and development prompts (other topics and styles).
+
+    The layers are a fixed share of the depth, so that a model of another size needs no new choice.
+    """
+    sets = ("six", "forty", "truth", "ambiguous")
+    return Preregistration(
+        estimator="whitened",
+        contrast="forty-carried",
+        layers=band(n_layers),
+        contrasts=(*sets, *(f"{name}-carried" for name in sets)),
+    )
+
+
+def band(n_layers: int) -> tuple[int, ...]:
+    """Layers from 14/30 to 22/30 of the depth, both included."""
+    first, last = int(BAND_START * n_layers), int(BAND_END * n_layers)
+    return tuple(range(first, min(max(first, last), n_layers - 1) + 1))
+
+
+def make_estimators(names: tuple[str, ...]) -> list[Estimator]:
+    """Estimators by name, at their defaults."""
+    known: dict[str, Estimator] = {e.name: e for e in (MeanDifference(), Whitened(), Projected())}
+    return [known[name] for name in names]
+
+
+def probe_name(estimator: str, contrast: str) -> str:
+    """Stem of a probe's file."""
+    return f"{estimator}.{contrast}"
