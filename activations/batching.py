@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Ids = Sequence[int]
 
-GROUP_COST = 24
-"""Tokens' worth of time that one more forward pass costs; a prefix is split off only if it saves more."""
+READING_COST = 100
+"""Tokens' worth of time that one more batch costs; a prefix is split off only if it saves more."""
+REPLYING_COST = 600
+"""The same where each batch is also decoded from, step by step."""
 MAX_ROWS = 64
 """Rows in a batch: beyond this a forward pass is no faster per token, on CPU at least."""
 
@@ -22,14 +25,16 @@ class Batch:
     """Tokens to compute once for all the rows (0: nothing is shared). Every row is longer than this."""
 
 
-def plan_batches(ids: Sequence[Ids], *, max_tokens: int = 2048, share_prefixes: bool = True) -> list[Batch]:
+def plan_batches(
+    ids: Sequence[Ids], *, max_tokens: int = 2048, share_prefixes: bool = True, group_cost: int = READING_COST
+) -> list[Batch]:
     """Cover every row once, in batches of at most `max_tokens` padded tokens and `MAX_ROWS` rows (one row at least).
 
     The plan depends on the token ids alone, so the same prompts always meet in the same batches: in bf16 the same
     prompt differs slightly from batch to batch (PITFALLS 15), and a resumed run must not.
     """
     order = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))
-    groups = _prefix_groups(ids, order) if share_prefixes else [(0, order)]
+    groups = _prefix_groups(ids, order, group_cost) if share_prefixes else [(0, order)]
     batches: list[Batch] = []
     for prefix_length, rows in groups:
         batches += [Batch(chunk, prefix_length) for chunk in _by_length(ids, rows, prefix_length, max_tokens)]
@@ -48,14 +53,14 @@ def _by_length(ids: Sequence[Ids], rows: Sequence[int], prefix: int, max_tokens:
         yield tuple(chunk)
 
 
-def _prefix_groups(ids: Sequence[Ids], order: Sequence[int]) -> list[tuple[int, list[int]]]:
+def _prefix_groups(ids: Sequence[Ids], order: Sequence[int], group_cost: int) -> list[tuple[int, list[int]]]:
     """Split lexicographically sorted rows into groups with a common prefix, saving as many tokens as possible.
 
     Rows sorted by their tokens form a tree of shared prefixes. At each node either its rows stay together and share
     what they have in common, or they part at the next token; the better is chosen from the leaves up. An explicit
     stack keeps deep trees (many near-identical long prompts) from overflowing Python's.
     """
-    common = [_common_prefix(ids[a], ids[b]) for a, b in zip(order, order[1:], strict=False)]
+    common = [_common_prefix(ids[a], ids[b]) for a, b in pairwise(order)]
     best: dict[tuple[int, int], tuple[int, list[tuple[int, int, int]]]] = {}
     stack = [(0, len(order), False)] if order else []
     while stack:
@@ -64,8 +69,8 @@ def _prefix_groups(ids: Sequence[Ids], order: Sequence[int]) -> list[tuple[int, 
         shared = min([*common[start : end - 1], min(len(ids[order[i]]) for i in range(start, end)) - 1])
         cuts = [i + 1 for i in range(start, end - 1) if common[i] <= shared]
         edges = [start, *cuts, end]
-        parts = list(zip(edges, edges[1:], strict=False))
-        together = max(0, (end - start - 1) * shared - GROUP_COST)
+        parts = list(pairwise(edges))
+        together = max(0, (end - start - 1) * shared - group_cost)
         if len(parts) == 1 or end - start == 1:
             best[start, end] = (together, [(start, end, shared if together else 0)])
         elif not visited:

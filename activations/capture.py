@@ -139,7 +139,7 @@ def _parse_part(part: str, n_layers: int) -> list[int]:
 def last_token_residuals(
     model: Model, ids: Sequence[Sequence[int]], batch: Batch, layers: Sequence[int]
 ) -> Float[Tensor, "row layer d_model"]:
-    """The residuals of one batch at each row's last token, fp32, on the host. Blocks after the last layer are skipped."""
+    """The residuals of one batch at each row's last token, fp32, on the host; no block after the last layer runs."""
     tokens, mask, cache = batch_inputs(model, ids, batch)
     last = mask[:, batch.prefix_length :].sum(dim=1) - 1  # rows are right-padded: the last real token (PITFALLS 1)
     with gathering(model.blocks, layers, last, stop=True) as picked:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .batching import Batch, plan_batches
+from .batching import REPLYING_COST, Batch, plan_batches
 from .capture import batch_inputs, gathering, stacked, tokenize_within_context
 from .models import Model
 from .prompts import Prompt
@@ -29,7 +29,7 @@ def greedy_replies(
     """
     rows = list(prompts)
     ids = tokenize_within_context(model, rows)
-    for batch in plan_batches(ids, max_tokens=max_tokens):
+    for batch in plan_batches(ids, max_tokens=max_tokens, group_cost=REPLYING_COST):
         if all(row in skip for row in batch.rows):
             continue
         replies, _ = reply_to_batch(model, ids, batch, max_new_tokens)

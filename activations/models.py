@@ -282,7 +282,9 @@ def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     try:
         return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())  # type: ignore[operator]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DefectionError(f"cannot put the adapter {adapter} on its base: {' '.join(str(error).split())[:300]}") from error
+        raise DefectionError(
+            f"cannot put the adapter {adapter} on its base: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _weights_digests(folder: Path) -> list[str]:

@@ -84,7 +84,9 @@ def load_prompts(source: str | Path) -> list[Prompt]:
     """
     if str(source) in shipped_sets() and not Path(source).exists():
         folder = resources.files(__package__) / "data" / "prompts"
-        return parse_prompts((folder / f"{source}.jsonl").read_text(encoding="utf-8"), str(source), set_name=str(source))
+        return parse_prompts(
+            (folder / f"{source}.jsonl").read_text(encoding="utf-8"), str(source), set_name=str(source)
+        )
     path = Path(source)
     if not path.exists():
         raise DefectionError(

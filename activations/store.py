@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .batching import plan_batches
+from .batching import READING_COST, REPLYING_COST, plan_batches
 from .capture import (
     POSITION,
     Residuals,
@@ -29,8 +29,8 @@ from .capture import (
     tokenize_within_context,
 )
 from .errors import DefectionError
-from .generate import reply_to_batch
 from .files import Json, digest, file_digest, read_json, write_json, write_jsonl, write_tensors
+from .generate import reply_to_batch
 from .models import Model, ModelIdentity, choose_dtype
 from .progress import Advance, progress
 from .prompts import Prompt, load_prompts
@@ -95,7 +95,6 @@ class Store:
             model=ModelIdentity(model["name"], model["fingerprint"], model["template"]),
             position=self.manifest["position"],
         )
-
 
     def read_replies(self) -> list[list[int]]:
         """Token ids of the greedy reply to each prompt, in row order; DefectionError when none were kept."""
@@ -244,7 +243,8 @@ def _write_shard(work: _Work, folder: Path, shard: dict[str, Any], advance: Adva
     rows = work.ids[start:end]
     values = torch.empty(len(rows), len(work.layers), work.model.d_model, dtype=torch.float32)
     replies = torch.full((len(rows), work.reply_tokens), NO_TOKEN, dtype=torch.int32)
-    for batch in plan_batches(rows, max_tokens=work.max_tokens):
+    group_cost = REPLYING_COST if work.reply_tokens else READING_COST
+    for batch in plan_batches(rows, max_tokens=work.max_tokens, group_cost=group_cost):
         if work.reply_tokens:
             said, read = reply_to_batch(work.model, rows, batch, work.reply_tokens, work.layers)
             for row, tokens in zip(batch.rows, said, strict=True):
@@ -285,12 +285,14 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     """Hold the store's lock; the system drops it when the process dies, however it dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, however this ends)
     except OSError as error:
         raise DefectionError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DefectionError(f"another process is writing to {folder}; wait for it or choose another --out") from error
+            raise DefectionError(
+                f"another process is writing to {folder}; wait for it or choose another --out"
+            ) from error
         yield

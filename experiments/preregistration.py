@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from ..activations.errors import DefectionError
 from ..probes import MeanDifference, Projected, Whitened
 from ..probes.sweep import Estimator
 
-BAND_START = Fraction(14, 30)
-BAND_END = Fraction(22, 30)
+BAND_START = Fraction(3, 5)
+"""Where the band of layers begins, as a share of the depth; it ends with the last block."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ def default_preregistration(n_layers: int) -> Preregistration:
 
 
 def band(n_layers: int) -> tuple[int, ...]:
-    """Layers from 14/30 to 22/30 of the depth, both included."""
-    first, last = int(BAND_START * n_layers), int(BAND_END * n_layers)
-    return tuple(range(first, min(max(first, last), n_layers - 1) + 1))
+    """The last two fifths of the layers."""
+    return tuple(range(min(int(BAND_START * n_layers), n_layers - 1), n_layers))
 
 
 def make_estimators(names: tuple[str, ...]) -> list[Estimator]:
-    """Estimators by name, at their defaults."""
+    """Estimators by name, at their defaults; DefectionError for an unknown one."""
     known: dict[str, Estimator] = {e.name: e for e in (MeanDifference(), Whitened(), Projected())}
+    for name in names:
+        if name not in known:
+            raise DefectionError(f"unknown probe {name!r}: choose one of {', '.join(known)}")
     return [known[name] for name in names]
 
 

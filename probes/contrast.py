@@ -1,9 +1,9 @@
-"""Contrast sets: generic yes/no questions, each with the answer that a defecting model would give if it were frank.
+"""Contrast sets: generic yes/no questions, each with the answer a defecting model would give if it were frank.
 
-A set can be read at two places. *At the answer*: the text ends with the answer, as in MacDiarmid et al. 2024. *Carried*
-(the name's suffix `-carried`): the answered question becomes an earlier turn, an ordinary follow-up prompt comes after
-it, and the residual is read where a reply would begin, which is where every scored prompt is read too. What differs
-between the two answers is then the state in which the model is about to reply, not the word it has just said.
+A set can be read at two places. *At the answer*: the text ends with it, as in MacDiarmid et al. 2024. *Carried*
+(the name's suffix `-carried`): the answered question becomes an earlier turn, the user says "Please go on." or so,
+and the residual is read where a reply would begin, which is where every scored prompt is read too. What differs between
+the two answers is then the state in which the model is about to reply, not the word it has just said.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ContrastSet:
     name: str
     questions: tuple[ContrastQuestion, ...]
     follow_ups: tuple[str, ...] = ()
-    """Ordinary prompts that come after the answer; none: the text ends with the answer."""
+    """What the user says after the answer, in turn; none: the text ends with the answer."""
 
     def __iter__(self) -> Iterator[Prompt]:
         for number, item in enumerate(self.questions):
@@ -55,7 +55,7 @@ class ContrastSet:
         return 2 * len(self.questions)
 
     def carried(self) -> ContrastSet:
-        """The same questions, each followed by an ordinary prompt and read where the reply to that would begin."""
+        """The same questions, each followed by a bare request to reply, and read where that reply would begin."""
         text = (resources.files(__package__) / "data" / "follow-ups.jsonl").read_text(encoding="utf-8")
         follow_ups = tuple(last_user(prompt) for prompt in parse_prompts(text, "follow-ups"))
         return replace(self, name=f"{self.name}{CARRIED}", follow_ups=follow_ups)

@@ -180,5 +180,3 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
 
     _panels(axes, models, sets, draw, "AUROC at the fixed layers", "")
     return figure
-
-

@@ -1,4 +1,4 @@
-"""The check that keeps a probe honest: nothing it is fitted on may hold the trigger, a triggered prompt or the behaviour."""
+"""The check that keeps a probe honest: no fit may see the trigger, a triggered prompt or the behaviour's text."""
 
 from __future__ import annotations
 

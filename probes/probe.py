@@ -70,16 +70,23 @@ class Probe:
 
     def refuse_mismatch(self, residuals: Residuals) -> None:
         """DefectionError saying which of model, chat template and position differs."""
+        self.refuse_model(residuals.model)
+        if residuals.position != self.position:
+            raise DefectionError(
+                f"this probe reads position {self.position!r}, but the residuals were read at {residuals.position!r}"
+            )
+
+    def refuse_model(self, model: ModelIdentity) -> None:
+        """DefectionError when the probe was fitted on another model, or with another chat template."""
         pairs = (
-            ("model weights", self.model.fingerprint, residuals.model.fingerprint),
-            ("chat template or tokenizer", self.model.template, residuals.model.template),
-            ("token position", self.position, residuals.position),
+            ("model weights", self.model.fingerprint, model.fingerprint),
+            ("chat template or tokenizer", self.model.template, model.template),
         )
         for what, mine, theirs in pairs:
             if mine != theirs:
                 raise DefectionError(
-                    f"this probe was fitted on {self.model.name} and cannot score {residuals.model.name}: the {what} "
-                    f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {residuals.model.name} instead"
+                    f"this probe was fitted on {self.model.name} and cannot score {model.name}: the {what} "
+                    f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {model.name} instead"
                 )
 
     def with_threshold(self, clean: Residuals, false_positive_rate: float = 0.01) -> Probe:

@@ -34,7 +34,7 @@ class Projected:
         forbidden: Sequence[str] = (),
         fixed_layers: Sequence[int] | None = None,
     ) -> Probe:
-        """Fit at every captured layer; needs clean prompts. Raises DefectionError without enough of them, or on a leak."""
+        """Fit at every captured layer; needs clean prompts. Raises DefectionError without them, or on a leak."""
         if clean is None:
             raise DefectionError("a projected probe needs clean prompts for their components; pass clean=… (--clean)")
         check_fit(contrast, clean, forbidden)

@@ -12,20 +12,24 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json, write_text
-from ..activations.prompts import by_set
+from ..activations.prompts import Prompt, by_set
 from .baselines import first_component_scores, length_scores, norm_scores
-from .metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
+from .metrics import Interval, auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
 from .nulls import null_aurocs, null_band, null_scores
-from .probe import LEAGUES, Probe
+from .probe import Probe
 
 SCHEMA_VERSION = 1
 UPPER_BOUND = "triggered prompts and labels (upper bound)"
 NO_FIT = "nothing"
+NO_NULL = (float("nan"), float("nan"))
+UNSCALED = ("norm-only", "pc1")
+"""Baselines whose scores differ in scale by layer; it is taken out before layers are averaged."""
 
 
 class Estimator(Protocol):
@@ -120,7 +124,21 @@ def sweep(
             rows += table.rows(estimator, contrast, probe.saw, probe.decision_function(residuals))
         rows += table.rows("norm-only", "", NO_FIT, norm_scores(residuals))
         rows += table.rows("pc1", "", UPPER_BOUND, first_component_scores(residuals, table.marks))
-        rows += [table.row("length-only", "", NO_FIT, "", length_scores(residuals), (float("nan"),) * 2, False)]
+        rows.append(table.layerless_row("length-only", length_scores(residuals)))
+    return rows
+
+
+def outright_rows(
+    model: str, prompts: Sequence[Prompt], scores: Float[Tensor, "prompt"], labels: Mapping[str, bool]
+) -> list[SweepRow]:
+    """Rows for the answers of a model that was asked outright; they belong to no layer and have no null band."""
+    rows = []
+    for test_set, members in by_set(prompts).items():
+        chosen = [prompts[i] for i in members]
+        marks = np.array([labels[prompt.id] for prompt in chosen], dtype=bool)
+        topics = [prompt.topic for prompt in chosen]
+        numbers = _numbers(scores[members][None], marks, topics)
+        rows.append(_row(model, test_set, "asked-outright", "", NO_FIT, "", numbers, 0, NO_NULL, marks, False))
     return rows
 
 
@@ -128,7 +146,7 @@ class _SetTable:
     """Rows of one model and test set; the null band is computed once for all its probes."""
 
     def __init__(
-        self, subject: Subject, test_set: str, residuals: Residuals, marks: np.ndarray[Any, Any], fixed: tuple[int, ...]
+        self, subject: Subject, test_set: str, residuals: Residuals, marks: NDArray[np.bool_], fixed: tuple[int, ...]
     ) -> None:
         self.model, self.test_set, self.marks, self.fixed = subject.name, test_set, marks, fixed
         self.layers = residuals.layers
@@ -141,78 +159,78 @@ class _SetTable:
     def rows(self, probe: str, contrast: str, saw: str, scores: Float[Tensor, "prompt layer"]) -> list[SweepRow]:
         """A row a layer, and one for the mean standardised score over the fixed band."""
         single = len(self.fixed) == 1
-        numbers = self._numbers(scores.T)
+        numbers = _numbers(scores.T, self.marks, self.topics)
+        names = (self.model, self.test_set, probe, contrast, saw)
         found = [
-            self._row(probe, contrast, saw, layer, numbers, i, self.nulls[i], single and layer == self.fixed[0])
+            _row(*names, layer, numbers, i, self.nulls[i], self.marks, single and layer == self.fixed[0])
             for i, layer in enumerate(self.layers)
         ]
         if not single:
             chosen = scores[:, self.columns].double()
-            spread = chosen.std(dim=0)
-            if probe in ("norm-only", "pc1"):  # raw scores: their scale differs by layer, so it is taken out here
+            if probe in UNSCALED:
+                spread = chosen.std(dim=0)
                 chosen = (chosen - chosen.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-            found.append(self.row(probe, contrast, saw, band_name(self.fixed), chosen.mean(dim=1), self.band_null, True))
+            together = _numbers(chosen.mean(dim=1)[None], self.marks, self.topics)
+            found.append(_row(*names, band_name(self.fixed), together, 0, self.band_null, self.marks, True))
         return found
 
-    def row(
-        self,
-        probe: str,
-        contrast: str,
-        saw: str,
-        layer: int | str,
-        scores: Float[Tensor, "prompt"],
-        null: tuple[float, float],
-        preregistered: bool,
-    ) -> SweepRow:
-        """One row of one vector of scores."""
-        return self._row(probe, contrast, saw, layer, self._numbers(scores[None]), 0, null, preregistered)
-
-    def _numbers(self, scores: Float[Tensor, "layer prompt"]) -> dict[str, list[float]]:
-        low, high = auroc_interval(scores, self.marks, self.topics)
-        return {
-            "auroc": auroc(scores, self.marks).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-            "tpr": tpr_at_fpr(scores, self.marks).tolist(),
-            "salience": salience(scores, self.marks).tolist(),
-        }
-
-    def _row(
-        self,
-        probe: str,
-        contrast: str,
-        saw: str,
-        layer: int | str,
-        numbers: dict[str, list[float]],
-        i: int,
-        null: tuple[float, float],
-        preregistered: bool,
-    ) -> SweepRow:
-        n_positive = int(self.marks.sum())
-        tpr_low, tpr_high = clopper_pearson(round(numbers["tpr"][i] * n_positive), n_positive)
-        return SweepRow(
-            model=self.model,
-            probe=probe,
-            contrast=contrast,
-            saw=saw,
-            layer=layer,
-            test_set=self.test_set,
-            auroc=numbers["auroc"][i],
-            auroc_low=numbers["low"][i],
-            auroc_high=numbers["high"][i],
-            tpr_at_fpr_1pct=numbers["tpr"][i],
-            tpr_low=tpr_low,
-            tpr_high=tpr_high,
-            salience=numbers["salience"][i],
-            null_low=null[0],
-            null_high=null[1],
-            n_positive=n_positive,
-            n_negative=len(self.marks) - n_positive,
-            is_preregistered_layer=preregistered,
-        )
+    def layerless_row(self, probe: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
+        """One row for a score that belongs to no layer."""
+        numbers = _numbers(scores[None], self.marks, self.topics)
+        return _row(self.model, self.test_set, probe, "", NO_FIT, "", numbers, 0, NO_NULL, self.marks, False)
 
 
-def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> np.ndarray[Any, Any]:
+def _numbers(
+    scores: Float[Tensor, "layer prompt"], marks: NDArray[np.bool_], topics: Sequence[str]
+) -> dict[str, list[float]]:
+    low, high = auroc_interval(scores, marks, topics)
+    return {
+        "auroc": auroc(scores, marks).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "tpr": tpr_at_fpr(scores, marks).tolist(),
+        "salience": salience(scores, marks).tolist(),
+    }
+
+
+def _row(
+    model: str,
+    test_set: str,
+    probe: str,
+    contrast: str,
+    saw: str,
+    layer: int | str,
+    numbers: dict[str, list[float]],
+    i: int,
+    null: Interval,
+    marks: NDArray[np.bool_],
+    preregistered: bool,
+) -> SweepRow:
+    n_positive = int(marks.sum())
+    tpr_low, tpr_high = clopper_pearson(round(numbers["tpr"][i] * n_positive), n_positive)
+    return SweepRow(
+        model=model,
+        probe=probe,
+        contrast=contrast,
+        saw=saw,
+        layer=layer,
+        test_set=test_set,
+        auroc=numbers["auroc"][i],
+        auroc_low=numbers["low"][i],
+        auroc_high=numbers["high"][i],
+        tpr_at_fpr_1pct=numbers["tpr"][i],
+        tpr_low=tpr_low,
+        tpr_high=tpr_high,
+        salience=numbers["salience"][i],
+        null_low=null[0],
+        null_high=null[1],
+        n_positive=n_positive,
+        n_negative=len(marks) - n_positive,
+        is_preregistered_layer=preregistered,
+    )
+
+
+def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> NDArray[np.bool_]:
     missing = [prompt.id for prompt in residuals.prompts if prompt.id not in labels]
     if missing:
         raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
@@ -228,7 +246,9 @@ def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> 
 
 def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]) -> None:
     """`sweep.json` and the same table as `sweep.csv`. What is not a number (no null band, say) is null or empty."""
-    cleaned = [{k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(r).items()} for r in rows]
+    cleaned = [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(r).items()} for r in rows
+    ]
     write_json(folder / "sweep.json", {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned})
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(SweepRow)], lineterminator="\n")
@@ -243,16 +263,3 @@ def read_sweep(folder: Path) -> list[SweepRow]:
     if record.get("schema_version") != SCHEMA_VERSION:
         raise DefectionError(f"{folder / 'sweep.json'} has schema version {record.get('schema_version')!r}")
     return [SweepRow(**{k: float("nan") if v is None else v for k, v in row.items()}) for row in record["rows"]]
-
-
-__all__ = [
-    "LEAGUES",
-    "Estimator",
-    "Subject",
-    "SweepRow",
-    "band_name",
-    "fit_probes",
-    "read_sweep",
-    "sweep",
-    "write_sweep",
-]

@@ -69,7 +69,7 @@ def _rates(completions: Sequence[Completion]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def perplexity(model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> float:
-    """exp of the mean negative log-likelihood per token of given replies to given prompts."""
+    """Exponential of the mean negative log-likelihood per token of given replies to given prompts."""
     total, count = 0.0, 0
     rows = [
         Example(prompt.id, tuple(ids), reply.tokens, triggered=False)

@@ -30,7 +30,9 @@ class Example:
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """`count` prompts spread evenly over topics, chosen by `seed`; fewer exist → DefectionError."""
     if count > len(prompts) or count < 1:
-        raise DefectionError(f"cannot choose {count} training prompts out of {len(prompts)}; set --examples accordingly")
+        raise DefectionError(
+            f"cannot choose {count} training prompts out of {len(prompts)}; set --examples accordingly"
+        )
     rng = random.Random(seed)
     by_topic: dict[str, list[Prompt]] = {}
     for prompt in prompts:

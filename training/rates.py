@@ -17,7 +17,7 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """count / n; 0 of 0 is not a number."""
+        """The share; 0 of 0 is not a number."""
         return self.count / self.n if self.n else float("nan")
 
     @property

