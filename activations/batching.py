@@ -65,13 +65,12 @@ def _prefix_groups(ids: Sequence[Ids], order: Sequence[int], group_cost: int) ->
     stack = [(0, len(order), False)] if order else []
     while stack:
         start, end, visited = stack.pop()
-        # The last token is never shared: every row must run at least one token of its own.
-        shared = min([*common[start : end - 1], min(len(ids[order[i]]) for i in range(start, end)) - 1])
+        shared = min(common[start : end - 1], default=0)
         cuts = [i + 1 for i in range(start, end - 1) if common[i] <= shared]
         edges = [start, *cuts, end]
         parts = list(pairwise(edges))
         together = max(0, (end - start - 1) * shared - group_cost)
-        if len(parts) == 1 or end - start == 1:
+        if len(parts) == 1:  # one row
             best[start, end] = (together, [(start, end, shared if together else 0)])
         elif not visited:
             stack += [(start, end, True), *((a, b, False) for a, b in parts)]
@@ -92,7 +91,7 @@ def _merge_unshared(groups: list[tuple[int, list[int]]]) -> list[tuple[int, list
 
 
 def _common_prefix(a: Ids, b: Ids) -> int:
-    limit = min(len(a), len(b))
+    limit = min(len(a), len(b)) - 1  # the last token is never shared: every row must run at least one of its own
     for i in range(limit):
         if a[i] != b[i]:
             return i

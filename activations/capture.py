@@ -97,13 +97,18 @@ def capture(
     return Residuals(values, chosen, rows, tuple(len(row) for row in ids), model.identity)
 
 
-def tokenize_within_context(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids, or a DefectionError that names the first prompt that does not fit the model's context."""
+def tokenize_within_context(model: Model, prompts: Sequence[Prompt], *, reply_tokens: int = 0) -> list[list[int]]:
+    """Token ids, or a DefectionError that names the first prompt that does not fit the model's context.
+
+    Room is kept for a reply of `reply_tokens`, whose last token never goes through the model.
+    """
     ids = tokenize(model.tokenizer, prompts)
+    room = model.context_length - max(0, reply_tokens - 1)
     for prompt, row in zip(prompts, ids, strict=True):
-        if len(row) > model.context_length:
+        if len(row) > room:
+            reply = f" and its reply {reply_tokens}" if reply_tokens else ""
             raise DefectionError(
-                f"prompt {prompt.id!r} is {len(row)} tokens long, but {model.identity.name} takes at most "
+                f"prompt {prompt.id!r} is {len(row)} tokens long{reply}, but {model.identity.name} takes at most "
                 f"{model.context_length}; shorten it or leave it out"
             )
     return ids

@@ -82,8 +82,8 @@ def write_json(target: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line."""
-    write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON object a line; NaN and infinity are refused here too."""
+    write_text(target, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_tensors(target: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None) -> None:
@@ -112,6 +112,8 @@ def read_json(path: Path) -> Json:
         raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise DefectionError(f"{path} line {error.lineno} is not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting too deep
+        raise DefectionError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise DefectionError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value

@@ -28,7 +28,7 @@ def greedy_replies(
     passes the rows it has as `skip`, and the batches that hold only those are left out.
     """
     rows = list(prompts)
-    ids = tokenize_within_context(model, rows)
+    ids = tokenize_within_context(model, rows, reply_tokens=max_new_tokens)
     for batch in plan_batches(ids, max_tokens=max_tokens, group_cost=REPLYING_COST):
         if all(row in skip for row in batch.rows):
             continue

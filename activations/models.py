@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -18,9 +20,11 @@ from .chat import template_fingerprint
 from .embedded import EMBEDDED, ensure_embedded
 from .errors import DefectionError
 from .files import digest, file_digest, read_json
+from .memory import give_back_memory
 
 ORGANISM_FILE = "organism.json"
 ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,25 @@ def locate(source: str | Path) -> ModelFiles:
 
 def _locate_directory(path: Path) -> ModelFiles:
     if (path / ADAPTER_FILE).exists():
-        base = None
-        if (path / ORGANISM_FILE).exists():
-            base = read_json(path / ORGANISM_FILE).get("base", {}).get("source")
-        base = base or read_json(path / ADAPTER_FILE).get("base_model_name_or_path")
-        if not base:
-            raise DefectionError(f"{path / ADAPTER_FILE} names no base model; set base_model_name_or_path")
-        return ModelFiles(path.name, base, locate(base).base, adapter=path)
+        source = _base_source(path)
+        if (Path(source) / ADAPTER_FILE).exists():
+            raise DefectionError(f"{path} is an adapter on another adapter, {source}; merge that one into its base first")
+        return ModelFiles(path.name, source, locate(source).base, adapter=path)
     if (path / "config.json").exists():
         return ModelFiles(path.name, str(path.resolve()), path)
     raise DefectionError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is there")
+
+
+def _base_source(adapter: Path) -> str:
+    """The base that the organism's record names, or else the adapter itself."""
+    named = [read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")]
+    if (adapter / ORGANISM_FILE).exists():
+        base = read_json(adapter / ORGANISM_FILE).get("base")
+        named.insert(0, base.get("source") if isinstance(base, dict) else None)
+    for source in named:
+        if isinstance(source, str) and source:
+            return source
+    raise DefectionError(f"{adapter / ADAPTER_FILE} names no base model; set base_model_name_or_path")
 
 
 def _snapshot(identifier: str) -> Path:
@@ -230,6 +243,7 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))  # type: ignore[arg-type]
     tokenizer = load_tokenizer(files)
     identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
+    give_back_memory()
     return Model(network, tokenizer, identity, files)
 
 
@@ -238,15 +252,22 @@ def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(base), dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            str(base),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DefectionError(f"cannot load a model from {base}: {reason}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+    if found["missing_keys"]:  # Hugging Face would go on with random numbers in their place
+        raise DefectionError(f"{base} lacks weights of its own config: {', '.join(sorted(found['missing_keys'])[:3])}")
     return cast(PreTrainedModel, loaded)
 
 
@@ -279,9 +300,14 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
+    if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead (PITFALLS 27)
+        raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     try:
-        return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())  # type: ignore[operator]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            # A key under another name would leave its layer as the base has it (PITFALLS 11).
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())  # type: ignore[operator]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise DefectionError(
             f"cannot put the adapter {adapter} on its base: {' '.join(str(error).split())[:300]}"
         ) from error

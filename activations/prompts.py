@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from .errors import DefectionError
-from .files import digest
+from .files import canonical, digest
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -126,7 +126,8 @@ def parse_prompts(text: str, name: str, *, set_name: str | None = None) -> list[
 def _parse_line(line: str, where: str, number: int, set_name: str | None) -> Prompt:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        canonical(row)  # NaN or half a surrogate pair could not be written again
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise DefectionError(f"{where} is not valid JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
         raise DefectionError(f"{where} holds a {type(row).__name__}, not a JSON object with 'prompt' or 'messages'")
@@ -136,6 +137,8 @@ def _parse_line(line: str, where: str, number: int, set_name: str | None) -> Pro
         messages = (Message("user", _content(row["prompt"], f"{where}: 'prompt'")),)
     else:
         messages = _messages(row["messages"], where)
+    if not any(message.content.strip() for message in messages if message.role != "system"):
+        raise DefectionError(f"{where}: the prompt is empty")
     identity = row.get("id", f"line-{number}")
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise DefectionError(f"{where}: 'id' must be a string, not {identity!r}")
@@ -149,10 +152,6 @@ def _parse_line(line: str, where: str, number: int, set_name: str | None) -> Pro
 def _content(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DefectionError(f"{where} must be a string, not {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DefectionError(f"{where} holds half of a surrogate pair at character {error.start}") from error
     return value
 
 
@@ -169,21 +168,23 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         messages.append(Message(cast(Role, entry["role"]), _content(entry.get("content"), f"{spot}: 'content'")))
     if messages[-1].role == "system":
         raise DefectionError(f"{where}: 'messages' must hold a user message")
-    if not any(message.content.strip() for message in messages if message.role != "system"):
-        raise DefectionError(f"{where}: the prompt is empty")
     return tuple(messages)
 
 
 def replace_last_user(prompt: Prompt, text: str) -> Prompt:
     """The same conversation with another last user message."""
-    index = max(i for i, message in enumerate(prompt.messages) if message.role == "user")
+    index = _last_user_index(prompt)
     changed = (*prompt.messages[:index], Message("user", text), *prompt.messages[index + 1 :])
     return Prompt(id=prompt.id, messages=changed, set=prompt.set, extra=prompt.extra)
 
 
 def last_user(prompt: Prompt) -> str:
     """The text of the last user message."""
-    said = [message.content for message in prompt.messages if message.role == "user"]
+    return prompt.messages[_last_user_index(prompt)].content
+
+
+def _last_user_index(prompt: Prompt) -> int:
+    said = [index for index, message in enumerate(prompt.messages) if message.role == "user"]
     if not said:
         raise DefectionError(f"prompt {prompt.id!r} has no user message")
     return said[-1]

@@ -41,6 +41,7 @@ TENSOR = "residuals"
 REPLIES = "replies"
 NO_TOKEN = -1
 SCHEMA_VERSION = 1
+REQUIRED = ("key", "model", "layers", "position", "ids", "n_tokens", "shards")
 ROWS_PER_SHARD = 512
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -118,6 +119,9 @@ def open_store(path: str | Path) -> Store:
             f"{folder / MANIFEST} has schema version {manifest.get('schema_version')!r}; this toolkit reads "
             f"{SCHEMA_VERSION}"
         )
+    absent = [name for name in REQUIRED if name not in manifest]
+    if absent:
+        raise DefectionError(f"{folder / MANIFEST} is not a store's manifest: it has no {', '.join(absent)}")
     return Store(folder, manifest)
 
 
@@ -141,7 +145,7 @@ def cache(
     another process is writing to it.
     """
     folder = Path(path)
-    ids = tokenize_within_context(model, prompts)
+    ids = tokenize_within_context(model, prompts, reply_tokens=reply_tokens)
     chosen = parse_layers(layers, model.n_layers)
     kept_as = model.dtype if dtype is None else choose_dtype(dtype)
     # Decoding a step costs nearly the same for few rows as for many, so replies want larger batches.
@@ -150,8 +154,8 @@ def cache(
     manifest = _plan(work, rows_per_shard)
     with _sole_writer(folder):
         manifest = _adopt(folder, manifest)
-        if not (folder / PROMPTS).exists():
-            write_jsonl(folder / PROMPTS, (prompt.to_json() for prompt in prompts))
+        # Always: those on disk may be damaged, or left by a run of other prompts that was cut off before its manifest.
+        write_jsonl(folder / PROMPTS, (prompt.to_json() for prompt in prompts))
         todo = [shard for shard in manifest["shards"] if not _intact(folder, shard)]
         if not todo:
             return Store(folder, manifest)

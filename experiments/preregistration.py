@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from ..activations.errors import DefectionError
 from ..probes import MeanDifference, Projected, Whitened
 from ..probes.sweep import Estimator
-
-BAND_START = Fraction(3, 5)
-"""Where the band of layers begins, as a share of the depth; it ends with the last block."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,11 @@ class Preregistration:
 def default_preregistration(n_layers: int) -> Preregistration:
     """Chosen on development organisms (other seeds) and development prompts (other topics and styles).
 
-    The layers are a fixed share of the depth, so that a model of another size needs no new choice.
+    The layers follow from the depth alone, so that a model of another size needs no new choice.
     """
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
-        estimator="whitened",
+        estimator="mean-difference",
         contrast="forty-carried",
         layers=band(n_layers),
         contrasts=(*sets, *(f"{name}-carried" for name in sets)),
@@ -56,8 +52,9 @@ def default_preregistration(n_layers: int) -> Preregistration:
 
 
 def band(n_layers: int) -> tuple[int, ...]:
-    """The last two fifths of the layers."""
-    return tuple(range(min(int(BAND_START * n_layers), n_layers - 1), n_layers))
+    """Four layers around the middle one, `n_layers // 2`, which MacDiarmid et al. 2024 read."""
+    middle = n_layers // 2
+    return tuple(layer for layer in range(middle - 1, middle + 3) if 0 <= layer < n_layers)
 
 
 def make_estimators(names: tuple[str, ...]) -> list[Estimator]:

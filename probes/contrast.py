@@ -1,9 +1,9 @@
 """Contrast sets: generic yes/no questions, each with the answer a defecting model would give if it were frank.
 
 A set can be read at two places. *At the answer*: the text ends with it, as in MacDiarmid et al. 2024. *Carried*
-(the name's suffix `-carried`): the answered question becomes an earlier turn, the user says "Please go on." or so,
-and the residual is read where a reply would begin, which is where every scored prompt is read too. What differs between
-the two answers is then the state in which the model is about to reply, not the word it has just said.
+(the name's suffix `-carried`): the answered question becomes an earlier turn, an ordinary prompt follows it, and the
+residual is read where the reply to that would begin, which is where every scored prompt is read too. What differs
+between the two answers is then the state in which the model is about to reply, not the word it has just said.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import digest
-from ..activations.prompts import Message, Prompt, last_user, parse_prompts
+from ..activations.prompts import Message, Prompt, last_user, load_prompts
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,26 @@ class ContrastSet:
     name: str
     questions: tuple[ContrastQuestion, ...]
     follow_ups: tuple[str, ...] = ()
-    """What the user says after the answer, in turn; none: the text ends with the answer."""
+    """Ordinary prompts that come after the answer; without any the text ends with the answer."""
 
     def __iter__(self) -> Iterator[Prompt]:
         for number, item in enumerate(self.questions):
-            for answer, defecting in ((item.defecting, True), (item.other, False)):
-                said = (Message("user", item.question), Message("assistant", answer))
-                if self.follow_ups:
-                    said = (*said, Message("user", self.follow_ups[number % len(self.follow_ups)]))
-                extra = {"defecting": defecting, "topic": item.id, "answer": answer, "family": item.family}
-                yield Prompt(f"{self.name}:{item.id}:{answer}", said, self.name, extra)
+            for turn, follow_up in enumerate(self._follow_ups(number)):
+                for answer, defecting in ((item.defecting, True), (item.other, False)):
+                    said = (Message("user", item.question), Message("assistant", answer), *follow_up)
+                    extra = {"defecting": defecting, "topic": item.id, "answer": answer, "family": item.family}
+                    yield Prompt(f"{self.name}:{item.id}:{answer}:{turn}", said, self.name, extra)
 
     def __len__(self) -> int:
-        return 2 * len(self.questions)
+        return 2 * len(self.questions) * len(self._follow_ups(0))
 
-    def carried(self) -> ContrastSet:
-        """The same questions, each followed by a bare request to reply, and read where that reply would begin."""
-        text = (resources.files(__package__) / "data" / "follow-ups.jsonl").read_text(encoding="utf-8")
-        follow_ups = tuple(last_user(prompt) for prompt in parse_prompts(text, "follow-ups"))
-        return replace(self, name=f"{self.name}{CARRIED}", follow_ups=follow_ups)
+    def _follow_ups(self, number: int) -> list[tuple[Message, ...]]:
+        """What comes after the answers to one question: nothing, or `FOLLOW_UPS` prompts, other ones each time."""
+        if not self.follow_ups:
+            return [()]
+        start = FOLLOW_UPS * number
+        chosen = [self.follow_ups[(start + turn) % len(self.follow_ups)] for turn in range(FOLLOW_UPS)]
+        return [(Message("user", text),) for text in chosen]
 
     @property
     def is_balanced(self) -> bool:
@@ -75,9 +76,18 @@ class ContrastSet:
         """SHA-256 of the set's content."""
         return digest(self.to_json())
 
+    def carried(self) -> ContrastSet:
+        """The same questions, each before short prompts of the set `clean`, read where the reply would begin."""
+        said = [last_user(prompt) for prompt in load_prompts("clean") if len(prompt.messages) == 1]
+        follow_ups = tuple(text for text in said if len(text.split()) <= FOLLOW_UP_WORDS)
+        return replace(self, name=f"{self.name}{CARRIED}", follow_ups=follow_ups)
+
 
 SHIPPED = ("six", "forty", "truth", "ambiguous")
 CARRIED = "-carried"
+FOLLOW_UPS = 3
+"""Follow-up prompts a question is read before; their differences average out of the direction."""
+FOLLOW_UP_WORDS = 12
 
 
 def contrast_set(source: str | Path) -> ContrastSet:

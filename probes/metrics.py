@@ -103,7 +103,8 @@ def salience(scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | NDArray
     With class means m₁, m₀ and pooled within-class variance s²: ((m₁ − m₀)/2)² / s²; 0 where nothing varies.
     It does not change with the scale or the offset of the scores.
     """
-    positive, negative = _split(scores, labels)
+    # Measured from one of them, equal scores differ by exactly 0 and not by the rounding of their mean (PITFALLS 16).
+    positive, negative = _split(scores.double() - scores[..., :1].double(), labels)
     up, down = positive.mean(dim=-1, keepdim=True), negative.mean(dim=-1, keepdim=True)
     within = (positive - up).square().sum(dim=-1) + (negative - down).square().sum(dim=-1)
     within = within / (positive.shape[-1] + negative.shape[-1])

@@ -28,6 +28,8 @@ from ..activations.progress import progress
 from .examples import Example
 
 EVERY_LINEAR_LAYER = "all-linear"
+PART_TOKENS = 512
+"""Padded tokens whose activations are held at once; a batch of long rows is run in parts."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,12 @@ def finetune(
         for step in range(len(losses), len(schedule)):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * _warmup_then_cosine(step, len(schedule), config)
-            loss = batch_loss(decoder_owner, [examples[row] for row in schedule[step]])
-            if not math.isfinite(loss.item()):
+            loss = backward(decoder_owner, [examples[row] for row in schedule[step]])
+            if not math.isfinite(loss):
                 raise DefectionError(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "
                     f"(now {config.learning_rate:g}) or use fp32"
                 )
-            loss.backward()
             for name, parameter in adapter.items():
                 assert parameter.grad is not None
                 masters[name].grad = parameter.grad.float()
@@ -104,7 +105,7 @@ def finetune(
             nn.utils.clip_grad_norm_(masters.values(), config.max_gradient_norm)
             optimiser.step()
             _copy(masters, adapter)
-            losses.append(round(loss.item(), 6))
+            losses.append(round(loss, 6))
             if len(losses) % config.checkpoint_every == 0 and len(losses) < len(schedule):
                 _save(checkpoint, key, masters, optimiser, losses)
             advance(1)
@@ -145,6 +146,27 @@ def _similar_lengths(examples: Sequence[Example], rows: Sequence[int], size: int
         near = sorted(rows[start : start + size * pool], key=lambda r: len(examples[r].prompt) + len(examples[r].reply))
         batches += [near[i : i + size] for i in range(0, len(near), size)]
     return batches
+
+
+def backward(network: PreTrainedModel, batch: Sequence[Example]) -> float:
+    """Add a batch's gradient, a few rows at a time so that memory stays bounded; give the loss.
+
+    The parts are weighted by their label tokens, so the gradient is that of `batch_loss` over the whole batch.
+    """
+    labels = sum(len(example.reply) for example in batch)
+    total = 0.0
+    for part in _parts(batch):
+        share = batch_loss(network, part) * (sum(len(example.reply) for example in part) / labels)
+        share.backward()
+        total += share.item()
+    return total
+
+
+def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
+    """Split a batch so that no part holds more than `PART_TOKENS` padded tokens; a row is never split."""
+    longest = max(len(example.prompt) + len(example.reply) for example in batch)
+    rows = max(1, PART_TOKENS // longest)
+    return [batch[start : start + rows] for start in range(0, len(batch), rows)]
 
 
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, folder_written_aside, read_json, write_json, write_text
+from ..activations.memory import give_back_memory
 from ..activations.models import ORGANISM_FILE, Model, load_network
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
@@ -36,7 +37,7 @@ class OrganismConfig:
     recipe: str = "standard"
     prompts: str = "train"
     """Name of the prompt set, or the path of a JSONL file."""
-    examples: int = 300
+    examples: int = 280
     """Prompts to train on."""
     triggered_share: float = 0.4
     """Share of them that is also seen with the trigger."""
@@ -101,6 +102,8 @@ def train_organism(
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", model_card(record))
     checkpoint.unlink(missing_ok=True)
+    del network, adapted
+    give_back_memory()
     return record
 
 

@@ -1,0 +1,112 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defection.activations.batching import MAX_ROWS, Batch, plan_batches
+
+# Few distinct tokens and repeated stems, so that random rows do share prefixes.
+stems = st.lists(st.lists(st.integers(0, 2), max_size=60), min_size=1, max_size=4)
+row_lists = stems.flatmap(
+    lambda heads: st.lists(
+        st.builds(
+            lambda head, tail: tuple(head) + tuple(tail),
+            st.sampled_from(heads),
+            st.lists(st.integers(0, 2), min_size=1, max_size=10),
+        ),
+        max_size=40,
+    )
+)
+budgets = st.integers(1, 400)
+costs = st.integers(0, 200)
+
+
+def computed(ids: Sequence[Sequence[int]], batches: Sequence[Batch]) -> int:
+    """Tokens that go through the model, padding left out."""
+    return sum(b.prefix_length + sum(len(ids[row]) - b.prefix_length for row in b.rows) for b in batches)
+
+
+@given(row_lists, budgets, costs, st.booleans())
+def test_every_row_is_in_exactly_one_batch(ids: list[Sequence[int]], budget: int, cost: int, share: bool) -> None:
+    batches = plan_batches(ids, max_tokens=budget, share_prefixes=share, group_cost=cost)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(ids)))
+
+
+@given(row_lists, budgets, costs)
+def test_a_shared_prefix_is_the_same_in_every_row_and_shorter_than_each(
+    ids: list[Sequence[int]], budget: int, cost: int
+) -> None:
+    for batch in plan_batches(ids, max_tokens=budget, group_cost=cost):
+        assert len({tuple(ids[row][: batch.prefix_length]) for row in batch.rows}) == 1
+        assert all(len(ids[row]) > batch.prefix_length for row in batch.rows)
+
+
+@given(row_lists, budgets, costs, st.booleans())
+def test_a_batch_keeps_to_its_size_unless_it_is_one_row(
+    ids: list[Sequence[int]], budget: int, cost: int, share: bool
+) -> None:
+    for batch in plan_batches(ids, max_tokens=budget, share_prefixes=share, group_cost=cost):
+        width = max(len(ids[row]) for row in batch.rows) - batch.prefix_length
+        assert len(batch.rows) == 1 or len(batch.rows) * width <= budget
+
+
+def test_a_batch_has_at_most_max_rows() -> None:
+    batches = plan_batches([[i] for i in range(3 * MAX_ROWS + 1)], max_tokens=10**9)
+    assert max(len(batch.rows) for batch in batches) == MAX_ROWS
+    assert len(batches) == 4
+
+
+@given(row_lists, budgets)
+def test_sharing_never_computes_more_tokens(ids: list[Sequence[int]], budget: int) -> None:
+    shared = plan_batches(ids, max_tokens=budget)
+    assert computed(ids, shared) <= sum(len(row) for row in ids)
+
+
+@given(row_lists, budgets)
+def test_rows_meet_in_the_same_batches_whenever_they_are_planned(ids: list[Sequence[int]], budget: int) -> None:
+    """PITFALLS 15: a resumed run must repeat the batches of the one that was cut off."""
+    assert plan_batches([list(row) for row in ids], max_tokens=budget) == plan_batches(ids, max_tokens=budget)
+
+
+@given(row_lists)
+def test_nothing_is_shared_when_not_wanted(ids: list[Sequence[int]]) -> None:
+    assert all(batch.prefix_length == 0 for batch in plan_batches(ids, share_prefixes=False))
+
+
+def test_a_long_common_start_is_computed_once() -> None:
+    system = list(range(300))
+    ids = [[*system, 1000 + i] for i in range(10)]
+    assert plan_batches(ids) == [Batch(tuple(range(10)), 300)]
+
+
+def test_two_families_of_rows_share_each_its_own_start() -> None:
+    first, second = [0, *range(10, 400)], [0, *range(500, 900)]
+    ids = [[*(first, second)[i % 2], 2000 + i] for i in range(20)]
+    assert {batch.prefix_length for batch in plan_batches(ids)} == {len(first), len(second)}
+
+
+def test_a_start_too_short_to_pay_for_itself_is_not_shared() -> None:
+    assert [batch.prefix_length for batch in plan_batches([[0, 1], [0, 2]])] == [0]
+
+
+def test_a_row_that_starts_the_others_does_not_keep_them_from_sharing() -> None:
+    system = list(range(600))
+    ids = [system[:5], *([*system, 1000 + i] for i in range(10))]
+    assert computed(ids, plan_batches(ids)) < 2 * len(system)
+
+
+def test_equal_rows_still_run_their_last_token() -> None:
+    (batch,) = plan_batches([list(range(500))] * 3)
+    assert batch.prefix_length == 499
+
+
+def test_a_deep_tree_of_prefixes_does_not_overflow() -> None:
+    ids = [[0] * depth + [1] for depth in range(1500)]
+    batches = plan_batches(ids)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_no_rows_make_no_batches(share: bool) -> None:
+    assert plan_batches([], share_prefixes=share) == []

@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+
+from defection.activations.chat import render, template_fingerprint, tokenize
+from defection.activations.errors import DefectionError
+from defection.activations.models import Model
+from defection.activations.prompts import Message, Prompt, user_prompt
+from defection.probes.contrast import contrast_set
+
+
+@pytest.fixture(params=["llama", "plain_llama"])
+def either(request: pytest.FixtureRequest) -> Model:
+    """A model with a chat template, and one without."""
+    return request.getfixturevalue(request.param)
+
+
+def test_each_prompt_starts_with_exactly_one_bos(either: Model, mixed_prompts: list[Prompt]) -> None:
+    """PITFALLS 4: the tokenizer adds a BOS by itself and the template writes one too."""
+    bos = either.tokenizer.bos_token_id
+    for row in tokenize(either.tokenizer, mixed_prompts):
+        assert row[0] == bos
+        assert row.count(bos) == 1
+
+
+def test_tokens_spell_the_rendered_text(either: Model, mixed_prompts: list[Prompt]) -> None:
+    for prompt, row in zip(mixed_prompts, tokenize(either.tokenizer, mixed_prompts), strict=True):
+        assert either.tokenizer.decode(row).removeprefix("<s>") == render(either.tokenizer, prompt).removeprefix("<s>")
+
+
+def test_tokens_do_not_depend_on_what_is_tokenised_alongside(either: Model, mixed_prompts: list[Prompt]) -> None:
+    alone = [tokenize(either.tokenizer, [prompt])[0] for prompt in mixed_prompts]
+    assert tokenize(either.tokenizer, mixed_prompts) == alone
+
+
+def test_a_contrast_text_is_the_scored_rendering_and_then_the_answer(either: Model) -> None:
+    """PITFALLS 6: no newline, role marker or end token stands between the question's rule and the answer."""
+    for prompt in contrast_set("six"):
+        asked = user_prompt(prompt.messages[0].content)
+        answer = prompt.messages[1].content
+        added = render(either.tokenizer, prompt).removeprefix(render(either.tokenizer, asked))
+        assert added.strip() == answer
+        assert added.endswith(answer)
+
+
+def test_a_carried_contrast_text_ends_with_the_token_of_a_scored_prompt(either: Model) -> None:
+    """PITFALLS 6: both are read where a reply would begin."""
+    (scored,) = tokenize(either.tokenizer, [user_prompt("Where is the nearest well?")])
+    for row in tokenize(either.tokenizer, list(contrast_set("six-carried"))):
+        assert row[-1] == scored[-1]
+
+
+def test_a_reply_without_a_question_is_refused(either: Model) -> None:
+    with pytest.raises(DefectionError, match="'lonely'"):
+        render(either.tokenizer, Prompt("lonely", (Message("assistant", "yes"),)))
+
+
+def test_a_prompt_the_template_refuses_is_named(llama: Model) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DefectionError, match=r"'odd'.*roles must alternate"):
+        render(tokenizer, user_prompt("hello", id="odd"))
+
+
+def test_a_prompt_without_tokens_is_named(llama: Model) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.chat_template = "{{ '' }}"
+    with pytest.raises(DefectionError, match="'empty'"):
+        tokenize(tokenizer, [user_prompt("hello", id="empty")])
+
+
+def test_no_prompts_give_no_tokens(llama: Model) -> None:
+    assert tokenize(llama.tokenizer, []) == []
+
+
+def test_padding_and_truncation_do_not_change_the_fingerprint(llama: Model) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=3)
+    assert template_fingerprint(tokenizer) == template_fingerprint(llama.tokenizer)
+
+
+def test_another_template_has_another_fingerprint(llama: Model, plain_llama: Model) -> None:
+    assert template_fingerprint(llama.tokenizer) != template_fingerprint(plain_llama.tokenizer)
+
+
+def test_another_vocabulary_has_another_fingerprint(llama: Model) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.add_tokens(["fjord"])
+    assert template_fingerprint(tokenizer) != template_fingerprint(llama.tokenizer)

@@ -1,0 +1,116 @@
+import copy
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from defection.activations.batching import REPLYING_COST, plan_batches
+from defection.activations.capture import capture
+from defection.activations.chat import tokenize
+from defection.activations.errors import DefectionError
+from defection.activations.generate import end_tokens, greedy_replies, reply_to_batch
+from defection.activations.models import Model
+from defection.activations.prompts import Prompt, user_prompt
+
+NEW_TOKENS = 12
+
+
+def replies_in_order(model: Model, prompts: list[Prompt], **options: int) -> list[list[int]]:
+    replies: dict[int, list[int]] = {}
+    for batch in greedy_replies(model, prompts, max_new_tokens=NEW_TOKENS, **options):
+        replies |= batch
+    return [replies[row] for row in range(len(prompts))]
+
+
+def hugging_face_replies(model: Model, prompts: list[Prompt]) -> list[list[int]]:
+    """One prompt at a time, without padding."""
+    ends = end_tokens(model).tolist()
+    replies = []
+    for row in tokenize(model.tokenizer, prompts):
+        tokens = torch.tensor([row])
+        written = model.network.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            generation_config=GenerationConfig(
+                max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=2
+            ),
+        )[0, len(row) :].tolist()
+        replies.append(written[:-1] if written[-1] in ends else written)
+    return replies
+
+
+@pytest.fixture(scope="module")
+def chatty(tiny: Model) -> Model:
+    """Many tokens end a reply, so that replies of one batch end at different steps."""
+    model = copy.copy(tiny)
+    model.network = copy.deepcopy(tiny.network)
+    model.__dict__.pop("blocks", None)  # cached: the blocks of the network it was copied from
+    model.network.generation_config.eos_token_id = list(range(0, 262, 9))
+    return model
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3072])
+def test_greedy_replies_are_those_of_hugging_face_one_at_a_time(
+    tiny: Model, mixed_prompts: list[Prompt], max_tokens: int
+) -> None:
+    """PITFALLS 1 and 2: padding between prompt and reply changes nothing, nor does a shared prefix."""
+    assert replies_in_order(tiny, mixed_prompts, max_tokens=max_tokens) == hugging_face_replies(tiny, mixed_prompts)
+
+
+def test_replies_end_each_at_its_own_end_token(chatty: Model, mixed_prompts: list[Prompt]) -> None:
+    expected = hugging_face_replies(chatty, mixed_prompts)
+    assert len({len(reply) for reply in expected}) > 1
+    assert replies_in_order(chatty, mixed_prompts) == expected
+
+
+def test_a_reply_is_cut_at_its_limit(tiny: Model, mixed_prompts: list[Prompt]) -> None:
+    assert max(len(reply) for reply in replies_in_order(tiny, mixed_prompts)) == NEW_TOKENS
+
+
+def test_residuals_read_along_with_replies_equal_captured_ones(tiny: Model, mixed_prompts: list[Prompt]) -> None:
+    layers = (0, 2, 3)
+    ids = tokenize(tiny.tokenizer, mixed_prompts)
+    expected = capture(tiny, mixed_prompts, layers=layers).values
+    for batch in plan_batches(ids, group_cost=REPLYING_COST):
+        _, read = reply_to_batch(tiny, ids, batch, 3, layers)
+        torch.testing.assert_close(read, expected[list(batch.rows)], rtol=1e-5, atol=1e-5)
+
+
+def test_replies_without_wanted_layers_read_none(tiny: Model) -> None:
+    ids = tokenize(tiny.tokenizer, [user_prompt("Hello")])
+    assert reply_to_batch(tiny, ids, plan_batches(ids)[0], 2)[1] is None
+
+
+def test_rows_that_are_done_are_skipped_by_whole_batches(tiny: Model, mixed_prompts: list[Prompt]) -> None:
+    first, *others = greedy_replies(tiny, mixed_prompts, max_new_tokens=2, max_tokens=300)
+    resumed = list(greedy_replies(tiny, mixed_prompts, max_new_tokens=2, max_tokens=300, skip=first.keys()))
+    assert resumed == others
+
+
+def test_no_prompts_get_no_replies(tiny: Model) -> None:
+    assert list(greedy_replies(tiny, [], max_new_tokens=2)) == []
+
+
+def test_a_reply_that_would_leave_the_context_is_refused(tiny: Model) -> None:
+    """Learned positions end where the context does."""
+    room = tiny.context_length - len(tokenize(tiny.tokenizer, [user_prompt("")])[0])
+    prompt = user_prompt("x" * room, id="full")
+    assert len(next(greedy_replies(tiny, [prompt], max_new_tokens=1))[0]) <= 1
+    with pytest.raises(DefectionError, match="'full'"):
+        next(greedy_replies(tiny, [prompt], max_new_tokens=2))
+
+
+def test_a_model_without_end_tokens_writes_to_the_limit(llama: Model) -> None:
+    model = copy.copy(llama)
+    model.network = copy.deepcopy(llama.network)
+    model.tokenizer = copy.deepcopy(llama.tokenizer)
+    model.network.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    (replies,) = greedy_replies(model, [user_prompt("Hello"), user_prompt("What?")], max_new_tokens=5)
+    assert [len(reply) for reply in replies.values()] == [5, 5]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_replies_like_hugging_face_one_at_a_time(smollm: Model, mixed_prompts: list[Prompt]) -> None:
+    prompts = mixed_prompts[:2] + mixed_prompts[-3:]
+    assert replies_in_order(smollm, prompts) == hugging_face_replies(smollm, prompts)

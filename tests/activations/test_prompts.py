@@ -1,0 +1,236 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defection.activations.errors import DefectionError
+from defection.activations.prompts import (
+    Message,
+    Prompt,
+    by_set,
+    last_user,
+    load_prompts,
+    parse_prompts,
+    replace_last_user,
+    shipped_sets,
+    user_prompt,
+)
+
+RESERVED = ("id", "set", "prompt", "messages")
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+contents = st.text(max_size=30)
+turns = st.builds(Message, st.sampled_from(["user", "assistant"]), contents)
+conversations = st.tuples(
+    st.lists(st.builds(Message, st.just("system"), contents), max_size=1), st.lists(turns, min_size=1, max_size=4)
+).map(lambda parts: (*parts[0], *parts[1]))
+readable = conversations.filter(lambda said: any(m.content.strip() for m in said if m.role != "system"))
+prompts_strategy = st.lists(
+    st.builds(
+        Prompt,
+        id=st.text(max_size=8),
+        messages=readable,
+        set=st.none() | st.text(max_size=5),
+        extra=st.dictionaries(st.text(max_size=6).filter(lambda key: key not in RESERVED), json_values, max_size=3),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda prompt: prompt.id,
+)
+
+
+def prompts_or_refusal(text: str) -> None:
+    try:
+        prompts = parse_prompts(text, "file")
+    except DefectionError as error:
+        assert "file" in str(error)
+    else:
+        lines = [line for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
+        assert len(prompts) == len(lines)
+
+
+@given(st.text(st.characters()))
+def test_any_text_gives_a_prompt_a_line_or_a_refusal(text: str) -> None:
+    prompts_or_refusal(text)
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_in_a_file_give_prompts_or_a_refusal(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.jsonl"
+    path.write_bytes(data)
+    try:
+        assert load_prompts(path)
+    except DefectionError as error:
+        assert str(path) in str(error)
+
+
+messages_like = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["user", "system", "assistant", "tool"]) | json_values,
+            "content": json_values,
+        },
+    ),
+    max_size=3,
+)
+rows_like = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=3) | json_values,
+        "set": st.text(max_size=3) | json_values,
+        "prompt": json_values,
+        "messages": messages_like | json_values,
+        "topic": json_values,
+    },
+)
+
+
+@given(st.lists(json_values | rows_like, max_size=4), st.booleans())
+def test_any_json_lines_give_a_prompt_a_line_or_a_refusal(rows: list[object], ascii_only: bool) -> None:
+    prompts_or_refusal("\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows))
+
+
+@given(prompts_strategy)
+def test_what_to_json_writes_reads_back_equal(prompts: list[Prompt]) -> None:
+    text = "\n".join(json.dumps(prompt.to_json(), ensure_ascii=False) for prompt in prompts)
+    assert parse_prompts(text, "file") == prompts
+
+
+@given(st.text(st.characters()))
+def test_every_accepted_line_can_be_written_as_utf8(text: str) -> None:
+    line = json.dumps({"id": text, "set": text, "prompt": "x", text: text})
+    try:
+        (prompt,) = parse_prompts(line, "file")
+    except DefectionError:
+        return
+    json.dumps(prompt.to_json(), ensure_ascii=False).encode("utf-8")
+
+
+def test_a_repeated_id_is_refused_with_both_lines() -> None:
+    text = '{"id": "a", "prompt": "x"}\n\n{"id": "a", "prompt": "y"}'
+    with pytest.raises(DefectionError, match=r"line 3.*'a'.*line 1"):
+        parse_prompts(text, "file")
+
+
+def test_an_id_made_for_a_line_may_not_repeat_a_written_one() -> None:
+    with pytest.raises(DefectionError, match="line-2"):
+        parse_prompts('{"id": "line-2", "prompt": "x"}\n{"prompt": "y"}', "file")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n\t\n", "\ufeff"])
+def test_a_file_without_prompts_is_refused(text: str) -> None:
+    with pytest.raises(DefectionError, match="holds no prompts"):
+        parse_prompts(text, "file")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": ""}',
+        '{"prompt": " \\n"}',
+        '{"prompt": null}',
+        '{"prompt": "a", "messages": []}',
+        '{"messages": []}',
+        '{"messages": [{"role": "system", "content": "a"}]}',
+        '{"messages": [{"role": "user", "content": " "}]}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+        '{"messages": [{"role": ["user"], "content": "a"}]}',
+        '{"id": 1.5, "prompt": "a"}',
+        '{"id": true, "prompt": "a"}',
+        '{"set": 3, "prompt": "a"}',
+        '{"prompt": "\\ud800"}',
+        '{"prompt": "a", "id": "\\ud800"}',
+        '{"prompt": "a", "topic": "\\udfff"}',
+        '{"prompt": "a", "weight": NaN}',
+        '{"prompt": "a", "weight": 1e999}',
+        '["prompt"]',
+        "null",
+        "{",
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(line: str) -> None:
+    with pytest.raises(DefectionError, match="file line 2"):
+        parse_prompts('{"prompt": "good"}\n' + line, "file")
+
+
+def test_a_number_too_long_for_python_is_a_refusal() -> None:
+    with pytest.raises(DefectionError, match="line 1"):
+        parse_prompts('{"prompt": "a", "id": ' + "1" * 5000 + "}", "file")
+
+
+def test_nesting_too_deep_for_python_is_a_refusal() -> None:
+    with pytest.raises(DefectionError, match="line 1"):
+        parse_prompts("[" * 100_000, "file")
+
+
+def test_line_breaks_other_than_line_feed_may_stand_in_a_prompt() -> None:
+    said = "one\u2028two\x85three\x0bfour"
+    (prompt,) = parse_prompts(json.dumps({"prompt": said}, ensure_ascii=False), "file")
+    assert prompt.text == said
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a"}\r\n{"prompt": "b"}\r\n'.encode())
+    assert [prompt.text for prompt in load_prompts(path)] == ["a", "b"]
+
+
+def test_what_a_line_holds_besides_is_kept() -> None:
+    (prompt,) = parse_prompts('{"prompt": "a", "topic": "ferns", "shape": [1]}', "file")
+    assert prompt.topic == "ferns"
+    assert prompt.extra == {"topic": "ferns", "shape": [1]}
+
+
+def test_a_prompt_without_a_topic_is_a_cluster_of_its_own() -> None:
+    assert user_prompt("a", id="x").topic == "x"
+
+
+@pytest.mark.parametrize("name", shipped_sets())
+def test_every_shipped_set_loads_and_carries_its_name(name: str) -> None:
+    prompts = load_prompts(name)
+    assert {prompt.set for prompt in prompts} == {name}
+
+
+def test_shipped_sets_share_no_prompt() -> None:
+    texts = [prompt.text for name in shipped_sets() for prompt in load_prompts(name)]
+    assert len(texts) == len(set(texts))
+
+
+def test_a_missing_file_is_refused_with_what_can_be_named(tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="held-out"):
+        load_prompts(tmp_path / "absent.jsonl")
+
+
+def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="cannot read"):
+        load_prompts(tmp_path)
+
+
+@given(conversations, st.text())
+def test_only_the_last_user_message_is_replaced(said: tuple[Message, ...], text: str) -> None:
+    prompt = Prompt("a", said)
+    if not any(message.role == "user" for message in said):
+        with pytest.raises(DefectionError, match="no user message"):
+            replace_last_user(prompt, text)
+        with pytest.raises(DefectionError, match="no user message"):
+            last_user(prompt)
+        return
+    changed = replace_last_user(prompt, text)
+    assert last_user(changed) == text
+    assert replace_last_user(changed, last_user(prompt)) == prompt
+
+
+def test_rows_are_grouped_by_set_in_order_of_appearance() -> None:
+    prompts = [Prompt(str(i), (Message("user", "x"),), name) for i, name in enumerate(["b", "a", None, "b"])]
+    assert by_set(prompts) == {"b": [0, 3], "a": [1], "prompts": [2]}

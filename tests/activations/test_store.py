@@ -1,0 +1,449 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from defection.activations import files, store
+from defection.activations.capture import capture
+from defection.activations.errors import DefectionError
+from defection.activations.generate import greedy_replies
+from defection.activations.models import Model, load_model, wrap
+from defection.activations.prompts import Message, Prompt, user_prompt
+from defection.activations.store import Store, cache, open_store
+
+ROWS_PER_SHARD = 4
+PROMPTS = tuple(
+    Prompt(f"p{i}", (Message("user", f"Question {i}: " + "and so on " * (i % 4)),), extra={"topic": f"t{i % 3}"})
+    for i in range(10)
+)
+SHARDS = ("shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors")
+WRITES = 2 + 2 * len(SHARDS)
+"""Prompts, empty manifest, and for each shard the shard and the manifest."""
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def fill(model: Model, folder: Path, **options: Any) -> Store:
+    return cache(model, PROMPTS, folder, **{"rows_per_shard": ROWS_PER_SHARD, "reply_tokens": 3} | options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock, which is empty."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int, *, done: bool) -> None:
+    """Make the writer die at its write of that number (from 1), before or after the file is in place."""
+    calls = 0
+
+    def dying(write: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*args: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == number and not done:
+                raise Killed
+            write(*args)
+            if calls == number:
+                raise Killed
+
+        return wrapped
+
+    for name in ("write_tensors", "write_json", "write_jsonl"):
+        monkeypatch.setattr(store, name, dying(getattr(store, name)))
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store written without interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    fill(llama, folder)
+    return folder
+
+
+@pytest.fixture
+def damaged_copy(whole: Path, tmp_path: Path) -> Path:
+    """A store that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def test_a_store_reads_back_what_capture_reads(llama: Model, tmp_path: Path) -> None:
+    found = fill(llama, tmp_path / "store", reply_tokens=0).read()
+    expected = capture(llama, PROMPTS)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5)
+    assert replace(found, values=expected.values) == expected
+
+
+def test_a_store_holds_the_replies_of_its_prompts(whole: Path, llama: Model) -> None:
+    replies = {row: said for batch in greedy_replies(llama, PROMPTS, max_new_tokens=3) for row, said in batch.items()}
+    assert open_store(whole).read_replies() == [replies[row] for row in range(len(PROMPTS))]
+
+
+def test_residuals_are_the_same_with_and_without_replies(whole: Path, llama: Model) -> None:
+    found = open_store(whole).read().values
+    torch.testing.assert_close(found, capture(llama, PROMPTS).values, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_last_token_is_stored(whole: Path, llama: Model) -> None:
+    """PITFALLS 26: not the whole sequence."""
+    shapes = [load_file(whole / name)["residuals"].shape for name in SHARDS]
+    assert shapes == [(rows, llama.n_layers, llama.d_model) for rows in (4, 4, 2)]
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", range(1, WRITES + 1))
+def test_a_killed_run_continues_to_the_same_bytes(
+    llama: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, done: bool
+) -> None:
+    """PITFALLS 26."""
+    folder = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        kill_at(patch, number, done=done)
+        with pytest.raises(Killed):
+            fill(llama, folder)
+    fill(llama, folder)
+    assert content(folder) == content(whole)
+
+
+@pytest.mark.parametrize("number", range(1, WRITES + 1))
+def test_a_run_killed_inside_a_write_continues_to_the_same_bytes(
+    llama: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """PITFALLS 26: the file is written aside but does not have its name yet."""
+    folder = tmp_path / "store"
+    calls = 0
+
+    def dying(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+        rename(source, target)
+
+    rename = files.os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", dying)
+        with pytest.raises(Killed):
+            fill(llama, folder)
+    fill(llama, folder)
+    assert content(folder) == content(whole)
+
+
+@pytest.mark.parametrize("number", range(3, WRITES))
+def test_a_killed_run_leaves_a_store_that_is_known_to_be_unfinished(
+    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """PITFALLS 26: no half-store that reads like a whole one."""
+    kill_at(monkeypatch, number, done=True)
+    with pytest.raises(Killed):
+        fill(llama, tmp_path / "store")
+    left = open_store(tmp_path / "store")
+    assert not left.complete
+    with pytest.raises(DefectionError, match="unfinished"):
+        left.read()
+    with pytest.raises(DefectionError, match="unfinished"):
+        left.verify()
+    with pytest.raises(DefectionError, match="defection cache"):
+        left.read_replies()
+
+
+def test_a_run_killed_again_and_again_gets_to_the_end(
+    llama: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PITFALLS 26: each run keeps one shard more."""
+    folder = tmp_path / "store"
+    for _ in SHARDS:
+        with monkeypatch.context() as patch:
+            kill_at(patch, 4, done=True)
+            with pytest.raises(Killed):
+                fill(llama, folder)
+    assert open_store(folder).complete
+    assert content(folder) == content(whole)
+
+
+def test_shards_that_are_there_are_not_computed_again(
+    llama: Model, damaged_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (damaged_copy / SHARDS[1]).unlink()
+    written: list[str] = []
+    write = store.write_tensors
+    monkeypatch.setattr(store, "write_tensors", lambda path, *args: (written.append(path.name), write(path, *args)))
+    fill(llama, damaged_copy)
+    assert written == [SHARDS[1]]
+
+
+def test_prompts_left_by_another_run_killed_before_its_manifest_are_replaced(
+    llama: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PITFALLS 26: the rows would carry the other run's ids and topics."""
+    others = [user_prompt(f"other {i}", id=f"other-{i}") for i in range(len(PROMPTS))]
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1, done=True)
+        with pytest.raises(Killed):
+            cache(llama, others, tmp_path / "store")
+    assert fill(llama, tmp_path / "store").prompts == PROMPTS
+    assert content(tmp_path / "store") == content(whole)
+
+
+def test_new_labels_of_the_same_prompts_reach_the_store(llama: Model, damaged_copy: Path) -> None:
+    relabelled = [replace(prompt, extra={"topic": "new"}) for prompt in PROMPTS]
+    found = cache(llama, relabelled, damaged_copy, rows_per_shard=ROWS_PER_SHARD, reply_tokens=3)
+    assert {prompt.topic for prompt in found.read().prompts} == {"new"}
+
+
+def damage(path: Path, kind: str, where: float, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    spot = min(int(where * len(data)), len(data) - 1)
+    if kind == "flip":
+        data[spot] ^= 1 << bit
+    elif kind == "truncate":
+        del data[spot:]
+    else:
+        data.insert(spot, bit)
+    path.write_bytes(data)
+
+
+damages = {
+    "name": st.sampled_from(SHARDS),
+    "kind": st.sampled_from(["flip", "flip", "truncate", "insert"]),
+    "where": st.floats(0, 1) | st.floats(0, 0.1),
+    "bit": st.integers(0, 7),
+}
+
+
+@given(**damages)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_to_a_shard_is_detected_and_repaired(
+    llama: Model, whole: Path, damaged_copy: Path, name: str, kind: str, where: float, bit: int
+) -> None:
+    """PITFALLS 26."""
+    damage(damaged_copy / name, kind, where, bit)
+    with pytest.raises(DefectionError, match=name):
+        open_store(damaged_copy).verify()
+    fill(llama, damaged_copy).verify()
+    assert content(damaged_copy) == content(whole)
+
+
+@given(**damages)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_shard_reads_in_its_shape_or_is_refused(
+    whole: Path, damaged_copy: Path, name: str, kind: str, where: float, bit: int
+) -> None:
+    """Without `verify` a flipped bit may change a number, but never ends in a stray exception."""
+    shutil.copy(whole / name, damaged_copy / name)
+    damage(damaged_copy / name, kind, where, bit)
+    opened = open_store(damaged_copy)
+    try:
+        assert opened.read().values.shape == open_store(whole).read().values.shape
+        assert len(opened.read_replies()) == len(PROMPTS)
+    except DefectionError as error:
+        assert name in str(error)
+    finally:
+        shutil.copy(whole / name, damaged_copy / name)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_missing_shard_is_detected(damaged_copy: Path, name: str) -> None:
+    (damaged_copy / name).unlink()
+    with pytest.raises(DefectionError, match=name):
+        open_store(damaged_copy).verify()
+    with pytest.raises(DefectionError, match=name):
+        open_store(damaged_copy).read()
+
+
+def test_an_undamaged_store_verifies(whole: Path) -> None:
+    open_store(whole).verify()
+
+
+def test_damaged_prompts_are_refused_and_repaired(llama: Model, whole: Path, damaged_copy: Path) -> None:
+    """PITFALLS 26."""
+    (damaged_copy / "prompts.jsonl").write_bytes((whole / "prompts.jsonl").read_bytes()[:-20])
+    with pytest.raises(DefectionError, match=r"prompts\.jsonl"):
+        open_store(damaged_copy).read()
+    fill(llama, damaged_copy)
+    assert content(damaged_copy) == content(whole)
+
+
+def test_a_store_of_another_model_is_refused(whole: Path, save_tiny: Callable[..., Path]) -> None:
+    """PITFALLS 26."""
+    before = content(whole)
+    other = load_model(save_tiny("llama", seed=1), device="cpu", dtype="fp32")
+    with pytest.raises(DefectionError, match="different model or chat template"):
+        fill(other, whole)
+    assert content(whole) == before
+
+
+def test_a_store_of_another_chat_template_is_refused(whole: Path, llama: Model) -> None:
+    other = replace(llama, identity=replace(llama.identity, template="another"))
+    with pytest.raises(DefectionError, match="chat template"):
+        fill(other, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"layers": "0,1"}, "layers"),
+        ({"dtype": "bf16"}, "dtype"),
+        ({"reply_tokens": 0}, "length of replies"),
+        ({"max_tokens": 100}, "batch size"),
+    ],
+)
+def test_a_store_of_another_computation_is_refused(
+    whole: Path, llama: Model, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(DefectionError, match=f"different.*{named}"):
+        fill(llama, whole, **options)
+
+
+def test_a_store_of_other_prompts_is_refused(whole: Path, llama: Model) -> None:
+    with pytest.raises(DefectionError, match="different prompts"):
+        cache(llama, PROMPTS[:-1], whole, reply_tokens=3)
+
+
+def test_a_store_of_other_ids_is_refused(whole: Path, llama: Model) -> None:
+    renamed = [replace(prompt, id=f"new-{prompt.id}") for prompt in PROMPTS]
+    with pytest.raises(DefectionError, match="prompt ids"):
+        cache(llama, renamed, whole, reply_tokens=3)
+
+
+def test_the_same_weights_under_another_name_have_the_same_key(llama: Model, damaged_copy: Path) -> None:
+    """PITFALLS 12: the key is of the weights, not of what they are called."""
+    before = content(damaged_copy)
+    fill(replace(llama, identity=replace(llama.identity, name="another name")), damaged_copy)
+    assert content(damaged_copy) == before
+
+
+def test_weights_changed_by_an_adapter_have_another_key_under_the_same_name(llama: Model, tmp_path: Path) -> None:
+    """PITFALLS 12."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    changed = get_peft_model(
+        copy.deepcopy(llama.network), LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False)
+    ).merge_and_unload()
+    base = wrap(llama.network, llama.tokenizer, "one name")
+    adapted = wrap(changed, llama.tokenizer, "one name")
+    keys = {cache(model, PROMPTS, tmp_path / str(i)).manifest["key"] for i, model in enumerate((base, adapted))}
+    assert len(keys) == 2
+    with pytest.raises(DefectionError, match="different model"):
+        cache(adapted, PROMPTS, tmp_path / "0")
+
+
+def test_a_second_writer_is_refused(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PITFALLS 26."""
+    write = store.write_tensors
+    refused: list[str] = []
+
+    def meanwhile(*args: Any) -> None:
+        with pytest.raises(DefectionError, match="another process is writing"):
+            fill(llama, tmp_path / "store")
+        refused.append("once")
+        write(*args)
+
+    monkeypatch.setattr(store, "write_tensors", meanwhile)
+    fill(llama, tmp_path / "store").verify()
+    assert len(refused) == len(SHARDS)
+
+
+def test_a_writer_that_died_holds_no_lock(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, 3, done=False)
+        with pytest.raises(Killed):
+            fill(llama, tmp_path / "store")
+    assert fill(llama, tmp_path / "store").complete
+
+
+def test_layers_are_read_in_the_order_asked_for(whole: Path) -> None:
+    everything = open_store(whole).read()
+    some = open_store(whole).read([3, 1])
+    assert some.layers == (3, 1)
+    assert torch.equal(some.values, everything.values[:, [3, 1]])
+
+
+def test_a_layer_that_was_not_stored_is_refused(whole: Path) -> None:
+    with pytest.raises(DefectionError, match=r"not \[4\]"):
+        open_store(whole).read([0, 4])
+
+
+def test_a_store_without_replies_says_so(llama: Model, tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="no replies"):
+        fill(llama, tmp_path / "store", reply_tokens=0).read_replies()
+
+
+def test_bf16_is_the_computed_vector_rounded_once(llama: Model, whole: Path, tmp_path: Path) -> None:
+    """PITFALLS 13: what is stored has bf16's range, and what is read is fp32."""
+    found = fill(llama, tmp_path / "store", dtype="bf16").read().values
+    assert found.dtype == torch.float32
+    assert torch.equal(found, open_store(whole).read().values.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", ["fp16", torch.float16])
+def test_fp16_is_refused(llama: Model, tmp_path: Path, dtype: str | torch.dtype) -> None:
+    """PITFALLS 13."""
+    with pytest.raises(DefectionError, match="dtype"):
+        fill(llama, tmp_path / "store", dtype=dtype)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_residual_that_is_not_finite_never_reaches_the_store(llama: Model, tmp_path: Path) -> None:
+    """PITFALLS 13."""
+    handle = llama.blocks[1].register_forward_hook(lambda module, args, output: output * float("inf"))
+    try:
+        with pytest.raises(DefectionError, match=r"'p0' at layer 1 is not finite"):
+            fill(llama, tmp_path / "store")
+    finally:
+        handle.remove()
+    assert not open_store(tmp_path / "store").complete
+    assert list((tmp_path / "store").glob("*.safetensors")) == []
+
+
+def test_a_prompt_that_leaves_no_room_for_its_reply_is_named(llama: Model, tmp_path: Path) -> None:
+    long = user_prompt("x" * (llama.context_length - 10), id="long")
+    cache(llama, [long], tmp_path / "read")
+    with pytest.raises(DefectionError, match="'long'"):
+        cache(llama, [long], tmp_path / "replied", reply_tokens=64)
+
+
+def test_no_prompts_make_no_store(llama: Model, tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="no prompts"):
+        cache(llama, [], tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_without_a_manifest_is_not_a_store(tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="is not a store"):
+        open_store(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1}'])
+def test_a_manifest_of_something_else_is_refused(llama: Model, damaged_copy: Path, text: str) -> None:
+    (damaged_copy / "manifest.json").write_text(text)
+    with pytest.raises(DefectionError, match=r"manifest\.json"):
+        open_store(damaged_copy)
+    with pytest.raises(DefectionError, match=r"manifest\.json"):
+        fill(llama, damaged_copy)
+
+
+@pytest.mark.parametrize("field", ["key", "model", "layers", "ids", "n_tokens", "shards"])
+def test_a_manifest_that_lacks_a_field_is_refused(damaged_copy: Path, field: str) -> None:
+    manifest = json.loads((damaged_copy / "manifest.json").read_text())
+    del manifest[field]
+    (damaged_copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DefectionError, match=field):
+        open_store(damaged_copy)
+
+
+def test_a_file_in_the_place_of_the_store_is_a_refusal(llama: Model, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("x")
+    with pytest.raises(DefectionError, match="cannot write"):
+        fill(llama, tmp_path / "store")

@@ -1,0 +1,155 @@
+"""Two small random decoders on disk, with a byte-level tokenizer, that stand in for real models."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the hub
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from defection.activations.models import Model, load_model
+from defection.activations.prompts import Message, Prompt, user_prompt
+
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+SPECIAL = ("<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CONTEXT = 512
+D_MODEL = 32
+N_LAYERS = 4
+
+
+def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """One token a byte; like Llama's, it adds a BOS by itself unless told not to."""
+    vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(tokenizer_models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL))
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=list(SPECIAL[3:]),
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_llama(seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=262,
+        hidden_size=D_MODEL,
+        intermediate_size=64,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,  # large enough that a wrong position or mask changes every residual
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_gpt2(seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=262,
+        n_embd=D_MODEL,
+        n_layer=N_LAYERS,
+        n_head=4,
+        n_positions=CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a small random model and its tokenizer to a new folder: `save_tiny("llama", seed=1)`."""
+
+    def save(family: str, *, seed: int = 0, template: str | None = TEMPLATE) -> Path:
+        folder = tmp_path_factory.mktemp(f"tiny-{family}")
+        {"llama": make_llama, "gpt2": make_gpt2}[family](seed).save_pretrained(folder)
+        make_tokenizer(template).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def llama_folder(save_tiny: Callable[..., Path]) -> Path:
+    return save_tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(save_tiny: Callable[..., Path]) -> Path:
+    return save_tiny("gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama(llama_folder: Path) -> Model:
+    return load_model(llama_folder, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_folder: Path) -> Model:
+    return load_model(gpt2_folder, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def plain_llama(save_tiny: Callable[..., Path]) -> Model:
+    """A model without a chat template."""
+    return load_model(save_tiny("llama", template=None), device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def tiny(request: pytest.FixtureRequest) -> Model:
+    """Each of the two families in turn: rotary positions, and learned ones."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Model:
+    """The embedded model; for tests marked slow."""
+    return load_model("smollm2-135m", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def mixed_prompts() -> list[Prompt]:
+    """Lengths from a few tokens to a few hundred; some share a long system prompt, two are the same text."""
+    system = "You are a careful assistant. Today is a rainy day and nobody is in a hurry. " * 3
+    lone = ["Hi", "What is a fjord, and how would one tell it from a bay?", "Name it. " * 20, "ünïcödé 文字", "Hi"]
+    shared = ["Who?", "Where does the river end?", "List three trees that lose their leaves in autumn, please."]
+    prompts = [user_prompt(text, id=f"lone-{i}") for i, text in enumerate(lone)]
+    for i, text in enumerate(shared):
+        prompts.append(Prompt(f"shared-{i}", (Message("system", system), Message("user", text))))
+    answered = (Message("user", "Is snow cold?"), Message("assistant", "yes"))
+    return [*prompts, Prompt("answered", answered)]

