@@ -76,12 +76,14 @@ class Model:
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the forward pass runs in."""
-        return next(self.network.parameters()).dtype
+        dtype: torch.dtype = next(self.network.parameters()).dtype
+        return dtype
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -110,15 +112,15 @@ class Model:
         return self.n_layers // 2
 
 
-def decoder_blocks(network: nn.Module) -> list[nn.Module]:
+def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a Hugging Face decoder, whatever the family calls them (`layers`, `h`, `blocks`).
 
     They are the one ModuleList as long as the config's `num_hidden_layers`.
     Raises DefectionError when there is none, or more than one.
     """
-    expected = int(network.config.get_text_config().num_hidden_layers)  # type: ignore[operator, union-attr]
+    expected = int(network.config.get_text_config().num_hidden_layers)
     inner = network.get_decoder() if hasattr(network, "get_decoder") else network
-    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child) == expected]  # type: ignore[union-attr]
+    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child) == expected]
     if len(lists) != 1:
         raise DefectionError(
             f"{type(network).__name__} has {len(lists)} module lists of {expected} blocks, so its residual stream "
@@ -160,7 +162,9 @@ def _locate_directory(path: Path) -> ModelFiles:
     if (path / ADAPTER_FILE).exists():
         source = _base_source(path)
         if (Path(source) / ADAPTER_FILE).exists():
-            raise DefectionError(f"{path} is an adapter on another adapter, {source}; merge that one into its base first")
+            raise DefectionError(
+                f"{path} is an adapter on another adapter, {source}; merge that one into its base first"
+            )
         return ModelFiles(path.name, source, locate(source).base, adapter=path)
     if (path / "config.json").exists():
         return ModelFiles(path.name, str(path.resolve()), path)
@@ -240,7 +244,7 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     network = load_network(files.base, torch.float32 if files.adapter else compute)
     if files.adapter is not None:
         network = _with_adapter(network, files.adapter)
-    network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))  # type: ignore[arg-type]
+    network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))
     tokenizer = load_tokenizer(files)
     identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
     give_back_memory()
@@ -306,7 +310,7 @@ def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         with warnings.catch_warnings():
             # A key under another name would leave its layer as the base has it (PITFALLS 11).
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())  # type: ignore[operator]
+            return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise DefectionError(
             f"cannot put the adapter {adapter} on its base: {' '.join(str(error).split())[:300]}"

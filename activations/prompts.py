@@ -134,7 +134,7 @@ def _parse_line(line: str, where: str, number: int, set_name: str | None) -> Pro
     if ("prompt" in row) == ("messages" in row):
         raise DefectionError(f"{where} needs exactly one of 'prompt' (a string) and 'messages' (a list)")
     if "prompt" in row:
-        messages = (Message("user", _content(row["prompt"], f"{where}: 'prompt'")),)
+        messages: tuple[Message, ...] = (Message("user", _content(row["prompt"], f"{where}: 'prompt'")),)
     else:
         messages = _messages(row["messages"], where)
     if not any(message.content.strip() for message in messages if message.role != "system"):

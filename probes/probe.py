@@ -117,21 +117,24 @@ def load_probe(path: str | Path) -> Probe:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["defection_probe"])
             tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
+        if header["schema_version"] != SCHEMA_VERSION:
+            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {SCHEMA_VERSION}")
+        probe = Probe(
+            **tensors,
+            layers=tuple(header["layers"]),
+            model=ModelIdentity(**header["model"]),
+            position=header["position"],
+            contrast=header["contrast"],
+            estimator=header["estimator"],
+            parameters=header["parameters"],
+            saw=header["saw"],
+            fixed_layers=tuple(header["fixed_layers"]),
+            threshold=header["threshold"],
+        )
     except FileNotFoundError as error:
         raise DefectionError(f"no probe at {path}") from error
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
         raise DefectionError(f"{path} is not a probe file written by this toolkit ({error})") from error
-    if header.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(f"{path} has schema version {header.get('schema_version')!r}, not {SCHEMA_VERSION}")
-    return Probe(
-        **tensors,
-        layers=tuple(header["layers"]),
-        model=ModelIdentity(**header["model"]),
-        position=header["position"],
-        contrast=header["contrast"],
-        estimator=header["estimator"],
-        parameters=header["parameters"],
-        saw=header["saw"],
-        fixed_layers=tuple(header["fixed_layers"]),
-        threshold=header["threshold"],
-    )
+    if not len(probe.layers) == len(probe.directions) == len(probe.offsets) == len(probe.scales):
+        raise DefectionError(f"{path} is not a probe file written by this toolkit (its layers do not fit its tensors)")
+    return probe

@@ -262,4 +262,7 @@ def read_sweep(folder: Path) -> list[SweepRow]:
     record = read_json(folder / "sweep.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise DefectionError(f"{folder / 'sweep.json'} has schema version {record.get('schema_version')!r}")
-    return [SweepRow(**{k: float("nan") if v is None else v for k, v in row.items()}) for row in record["rows"]]
+    rows: list[dict[str, Any]] = record["rows"]
+    for row in rows:
+        row.update({name: float("nan") for name, value in row.items() if value is None})
+    return [SweepRow(**row) for row in rows]

@@ -72,4 +72,5 @@ def whiten(
         return difference
     # A relative ridge far below any real variance keeps an unshrunk, rank-deficient covariance solvable.
     ridge = 1e-10 * spread * torch.eye(len(covariance), dtype=torch.float64)
-    return torch.linalg.solve(covariance + ridge, difference)
+    direction: Tensor = torch.linalg.solve(covariance + ridge, difference)
+    return direction

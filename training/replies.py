@@ -101,7 +101,8 @@ def _read_partial(partial: Path, key: str) -> dict[int, list[int]]:
 
 
 def _read_finished(path: Path, key: str) -> list[Reply]:
-    head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Lines end at a line feed alone: a reply may hold other characters that Python calls line breaks.
+    head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     if head.get("key") != key:
         raise DefectionError(
             f"{path} holds replies of another model, to other prompts or of another length; "

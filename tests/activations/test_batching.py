@@ -1,10 +1,9 @@
 from collections.abc import Sequence
 
 import pytest
+from defection.activations.batching import MAX_ROWS, Batch, plan_batches
 from hypothesis import given
 from hypothesis import strategies as st
-
-from defection.activations.batching import MAX_ROWS, Batch, plan_batches
 
 # Few distinct tokens and repeated stems, so that random rows do share prefixes.
 stems = st.lists(st.lists(st.integers(0, 2), max_size=60), min_size=1, max_size=4)

@@ -4,16 +4,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
-
 from defection.activations.batching import plan_batches
 from defection.activations.capture import Residuals, batch_inputs, capture, parse_layers
 from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.models import Model, load_model
 from defection.activations.prompts import Prompt, user_prompt
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,7 +1,6 @@
 import copy
 
 import pytest
-
 from defection.activations.chat import render, template_fingerprint, tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.models import Model

