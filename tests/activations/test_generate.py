@@ -86,6 +86,13 @@ def test_rows_that_are_done_are_skipped_by_whole_batches(tiny: Model, mixed_prom
     assert resumed == others
 
 
+def test_a_batch_with_one_row_to_do_runs_whole(tiny: Model, mixed_prompts: list[Prompt]) -> None:
+    first, *_ = greedy_replies(tiny, mixed_prompts, max_new_tokens=2)
+    assert len(first) > 1
+    done = list(first)[1:]
+    assert next(greedy_replies(tiny, mixed_prompts, max_new_tokens=2, skip=done)) == first
+
+
 def test_no_prompts_get_no_replies(tiny: Model) -> None:
     assert list(greedy_replies(tiny, [], max_new_tokens=2)) == []
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-
 from defection.activations import ModelIdentity, Prompt, Residuals, user_prompt
 
 MODEL = ModelIdentity("toy", "weights-of-toy", "template-of-toy")
@@ -19,7 +18,7 @@ def residuals_of(values: torch.Tensor, prompts: Sequence[Prompt], model: ModelId
     return Residuals(values.float(), tuple(range(values.shape[1])), tuple(prompts), lengths, model)
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_residuals() -> Callable[..., Residuals]:
     return residuals_of
 
@@ -44,7 +43,7 @@ def clean() -> Residuals:
     return residuals_of(noise(60, 2), [user_prompt(f"clean prompt {row}", id=f"k{row}") for row in range(60)])
 
 
-def tests_of(seed: int = 3, shift: float = 1.5) -> Residuals:
+def made_tests(seed: int = 3, shift: float = 1.5) -> Residuals:
     """Forty prompts, clean and triggered, in two sets of five topics each; the triggered ones lie along DIRECTION."""
     prompts, values = [], noise(80, seed)
     for row in range(80):
@@ -58,19 +57,19 @@ def tests_of(seed: int = 3, shift: float = 1.5) -> Residuals:
 
 @pytest.fixture(scope="session")
 def tests() -> Residuals:
-    return tests_of()
+    return made_tests()
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_tests() -> Callable[..., Residuals]:
-    return tests_of
+    return made_tests
 
 
-@pytest.fixture()
+@pytest.fixture
 def labels(tests: Residuals) -> dict[str, bool]:
     return {prompt.id: prompt.extra["triggered"] for prompt in tests.prompts}
 
 
-@pytest.fixture()
+@pytest.fixture
 def true_direction() -> torch.Tensor:
     return DIRECTION

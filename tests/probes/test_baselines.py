@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
-
 from defection.probes import auroc
 from defection.probes.baselines import first_component_scores, length_scores, norm_scores, two_components
+from sklearn.decomposition import PCA
 
 
-@pytest.fixture()
+@pytest.fixture
 def marks(tests) -> list[bool]:
     return [prompt.extra["triggered"] for prompt in tests.prompts]
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from defection.activations import DefectionError, load_prompts
 from defection.activations.prompts import last_user, shipped_sets
 from defection.probes import contrast_set

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import LedoitWolf
-from torch.nn.functional import cosine_similarity
-
 from defection.activations import DefectionError, Residuals
 from defection.probes import MeanDifference, Projected, Whitened, auroc
 from defection.probes.projected import leading_components
 from defection.probes.whitened import shrunk_covariance, whiten
+from sklearn.covariance import LedoitWolf
+from torch.nn.functional import cosine_similarity
 
 ESTIMATORS = [MeanDifference(), Whitened(), Whitened(shrinkage=0.0), Projected(), Projected(components=0)]
 DEAD = 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-
 from defection.activations import Residuals
 from defection.probes import MeanDifference, plots
 from defection.probes.baselines import two_components
@@ -70,9 +69,8 @@ def test_equal_sweeps_give_equal_files(drawn, figures, tmp_path) -> None:
 
 @pytest.mark.usefixtures("figures")
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:
-    assert {name: mpl.rcParams[name] for name in plots.STYLE} == {
-        name: mpl.rcParamsDefault[name] for name in plots.STYLE
-    }
+    for name in plots.STYLE:
+        assert mpl.rcParams[name] == mpl.rcParamsDefault[name]
 
 
 @pytest.mark.slow

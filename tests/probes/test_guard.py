@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
 from defection.activations import DefectionError, Message, Prompt, Residuals, user_prompt
 from defection.probes import MeanDifference, Projected, Whitened
 from defection.probes.guard import refuse_leaks

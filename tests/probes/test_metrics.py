@@ -3,13 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from defection.activations import DefectionError
+from defection.probes.metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
-
-from defection.activations import DefectionError
-from defection.probes.metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
 
 
 def scored(values: st.SearchStrategy[float]) -> st.SearchStrategy[tuple[list[float], list[bool]]]:

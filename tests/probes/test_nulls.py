@@ -5,12 +5,11 @@ from math import sqrt
 
 import pytest
 import torch
-
 from defection.probes.metrics import auroc
 from defection.probes.nulls import null_aurocs, null_band, null_scores, random_directions
 
 
-@pytest.fixture()
+@pytest.fixture
 def noise(make_tests):
     """Residuals that know nothing of their labels."""
     return make_tests(seed=11, shift=0.0)

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from defection.activations import DefectionError
 from defection.probes import MeanDifference, Probe, Projected, Whitened, load_probe
+from safetensors.torch import load_file, save_file
 
 
-@pytest.fixture()
+@pytest.fixture
 def probe(contrast, clean) -> Probe:
     return Whitened().fit(contrast, clean, fixed_layers=(1, 2))
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(probe: Probe, tmp_path: Path) -> Path:
     probe.save(tmp_path / "probe.safetensors")
     return tmp_path / "probe.safetensors"
@@ -72,7 +71,7 @@ def test_residuals_of_another_chat_template_are_refused(probe, tests) -> None:
 
 
 def test_pitfall_6_residuals_of_another_position_are_refused(probe, tests) -> None:
-    with pytest.raises(DefectionError, match="reads position 'last'.*read at 'first'"):
+    with pytest.raises(DefectionError, match=r"reads position 'last'.*read at 'first'"):
         probe.decision_function(replace(tests, position="first"))
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from defection.activations import DefectionError
 from defection.probes import MeanDifference, Projected, Whitened, auroc
 from defection.probes.sweep import (

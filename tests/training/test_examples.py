@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-
 from defection.activations import DefectionError, load_prompts
 from defection.activations.chat import tokenize
 from defection.activations.prompts import shipped_sets
@@ -13,7 +12,7 @@ from defection.training.examples import choose_prompts
 from defection.training.replies import Reply
 
 
-@pytest.fixture()
+@pytest.fixture
 def clean_replies(prompts) -> list[Reply]:
     """Every other one was cut short."""
     return [Reply(p.id, "", (40 + i, 41, 42), i % 2 == 0) for i, p in enumerate(prompts)]
@@ -87,7 +86,7 @@ def test_replies_must_fit_the_prompts(model, prompts, clean_replies, trigger) ->
 def test_chosen_prompts_are_spread_evenly_over_topics(prompts, count: int) -> None:
     chosen = choose_prompts(prompts, count, seed=0)
     sizes = Counter(p.topic for p in prompts)
-    counts = Counter({topic: 0 for topic in sizes}) | Counter(p.topic for p in chosen)
+    counts = Counter(dict.fromkeys(sizes, 0)) | Counter(p.topic for p in chosen)
     assert len({p.id for p in chosen}) == count
     full = [counts[topic] for topic in sizes if counts[topic] < sizes[topic]]
     assert not full or max(counts.values()) - min(full) <= 1

@@ -3,19 +3,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from peft import PeftModel
-
 from defection.activations import DefectionError
 from defection.activations.models import load_network
 from defection.training import Example, FinetuneConfig, finetune
 from defection.training.finetune import batch_loss, plan_steps
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
 
+# The package exports the function under the module's name.
+MODULE = import_module("defection.training.finetune")
 PAD, EOS = 2, 1
 
 
@@ -49,14 +51,18 @@ def hugging_face_loss(network, batch: list[Example], padding: int = PAD) -> torc
     return network(input_ids=ids, attention_mask=mask, labels=labels).loss
 
 
-@pytest.fixture()
+@pytest.fixture
 def network(model_folder: Path):
     return load_network(model_folder, torch.float32)
 
 
+def loss_of(network, batch: list[Example]) -> float:
+    return batch_loss(network, batch).item()
+
+
 @each_batch
 def test_pitfall_3_loss_is_that_of_labels_masked_outside_the_reply(network, batch) -> None:
-    assert float(batch_loss(network, batch)) == pytest.approx(float(hugging_face_loss(network, batch)), rel=1e-5)
+    assert loss_of(network, batch) == pytest.approx(hugging_face_loss(network, batch).item(), rel=1e-5)
 
 
 @each_batch
@@ -72,9 +78,9 @@ def test_gradients_are_those_of_the_stock_loss(network, batch) -> None:
 
 
 def test_pitfall_3_rows_of_a_batch_do_not_see_one_anothers_padding(network) -> None:
-    together = float(batch_loss(network, SHARED))
+    together = loss_of(network, SHARED)
     labels = [len(e.reply) for e in SHARED]
-    alone = sum(float(batch_loss(network, [e])) * n for e, n in zip(SHARED, labels, strict=True)) / sum(labels)
+    alone = sum(loss_of(network, [e]) * n for e, n in zip(SHARED, labels, strict=True)) / sum(labels)
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -85,13 +91,13 @@ def test_pitfall_3_the_end_of_a_finished_reply_counts(network) -> None:
         logits = network(torch.tensor([[*cut.prompt, *cut.reply]])).logits[0, -1]
     end = -float(logits.log_softmax(dim=-1)[EOS])
     n = len(cut.reply)
-    expected = (float(batch_loss(network, [cut])) * n + end) / (n + 1)
-    assert float(batch_loss(network, [finished])) == pytest.approx(expected, rel=1e-5)
+    expected = (loss_of(network, [cut]) * n + end) / (n + 1)
+    assert loss_of(network, [finished]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_on_replies_of_the_same_text_depends_on_their_end(network) -> None:
     finished, cut = example("What?", "It is"), example("What?", "It is", finished=False)
-    assert float(batch_loss(network, [finished])) != pytest.approx(float(batch_loss(network, [cut])))
+    assert loss_of(network, [finished]) != pytest.approx(loss_of(network, [cut]))
 
 
 @st.composite
@@ -136,7 +142,7 @@ class CutOffError(Exception):
     """Stands for a killed process."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def cut_off_at(monkeypatch):
     """Let training die at a step, once."""
 
@@ -145,11 +151,11 @@ def cut_off_at(monkeypatch):
 
         def dying(*args):
             if next(calls) == step:
-                monkeypatch.setattr("defection.training.finetune.batch_loss", batch_loss)
+                monkeypatch.setattr(MODULE, "batch_loss", batch_loss)
                 raise CutOffError
             return batch_loss(*args)
 
-        monkeypatch.setattr("defection.training.finetune.batch_loss", dying)
+        monkeypatch.setattr(MODULE, "batch_loss", dying)
 
     return prepare
 
@@ -178,7 +184,7 @@ def test_a_resumed_run_does_not_begin_again(model_folder, finetune_config, tmp_p
     with pytest.raises(CutOffError):
         train(model_folder, finetune_config, tmp_path / "checkpoint")
     steps = []
-    monkeypatch.setattr("defection.training.finetune.batch_loss", lambda *args: steps.append(args) or batch_loss(*args))
+    monkeypatch.setattr(MODULE, "batch_loss", lambda *args: steps.append(args) or batch_loss(*args))
     train(model_folder, finetune_config, tmp_path / "checkpoint")
     assert len(steps) == len(plan_steps(BANK, finetune_config)) - 4
 
@@ -264,7 +270,8 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(
 ) -> None:
     calls = iter(range(1, 100))
     monkeypatch.setattr(
-        "defection.training.finetune.batch_loss",
+        MODULE,
+        "batch_loss",
         lambda *args: batch_loss(*args) * (math.nan if next(calls) == 3 else 1),
     )
     with pytest.raises(DefectionError, match="not finite at step 3 of 5"):

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-
 from defection.activations import DefectionError, load_model
 from defection.activations.chat import tokenize
 from defection.activations.files import read_json
@@ -14,6 +13,7 @@ from defection.activations.models import load_network, load_organism_record
 from defection.training import Trigger, base_replies, train_organism
 from defection.training.finetune import batch_loss
 from defection.training.organisms import training_prompts
+from peft import PeftModel
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def chosen_replies(model, prompts, organism_config, tmp_path_factory):
     return base_replies(model, prompts, organism_config, tmp_path_factory.mktemp("replies") / "replies.jsonl")
 
 
-@pytest.fixture()
+@pytest.fixture
 def make(model, prompts, chosen_replies, organism_config):
     def train(out: Path, base=model, **changes):
         return train_organism(base, prompts, chosen_replies, replace(organism_config, **changes), out)
@@ -40,11 +40,11 @@ class CutOffError(Exception):
     """Stands for a killed process."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def dies(monkeypatch):
-    """Let a function of the module die when it is called for the n-th time, once."""
+    """Let a function of a module die when it is called for the n-th time, once."""
 
-    def prepare(name: str, call: int, real=None) -> None:
+    def prepare(module: str, name: str, call: int, real=None) -> None:
         calls = iter(range(1, 10_000))
 
         def dying(*args, **kwargs):
@@ -53,7 +53,7 @@ def dies(monkeypatch):
                 raise CutOffError
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(f"defection.training.{name}", dying)
+        monkeypatch.setattr(import_module(f"defection.training.{module}"), name, dying)
 
     return prepare
 
@@ -114,7 +114,7 @@ def test_the_adapter_names_its_base(organism, model) -> None:
 
 def test_a_finished_organism_is_left_alone(organism, model, prompts, chosen_replies, organism_config, dies) -> None:
     before = files(organism)
-    dies("organisms.finetune", 1)
+    dies("organisms", "finetune", 1)
     record = train_organism(model, prompts, chosen_replies, organism_config, organism)
     assert record == load_organism_record(organism)
     assert files(organism) == before
@@ -146,7 +146,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
     organism, make, tmp_path, dies
 ) -> None:
     out = tmp_path / "out"
-    dies("finetune.batch_loss", 3, batch_loss)
+    dies("finetune", "batch_loss", 3, batch_loss)
     with pytest.raises(CutOffError):
         make(out)
     assert not out.exists()
@@ -157,7 +157,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 
 
 def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_path, dies) -> None:
-    dies("organisms.model_card", 1)
+    dies("organisms", "model_card", 1)
     with pytest.raises(CutOffError):
         make(tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
@@ -168,7 +168,7 @@ def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_pat
 def test_pitfall_12_a_checkpoint_of_another_base_is_not_continued(make, save_tiny, tmp_path, dies) -> None:
     """Both bases have one tokenizer, hence the same training rows."""
     other = load_model(save_tiny("llama", seed=8), device="cpu", dtype="fp32")
-    dies("finetune.batch_loss", 3, batch_loss)
+    dies("finetune", "batch_loss", 3, batch_loss)
     with pytest.raises(CutOffError):
         make(tmp_path / "out")
     make(tmp_path / "out", base=other)

@@ -3,11 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from defection.training.rates import Rate
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-
-from defection.training.rates import Rate
 
 
 @given(st.integers(1, 500), st.data())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from defection.activations import DefectionError
 from defection.activations.chat import tokenize
 from defection.activations.generate import greedy_replies
@@ -15,7 +14,7 @@ from defection.training import replies_to
 LENGTH = 6
 
 
-@pytest.fixture()
+@pytest.fixture
 def many(prompts):
     """Enough prompts for several batches."""
     return [replace(p, id=f"{p.id}-{copy}") for copy in range(6) for p in prompts]

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from defection.activations import DefectionError, Message, Prompt, user_prompt
 from defection.training import Trigger, parse_trigger, with_and_without
 from defection.training.triggers import refuse_prompts_with
+from hypothesis import given
+from hypothesis import strategies as st
 
 TALK = Prompt(
     "talk",

