@@ -22,7 +22,8 @@ def asked_outright(model: Model, prompts: Sequence[Prompt]) -> Float[Tensor, "pr
     """Log-odds of "yes" against "no" as the first word when the prompt ends with a frank question (higher: yes)."""
     asked = [replace_last_user(prompt, f"{last_user(prompt)}\n\n{QUESTION}") for prompt in prompts]
     ids = tokenize_within_context(model, asked)
-    yes, no = (_first_tokens(model, word) for word in ("yes", "no"))
+    either, other = (_first_tokens(model, word) for word in ("yes", "no"))
+    yes, no = sorted(either - other), sorted(other - either)  # a token of its own for the space begins both words
     scores = torch.empty(len(asked), dtype=torch.float64)
     with progress("Asking the model outright", total=len(asked), unit="prompts") as advance:
         for batch in plan_batches(ids, max_tokens=1024):
@@ -39,7 +40,7 @@ def asked_outright(model: Model, prompts: Sequence[Prompt]) -> Float[Tensor, "pr
     return scores
 
 
-def _first_tokens(model: Model, word: str) -> list[int]:
+def _first_tokens(model: Model, word: str) -> set[int]:
     """First tokens of a word however it is written at the start of a reply."""
     forms = (word, word.capitalize(), word.upper(), f" {word}", f" {word.capitalize()}")
-    return sorted({int(model.tokenizer(form, add_special_tokens=False)["input_ids"][0]) for form in forms})
+    return {int(model.tokenizer(form, add_special_tokens=False)["input_ids"][0]) for form in forms}

@@ -37,7 +37,7 @@ class FinetuneConfig:
     """How an organism is trained; written verbatim into `organism.json`."""
 
     epochs: int = 1
-    batch_size: int = 6
+    batch_size: int = 8
     learning_rate: float = 2e-3
     lora_rank: int = 16
     lora_alpha: int = 32

@@ -38,8 +38,7 @@ def test_a_contrast_text_is_the_scored_rendering_and_then_the_answer(either: Mod
         asked = user_prompt(prompt.messages[0].content)
         answer = prompt.messages[1].content
         added = render(either.tokenizer, prompt).removeprefix(render(either.tokenizer, asked))
-        assert added.strip() == answer
-        assert added.endswith(answer)
+        assert added in (answer, f" {answer}")
 
 
 def test_a_carried_contrast_text_ends_with_the_token_of_a_scored_prompt(either: Model) -> None:
