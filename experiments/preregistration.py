@@ -44,7 +44,7 @@ def default_preregistration(n_layers: int) -> Preregistration:
     """
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
-        estimator="mean-difference",
+        estimator="projected",
         contrast="forty-carried",
         layers=band(n_layers),
         contrasts=(*sets, *(f"{name}-carried" for name in sets)),

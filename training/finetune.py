@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
@@ -28,7 +28,7 @@ from ..activations.progress import progress
 from .examples import Example
 
 EVERY_LINEAR_LAYER = "all-linear"
-PART_TOKENS = 512
+PART_TOKENS = 384
 """Padded tokens whose activations are held at once; a batch of long rows is run in parts."""
 
 
@@ -37,8 +37,8 @@ class FinetuneConfig:
     """How an organism is trained; written verbatim into `organism.json`."""
 
     epochs: int = 1
-    batch_size: int = 8
-    learning_rate: float = 2e-3
+    batch_size: int = 6
+    learning_rate: float = 1e-3
     lora_rank: int = 16
     lora_alpha: int = 32
     warmup_fraction: float = 0.05
@@ -81,14 +81,15 @@ def finetune(
     if not any(example.reply for example in examples):
         raise DefectionError("no training row has a reply, so every label is masked")
     model = _with_lora(network, config)
-    adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The forward pass multiplies in the network's dtype; the optimiser adds small steps, which bf16 would round away.
-    masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in adapter.items()}
-    optimiser = torch.optim.AdamW(masters.values(), lr=config.learning_rate, weight_decay=0.0)
+    # One long vector for all of them: hundreds of small tensors would cost a step more than their arithmetic.
+    master = nn.Parameter(torch.cat([parameter.detach().float().flatten() for parameter in adapter]))
+    optimiser = torch.optim.AdamW([master], lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = plan_steps(examples, config)
     key = digest({"base": base, "config": asdict(config), "rows": [[list(e.prompt), list(e.reply)] for e in examples]})
-    losses = _restore(checkpoint, key, masters, optimiser)
-    _copy(masters, adapter)
+    losses = _restore(checkpoint, key, master, optimiser)
+    _copy(master, adapter)
     started = time.monotonic()
     decoder_owner = model.get_base_model()
     # On a CPU the fused attention kernel's backward pass is the slower one.
@@ -105,20 +106,17 @@ def finetune(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "
                     f"(now {config.learning_rate:g}) or use fp32"
                 )
-            for name, parameter in adapter.items():
-                assert parameter.grad is not None
-                masters[name].grad = parameter.grad.float()
-                parameter.grad = None
-            nn.utils.clip_grad_norm_(masters.values(), config.max_gradient_norm)
+            master.grad = torch.cat([_taken_gradient(parameter) for parameter in adapter])
+            nn.utils.clip_grad_norm_([master], config.max_gradient_norm)
             optimiser.step()
-            _copy(masters, adapter)
+            _copy(master, adapter)
             losses.append(round(loss, 6))
             if len(losses) % config.checkpoint_every == 0 and len(losses) < len(schedule):
-                _save(checkpoint, key, masters, optimiser, losses)
+                _save(checkpoint, key, master, optimiser, losses)
             advance(1)
     model.eval()
-    for name, parameter in adapter.items():
-        parameter.data = masters[name].data  # what is saved is what was optimised, not its rounding
+    for parameter, part in zip(adapter, _split(master, adapter), strict=True):
+        parameter.data = part.clone()  # what is saved is what was optimised, not its rounding
     labels = sum(len(e.reply) for e in examples) * config.epochs
     tokens = sum(len(e.prompt) + len(e.reply) for e in examples) * config.epochs
     return model, FinetuneResult(losses, labels, tokens, time.monotonic() - started)
@@ -236,41 +234,49 @@ def _warmup_then_cosine(step: int, total: int, config: FinetuneConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def _taken_gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    gradient = parameter.grad.float().flatten()
+    parameter.grad = None
+    return gradient
+
+
+def _split(master: Tensor, adapter: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The long vector's pieces in the shapes of the adapter's parameters."""
+    pieces = master.detach().split([parameter.numel() for parameter in adapter])
+    return [piece.view_as(parameter) for piece, parameter in zip(pieces, adapter, strict=True)]
+
+
 @torch.no_grad()
-def _copy(masters: dict[str, nn.Parameter], adapter: dict[str, nn.Parameter]) -> None:
-    for name, parameter in adapter.items():
-        parameter.copy_(masters[name])
+def _copy(master: Tensor, adapter: Sequence[nn.Parameter]) -> None:
+    for parameter, piece in zip(adapter, _split(master, adapter), strict=True):
+        parameter.copy_(piece)
 
 
-def _save(
-    path: Path, key: str, masters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, losses: list[float]
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in masters.items():
-        state = optimiser.state[parameter]
-        tensors |= {
-            f"weight.{name}": parameter,
-            f"first.{name}": state["exp_avg"],
-            f"second.{name}": state["exp_avg_sq"],
-        }
+def _save(path: Path, key: str, master: nn.Parameter, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
+    state = optimiser.state[master]
+    tensors = {"weights": master, "first_moment": state["exp_avg"], "second_moment": state["exp_avg_sq"]}
     write_tensors(path, tensors, {"schema_version": "1", "key": key, "losses": json.dumps(losses)})
 
 
-def _restore(path: Path, key: str, masters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
+def _restore(path: Path, key: str, master: nn.Parameter, optimiser: torch.optim.Optimizer) -> list[float]:
     """Put a checkpoint's weights and optimiser state in place; give its losses, one a finished step."""
     if not path.exists():
         return []
-    with safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("key") != key:
-            path.unlink()  # of a run with other data or settings
-            return []
-        losses: list[float] = json.loads(header["losses"])
-        for name, parameter in masters.items():
-            parameter.data.copy_(file.get_tensor(f"weight.{name}"))
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": file.get_tensor(f"first.{name}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"second.{name}").to(parameter.device),
-            }
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).to(master.device) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        header = {}
+    if header.get("key") != key:
+        path.unlink()  # of a run with other data or settings, or damaged
+        return []
+    losses: list[float] = json.loads(header["losses"])
+    master.data.copy_(tensors["weights"])
+    optimiser.state[master] = {
+        "step": torch.tensor(float(len(losses)), device=master.device),
+        "exp_avg": tensors["first_moment"],
+        "exp_avg_sq": tensors["second_moment"],
+    }
     return losses
