@@ -44,7 +44,7 @@ def default_preregistration(n_layers: int) -> Preregistration:
     """
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
-        estimator="projected",
+        estimator="mean-difference",
         contrast="forty-carried",
         layers=band(n_layers),
         contrasts=(*sets, *(f"{name}-carried" for name in sets)),
