@@ -11,7 +11,7 @@ from defection.activations.chat import tokenize
 from defection.activations.files import read_json
 from defection.activations.models import load_network, load_organism_record
 from defection.training import Trigger, base_replies, train_organism
-from defection.training.finetune import batch_loss
+from defection.training.finetune import backward
 from defection.training.organisms import training_prompts
 from peft import PeftModel
 
@@ -146,7 +146,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
     organism, make, tmp_path, dies
 ) -> None:
     out = tmp_path / "out"
-    dies("finetune", "batch_loss", 3, batch_loss)
+    dies("finetune", "backward", 3, backward)
     with pytest.raises(CutOffError):
         make(out)
     assert not out.exists()
@@ -168,7 +168,7 @@ def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_pat
 def test_pitfall_12_a_checkpoint_of_another_base_is_not_continued(make, save_tiny, tmp_path, dies) -> None:
     """Both bases have one tokenizer, hence the same training rows."""
     other = load_model(save_tiny("llama", seed=8), device="cpu", dtype="fp32")
-    dies("finetune", "batch_loss", 3, batch_loss)
+    dies("finetune", "backward", 3, backward)
     with pytest.raises(CutOffError):
         make(tmp_path / "out")
     make(tmp_path / "out", base=other)
