@@ -344,12 +344,15 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html, one self-contained file; draws the figures first if they are missing."""
+    from ..activations.files import read_json
+    from ..training.organisms import versions
     from .evaluation import plot_folder
     from .report import write_report
 
     if not (folder / "figures").exists():
         plot_folder(folder)
-    page = write_report(folder, {"command": f"defection report {folder.name}"})
+    recorded = folder / "demo.json" if (folder / "demo.json").exists() else folder / "preregistration.json"
+    page = write_report(folder, {"configuration": read_json(recorded), "versions": versions()})
     _print({"report": str(page)}, as_json, str(page))
 
 
