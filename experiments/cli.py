@@ -33,6 +33,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
+OrganismArgument = Annotated[str, typer.Argument(help="Organism directory.", show_default=False)]
+TestSetsOption = Annotated[
+    list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
 
 
@@ -175,11 +179,9 @@ def train(
 
 @app.command()
 def evaluate(
-    organism: Annotated[str, typer.Argument(help="Organism directory.", show_default=False)],
+    organism: OrganismArgument,
     out: OutOption,
-    prompts: Annotated[
-        list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
-    ] = None,
+    prompts: TestSetsOption = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -304,12 +306,10 @@ def score(
 
 @app.command()
 def sweep(
-    organism: Annotated[str, typer.Argument(help="Organism directory.", show_default=False)],
+    organism: OrganismArgument,
     out: OutOption,
     twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin.")] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
-    ] = None,
+    prompts: TestSetsOption = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

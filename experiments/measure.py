@@ -297,7 +297,7 @@ def read_completions(out: Path) -> list[dict[str, Any]]:
     path = out / "completions.jsonl"
     if not path.exists():
         raise DefectionError(f"{path} does not exist; run `defection demo` or `defection sweep` first")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _observed(out: Path) -> dict[str, bool]:

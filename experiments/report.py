@@ -12,6 +12,7 @@ from typing import Any
 from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_text
 from ..probes.sweep import SweepRow, read_sweep
+from .measure import read_completions
 
 FIGURES = {
     "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (topics resampled), over the "
@@ -97,7 +98,7 @@ def _organism(out: Path) -> Json | None:
 
 def _samples(out: Path) -> list[dict[str, Any]]:
     """The same few prompts for every model, clean and triggered, from each test set: the first ones, not the best."""
-    said = [json.loads(line) for line in (out / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+    said = read_completions(out)
     by_prompt: dict[str, dict[str, Any]] = {}
     for row in said:
         entry = by_prompt.setdefault(row["id"], {**row, "said": {}})
