@@ -21,15 +21,17 @@ Json = dict[str, Any]
 
 
 @contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target`; on success flush it to disk and rename it into place.
+def written_aside(target: Path, room: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path beside `target`, or in the folder `room` of the same file system; on success flush it to
+    disk and rename it into place.
 
     Raises DefectionError when the disk is full or the folder cannot be written; the target is then untouched.
     """
     handle = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        (room or target.parent).mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=room or target.parent)
         os.close(descriptor)
         handle = Path(name)
         yield handle
@@ -72,8 +74,25 @@ def folder_written_aside(target: Path) -> Iterator[Path]:
 
 def write_text(target: Path, text: str) -> None:
     """Write `text` (UTF-8) so that a reader sees the old file or the new one, never half."""
-    with written_aside(target) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_bytes(target, (text.encode("utf-8"),))
+
+
+def write_bytes(target: Path, pieces: Iterable[bytes | memoryview], room: Path | None = None) -> None:
+    """Write `pieces` one after the other, without joining them in memory first; see `written_aside`."""
+    with written_aside(target, room) as aside, open(aside, "wb", buffering=0) as file:
+        for piece in pieces:
+            left = memoryview(piece).cast("B") if len(piece) else memoryview(b"")
+            while left:  # one call of the system writes 2 GiB at most
+                left = left[file.write(left) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder, so that what was renamed into it outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(target: Path, value: Mapping[str, Any]) -> None:
@@ -83,7 +102,12 @@ def write_json(target: Path, value: Mapping[str, Any]) -> None:
 
 def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; NaN and infinity are refused here too."""
-    write_text(target, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(target, jsonl(rows))
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON object a line; NaN and infinity are refused."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def write_tensors(target: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None) -> None:

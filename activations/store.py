@@ -1,57 +1,63 @@
-"""Residual vectors on disk: a manifest that says exactly what they are, and checksummed safetensors shards.
+"""Residual vectors on disk: open, read, verify. Knows files only, no model.
 
 A store is a directory with `manifest.json` (what was computed, row order, checksums), `prompts.jsonl` (the prompts, in
-row order) and `shard-00000.safetensors` …, each with one tensor `residuals` [prompt, layer, d_model]. The manifest is
-written first and names every shard to come; a shard's checksum enters it once the shard is whole on disk. A run that
-was killed is continued by calling `cache` again, and the bytes are those of an uninterrupted run.
+row order) and `shard-00000.safetensors` …, each with a tensor `residuals` [prompt, layer, d_model]. Where a prompt
+gives several vectors the store is *ragged*: `residuals` is [token, layer, d_model], and `offsets` [prompt + 1] (int64)
+says which tokens of the shard belong to which of its prompts. `writing.py` writes stores, `views.py` joins and selects.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from .batching import READING_COST, REPLYING_COST, plan_batches
-from .capture import (
-    POSITION,
-    Residuals,
-    last_token_residuals,
-    parse_layers,
-    refuse_non_finite,
-    tokenize_within_context,
-)
 from .errors import DefectionError
-from .files import Json, digest, file_digest, read_json, write_json, write_jsonl, write_tensors
-from .generate import reply_to_batch
-from .models import Model, ModelIdentity, choose_dtype
-from .progress import Advance, progress
+from .files import Json, file_digest
+from .manifest import MANIFEST, Manifest, read_manifest
 from .prompts import Prompt, load_prompts
+from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_any, map_tensors, read_header, same_bytes
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    from .capture import Residuals
+
 PROMPTS = "prompts.jsonl"
-TENSOR = "residuals"
-REPLIES = "replies"
 NO_TOKEN = -1
-SCHEMA_VERSION = 1
-REQUIRED = ("key", "model", "layers", "position", "ids", "n_tokens", "shards")
-ROWS_PER_SHARD = 512
+BATCH_ROWS = 512
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of some rows, in the order of the rows."""
+
+    values: Float[Tensor, "vector layer d_model"]
+    offsets: Int[Tensor, "row+1"]
+    """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
+    rows: Sequence[int]
+    """The rows' numbers in the store or view they come from."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. Opening reads the manifest only; vectors are memory-mapped when asked for."""
+    """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for."""
 
     path: Path
-    manifest: Json
+    file: Manifest
+
+    @property
+    def manifest(self) -> Json:
+        """What was computed: the head of the manifest."""
+        return self.file.head
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -59,46 +65,148 @@ class Store:
         return tuple(self.manifest["layers"])
 
     @property
+    def d_model(self) -> int:
+        """Width of a vector."""
+        return int(self.manifest["d_model"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors on disk."""
+        return NAMED_DTYPES[self.manifest["dtype"]]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a prompt may have several vectors."""
+        return bool(self.manifest.get("ragged", False))
+
+    @property
     def complete(self) -> bool:
         """Whether every shard has been written."""
-        return all(shard["sha256"] for shard in self.manifest["shards"])
+        if "complete" in self.manifest:
+            return bool(self.manifest["complete"])
+        return all(shard["sha256"] for shard in self.shards)
+
+    @cached_property
+    def shards(self) -> list[dict[str, Any]]:
+        """Each shard's `file`, `rows` (first, and one after the last), `vectors`, `bytes` and `sha256`."""
+        return self.file.table("shards")
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The prompts' ids, in row order."""
+        return tuple(self.file.table("ids"))
+
+    @cached_property
+    def n_tokens(self) -> tuple[int, ...]:
+        """Length of each rendered prompt, in row order."""
+        return tuple(self.file.table("n_tokens"))
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompts, in row order."""
+        """The prompts, in row order; DefectionError when their file is not the one that was written."""
+        if not self._prompts_intact():
+            raise DefectionError(
+                f"{self.path / PROMPTS} is missing or damaged; run the same `defection cache` again to write it anew"
+            )
         return tuple(load_prompts(self.path / PROMPTS))
 
-    def verify(self) -> None:
-        """Compare every shard with its checksum; DefectionError names the first that differs or is missing."""
-        for shard in self.manifest["shards"]:
-            if not _intact(self.path, shard):
-                raise DefectionError(
-                    f"{self.path / shard['file']} is missing, unfinished or damaged; run the same `defection cache` "
-                    "again to recompute it"
-                )
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return int(self.shards[-1]["rows"][1])
 
-    def read(self, layers: Sequence[int] | None = None) -> Residuals:
-        """All rows, fp32, of all layers or some. Raises DefectionError for an unfinished store or an absent layer."""
-        wanted = self.layers if layers is None else tuple(layers)
-        missing = [layer for layer in wanted if layer not in self.layers]
-        if missing:
-            raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
+    def damaged(self) -> list[str]:
+        """Names of the files that are missing, unfinished or not what was written; reads every byte of the store."""
+        wrong = [] if self._prompts_intact() else [PROMPTS]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing needs no interpreter lock
+            intact = list(threads.map(self._shard_intact, self.shards))
+        return wrong + [shard["file"] for shard, whole in zip(self.shards, intact, strict=True) if not whole]
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; DefectionError names the first that differs or is missing."""
+        for name in self.damaged():
+            raise DefectionError(f"{self.path / name} is missing, unfinished or damaged; {AGAIN}")
+
+    def _prompts_intact(self) -> bool:
+        file = self.path / PROMPTS
+        if self.manifest["schema_version"] == 1:  # which had no checksum for it
+            return file.exists()
+        return file.is_file() and file_digest(file) == self.manifest["prompts_sha256"]
+
+    def _shard_intact(self, shard: dict[str, Any]) -> bool:
+        file = self.path / shard["file"]
+        if self.manifest["schema_version"] == 1:
+            return bool(shard["sha256"]) and file.is_file() and file_digest(file) == shard["sha256"]
+        header = read_header(file)
+        return header is not None and header.digest == shard["sha256"] and same_bytes(file, header)
+
+    def map_shard(self, number: int) -> dict[str, Tensor]:
+        """The tensors of one shard, memory-mapped: nothing is read but what is looked at, and nothing is copied.
+
+        Raises DefectionError for an unfinished store, or a shard that is missing or has another header.
+        """
         self._refuse_unfinished()
-        columns = [self.layers.index(layer) for layer in wanted]
-        parts = [_read_shard(self.path / shard["file"], columns) for shard in self.manifest["shards"]]
+        shard = self.shards[number]
+        if self.manifest["schema_version"] == 1:
+            return map_any(self.path / shard["file"])
+        return map_tensors(self.path / shard["file"], shard["sha256"])
+
+    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
+        """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.
+
+        Only their pages are read. Raises DefectionError for an unfinished store, an absent layer or row, and a shard
+        that is missing or has another header.
+        """
+        columns = self._columns(layers)
+        self._refuse_unfinished()
+        wanted = range(len(self)) if rows is None else rows
+        outside = [row for row in wanted if not 0 <= row < len(self)] if rows is not None else []
+        if outside:
+            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {len(self) - 1}")
+        pieces = list(self._pieces(wanted))
+        counts = torch.ones(len(wanted), dtype=torch.int64)
+        if self.ragged:
+            for shard, within, spots in pieces:
+                counts[spots] = self.map_shard(shard)[OFFSETS].diff()[within]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts]).cumsum(0)
+        values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
+        for shard, within, spots in pieces:
+            mapped = self.map_shard(shard)
+            starts = mapped[OFFSETS][within] if self.ragged else within
+            source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
+            values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
+        return Vectors(values, offsets, wanted)
+
+    def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
+        """The residuals of all prompts or some, fp32, of all layers or some.
+
+        Raises what `vectors` raises, and DefectionError for a ragged store, whose prompts have several vectors each.
+        """
+        from .capture import Residuals
+        from .models import ModelIdentity
+
+        if self.ragged:
+            raise DefectionError(f"{self.path} holds several vectors a prompt; use `vectors` or `batches`")
+        found = self.vectors(layers, rows)
         model = self.manifest["model"]
         return Residuals(
-            values=torch.cat(parts),
-            layers=wanted,
-            prompts=self.prompts,
-            n_tokens=tuple(self.manifest["n_tokens"]),
+            values=found.values.float(),
+            layers=self.layers if layers is None else tuple(layers),
+            prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
+            n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
             model=ModelIdentity(model["name"], model["fingerprint"], model["template"]),
             position=self.manifest["position"],
         )
 
-    def _refuse_unfinished(self) -> None:
-        if not self.complete:
-            raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+    def batches(
+        self,
+        size: int = BATCH_ROWS,
+        *,
+        layers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Vectors]:
+        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch."""
+        return in_batches(self, size, layers, device, dtype)
 
     def read_replies(self) -> list[list[int]]:
         """Token ids of the greedy reply to each prompt, in row order.
@@ -107,209 +215,75 @@ class Store:
         """
         if not self.manifest.get("reply_tokens"):
             raise DefectionError(f"{self.path} holds no replies; cache it with reply_tokens")
-        self._refuse_unfinished()
-        rows: list[list[int]] = []
-        for shard in self.manifest["shards"]:
-            tensor = _read_tensor(self.path / shard["file"], REPLIES)
-            rows += [[token for token in row if token != NO_TOKEN] for row in tensor.tolist()]
-        return rows
+        tables = [self.map_shard(number)[REPLIES].tolist() for number in range(len(self.shards))]
+        return [[token for token in row if token != NO_TOKEN] for table in tables for row in table]
+
+    def _refuse_unfinished(self) -> None:
+        if not self.complete:
+            raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+
+    def _columns(self, layers: Sequence[int] | None) -> Sequence[int]:
+        if layers is None:
+            return range(len(self.layers))
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
+        return [self.layers.index(layer) for layer in layers]
+
+    def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each shard that holds some of the rows: its number, the rows counted from its first, and their places
+        among the rows asked for.
+        """
+        firsts = torch.tensor([shard["rows"][0] for shard in self.shards])
+        asked = torch.arange(rows.start, rows.stop) if _runs(rows) else torch.tensor(list(rows), dtype=torch.int64)
+        owners = torch.bucketize(asked, firsts, right=True) - 1
+        for shard in owners.unique().tolist():
+            spots = (owners == shard).nonzero().flatten()
+            yield shard, asked[spots] - firsts[shard], spots
 
 
-def open_store(path: str | Path) -> Store:
-    """Open a store directory; DefectionError when it is none, or of a later version."""
+def in_batches(
+    source: Any, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
+) -> Iterator[Vectors]:
+    """Batches of anything that has `vectors` and a length."""
+    if size < 1:
+        raise DefectionError(f"a batch needs at least one row, not {size}")
+    for start in range(0, len(source), size):
+        found = source.vectors(layers, range(start, min(start + size, len(source))))
+        values = found.values.to(device=device, dtype=dtype or found.values.dtype)
+        yield Vectors(values, found.offsets.to(device), found.rows)
+
+
+def _spread(starts: Int[Tensor, "run"], counts: Int[Tensor, "run"]) -> slice | Tensor:
+    """The numbers of all runs that start there and are that long; a slice, which copies nothing, where they are one."""
+    ends = counts.cumsum(0)
+    numbers = torch.repeat_interleave(starts - (ends - counts), counts) + torch.arange(int(counts.sum()))
+    if len(numbers) and bool((numbers.diff() == 1).all()):
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
+
+
+def _sliced(columns: Sequence[int]) -> slice | list[int]:
+    """A slice where the columns follow one another."""
+    listed = list(columns)
+    if listed and listed == list(range(listed[0], listed[0] + len(listed))):
+        return slice(listed[0], listed[0] + len(listed))
+    return listed
+
+
+def _runs(rows: Sequence[int]) -> TypeGuard[range]:
+    return isinstance(rows, range) and rows.step == 1
+
+
+def open_store(path: str | Path, *, verify: bool = False) -> Store:
+    """Open a store directory; with `verify`, only if every byte of it is what was written.
+
+    Raises DefectionError when it is none, is damaged, or is of a later version.
+    """
     folder = Path(path)
     if not (folder / MANIFEST).exists():
         raise DefectionError(f"{folder} is not a store: it has no {MANIFEST}")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(
-            f"{folder / MANIFEST} has schema version {manifest.get('schema_version')!r}; this toolkit reads "
-            f"{SCHEMA_VERSION}"
-        )
-    absent = [name for name in REQUIRED if name not in manifest]
-    if absent:
-        raise DefectionError(f"{folder / MANIFEST} is not a store's manifest: it has no {', '.join(absent)}")
-    return Store(folder, manifest)
-
-
-def cache(
-    model: Model,
-    prompts: Sequence[Prompt],
-    path: str | Path,
-    *,
-    layers: str | Sequence[int] = "all",
-    dtype: str | torch.dtype | None = None,
-    reply_tokens: int = 0,
-    max_tokens: int | None = None,
-    rows_per_shard: int = ROWS_PER_SHARD,
-    what: str = "Caching residual streams",
-) -> Store:
-    """Read the residual streams of `prompts` into the store at `path`, continuing whatever is there already.
-
-    `dtype` is that of the file; by default the one the model computes in, which loses nothing.
-    With `reply_tokens` each prompt is also continued greedily by up to that many tokens, out of the same forward pass.
-    Raises DefectionError when the directory holds a store of something else (the sentence says what differs), or when
-    another process is writing to it.
-    """
-    folder = Path(path)
-    if not prompts:
-        raise DefectionError(f"there are no prompts to read into {folder}")
-    ids = tokenize_within_context(model, prompts, reply_tokens=reply_tokens)
-    chosen = parse_layers(layers, model.n_layers)
-    kept_as = model.dtype if dtype is None else choose_dtype(dtype)
-    # Decoding a step costs nearly the same for few rows as for many, so replies want larger batches.
-    max_tokens = max_tokens or (3072 if reply_tokens else 1024)
-    work = _Work(model, prompts, ids, chosen, kept_as, max_tokens, reply_tokens)
-    manifest = _plan(work, rows_per_shard)
-    with _sole_writer(folder):
-        manifest = _adopt(folder, manifest)
-        # Always: those on disk may be damaged, or left by a run of other prompts that was cut off before its manifest.
-        write_jsonl(folder / PROMPTS, (prompt.to_json() for prompt in prompts))
-        todo = [shard for shard in manifest["shards"] if not _intact(folder, shard)]
-        if not todo:
-            return Store(folder, manifest)
-        write_json(folder / MANIFEST, manifest)
-        with progress(what, total=sum(end - start for start, end in (s["rows"] for s in todo)), unit="prompts") as bar:
-            for shard in todo:
-                _write_shard(work, folder, shard, bar)
-                write_json(folder / MANIFEST, manifest)
-    return Store(folder, manifest)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is to be computed."""
-
-    model: Model
-    prompts: Sequence[Prompt]
-    ids: Sequence[Sequence[int]]
-    layers: tuple[int, ...]
-    dtype: torch.dtype
-    max_tokens: int
-    reply_tokens: int
-
-
-def _plan(work: _Work, rows_per_shard: int) -> Json:
-    """The manifest of a store that is still empty. Its key covers everything the vectors depend on (PITFALLS 12)."""
-    model, prompts = work.model, work.prompts
-    computed: Json = {
-        "model": {
-            "name": model.identity.name,
-            "fingerprint": model.identity.fingerprint,
-            "template": model.identity.template,
-        },
-        "layers": list(work.layers),
-        "position": POSITION,
-        "dtype": DTYPE_NAMES[work.dtype],
-        "computed_in": DTYPE_NAMES[model.dtype],
-        "max_tokens": work.max_tokens,
-        "reply_tokens": work.reply_tokens,
-        "tokens_sha256": digest([list(row) for row in work.ids]),
-    }
-    nameless = {**computed, "model": {k: v for k, v in computed["model"].items() if k != "name"}}
-    starts = range(0, len(prompts), rows_per_shard)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "key": digest(nameless),
-        **computed,
-        "d_model": model.d_model,
-        "ids": [prompt.id for prompt in prompts],
-        "n_tokens": [len(row) for row in work.ids],
-        "shards": [
-            {
-                "file": f"shard-{number:05d}.safetensors",
-                "rows": [start, min(start + rows_per_shard, len(prompts))],
-                "sha256": None,
-            }
-            for number, start in enumerate(starts)
-        ],
-    }
-
-
-def _adopt(folder: Path, planned: Json) -> Json:
-    """The manifest on disk if it is of the same computation, the planned one if there is none."""
-    if not (folder / MANIFEST).exists():
-        return planned
-    found = open_store(folder).manifest
-    if found["key"] == planned["key"] and found["ids"] == planned["ids"]:
-        return found
-    names = {
-        "model": "model or chat template",
-        "layers": "layers",
-        "dtype": "dtype",
-        "computed_in": "dtype of the forward pass",
-        "tokens_sha256": "prompts",
-        "ids": "prompt ids",
-        "max_tokens": "batch size",
-        "reply_tokens": "length of replies",
-    }
-    differs = [name for field, name in names.items() if found.get(field) != planned[field]]
-    raise DefectionError(
-        f"{folder} already holds residuals of another computation (different {', '.join(differs)}); "
-        "choose another --out or remove it"
-    )
-
-
-def _write_shard(work: _Work, folder: Path, shard: dict[str, Any], advance: Advance) -> None:
-    """Compute one shard and record its checksum. Batches never cross shards, so each is reproducible alone."""
-    start, end = shard["rows"]
-    rows = work.ids[start:end]
-    values = torch.empty(len(rows), len(work.layers), work.model.d_model, dtype=torch.float32)
-    replies = torch.full((len(rows), work.reply_tokens), NO_TOKEN, dtype=torch.int32)
-    group_cost = REPLYING_COST if work.reply_tokens else READING_COST
-    for batch in plan_batches(rows, max_tokens=work.max_tokens, group_cost=group_cost):
-        if work.reply_tokens:
-            said, seen = reply_to_batch(work.model, rows, batch, work.reply_tokens, work.layers)
-            for row, tokens in zip(batch.rows, said, strict=True):
-                replies[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-            assert seen is not None
-        else:
-            seen = last_token_residuals(work.model, rows, batch, work.layers)
-        values[list(batch.rows)] = seen
-        advance(len(batch.rows))
-    refuse_non_finite(values, work.prompts[start:end], work.layers)
-    target = folder / shard["file"]
-    tensors = {TENSOR: values.to(work.dtype)} | ({REPLIES: replies} if work.reply_tokens else {})
-    write_tensors(target, tensors)
-    shard["sha256"] = file_digest(target)
-
-
-def _intact(folder: Path, shard: dict[str, Any]) -> bool:
-    file = folder / shard["file"]
-    return bool(shard["sha256"]) and file.exists() and file_digest(file) == shard["sha256"]
-
-
-def _read_shard(file: Path, columns: Sequence[int]) -> torch.Tensor:
-    return _read_tensor(file, TENSOR, columns).float()
-
-
-def _read_tensor(file: Path, name: str, columns: Sequence[int] | None = None) -> torch.Tensor:
-    """A tensor of a shard, or some of its second dimension, without reading the rest of the file."""
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            tensor: torch.Tensor = (
-                opened.get_tensor(name) if columns is None else opened.get_slice(name)[:, list(columns)]
-            )
-            return tensor
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DefectionError(
-            f"{file} is missing or damaged ({error}); run the same `defection cache` again to recompute it"
-        ) from error
-
-
-@contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the store's lock; the system drops it when the process dies, however it dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, however this ends)
-    except OSError as error:
-        raise DefectionError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DefectionError(
-                f"another process is writing to {folder}; wait for it or choose another --out"
-            ) from error
-        yield
+    store = Store(folder, read_manifest(folder / MANIFEST))
+    if verify:
+        store.verify()
+    return store

@@ -216,10 +216,10 @@ def cache(
     as_json: JsonOption = False,
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues."""
+    from ..activations.caching import cache as cache_residuals
     from ..activations.capture import POSITION
     from ..activations.models import choose_dtype, load_model
     from ..activations.prompts import load_prompts
-    from ..activations.store import cache as cache_residuals
 
     if position != POSITION:
         raise DefectionError(f"unknown position {position!r}: the one position so far is {POSITION}")

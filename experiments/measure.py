@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from ..activations.caching import cache
 from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, read_json, write_json, write_jsonl
 from ..activations.models import Model
 from ..activations.prompts import Prompt, load_prompts
-from ..activations.store import Store, cache
+from ..activations.store import Store
 from ..probes import Probe, contrast_set
 from ..probes.asking import asked_outright
 from ..probes.baselines import two_components

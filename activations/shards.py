@@ -1,0 +1,141 @@
+"""One shard of a store: a safetensors file that vouches for itself.
+
+Its header names the store it belongs to (`key`), its rows, and the SHA-256 of the bytes after the header. So a shard
+that was cut off, damaged or left by another computation is known without any other file, and a run that was killed goes
+on from the shards alone. The manifest keeps the SHA-256 of each header, which covers the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import DefectionError
+from .files import write_bytes
+
+RESIDUALS = "residuals"
+OFFSETS = "offsets"
+REPLIES = "replies"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64"}
+LENGTH_BYTES = 8
+LARGEST_HEADER = 1 << 20
+AGAIN = "run the same `defection cache` again, or `defection store repair`, to recompute it"
+
+Rows = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard says of itself."""
+
+    key: str
+    """Of the store; see `Plan.key`."""
+    rows: Rows
+    """First row of the store, and the one after the last."""
+    sha256: str
+    """Of all bytes after the header."""
+    vectors: int
+    """Length of `residuals`: the rows, or in a ragged store their tokens."""
+    start: int
+    """Where the tensors' bytes start."""
+    bytes: int
+    """Size of the whole file."""
+    digest: str
+    """SHA-256 of the header itself: the shard's checksum in the manifest."""
+
+
+def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows, room: Path | None = None) -> None:
+    """Write one shard, whole or not at all; `room` is the folder where it grows.
+
+    Written by hand because the checksum goes into the header, and straight from the tensors' memory: `save_file` copies
+    them first and takes two to four times as long.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps each aligned
+    views = [memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()) for _, tensor in ordered]
+    state = hashlib.sha256()
+    for view in views:
+        state.update(view)
+    write_bytes(file, [_header_bytes(dict(ordered), key, rows, state.hexdigest()), *views], room)
+
+
+def _header_bytes(tensors: Mapping[str, Tensor], key: str, rows: Rows, sha256: str) -> bytes:
+    header: dict[str, object] = {
+        "__metadata__": {"key": key, "rows": f"{rows[0]}:{rows[1]}", "sha256": sha256},
+    }
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def read_header(file: Path) -> Header | None:
+    """What the shard says of itself; None when there is no such file, or it is not one of ours or not a whole one."""
+    try:
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            start = opened.read(LENGTH_BYTES)
+            length = int.from_bytes(start, "little")
+            if len(start) < LENGTH_BYTES or length > min(size, LARGEST_HEADER):
+                return None
+            start += opened.read(length)
+        header = json.loads(start[LENGTH_BYTES:])
+        about = header.pop("__metadata__")
+        first, last = about["rows"].split(":")
+        end = LENGTH_BYTES + length + max(tensor["data_offsets"][1] for tensor in header.values())
+        if size != end:
+            return None
+        return Header(
+            key=str(about["key"]),
+            rows=(int(first), int(last)),
+            sha256=str(about["sha256"]),
+            vectors=int(header[RESIDUALS]["shape"][0]),
+            start=LENGTH_BYTES + length,
+            bytes=size,
+            digest=hashlib.sha256(start).hexdigest(),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+    except OSError as error:
+        raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def same_bytes(file: Path, header: Header) -> bool:
+    """Whether the bytes after the header are those that were written; reads the whole file, in constant memory."""
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(header.start)
+            return hashlib.file_digest(opened, "sha256").hexdigest() == header.sha256
+    except OSError as error:
+        raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def map_tensors(file: Path, digest: str) -> dict[str, Tensor]:
+    """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at.
+
+    Raises DefectionError when the file is missing, or its header is not the one of that digest.
+    """
+    header = read_header(file)
+    if header is None or header.digest != digest:
+        state = "missing" if not file.exists() else "damaged"
+        raise DefectionError(f"{file} is {state}; {AGAIN}")
+    return map_any(file)
+
+
+def map_any(file: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, memory-mapped."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise DefectionError(f"{file} is missing or damaged ({error}); {AGAIN}") from error
