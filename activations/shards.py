@@ -1,8 +1,9 @@
 """One shard of a store: a safetensors file that vouches for itself.
 
-Its header names the store it belongs to (`key`), its rows, and the SHA-256 of the bytes after the header. So a shard
-that was cut off, damaged or left by another computation is known without any other file, and a run that was killed goes
-on from the shards alone. The manifest keeps the SHA-256 of each header, which covers the rest.
+Its header names the store it belongs to (`key`) and its rows, and holds the SHA-256 of the bytes after it and its own
+(with zeros in its place). So a shard that was cut off, damaged or left by another computation is known without any
+other file, and a run that was killed goes on from the shards alone. The manifest keeps each header's checksum, which
+covers all the rest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ REPLIES = "replies"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64"}
 LENGTH_BYTES = 8
 LARGEST_HEADER = 1 << 20
+ZEROS = "0" * 64
 AGAIN = "run the same `defection cache` again, or `defection store repair`, to recompute it"
 
 Rows = tuple[int, int]
@@ -40,7 +42,7 @@ class Header:
     """Of the store; see `Plan.key`."""
     rows: Rows
     """First row of the store, and the one after the last."""
-    sha256: str
+    tensors_sha256: str
     """Of all bytes after the header."""
     vectors: int
     """Length of `residuals`: the rows, or in a ragged store their tokens."""
@@ -48,8 +50,8 @@ class Header:
     """Where the tensors' bytes start."""
     bytes: int
     """Size of the whole file."""
-    digest: str
-    """SHA-256 of the header itself: the shard's checksum in the manifest."""
+    sha256: str
+    """Of the header with zeros in the place of this: the shard's checksum in the manifest."""
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows, room: Path | None = None) -> None:
@@ -66,21 +68,24 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows,
     write_bytes(file, [_header_bytes(dict(ordered), key, rows, state.hexdigest()), *views], room)
 
 
-def _header_bytes(tensors: Mapping[str, Tensor], key: str, rows: Rows, sha256: str) -> bytes:
-    header: dict[str, object] = {
-        "__metadata__": {"key": key, "rows": f"{rows[0]}:{rows[1]}", "sha256": sha256},
-    }
+def _header_bytes(tensors: Mapping[str, Tensor], key: str, rows: Rows, tensors_sha256: str) -> bytes:
+    about = {"key": key, "rows": f"{rows[0]}:{rows[1]}", "tensors_sha256": tensors_sha256, "header_sha256": ZEROS}
+    header: dict[str, object] = {"__metadata__": about}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+    whole = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    return whole.replace(ZEROS.encode(), hashlib.sha256(whole).hexdigest().encode(), 1)
 
 
 def read_header(file: Path) -> Header | None:
-    """What the shard says of itself; None when there is no such file, or it is not one of ours or not a whole one."""
+    """What the shard says of itself; None when it is not there, or its header or its length is not what was written.
+
+    Whether its tensors are is for `same_bytes` to say.
+    """
     try:
         with open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size
@@ -93,16 +98,17 @@ def read_header(file: Path) -> Header | None:
         about = header.pop("__metadata__")
         first, last = about["rows"].split(":")
         end = LENGTH_BYTES + length + max(tensor["data_offsets"][1] for tensor in header.values())
-        if size != end:
+        digest = str(about["header_sha256"])
+        if size != end or hashlib.sha256(start.replace(digest.encode(), ZEROS.encode(), 1)).hexdigest() != digest:
             return None
         return Header(
             key=str(about["key"]),
             rows=(int(first), int(last)),
-            sha256=str(about["sha256"]),
+            tensors_sha256=str(about["tensors_sha256"]),
             vectors=int(header[RESIDUALS]["shape"][0]),
             start=LENGTH_BYTES + length,
             bytes=size,
-            digest=hashlib.sha256(start).hexdigest(),
+            sha256=digest,
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
@@ -115,18 +121,18 @@ def same_bytes(file: Path, header: Header) -> bool:
     try:
         with open(file, "rb", buffering=0) as opened:
             opened.seek(header.start)
-            return hashlib.file_digest(opened, "sha256").hexdigest() == header.sha256
+            return hashlib.file_digest(opened, "sha256").hexdigest() == header.tensors_sha256
     except OSError as error:
         raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def map_tensors(file: Path, digest: str) -> dict[str, Tensor]:
+def map_tensors(file: Path, sha256: str) -> dict[str, Tensor]:
     """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at.
 
-    Raises DefectionError when the file is missing, or its header is not the one of that digest.
+    Raises DefectionError when the file is missing, or its header does not have that checksum.
     """
     header = read_header(file)
-    if header is None or header.digest != digest:
+    if header is None or header.sha256 != sha256:
         state = "missing" if not file.exists() else "damaged"
         raise DefectionError(f"{file} is {state}; {AGAIN}")
     return map_any(file)

@@ -137,7 +137,7 @@ class Store:
         if self.manifest["schema_version"] == 1:
             return bool(shard["sha256"]) and file.is_file() and file_digest(file) == shard["sha256"]
         header = read_header(file)
-        return header is not None and header.digest == shard["sha256"] and same_bytes(file, header)
+        return header is not None and header.sha256 == shard["sha256"] and same_bytes(file, header)
 
     def map_shard(self, number: int) -> dict[str, Tensor]:
         """The tensors of one shard, memory-mapped: nothing is read but what is looked at, and nothing is copied.

@@ -157,7 +157,7 @@ def _entry(number: int, rows: Rows, header: Header | None) -> dict[str, Any]:
         "rows": list(rows),
         "vectors": header and header.vectors,
         "bytes": header and header.bytes,
-        "sha256": header and header.digest,
+        "sha256": header and header.sha256,
     }
 
 

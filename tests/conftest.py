@@ -5,12 +5,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the hub
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from defection.activations.models import Model, load_model
 from defection.activations.prompts import Message, Prompt, user_prompt
+from defection.activations.store import Store
+from defection.activations.writing import Plan, write_store
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -127,6 +130,57 @@ def gpt2(gpt2_folder: Path) -> Model:
 def plain_llama(save_tiny: Callable[..., Path]) -> Model:
     """A model without a chat template."""
     return load_model(save_tiny("llama", template=None), device="cpu", dtype="fp32")
+
+
+@dataclass(frozen=True)
+class Vault:
+    """What goes into a store of random vectors that no model made; `values` [prompt, layer, d_model], or ragged."""
+
+    prompts: tuple[Prompt, ...]
+    values: torch.Tensor
+    offsets: torch.Tensor | None = None
+    about: dict[str, object] = field(default_factory=dict)
+    rows_per_shard: int = 4
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.about, self.prompts, [3 + row for row in range(len(self.prompts))], self.rows_per_shard)
+
+    def compute(self, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+        start, end = rows
+        if self.offsets is None:
+            return {"residuals": self.values[start:end]}
+        offsets = self.offsets[start : end + 1]
+        return {"residuals": self.values[offsets[0] : offsets[-1]], "offsets": offsets - offsets[0]}
+
+    def fill(self, folder: Path, **options: object) -> Store:
+        return write_store(folder, self.plan, self.compute, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def make_vault() -> Callable[..., Vault]:
+    """`make_vault(rows=10, ragged=True, seed=1, position="all")`: the last goes into what the plan says of the vectors."""
+
+    def make(rows: int = 10, *, ragged: bool = False, seed: int = 0, rows_per_shard: int = 4, **about: object) -> Vault:
+        generator = torch.Generator().manual_seed(seed)
+        prompts = tuple(user_prompt(f"Frage {i} für dich", id=f"p{i}", topic=f"t{i % 3}") for i in range(rows))
+        lengths = torch.randint(0, 5, (rows,), generator=generator) if ragged else torch.ones(rows, dtype=torch.int64)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        values = torch.randn(int(offsets[-1]), 3, 8, generator=generator).bfloat16()
+        said: dict[str, object] = {
+            "model": {"name": "none", "fingerprint": f"weights {seed}", "template": "template"},
+            "layers": [0, 2, 5],
+            "site": "after",
+            "position": "all" if ragged else "last",
+            "ragged": ragged,
+            "dtype": "bf16",
+            "d_model": 8,
+            "computed_in": "bf16",
+            "tokens_sha256": f"tokens {rows}",
+        }
+        return Vault(prompts, values, offsets if ragged else None, said | about, rows_per_shard)
+
+    return make
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
