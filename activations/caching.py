@@ -16,11 +16,12 @@ from .errors import DefectionError
 from .files import Json, digest
 from .generate import reply_to_batch
 from .models import Model, choose_dtype
+from .plan import ROWS_PER_SHARD, Plan
 from .progress import progress
 from .prompts import Prompt
 from .shards import REPLIES, RESIDUALS, Rows
 from .store import DTYPE_NAMES, NO_TOKEN, Store, open_store
-from .writing import ROWS_PER_SHARD, Plan, write_store
+from .writing import write_store
 
 SITE = "after"
 """The residual stream after a block."""

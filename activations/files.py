@@ -88,11 +88,14 @@ def write_bytes(target: Path, pieces: Iterable[bytes | memoryview], room: Path |
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder, so that what was renamed into it outlives a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DefectionError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
 
 
 def write_json(target: Path, value: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DefectionError
-from .files import Json, read_json, write_bytes
+from .files import Json, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
@@ -78,11 +78,6 @@ def _seal(head: bytes) -> bytes:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def write_manifest(path: Path, content: bytes, room: Path | None = None) -> None:
-    """Put `manifest_bytes` in place, whole or not at all."""
-    write_bytes(path, (content,), room)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations.models import Model, load_model
+from defection.activations.plan import Plan
 from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.activations.store import Store
-from defection.activations.writing import Plan, write_store
+from defection.activations.writing import write_store
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -159,7 +160,7 @@ class Vault:
 
 @pytest.fixture(scope="session")
 def make_vault() -> Callable[..., Vault]:
-    """`make_vault(rows=10, ragged=True, seed=1, position="all")`: the last goes into what the plan says of the vectors."""
+    """`make_vault(rows=10, ragged=True, seed=1, position="all")`; the last goes into what the plan says it holds."""
 
     def make(rows: int = 10, *, ragged: bool = False, seed: int = 0, rows_per_shard: int = 4, **about: object) -> Vault:
         generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,5 @@
 import contextlib
 import copy
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from defection.activations import caching, files, writing
+from defection.activations.caching import cache
 from defection.activations.capture import capture
 from defection.activations.errors import DefectionError
 from defection.activations.generate import greedy_replies
 from defection.activations.models import Model, load_model, wrap
 from defection.activations.prompts import Message, Prompt, user_prompt
-from defection.activations.caching import cache
 from defection.activations.store import Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
