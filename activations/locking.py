@@ -70,8 +70,13 @@ def _lock_of(place: Path) -> IO[str]:
 
 
 def remove_rooms(folder: Path) -> None:
-    """Remove `.writing`, once nothing is left to do; a process still on its way in makes it anew and removes it too."""
+    """Remove what was being written, once nothing is left to do.
+
+    A process still on its way in makes its room anew and removes it too.
+    """
     shutil.rmtree(folder / WRITING, ignore_errors=True)
+    for left in folder.glob(".*.tmp"):  # by version 0.1, which had no rooms
+        left.unlink(missing_ok=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> DefectionError:

