@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +29,7 @@ RESIDUALS = "residuals"
 OFFSETS = "offsets"
 REPLIES = "replies"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int32: "I32", torch.int64: "I64"}
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
 LENGTH_BYTES = 8
 LARGEST_HEADER = 1 << 20
 ZEROS = "0" * 64
@@ -46,6 +50,8 @@ class Header:
     """Of all bytes after the header."""
     vectors: int
     """Length of `residuals`: the rows, or in a ragged store their tokens."""
+    tensors: Mapping[str, Mapping[str, Any]]
+    """Of each tensor its `dtype`, `shape` and `data_offsets`."""
     start: int
     """Where the tensors' bytes start."""
     bytes: int
@@ -106,6 +112,7 @@ def read_header(file: Path) -> Header | None:
             rows=(int(first), int(last)),
             tensors_sha256=str(about["tensors_sha256"]),
             vectors=int(header[RESIDUALS]["shape"][0]),
+            tensors=header,
             start=LENGTH_BYTES + length,
             bytes=size,
             sha256=digest,
@@ -126,20 +133,35 @@ def same_bytes(file: Path, header: Header) -> bool:
         raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def map_tensors(file: Path, sha256: str) -> dict[str, Tensor]:
-    """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at.
+def map_tensors(file: Path, sha256: str, *, scattered: bool = False) -> dict[str, Tensor]:
+    """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at, and nothing is copied.
 
+    `scattered` says that few places will be looked at: the system then reads no further than those, which it otherwise
+    does by up to megabytes. Writing to the tensors changes memory only.
     Raises DefectionError when the file is missing, or its header does not have that checksum.
     """
     header = read_header(file)
     if header is None or header.sha256 != sha256:
         state = "missing" if not file.exists() else "damaged"
         raise DefectionError(f"{file} is {state}; {AGAIN}")
-    return map_any(file)
+    with open(file, "rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    if scattered and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return {name: _mapped(mapped, header.start, about) for name, about in header.tensors.items()}
 
 
-def map_any(file: Path) -> dict[str, Tensor]:
-    """The tensors of any safetensors file, memory-mapped."""
+def _mapped(mapped: mmap.mmap, start: int, about: Mapping[str, Any]) -> Tensor:
+    dtype, shape = NAMED[about["dtype"]], about["shape"]
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    flat: Tensor = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + about["data_offsets"][0])
+    return flat.view(shape)
+
+
+def map_old(file: Path) -> dict[str, Tensor]:
+    """The tensors of a shard of schema version 1, which said nothing of itself; memory-mapped."""
     try:
         with safe_open(str(file), framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .errors import DefectionError
 from .files import Json, file_digest
-from .manifest import MANIFEST, Manifest, read_manifest
+from .manifest import MANIFEST, TABLES, Manifest, read_manifest
 from .prompts import Prompt, load_prompts
-from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_any, map_tensors, read_header, same_bytes
+from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_old, map_tensors, read_header, same_bytes
 
 if TYPE_CHECKING:
     from .capture import Residuals
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
 BATCH_ROWS = 512
+FEW = 8
+"""Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -115,7 +117,12 @@ class Store:
         return int(self.shards[-1]["rows"][1])
 
     def damaged(self) -> list[str]:
-        """Names of the files that are missing, unfinished or not what was written; reads every byte of the store."""
+        """Names of the files that are missing, unfinished or not what was written; reads every byte of the store.
+
+        Raises DefectionError when it is the manifest that is damaged, since nothing else can then be judged.
+        """
+        for name in TABLES:
+            self.file.table(name)
         wrong = [] if self._prompts_intact() else [PROMPTS]
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing needs no interpreter lock
             intact = list(threads.map(self._shard_intact, self.shards))
@@ -139,16 +146,17 @@ class Store:
         header = read_header(file)
         return header is not None and header.sha256 == shard["sha256"] and same_bytes(file, header)
 
-    def map_shard(self, number: int) -> dict[str, Tensor]:
+    def map_shard(self, number: int, *, scattered: bool = False) -> dict[str, Tensor]:
         """The tensors of one shard, memory-mapped: nothing is read but what is looked at, and nothing is copied.
 
-        Raises DefectionError for an unfinished store, or a shard that is missing or has another header.
+        `scattered` where few places will be looked at. Raises DefectionError for an unfinished store, or a shard that
+        is missing or has another header.
         """
         self._refuse_unfinished()
         shard = self.shards[number]
         if self.manifest["schema_version"] == 1:
-            return map_any(self.path / shard["file"])
-        return map_tensors(self.path / shard["file"], shard["sha256"])
+            return map_old(self.path / shard["file"])
+        return map_tensors(self.path / shard["file"], shard["sha256"], scattered=scattered)
 
     def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
         """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.
@@ -166,11 +174,12 @@ class Store:
         counts = torch.ones(len(wanted), dtype=torch.int64)
         if self.ragged:
             for shard, within, spots in pieces:
-                counts[spots] = self.map_shard(shard)[OFFSETS].diff()[within]
+                counts[spots] = self._counts(shard)[within]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts]).cumsum(0)
         values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
         for shard, within, spots in pieces:
-            mapped = self.map_shard(shard)
+            first, last = self.shards[shard]["rows"]
+            mapped = self.map_shard(shard, scattered=FEW * len(within) < last - first)
             starts = mapped[OFFSETS][within] if self.ragged else within
             source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
             values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
@@ -221,6 +230,15 @@ class Store:
     def _refuse_unfinished(self) -> None:
         if not self.complete:
             raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+
+    def _counts(self, number: int) -> Int[Tensor, "row"]:
+        """How many vectors each row of a shard of a ragged store has."""
+        shard, mapped = self.shards[number], self.map_shard(number)
+        counts: Tensor = mapped[OFFSETS].diff()
+        first, last = mapped[OFFSETS][[0, -1]].tolist()
+        if first != 0 or last != shard["vectors"] or bool((counts < 0).any()):
+            raise DefectionError(f"{self.path / shard['file']} is damaged: its offsets do not fit; {AGAIN}")
+        return counts
 
     def _columns(self, layers: Sequence[int] | None) -> Sequence[int]:
         if layers is None:

@@ -185,8 +185,7 @@ def resident(path: Path) -> float:
 
 
 def test_a_few_rows_are_read_without_the_rest_of_the_file(tmp_path: Path) -> None:
-    """Counted in pages: after the file was dropped from memory, reading rows brings back those and what the disk reads
-    ahead (128 KiB a place)."""
+    """Counted in pages: after the file was dropped from memory, reading rows brings back those alone."""
     rows, values = 256, torch.randn(256, 30, 576).bfloat16()
     prompts = [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)]
     model = {"name": "none", "fingerprint": "weights", "template": "template"}
@@ -198,7 +197,8 @@ def test_a_few_rows_are_read_without_the_rest_of_the_file(tmp_path: Path) -> Non
     if resident(file) > 0.01:
         pytest.skip("this file system keeps its files in memory")
     assert torch.equal(store.vectors([7], [5, 200]).values, values[[5, 200]][:, [7]])
-    assert resident(file) < 0.1
+    bytes_wanted = 2 * 576 * 2
+    assert resident(file) * file.stat().st_size < bytes_wanted + 2 * 64 * 1024  # pages at the edges, and the header's
 
 
 def test_opening_reads_the_head_alone(make_vault: Callable[..., Vault], tmp_path: Path) -> None:
