@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .batching import READING_COST, REPLYING_COST, plan_batches
-from .capture import POSITION, last_token_residuals, parse_layers, refuse_non_finite, tokenize_within_context
+from .capture import POSITION, last_token_residuals, parse_layers, tokenize_within_context
 from .errors import DefectionError
 from .files import Json, digest
 from .generate import reply_to_batch
@@ -128,7 +128,6 @@ class _Work:
             else:
                 seen = last_token_residuals(self.model, rows, batch, self.layers)
             values[list(batch.rows)] = seen
-        refuse_non_finite(values, self.prompts[start:end], self.layers)
         return {RESIDUALS: values.to(self.dtype)} | ({REPLIES: replies} if self.reply_tokens else {})
 
 

@@ -21,9 +21,9 @@ Json = dict[str, Any]
 
 
 @contextlib.contextmanager
-def written_aside(target: Path, room: Path | None = None) -> Iterator[Path]:
+def written_aside(target: Path, room: Path | None = None, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `target`, or in the folder `room` of the same file system; on success flush it to
-    disk and rename it into place.
+    disk and rename it into place. Without `flush` a loss of power, though not a kill, may leave half of it.
 
     Raises DefectionError when the disk is full or the folder cannot be written; the target is then untouched.
     """
@@ -35,8 +35,8 @@ def written_aside(target: Path, room: Path | None = None) -> Iterator[Path]:
         os.close(descriptor)
         handle = Path(name)
         yield handle
-        with open(handle, "rb") as written:
-            os.fsync(written.fileno())
+        if flush:
+            _sync(handle)
         umask = os.umask(0)
         os.umask(umask)
         handle.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
@@ -77,25 +77,35 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, (text.encode("utf-8"),))
 
 
-def write_bytes(target: Path, pieces: Iterable[bytes | memoryview], room: Path | None = None) -> None:
+def write_bytes(
+    target: Path, pieces: Iterable[bytes | memoryview], room: Path | None = None, *, flush: bool = True
+) -> None:
     """Write `pieces` one after the other, without joining them in memory first; see `written_aside`."""
-    with written_aside(target, room) as aside, open(aside, "wb", buffering=0) as file:
+    with written_aside(target, room, flush=flush) as aside, open(aside, "wb", buffering=0) as file:
         for piece in pieces:
             left = memoryview(piece).cast("B") if len(piece) else memoryview(b"")
             while left:  # one call of the system writes 2 GiB at most
                 left = left[file.write(left) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder, so that what was renamed into it outlives a loss of power."""
+def sync(folder: Path, names: Iterable[str]) -> None:
+    """Flush some files of a folder, and their names, so that they outlive a loss of power."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        for name in names:
+            _sync(folder / name)
+        _sync(folder)
     except OSError as error:
-        raise DefectionError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
+        raise DefectionError(
+            f"cannot write to {folder}: {error.strerror or error}; free some space or choose another --out"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(target: Path, value: Mapping[str, Any]) -> None:

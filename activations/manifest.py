@@ -66,8 +66,9 @@ def manifest_bytes(head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]])
 
 def _block(name: str, rows: Sequence[Any]) -> bytes:
     """A table's lines: one an entry where entries are objects."""
-    each = [_json(row) for row in rows]
-    text = "[\n    " + ",\n    ".join(each) + "\n  ]" if rows and isinstance(rows[0], dict) else f"[{', '.join(each)}]"
+    text = _json(list(rows))
+    if rows and isinstance(rows[0], dict):
+        text = "[\n    " + ",\n    ".join(map(_json, rows)) + "\n  ]"
     end = "\n}\n" if name == TABLES[-1] else ",\n"
     return f"  {_json(name)}: {text}{end}".encode()
 

@@ -123,7 +123,7 @@ class Plan:
                 f"residuals of rows {rows[0]} to {rows[1]} are {values.dtype} {tuple(values.shape)}; the plan says "
                 f"{self.about['dtype']} {shape}"
             )
-        if not values.isfinite().all():
+        if values.numel() and not torch.stack(values.aminmax()).isfinite().all():  # many times faster than all of them
             vector, column = (int(i) for i in (~values.isfinite().all(dim=-1)).nonzero()[0])
             row = vector if offsets is None else int(torch.searchsorted(offsets, vector, right=True)) - 1
             raise DefectionError(

@@ -63,6 +63,8 @@ class Header:
 def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows, room: Path | None = None) -> None:
     """Write one shard, whole or not at all; `room` is the folder where it grows.
 
+    It is not flushed: half a shard, which a loss of power may leave, is known by its checksums. Whoever counts on the
+    shards without looking flushes them first.
     Written by hand because the checksum goes into the header, and straight from the tensors' memory: `save_file` copies
     them first and takes two to four times as long.
     """
@@ -71,7 +73,7 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows,
     state = hashlib.sha256()
     for view in views:
         state.update(view)
-    write_bytes(file, [_header_bytes(dict(ordered), key, rows, state.hexdigest()), *views], room)
+    write_bytes(file, [_header_bytes(dict(ordered), key, rows, state.hexdigest()), *views], room, flush=False)
 
 
 def _header_bytes(tensors: Mapping[str, Tensor], key: str, rows: Rows, tensors_sha256: str) -> bytes:

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,6 +37,7 @@ BATCH_ROWS = 512
 FEW = 8
 """Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+Numbers = npt.NDArray[np.int64]
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
@@ -171,19 +174,23 @@ class Store:
         if outside:
             raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {len(self) - 1}")
         pieces = list(self._pieces(wanted))
-        counts = torch.ones(len(wanted), dtype=torch.int64)
+        counts = np.ones(len(wanted), dtype=np.int64)
         if self.ragged:
             for shard, within, spots in pieces:
                 counts[spots] = self._counts(shard)[within]
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts]).cumsum(0)
-        values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
+        offsets = np.concatenate([[0], counts.cumsum()])
+        values = torch.empty(int(offsets[-1]) if len(pieces) != 1 else 0, len(columns), self.d_model, dtype=self.dtype)
         for shard, within, spots in pieces:
             first, last = self.shards[shard]["rows"]
             mapped = self.map_shard(shard, scattered=FEW * len(within) < last - first)
-            starts = mapped[OFFSETS][within] if self.ragged else within
+            starts = mapped[OFFSETS].numpy()[within] if self.ragged else within
             source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
-            values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
-        return Vectors(values, offsets, wanted)
+            picked = mapped[RESIDUALS][source][:, _sliced(columns)]
+            if len(pieces) == 1 and isinstance(target, slice):
+                values = picked  # a part of the memory map where rows and columns follow one another
+            else:
+                values[target] = picked
+        return Vectors(values, torch.from_numpy(offsets), wanted)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
         """The residuals of all prompts or some, fp32, of all layers or some.
@@ -231,12 +238,11 @@ class Store:
         if not self.complete:
             raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
 
-    def _counts(self, number: int) -> Int[Tensor, "row"]:
+    def _counts(self, number: int) -> Numbers:
         """How many vectors each row of a shard of a ragged store has."""
-        shard, mapped = self.shards[number], self.map_shard(number)
-        counts: Tensor = mapped[OFFSETS].diff()
-        first, last = mapped[OFFSETS][[0, -1]].tolist()
-        if first != 0 or last != shard["vectors"] or bool((counts < 0).any()):
+        shard, offsets = self.shards[number], self.map_shard(number)[OFFSETS].numpy()
+        counts: Numbers = np.diff(offsets)
+        if offsets[0] != 0 or offsets[-1] != shard["vectors"] or (counts < 0).any():
             raise DefectionError(f"{self.path / shard['file']} is damaged: its offsets do not fit; {AGAIN}")
         return counts
 
@@ -248,15 +254,15 @@ class Store:
             raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
         return [self.layers.index(layer) for layer in layers]
 
-    def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Numbers, Numbers]]:
         """For each shard that holds some of the rows: its number, the rows counted from its first, and their places
         among the rows asked for.
         """
-        firsts = torch.tensor([shard["rows"][0] for shard in self.shards])
-        asked = torch.arange(rows.start, rows.stop) if _runs(rows) else torch.tensor(list(rows), dtype=torch.int64)
-        owners = torch.bucketize(asked, firsts, right=True) - 1
-        for shard in owners.unique().tolist():
-            spots = (owners == shard).nonzero().flatten()
+        firsts = np.array([shard["rows"][0] for shard in self.shards])
+        asked = np.arange(rows.start, rows.stop) if _runs(rows) else np.array(rows, dtype=np.int64)
+        owners = np.searchsorted(firsts, asked, side="right") - 1
+        for shard in np.unique(owners).tolist():
+            spots = np.flatnonzero(owners == shard)
             yield shard, asked[spots] - firsts[shard], spots
 
 
@@ -272,13 +278,12 @@ def in_batches(
         yield Vectors(values, found.offsets.to(device), found.rows)
 
 
-def _spread(starts: Int[Tensor, "run"], counts: Int[Tensor, "run"]) -> slice | Tensor:
+def _spread(starts: Numbers, counts: Numbers) -> slice | Tensor:
     """The numbers of all runs that start there and are that long; a slice, which copies nothing, where they are one."""
-    ends = counts.cumsum(0)
-    numbers = torch.repeat_interleave(starts - (ends - counts), counts) + torch.arange(int(counts.sum()))
-    if len(numbers) and bool((numbers.diff() == 1).all()):
+    numbers = np.repeat(starts - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+    if len(numbers) and (np.diff(numbers) == 1).all():
         return slice(int(numbers[0]), int(numbers[-1]) + 1)
-    return numbers
+    return torch.from_numpy(numbers)
 
 
 def _sliced(columns: Sequence[int]) -> slice | list[int]:

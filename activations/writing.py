@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .errors import DefectionError
-from .files import Json, file_digest, sync_folder, write_bytes
+from .files import Json, file_digest, sync, write_bytes
 from .locking import admitted, remove_rooms, room
 from .manifest import MANIFEST, manifest_bytes, read_manifest
 from .plan import Plan, shard_name
@@ -53,13 +53,14 @@ def write_store(
     with admitted(folder, alone=world == 1):
         with room(folder, "plan") as aside:
             head, shards = _begin(folder, plan, aside)
+        written = 0
         for turn in range(world):
             owner = (number + turn) % world
             with room(folder, f"share-{owner}") as aside:
                 job = _Job(folder, plan, compute, aside, verify and turn == 0, advance)
-                _fill(job, shards[owner::world])
+                written += _fill(job, shards[owner::world])
         with room(folder, "plan") as aside:
-            return _finish(folder, plan, head, [shard.rows for shard in shards], aside)
+            return _finish(folder, plan, head, shards, aside, written > 0)
 
 
 @dataclass(frozen=True)
@@ -117,20 +118,26 @@ def _refuse_strangers(plan: Plan, shards: Sequence[_Shard]) -> None:
             )
 
 
-def _fill(job: _Job, shards: Sequence[_Shard]) -> None:
-    """Compute what is missing. Hashing and writing go on beside the next computation."""
+def _fill(job: _Job, shards: Sequence[_Shard]) -> int:
+    """Compute what is missing, and say how many shards that was.
+
+    Hashing and writing go on beside the next computation.
+    """
     pending: deque[Future[None]] = deque()
+    written = 0
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         for shard in shards:
             start, end = shard.rows
             if not _whole(shard, job.plan.key, verify=job.verify):
                 tensors = job.plan.checked(shard.rows, job.compute(shard.rows))
+                written += 1
                 while len(pending) >= IN_FLIGHT:
                     pending.popleft().result()
                 pending.append(threads.submit(write_shard, shard.file, tensors, job.plan.key, shard.rows, job.aside))
             job.advance(end - start)
         for each in pending:
             each.result()
+    return written
 
 
 def _whole(shard: _Shard, key: str, *, verify: bool) -> bool:
@@ -141,18 +148,21 @@ def _whole(shard: _Shard, key: str, *, verify: bool) -> bool:
     return not verify or same_bytes(shard.file, header)
 
 
-def _finish(folder: Path, plan: Plan, head: Json, rows: Sequence[Rows], aside: Path) -> Store:
+def _finish(folder: Path, plan: Plan, head: Json, shards: Sequence[_Shard], aside: Path, written: bool) -> Store:
     """Put the shards' checksums into the manifest, unless they are there."""
-    headers = [read_header(folder / shard_name(number)) for number in range(len(rows))]
-    for number, header in enumerate(headers):
+    headers = [read_header(shard.file) for shard in shards]
+    for shard, header in zip(shards, headers, strict=True):
         if header is None:
-            raise DefectionError(f"{folder / shard_name(number)} vanished while the store was written; run it again")
+            raise DefectionError(f"{shard.file} vanished while the store was written; run it again")
     vectors = sum(header.vectors for header in headers if header is not None)
     head = {name: value for name, value in head.items() if name != "tables"}
-    content = manifest_bytes(head | {"n_vectors": vectors, "complete": True}, plan.tables(rows, headers))
-    if (folder / MANIFEST).read_bytes() != content:
-        sync_folder(folder)  # the shards' names must be on the disk before a manifest that counts on them
+    tables = plan.tables([shard.rows for shard in shards], headers)
+    content = manifest_bytes(head | {"n_vectors": vectors, "complete": True}, tables)
+    changed = (folder / MANIFEST).read_bytes() != content
+    if written or changed:  # the shards must be on the disk before a manifest that counts on them
+        sync(folder, [shard.file.name for shard in shards])
+    if changed:
         write_bytes(folder / MANIFEST, (content,), aside)
-    sync_folder(folder)
+    sync(folder, [])
     remove_rooms(folder)
     return Store(folder, read_manifest(folder / MANIFEST))

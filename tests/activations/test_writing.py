@@ -54,26 +54,32 @@ def kill_at_operation(number: int) -> None:
     """Make this process die, by SIGKILL, just before its file operation of that number (from 1).
 
     Operations are whatever the interpreter does to a file system (opening, making, renaming, removing, locking, …) and
-    each flush; before a flush the file is cut in half first, as if the kill had come within the writing.
+    each flush; a file that is about to be flushed or named is cut in half first, as if the kill had come within the
+    writing.
     """
     seen = 0
 
-    def step(cut: int | None = None) -> None:
+    def step(cut: object = None) -> None:
         nonlocal seen
         seen += 1
         if seen == number:
-            if cut is not None:
-                os.truncate(f"/proc/self/fd/{cut}", os.fstat(cut).st_size // 2)
+            if str(cut).endswith(".tmp"):
+                os.truncate(str(cut), Path(str(cut)).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def flush(descriptor: int) -> None:
-        step(descriptor if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".tmp" else None)
+        step(Path(f"/proc/self/fd/{descriptor}").readlink())
         real(descriptor)
 
     real = os.fsync
     files.os.fsync = flush  # type: ignore[assignment]
     touching = ("open", "os.", "tempfile.", "shutil.", "fcntl.")
-    sys.addaudithook(lambda event, args: step() if event.startswith(touching) and event != "os.truncate" else None)
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if event.startswith(touching) and event != "os.truncate":
+            step(args[0] if event == "os.chmod" else None)
+
+    sys.addaudithook(watch)
 
 
 def count_operations(vault: Vault, folder: Path) -> int:
