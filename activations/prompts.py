@@ -82,23 +82,33 @@ def load_prompts(source: str | Path) -> list[Prompt]:
     Raises DefectionError naming file and line: broken JSON, a missing or empty prompt, wrong types, a repeated id,
     an empty file.
     """
-    if str(source) in shipped_sets() and not Path(source).exists():
+    path = Path(source)
+    if str(source) in shipped_sets() and not path.exists():
         folder = resources.files(__package__) / "data" / "prompts"
         return parse_prompts(
             (folder / f"{source}.jsonl").read_text(encoding="utf-8"), str(source), set_name=str(source)
         )
-    path = Path(source)
-    if not path.exists():
-        raise DefectionError(
-            f"no prompts at {path}: give a JSONL file or one of the shipped sets {', '.join(shipped_sets())}"
-        )
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DefectionError(
+            f"no prompts at {_printable(path)}: give a JSONL file or one of the shipped sets {', '.join(shipped_sets())}"
+        ) from error
+    except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise DefectionError(f"cannot read {_printable(path)}: {reason}") from error
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DefectionError(f"{path} line {line} is not UTF-8 text (byte {error.start})") from error
     return parse_prompts(text, str(path))
+
+
+def _printable(path: Path, limit: int = 200) -> str:
+    """A path that may be anything, such as what was meant as a prompt, in a sentence."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def parse_prompts(text: str, name: str, *, set_name: str | None = None) -> list[Prompt]:

@@ -1,6 +1,10 @@
 import contextlib
 import copy
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -407,3 +411,46 @@ def test_a_file_in_the_place_of_the_store_is_a_refusal(llama: Model, tmp_path: P
     (tmp_path / "store").write_text("x")
     with pytest.raises(DefectionError, match="cannot write"):
         fill(llama, tmp_path / "store")
+
+
+WORKER = """
+import sys
+from defection.activations.caching import cache
+from defection.activations.models import load_model
+from defection.activations.prompts import load_prompts
+model = load_model(sys.argv[1], device="cpu", dtype="fp32")
+store = cache(model, load_prompts(sys.argv[2]), sys.argv[3], rows_per_shard=4, reply_tokens=3)
+assert len(store.read()) == 10
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [False, True], ids=["both live", "one dies"])
+def test_two_launched_processes_write_what_one_writes(
+    whole: Path, llama_folder: Path, tmp_path: Path, dies: bool
+) -> None:
+    """As `torchrun` and `accelerate launch` start them: RANK and WORLD_SIZE say who is who."""
+    prompts = tmp_path / "prompts.jsonl"
+    files.write_jsonl(prompts, [prompt.to_json() for prompt in PROMPTS])
+    command = [sys.executable, "-c", WORKER, str(llama_folder), str(prompts), str(tmp_path / "store")]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"})
+        for rank in range(2)
+    ]
+    if dies:
+        while not (tmp_path / "store" / "manifest.json").exists():
+            time.sleep(0.005)
+        ranks[1].kill()
+    assert [rank.wait() for rank in ranks][: 1 if dies else 2] == [0] * (1 if dies else 2)
+    assert content(tmp_path / "store") == content(whole)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
+def test_an_environment_that_makes_no_sense_is_refused(
+    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(DefectionError, match="RANK"):
+        fill(llama, tmp_path / "store")
+    assert not (tmp_path / "store").exists()

@@ -15,7 +15,7 @@ from defection.activations.prompts import (
     shipped_sets,
     user_prompt,
 )
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 RESERVED = ("id", "set", "prompt", "messages")
@@ -236,3 +236,65 @@ def test_only_the_last_user_message_is_replaced(said: tuple[Message, ...], text:
 def test_rows_are_grouped_by_set_in_order_of_appearance() -> None:
     prompts = [Prompt(str(i), (Message("user", "x"),), name) for i, name in enumerate(["b", "a", None, "b"])]
     assert by_set(prompts) == {"b": [0, 3], "a": [1], "prompts": [2]}
+
+
+FILES = 10_000
+broken_lines = st.sampled_from(
+    [
+        b"",
+        b" \t",
+        b"\r",
+        b"{",
+        b'{"prompt": "torn',
+        b'{"prompt": "a"} trailing',
+        b'{"prompt": "a", "prompt": 3}',
+        b"\xff\xfe",
+        b'{"prompt": "\xc3"}',
+        b'{"prompt": "\\ud800"}',
+        b"\x00",
+        b"NaN",
+        b"[" * 5000,
+        b'{"prompt": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "' + b"long " * 20_000 + b'"}',
+        '{"prompt": "one\u2028two\u2029three\x85four"}'.encode(),
+        '\ufeff{"prompt": "a mark of its own"}'.encode(),
+        b'{"prompt": "nul \\u0000 inside"}',
+        b'{"id": "a", "prompt": "x"}',
+        b'{"id": 7, "prompt": "x"}',
+    ]
+)
+json_lines = (wild_json | rows_like).map(lambda row: json.dumps(row).encode())
+good_lines = contents.filter(str.strip).map(lambda said: json.dumps({"prompt": said}, ensure_ascii=False).encode())
+lines_of_a_file = st.lists(broken_lines | json_lines | good_lines | good_lines | good_lines, max_size=4)
+
+
+@pytest.mark.slow
+@given(lines=lines_of_a_file, end=st.sampled_from([b"\n", b"\r\n"]), mark=st.sampled_from([b"", b"\xef\xbb\xbf"]))
+@settings(max_examples=FILES, suppress_health_check=list(HealthCheck), database=None)
+def test_ten_thousand_files_give_a_prompt_a_line_or_a_refusal_that_names_it(
+    lines: list[bytes], end: bytes, mark: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Never a traceback, never a line dropped."""
+    path = tmp_path_factory.getbasetemp() / "many.jsonl"
+    path.write_bytes(mark + end.join(lines))
+    filled = [number for number, line in enumerate(lines, start=1) if line.decode("utf-8", "replace").strip()]
+    try:
+        prompts = load_prompts(path)
+    except DefectionError as refusal:
+        said = str(refusal)
+        assert said.startswith(str(path))
+        if filled:
+            number = int(said.removeprefix(f"{path} line ").split(" ")[0].rstrip(":"))
+            assert number in filled
+        return
+    assert [f"line-{number}" for number in filled if b'"id"' not in lines[number - 1]] == [
+        prompt.id for prompt in prompts if prompt.id.startswith("line-")
+    ]
+    assert len(prompts) == len(filled)
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "d/" * 3000, "a\0b", "\ud800", "", ".", "held-out/x"])
+def test_a_path_that_cannot_be_is_a_refusal(source: str) -> None:
+    with pytest.raises(DefectionError, match=r"cannot read|no prompts at") as refusal:
+        load_prompts(source)
+    assert len(str(refusal.value)) < 400
