@@ -91,8 +91,9 @@ def load_prompts(source: str | Path) -> list[Prompt]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
+        sets = ", ".join(shipped_sets())
         raise DefectionError(
-            f"no prompts at {_printable(path)}: give a JSONL file or one of the shipped sets {', '.join(shipped_sets())}"
+            f"no prompts at {_printable(path)}: give a JSONL file or one of the shipped sets {sets}"
         ) from error
     except (OSError, ValueError) as error:  # a path that is too long, or holds a NUL
         reason = getattr(error, "strerror", None) or error
