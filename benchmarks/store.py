@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -169,8 +168,8 @@ def read_raw(raw: Path) -> None:
 
 
 def read(store: Store, layers: list[int] | None = None) -> None:
-    for _ in store.batches(BLOCK, layers=layers):
-        pass
+    for batch in store.batches(BLOCK, layers=layers):
+        batch.values.clone()  # a batch that is a part of the memory map has not been read yet
 
 
 def mean_raw(raw: Path) -> torch.Tensor:
@@ -212,9 +211,15 @@ def streaming_memory(folder: Path) -> dict[str, float]:
 def print_growth(path: Path) -> None:
     store = open_store(path)
     torch.zeros(BLOCK, LAYERS, D_MODEL).sum(dim=0)  # what torch itself needs, and one batch in fp32, is not counted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     mean(store)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory() - before)
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, in MB, pages of mapped files included (Linux)."""
+    lines = Path("/proc/self/status").read_text().split("\n")
+    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 if __name__ == "__main__":
