@@ -1,10 +1,10 @@
 """Intervals of an AUROC, and of the difference of two, from the ranks themselves: DeLong's method.
 
-An AUROC is a mean of placements (a positive's share of negatives below it), so its variance follows from the spread of
-the placements (DeLong, DeLong and Clarke-Pearson 1988); placements of one topic are summed first (Obuchowski 1997).
-Taken on the logit scale with Student's quantile, 95% intervals hold the truth in 93–97% of simulated samples from 20 + 20
-prompts or 8 topics up, for AUROCs of 0.5 to 0.95. At 0.99 it is 92–99%: too often with few prompts, too rarely with 15
-topics. (`auroc_interval`, the percentile bootstrap, falls to 88% there at 0.95 and to 82% at 0.99.)
+An AUROC is a mean of placements (a positive's share of negatives below it), so its variance follows from the spread
+of the placements (DeLong, DeLong and Clarke-Pearson 1988); those of one topic are summed first (Obuchowski 1997).
+Taken on the logit scale with Student's quantile, 95% intervals hold the truth in 93–97% of simulated samples from
+20 + 20 prompts or 8 topics up, for AUROCs of 0.5 to 0.95. At 0.99 it is 92–99%: too often with few prompts, too rarely
+with 15 topics. (`auroc_interval`, the percentile bootstrap, falls to 88% there at 0.95 and to 82% at 0.99.)
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def bootstrap_difference(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Percentile interval of a difference where the two models behave differently, so that labels differ too.
 
-    Both are read on the same draws of the same topics. Near an AUROC of 1 it is too narrow, as any percentile bootstrap.
+    Both are read on the same draws of the same topics. Near an AUROC of 1 it is too narrow.
     """
     one, other = (
         bootstrap_aurocs(scores, marks, clusters, draws=draws, seed=seed)

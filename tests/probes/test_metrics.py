@@ -166,7 +166,7 @@ def test_salience_depends_on_neither_scale_nor_offset(
 ) -> None:
     scores = torch.tensor(sample[0], dtype=torch.float64).round(decimals=2) / 100
     before, after = salience(scores, sample[1]), salience(scores * scale + offset, sample[1])
-    if before.isfinite() and scores.std() > 1e-3 and before > 1e-6:
+    if scores.std() > 1e-3 and 1e-6 < before < 1e12:  # beyond, the variance within is rounding
         assert float(after) == pytest.approx(float(before), rel=1e-3)
 
 
