@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from .ranking import class_marks, cluster_wins, count_wins, refuse_unranked, split_classes
+from .ranking import class_marks, cluster_wins, count_wins, split_classes
 
 Labels = Sequence[bool] | Bool[Tensor, "n"] | NDArray[Any]
 Interval = tuple[float, float]
@@ -25,7 +25,6 @@ def auroc(scores: Float[Tensor, "*batch n"], labels: Labels) -> Float[Tensor, "*
     Raises DefectionError when only one class is present or a score is not finite.
     """
     marks = class_marks(labels, scores.shape[-1])
-    refuse_unranked(scores)
     n_positive = int(marks.sum())
     return count_wins(scores, marks) / (n_positive * (len(marks) - n_positive))
 

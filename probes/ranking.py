@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Scores sorted at a time, so that a chunk stays in the processor's cache."""
 PAIRS = 1 << 24
 """Pairs of a positive and a negative compared at a time: bounds memory to some tens of megabytes."""
@@ -49,8 +49,12 @@ def split_classes(
 
 
 def count_wins(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -> Float[Tensor, "*batch"]:
-    """Pairs in which the positive scores above the negative, a tie counting ½; exact, fp64."""
+    """Pairs in which the positive scores above the negative, a tie counting ½; exact, fp64.
+
+    Raises DefectionError for a score that is not finite.
+    """
     if scores.dtype == torch.float64 or scores.is_cuda:
+        refuse_unranked(scores)
         return _wins_by_search(scores[..., marks], scores[..., ~marks])
     return _wins_by_sort(scores, marks)
 
@@ -90,10 +94,11 @@ def _wins_by_sort(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -
 
 def _sorted_wins(rows: NDArray[np.float32], label: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Wins of each row with ties broken by the sign of the score, and whether a row has a tie between the classes."""
-    keys = rows.astype(np.float64) + 0.0  # −0 becomes 0: they tie
+    keys = np.add(rows, 0.0, dtype=np.float64)  # −0 becomes 0: they tie
     bits = keys.view(np.int64)
     bits |= label
     keys.sort(axis=-1)
+    refuse_unranked(torch.from_numpy(keys[:, [0, -1]]))  # infinities lie at the ends, and NaN at the last
     n = rows.shape[1]
     tied = ((bits[:, 1:] ^ bits[:, :-1]) == 1).any(axis=-1)
     positives = int(label.sum())
@@ -116,10 +121,10 @@ def cluster_wins(
     for row in range(len(ups)):
         for start in range(0, ups.shape[1], step):
             part = slice(start, start + step)
-            above = ups[row, part, None] - downs[row, None, :]
-            wins = torch.sign(above, out=above).add_(1).div_(2)
-            by_up = torch.zeros(shape[0], downs.shape[1], dtype=torch.float64).index_add_(0, of_positive[part], wins)
-            found[row].index_add_(1, of_negative, by_up)
+            one, other = ups[row, part, None], downs[row, None, :]
+            twice = (one > other).float() + (one >= other).float()  # a tie counts once in two
+            by_up = torch.zeros(shape[0], downs.shape[1]).index_add_(0, of_positive[part], twice)
+            found[row].index_add_(1, of_negative, by_up.double() / 2)
     return found.reshape(*positive.shape[:-1], *shape)
 
 
