@@ -1,7 +1,8 @@
 """AUROC of random directions and bootstrap draws at every layer, against a loop over `sklearn.metrics.roc_auc_score`.
 
-Prints one JSON object. Both sides run on one thread, which is all that scikit-learn's loop can use. Scores are given to both sides; projecting the residuals is not timed. scikit-learn's loop runs
-over a fraction of the rows, evenly spread, and its time is scaled up to all of them.
+Prints one JSON object. Both sides run on one thread, which is all that scikit-learn's loop can use. Scores are given
+to both; projecting the residuals is not timed. scikit-learn's loop runs over a fraction of the rows, evenly spread, and
+its time is scaled up to all of them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that fit into a float of 32 bits."""
 CHUNK = 1 << 16
 """Scores sorted at a time, so that a chunk stays in the processor's cache."""
 PAIRS = 1 << 24
@@ -53,10 +55,10 @@ def count_wins(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -> F
 
     Raises DefectionError for a score that is not finite.
     """
-    if scores.dtype == torch.float64 or scores.is_cuda:
-        refuse_unranked(scores)
-        return _wins_by_search(scores[..., marks], scores[..., ~marks])
-    return _wins_by_sort(scores, marks)
+    if scores.dtype in NARROW and not scores.is_cuda:
+        return _wins_by_sort(scores, marks)
+    refuse_unranked(scores)
+    return _wins_by_search(scores[..., marks], scores[..., ~marks])
 
 
 def _wins_by_search(
