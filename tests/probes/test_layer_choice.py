@@ -75,7 +75,7 @@ def test_a_damaged_record_is_refused(tmp_path, change: dict[str, object]) -> Non
     path = tmp_path / "layers.json"
     choose_layers(TABLE, width=2).save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DefectionError, match="layers.json"):
+    with pytest.raises(DefectionError, match=r"layers\.json"):
         load_layer_choice(path)
 
 
