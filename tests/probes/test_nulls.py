@@ -156,7 +156,7 @@ def test_p_values_count_the_observed_one_and_are_never_0() -> None:
 
 
 def test_pitfall_20_a_best_layer_of_noise_is_significant_as_rarely_as_it_should_be() -> None:
-    """Thirty layers of noise: the best AUROC looks impressive, and so does its own p-value; the adjusted one does not."""
+    """Thirty layers of noise: the best AUROC looks impressive and so does its own p-value, but not the adjusted one."""
     rng, best, naive = np.random.default_rng(0), [], []
     marks = np.arange(60) % 2 == 0
     for seed in range(300):
