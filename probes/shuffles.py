@@ -9,6 +9,7 @@ word itself cancels as before. All shuffles are one matrix product with the ques
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -82,39 +83,47 @@ def question_effects(
     marks, names, said = np.asarray(defecting, dtype=bool), np.asarray(questions), np.asarray(answers)
     if not len(values) == len(marks) == len(names) == len(said):
         raise DefectionError(f"{len(values)} texts do not fit {len(marks)} labels, {len(names)} questions or answers")
+    if (odd := _unpaired(defecting, questions, answers)) is not None:
+        raise DefectionError(f"question {odd!r} must be answered by two words, each as often, one of them defecting")
     effects, signs, shares, words = [], [], [], []
-    for name in dict.fromkeys(names.tolist()):
+    for name in dict.fromkeys(questions):
         rows = names == name
         pair = sorted(set(said[rows].tolist()))
         first = rows & (said == pair[0])
-        second = rows & ~first
-        if (
-            len(pair) != 2
-            or first.sum() != second.sum()
-            or len({*marks[first]}) != 1
-            or {*marks[first]} == {*marks[second]}
-        ):
-            raise DefectionError(
-                f"question {name!r} must be answered by two words, each as often, one of them defecting"
-            )
-        effects.append(values[first].double().mean(dim=0) - values[second].double().mean(dim=0))
+        effects.append(values[first].double().mean(dim=0) - values[rows & ~first].double().mean(dim=0))
         signs.append(1 if marks[first][0] else -1)
         shares.append(rows.sum() / len(names))
         words.append("/".join(pair))
     return QuestionEffects(torch.stack(effects), np.array(signs), np.array(shares), tuple(words))
 
 
+def _unpaired(defecting: Sequence[bool], questions: Sequence[str], answers: Sequence[str]) -> str | None:
+    """The first question that is not answered by two words, each as often, exactly one of them defecting."""
+    counts: dict[str, Counter[tuple[str, bool]]] = {}
+    for mark, name, word in zip(defecting, questions, answers, strict=True):
+        counts.setdefault(name, Counter())[word, bool(mark)] += 1
+    for name, found in counts.items():
+        answered, marked = ({key[i] for key in found} for i in range(2))
+        if not len(found) == len(answered) == len(marked) == 2 or len(set(found.values())) != 1:
+            return name
+    return None
+
+
 def effects_of(contrast: Residuals) -> QuestionEffects:
     """Effects from captured contrast texts, whose prompts say `defecting`, `topic` (the question) and `answer`."""
-    if not has_questions(contrast):
+    if any(not prompt.extra.keys() >= set(KEYS) for prompt in contrast.prompts):
         raise DefectionError(f"contrast texts must say {', '.join(KEYS)}, as those of a contrast set do")
     defecting, questions, answers = ([prompt.extra[key] for prompt in contrast.prompts] for key in KEYS)
     return question_effects(contrast.values, defecting, questions, answers)
 
 
 def has_questions(contrast: Residuals) -> bool:
-    """Whether the contrast texts say which question each belongs to and how it was answered."""
-    return all(prompt.extra.keys() >= set(KEYS) for prompt in contrast.prompts)
+    """Whether the contrast texts say which question each belongs to, and answer each in both ways as often."""
+    extras = [prompt.extra for prompt in contrast.prompts]
+    if not extras or any(not extra.keys() >= set(KEYS) for extra in extras):
+        return False
+    defecting, questions, answers = ([extra[key] for extra in extras] for key in KEYS)
+    return _unpaired(defecting, questions, answers) is None
 
 
 @dataclass(frozen=True)

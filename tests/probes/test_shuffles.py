@@ -108,7 +108,12 @@ def test_unrelated_questions_are_as_many_and_balanced(questions, tests, clean) -
 
 @pytest.mark.parametrize(
     ("defecting", "answers"),
-    [([True, True], ["yes", "no"]), ([True, False], ["yes", "yes"]), ([True, False, False], ["yes", "no", "no"])],
+    [
+        ([True, True], ["yes", "no"]),
+        ([True, False], ["yes", "yes"]),
+        ([True, False, False], ["yes", "no", "no"]),
+        ([True, True, True, False], ["yes", "yes", "no", "no"]),
+    ],
 )
 def test_a_question_that_is_not_answered_both_ways_is_refused(defecting: list[bool], answers: list[str]) -> None:
     with pytest.raises(DefectionError, match="question 'q' must be answered by two words"):
