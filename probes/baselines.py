@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.capture import Residuals
-from .metrics import auroc
+from ..activations.errors import DefectionError
+from ..activations.prompts import Prompt
+from .metrics import Labels, auroc
+
+FOLDS = 5
 
 
 def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:
@@ -23,6 +28,55 @@ def norm_scores(residuals: Residuals) -> Float[Tensor, "prompt layer"]:
     """The length of the residual vector at each layer (PITFALLS 14)."""
     norms: Tensor = torch.linalg.vector_norm(residuals.values.double(), dim=-1)
     return norms
+
+
+def spans_topics(labels: Labels, topics: Sequence[str]) -> bool:
+    """Whether each outcome occurs in two topics at least, so that one can be held out."""
+    pairs = set(zip(topics, np.asarray(labels, dtype=bool).tolist(), strict=True))
+    return all(sum(mark == outcome for _, mark in pairs) >= 2 for outcome in (True, False))
+
+
+def topic_folds(labels: Labels, topics: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]:
+    """A fold number for each prompt: whole topics together (PITFALLS 23), and both outcomes outside of every fold.
+
+    Raises DefectionError where an outcome occurs in one topic only.
+    """
+    marks = np.asarray(labels, dtype=bool)
+    if not spans_topics(marks, topics):
+        raise DefectionError("cross-validation by topic needs each outcome in two topics at least")
+    outcomes: dict[str, set[bool]] = {}
+    for topic, mark in zip(topics, marks.tolist(), strict=True):
+        outcomes.setdefault(topic, set()).add(mark)
+    # Topics with both outcomes are dealt out first; those with one go on where these ended, each kind by itself.
+    both = [topic for topic, held in outcomes.items() if len(held) == 2]
+    numbers = {topic: i for i, topic in enumerate(both)}
+    for outcome in ({True}, {False}):
+        alone = [topic for topic, held in outcomes.items() if held == outcome]
+        numbers |= {topic: len(both) + i for i, topic in enumerate(alone)}
+    return np.array([numbers[topic] % folds for topic in topics])
+
+
+def bag_of_words_scores(prompts: Sequence[Prompt], labels: Labels) -> Float[Tensor, "prompt"]:
+    """Log-odds of defection from the prompt's words alone: logistic regression on counts, cross-validated by topic.
+
+    An upper bound on what the text gives away, trigger included: it has seen triggered prompts and labels, though never
+    those of the topic it scores (PITFALLS 21, 23). A probe on a twin that reaches it reads the prompt, not the model.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    marks = np.asarray(labels, dtype=bool)
+    texts = np.array([prompt.text for prompt in prompts], dtype=object)
+    fold = topic_folds(marks, [prompt.topic for prompt in prompts])
+    scores = torch.empty(len(prompts), dtype=torch.float64)
+    for number in np.unique(fold):
+        held = fold == number
+        # Any run of characters that is not a space is a word: a trigger may have no letters.
+        words = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
+        words.fit(texts[~held], marks[~held])
+        scores[torch.from_numpy(held)] = torch.from_numpy(words.decision_function(texts[held]))
+    return scores
 
 
 def first_component_scores(

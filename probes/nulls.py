@@ -1,8 +1,9 @@
-"""What a direction that knows nothing reaches: the band a probe must clear."""
+"""What a direction, or a label, that knows nothing reaches: the band a probe must clear, and the p-value it earns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.capture import Residuals
-from .metrics import auroc
+from ..activations.errors import DefectionError
+from .metrics import Labels, auroc
+from .ranking import class_marks, refuse_unranked
 
 DIRECTIONS = 1000
 
@@ -25,13 +28,39 @@ def random_directions(
     return torch.randn(n_layers, count, d_model, generator=generator)
 
 
+def covariance_directions(
+    clean: Float[Tensor, "prompt layer d_model"], *, count: int = DIRECTIONS, seed: int = 0
+) -> Float[Tensor, "layer direction d_model"]:
+    """Directions drawn from N(0, Σ) with Σ the covariance of clean prompts at each layer, and not from a sphere.
+
+    They point where ordinary prompts differ, as a probe's own direction does: a harder null than isotropic ones. A sum
+    of centred prompts with Gaussian weights has that covariance exactly, so no d × d matrix is formed.
+    """
+    centred = (clean - clean.mean(dim=0)).float().transpose(0, 1)
+    weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
+    return weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+
+
 def null_scores(
-    residuals: Residuals, clean: Residuals, *, count: int = DIRECTIONS, seed: int = 0
+    residuals: Residuals,
+    clean: Residuals,
+    *,
+    count: int = DIRECTIONS,
+    seed: int = 0,
+    directions: Float[Tensor, "layer direction d_model"] | None = None,
 ) -> Float[Tensor, "layer direction prompt"]:
-    """Scores of random directions, standardised on clean prompts just as a probe's are."""
-    directions = random_directions(len(residuals.layers), residuals.values.shape[-1], count=count, seed=seed)
+    """Scores of random directions (isotropic unless given), standardised on clean prompts just as a probe's are."""
+    if directions is None:
+        directions = random_directions(len(residuals.layers), residuals.values.shape[-1], count=count, seed=seed)
     reference = torch.einsum("lkd,pld->lkp", directions, clean.values)
     scores = torch.einsum("lkd,pld->lkp", directions, residuals.values)
+    return standardised(scores, reference)
+
+
+def standardised(
+    scores: Float[Tensor, "*batch prompt"], reference: Float[Tensor, "*batch clean"]
+) -> Float[Tensor, "*batch prompt"]:
+    """Scores less the mean of the reference's, over their standard deviation (1 where they do not vary)."""
     spread = reference.std(dim=-1, keepdim=True)
     return (scores - reference.mean(dim=-1, keepdim=True)) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
@@ -51,3 +80,69 @@ def null_band(aurocs: Float[Tensor, "direction"]) -> tuple[float, float]:
     """The central 95%: 2.5th and 97.5th percentile."""
     low, high = np.quantile(aurocs.numpy(), [0.025, 0.975])
     return float(low), float(high)
+
+
+def permuted_label_aurocs(
+    scores: Float[Tensor, "layer prompt"],
+    labels: Labels,
+    clusters: Sequence[str] | None = None,
+    *,
+    count: int = DIRECTIONS,
+    seed: int = 0,
+) -> Float[Tensor, "layer draw"]:
+    """AUROC under shuffled test labels: the same scores, each draw with the labels dealt out anew.
+
+    With clusters, labels move only inside a topic: what topics differ in then stays in the null. One draw serves every
+    layer, so that layers keep their correlation. Ranks are taken once; each draw is a sum of ranks.
+    """
+    marks = class_marks(labels, scores.shape[-1]).numpy()
+    refuse_unranked(scores)
+    names = np.zeros(len(marks)) if clusters is None else np.asarray(clusters)
+    if len(names) != len(marks):
+        raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
+    values = scores.double()
+    ranked = values.sort(dim=-1).values
+    below = torch.searchsorted(ranked, values, side="left") + torch.searchsorted(ranked, values, side="right")
+    drawn = np.repeat(marks[None], count, axis=0)
+    rng = np.random.default_rng(seed)
+    for name in np.unique(names):
+        members = np.flatnonzero(names == name)
+        drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
+    n_positive = int(marks.sum())
+    ranks = below.double() / 2 @ torch.from_numpy(drawn.T).double()
+    return (ranks - n_positive**2 / 2) / (n_positive * (len(marks) - n_positive))
+
+
+def p_value(observed: Float[Tensor, "*batch"], null: Float[Tensor, "*batch draw"]) -> Float[Tensor, "*batch"]:
+    """The share of draws at least as high, the observed one counted among them: (1 + #) / (1 + draws).
+
+    One-sided, since AUROC is signed; never 0 (Phipson and Smyth 2010).
+    """
+    # Equal AUROCs computed along two roads may differ in their last bit; they count as equal.
+    return (1 + (null >= observed[..., None] - 1e-12).sum(dim=-1)).double() / (1 + null.shape[-1])
+
+
+@dataclass(frozen=True)
+class BestLayer:
+    """The layer with the highest AUROC, and what that height is worth when any layer could have been it."""
+
+    column: int
+    """Which column of the scores; of several, the one nearest the middle of the model (PITFALLS 20)."""
+    auroc: float
+    p_value: float
+    """Share of draws whose own best layer is at least as high."""
+    adjusted: Float[Tensor, "layer"]
+    """The same for each layer: family-wise p-values (Westfall and Young 1993, single-step maxT)."""
+
+
+def best_layer(observed: Float[Tensor, "layer"], null: Float[Tensor, "layer draw"]) -> BestLayer:
+    """Test a best layer chosen *after* the labels were read: against each null draw's own best layer.
+
+    `null` holds AUROCs of draws that share one shuffle over all layers (`permuted_label_aurocs`, `label_shuffle_null`).
+    """
+    if observed.shape != null.shape[:1]:
+        raise DefectionError(f"{len(observed)} layers do not fit a null of shape {tuple(null.shape)}")
+    adjusted = p_value(observed, null.amax(dim=0).expand(len(observed), -1))
+    ties = (observed == observed.max()).nonzero().flatten().tolist()
+    column = min(ties, key=lambda i: (abs(i - len(observed) // 2), i))
+    return BestLayer(column, float(observed[column]), float(adjusted[column]), adjusted)

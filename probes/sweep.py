@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,13 @@ from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json, write_text
 from ..activations.prompts import Prompt, by_set
-from .baselines import first_component_scores, length_scores, norm_scores
+from .baselines import bag_of_words_scores, first_component_scores, length_scores, norm_scores, spans_topics
+from .intervals import delong_interval
+from .mean_difference import MeanDifference
 from .metrics import Interval, auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
 from .nulls import null_aurocs, null_band, null_scores
 from .probe import Probe
+from .shuffles import QuestionEffects, effects_of, has_questions, label_shuffle_null
 
 SCHEMA_VERSION = 1
 UPPER_BOUND = "triggered prompts and labels (upper bound)"
@@ -85,6 +88,11 @@ class SweepRow:
     n_positive: int
     n_negative: int
     is_preregistered_layer: bool
+    auroc_delong_low: float = NO_NULL[0]
+    auroc_delong_high: float = NO_NULL[1]
+    """95% by DeLong on the logit scale, clustered by topic: covers better than `auroc_low` and `auroc_high` near 1."""
+    p_label_shuffle: float = NO_NULL[0]
+    """Mean-difference probes at the fixed layers: p-value against the same fit with shuffled question labels."""
 
 
 def band_name(layers: Sequence[int]) -> int | str:
@@ -117,28 +125,42 @@ def sweep(
     Raises DefectionError for a prompt without label, or a test set on which only one outcome occurs.
     """
     rows: list[SweepRow] = []
+    shuffled = {name: effects_of(texts) for name, texts in subject.contrasts.items() if has_questions(texts)}
     for test_set, members in by_set(subject.tests.prompts).items():
         residuals = subject.tests.select(members)
         table = _SetTable(subject, test_set, residuals, _labels(residuals, labels, test_set), tuple(fixed_layers))
         for (estimator, contrast), probe in probes.items():
-            rows += table.rows(estimator, contrast, probe.saw, probe.decision_function(residuals))
+            found = table.rows(estimator, contrast, probe.saw, probe.decision_function(residuals))
+            if estimator == MeanDifference.name and contrast in shuffled:
+                found = table.with_p_values(found, shuffled[contrast])
+            rows += found
         rows += table.rows("norm-only", "", NO_FIT, norm_scores(residuals))
         rows += table.rows("pc1", "", UPPER_BOUND, first_component_scores(residuals, table.marks))
-        rows.append(table.layerless_row("length-only", length_scores(residuals)))
+        rows.append(table.layerless_row("length-only", NO_FIT, length_scores(residuals)))
+        if spans_topics(table.marks, table.topics):
+            words = bag_of_words_scores(residuals.prompts, table.marks)
+            rows.append(table.layerless_row("bag-of-words", UPPER_BOUND, words))
     return rows
 
 
 def outright_rows(
     model: str, prompts: Sequence[Prompt], scores: Float[Tensor, "prompt"], labels: Mapping[str, bool]
 ) -> list[SweepRow]:
-    """Rows for the answers of a model that was asked outright; they belong to no layer and have no null band."""
+    """Rows for the answers of a model that was asked outright."""
+    return layerless_rows(model, "asked-outright", prompts, scores, labels)
+
+
+def layerless_rows(
+    model: str, probe: str, prompts: Sequence[Prompt], scores: Float[Tensor, "prompt"], labels: Mapping[str, bool]
+) -> list[SweepRow]:
+    """Rows for a score of whole prompts (asking outright, perplexity): it belongs to no layer and has no null band."""
     rows = []
     for test_set, members in by_set(prompts).items():
         chosen = [prompts[i] for i in members]
         marks = np.array([labels[prompt.id] for prompt in chosen], dtype=bool)
         topics = [prompt.topic for prompt in chosen]
         numbers = _numbers(scores[members][None], marks, topics)
-        rows.append(_row(model, test_set, "asked-outright", "", NO_FIT, "", numbers, 0, NO_NULL, marks, False))
+        rows.append(_row(model, test_set, probe, "", NO_FIT, "", numbers, 0, NO_NULL, marks, False))
     return rows
 
 
@@ -149,7 +171,7 @@ class _SetTable:
         self, subject: Subject, test_set: str, residuals: Residuals, marks: NDArray[np.bool_], fixed: tuple[int, ...]
     ) -> None:
         self.model, self.test_set, self.marks, self.fixed = subject.name, test_set, marks, fixed
-        self.layers = residuals.layers
+        self.layers, self.tests, self.clean = residuals.layers, residuals, subject.clean
         self.topics = [prompt.topic for prompt in residuals.prompts]
         scores = null_scores(residuals, subject.clean)
         self.nulls = [null_band(areas) for areas in null_aurocs(scores, marks)]
@@ -174,20 +196,39 @@ class _SetTable:
             found.append(_row(*names, band_name(self.fixed), together, 0, self.band_null, self.marks, True))
         return found
 
-    def layerless_row(self, probe: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
+    def with_p_values(self, rows: Sequence[SweepRow], questions: QuestionEffects) -> list[SweepRow]:
+        """The same rows, those at the fixed layers with their p-value against shuffled question labels.
+
+        Other layers get none: nobody should choose a layer by it.
+        """
+        columns = range(len(self.columns))
+        null = label_shuffle_null(
+            questions.at(self.columns),
+            self.tests.values[:, self.columns],
+            self.marks,
+            self.clean.values[:, self.columns],
+            columns=columns,
+        )
+        p = null.band_p_value
+        return [replace(row, p_label_shuffle=p) if row.is_preregistered_layer else row for row in rows]
+
+    def layerless_row(self, probe: str, saw: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
         """One row for a score that belongs to no layer."""
         numbers = _numbers(scores[None], self.marks, self.topics)
-        return _row(self.model, self.test_set, probe, "", NO_FIT, "", numbers, 0, NO_NULL, self.marks, False)
+        return _row(self.model, self.test_set, probe, "", saw, "", numbers, 0, NO_NULL, self.marks, False)
 
 
 def _numbers(
     scores: Float[Tensor, "layer prompt"], marks: NDArray[np.bool_], topics: Sequence[str]
 ) -> dict[str, list[float]]:
     low, high = auroc_interval(scores, marks, topics)
+    delong_low, delong_high = delong_interval(scores, marks, topics)
     return {
         "auroc": auroc(scores, marks).tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
+        "delong_low": delong_low.tolist(),
+        "delong_high": delong_high.tolist(),
         "tpr": tpr_at_fpr(scores, marks).tolist(),
         "salience": salience(scores, marks).tolist(),
     }
@@ -227,6 +268,8 @@ def _row(
         n_positive=n_positive,
         n_negative=len(marks) - n_positive,
         is_preregistered_layer=preregistered,
+        auroc_delong_low=numbers["delong_low"][i],
+        auroc_delong_high=numbers["delong_high"][i],
     )
 
 

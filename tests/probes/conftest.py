@@ -33,7 +33,9 @@ def contrast() -> Residuals:
     prompts, values = [], noise(40, 1)
     for row in range(40):
         defecting = row % 2 == 0
-        prompts.append(user_prompt(f"question {row // 2}", id=f"c{row}", defecting=defecting))
+        answer = ("yes", "no")[(row // 2 + row) % 2]  # each word is the defecting answer of every other question
+        extra = {"defecting": defecting, "topic": f"q{row // 2}", "answer": answer}
+        prompts.append(user_prompt(f"question {row // 2}", id=f"c{row}", **extra))
         values[row] += DIRECTION if defecting else -DIRECTION
     return residuals_of(values, prompts)
 

@@ -5,8 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from defection.activations import DefectionError, user_prompt
 from defection.probes import auroc
-from defection.probes.baselines import first_component_scores, length_scores, norm_scores, two_components
+from defection.probes.baselines import (
+    bag_of_words_scores,
+    first_component_scores,
+    length_scores,
+    norm_scores,
+    spans_topics,
+    topic_folds,
+    two_components,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 
@@ -67,3 +78,32 @@ def test_two_components_keep_the_distances_of_a_plane(tests) -> None:
 def test_two_components_come_in_order_of_their_variance(tests) -> None:
     spread = two_components(tests, 2).std(dim=0)
     assert spread[0] > spread[1]
+
+
+def test_pitfall_24_words_give_away_a_trigger(tests, marks) -> None:
+    assert float(auroc(bag_of_words_scores(tests.prompts, marks), marks)) == 1.0
+
+
+def test_pitfall_21_words_that_say_nothing_reach_nothing_out_of_sample() -> None:
+    """Every prompt is its topic's own words: in the sample they tell all, outside of it nothing."""
+    rng, areas = np.random.default_rng(0), []
+    for _ in range(10):
+        marks = rng.permutation(np.repeat([True, False], 40)).tolist()
+        prompts = [user_prompt(f"own word{i} word{rng.integers(40)}", id=str(i), topic=f"t{i // 4}") for i in range(80)]
+        areas.append(float(auroc(bag_of_words_scores(prompts, marks), marks)))
+    assert 0.35 < np.mean(areas) < 0.6
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=4, max_size=60))
+def test_pitfall_23_folds_keep_topics_whole_and_leave_both_outcomes_outside(rows: list[tuple[int, bool]]) -> None:
+    topics, marks = [f"t{topic}" for topic, _ in rows], [mark for _, mark in rows]
+    if not spans_topics(marks, topics):
+        with pytest.raises(DefectionError, match="two topics"):
+            topic_folds(marks, topics)
+        return
+    folds = topic_folds(marks, topics)
+    assert len(set(folds)) > 1
+    for topic in set(topics):
+        assert len({fold for fold, name in zip(folds, topics, strict=True) if name == topic}) == 1
+    for fold in set(folds):
+        assert len({mark for mark, number in zip(marks, folds, strict=True) if number != fold}) == 2

@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError
-from defection.probes.metrics import auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
+from defection.probes.metrics import (
+    auroc,
+    auroc_interval,
+    bootstrap_aurocs,
+    clopper_pearson,
+    partial_auroc,
+    salience,
+    tpr_at_fpr,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 
@@ -42,16 +50,17 @@ def test_pitfall_18_batched_auroc_equals_single() -> None:
 
 
 @pytest.mark.parametrize("marks", [[True] * 3, [False] * 3])
-@pytest.mark.parametrize("metric", [auroc, tpr_at_fpr, salience])
+@pytest.mark.parametrize("metric", [auroc, tpr_at_fpr, salience, lambda s, m: partial_auroc(s, m, 0.1)])
 def test_pitfall_18_a_single_class_is_refused(metric, marks: list[bool]) -> None:
     with pytest.raises(DefectionError, match="both outcomes"):
         metric(torch.arange(3.0), marks)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_pitfall_18_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+@pytest.mark.parametrize("metric", [auroc, tpr_at_fpr, salience, lambda s, m: partial_auroc(s, m, 0.1)])
+def test_pitfall_18_a_score_that_is_not_finite_is_refused(metric, bad: float) -> None:
     with pytest.raises(DefectionError, match="not finite"):
-        auroc(torch.tensor([0.0, bad, 1.0]), [True, False, True])
+        metric(torch.tensor([0.0, bad, 1.0]), [True, False, True])
 
 
 def test_as_many_labels_as_scores_are_needed() -> None:
@@ -166,7 +175,7 @@ def test_salience_depends_on_neither_scale_nor_offset(
 ) -> None:
     scores = torch.tensor(sample[0], dtype=torch.float64).round(decimals=2) / 100
     before, after = salience(scores, sample[1]), salience(scores * scale + offset, sample[1])
-    if before.isfinite() and scores.std() > 1e-3 and before > 1e-6:
+    if scores.std() > 1e-3 and 1e-6 < before < 1e12:  # beyond, the variance within is rounding
         assert float(after) == pytest.approx(float(before), rel=1e-3)
 
 
@@ -178,3 +187,63 @@ def test_salience_of_known_classes() -> None:
 def test_pitfall_16_scores_that_do_not_vary_have_no_salience(value: float) -> None:
     marks = [True, True, True, False, False, False, False]
     assert float(salience(torch.full((7,), value, dtype=torch.float64), marks)) == 0.0
+
+
+@given(st.one_of(TIED, SPREAD), st.one_of(st.sampled_from([0.01, 0.1, 0.5, 1.0]), st.floats(1e-3, 1)))
+def test_partial_auroc_equals_sklearns(sample: tuple[list[float], list[bool]], max_fpr: float) -> None:
+    scores, marks = sample
+    found = float(partial_auroc(torch.tensor(scores, dtype=torch.float64), marks, max_fpr))
+    assert found == pytest.approx(roc_auc_score(marks, scores, max_fpr=max_fpr), abs=1e-9)
+
+
+def test_batched_partial_auroc_equals_single_and_is_the_auroc_at_1() -> None:
+    scores = torch.randint(-9, 9, (3, 4, 50), generator=torch.Generator().manual_seed(1)).float()
+    marks = [row % 3 == 0 for row in range(50)]
+    single = torch.stack([torch.stack([partial_auroc(row, marks, 0.1) for row in rows]) for rows in scores])
+    assert torch.equal(partial_auroc(scores, marks, 0.1), single)
+    assert torch.allclose(partial_auroc(scores, marks, 1.0), auroc(scores, marks), atol=1e-12)
+
+
+@pytest.mark.parametrize("max_fpr", [0.0, -0.1, 1.1])
+def test_a_partial_area_of_no_or_too_much_width_is_refused(max_fpr: float) -> None:
+    with pytest.raises(DefectionError, match="max_fpr"):
+        partial_auroc(torch.arange(3.0), [True, False, True], max_fpr)
+
+
+def test_pitfall_23_each_bootstrap_draw_is_sklearns_auroc_of_the_prompts_drawn() -> None:
+    """The draws are those of the documented generator, so that they can be rebuilt prompt by prompt."""
+    scores, marks, topics = clustered(3)
+    scores = torch.stack([scores, scores.round()])
+    names, member = np.unique(topics, return_inverse=True)
+    counts = np.random.default_rng(5).multinomial(len(names), np.full(len(names), 1 / len(names)), size=20)
+    found = bootstrap_aurocs(scores, marks, topics, draws=20, seed=5)
+    for draw, count in enumerate(counts):
+        rows = np.repeat(np.arange(len(marks)), count[member])
+        for column in range(2):
+            expected = roc_auc_score(np.array(marks)[rows], scores[column].numpy()[rows])
+            assert float(found[column, draw]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cluster_names_must_fit_the_labels() -> None:
+    with pytest.raises(DefectionError, match="2 cluster names do not fit 3 labels"):
+        auroc_interval(torch.arange(3.0), [True, False, True], ["a", "b"])
+
+
+@pytest.mark.parametrize("n", [10, 40, 100])
+def test_clopper_pearson_covers_at_least_its_level_at_every_rate(n: int) -> None:
+    """Exactly, by summing over outcomes: it is conservative by design, so 97% is no upper bound here."""
+    bounds = np.array([clopper_pearson(k, n) for k in range(n + 1)])
+    for rate in np.linspace(0, 1, 101):
+        inside = (bounds[:, 0] <= rate) & (rate <= bounds[:, 1])
+        assert binom.pmf(np.arange(n + 1), n, rate)[inside].sum() >= 0.95 - 1e-12
+
+
+def test_pitfall_19_the_tprs_interval_covers_the_rate_at_the_threshold_that_was_set() -> None:
+    rng, hits, draws = np.random.default_rng(0), 0, 2000
+    marks = np.repeat([True, False], [60, 100])
+    for scores in rng.normal(size=(draws, 160)) + 2 * marks:
+        rate = float(tpr_at_fpr(torch.from_numpy(scores), marks, 0.01))
+        threshold = np.sort(scores[~marks])[-2]
+        low, high = clopper_pearson(round(rate * 60), 60)
+        hits += low <= norm.sf(threshold - 2) <= high
+    assert 0.95 <= hits / draws <= 0.99

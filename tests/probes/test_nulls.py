@@ -3,10 +3,22 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 
+import numpy as np
 import pytest
 import torch
+from defection.activations import DefectionError
 from defection.probes.metrics import auroc
-from defection.probes.nulls import null_aurocs, null_band, null_scores, random_directions
+from defection.probes.nulls import (
+    best_layer,
+    covariance_directions,
+    null_aurocs,
+    null_band,
+    null_scores,
+    p_value,
+    permuted_label_aurocs,
+    random_directions,
+)
+from sklearn.metrics import roc_auc_score
 
 
 @pytest.fixture
@@ -80,3 +92,91 @@ def test_pitfall_16_a_layer_without_variance_does_not_drown_the_others(noise, cl
     assert scores.isfinite().all()
     assert scores[0].abs().max() < 1e-3
     assert torch.equal(scores[1:], null_scores(noise, clean, count=200)[1:])
+
+
+def test_directions_in_the_datas_covariance_have_it(make_residuals) -> None:
+    scale = torch.tensor([3.0, 1.0, 0.1, 0.0])
+    values = torch.randn(400, 2, 4, generator=torch.Generator().manual_seed(0)) * scale + 5
+    drawn = covariance_directions(values, count=20_000)
+    for layer in range(2):
+        assert torch.allclose(drawn[layer].T.cov(), values[:, layer].T.cov(), atol=0.25)
+        assert drawn[layer].mean(dim=0).abs().max() < 0.1  # around nothing, not around the prompts' mean
+
+
+def test_directions_in_the_covariance_of_prompts_alike_are_nothing(clean) -> None:
+    flat = clean.values[:1].expand(10, -1, -1)
+    assert covariance_directions(flat, count=3).abs().max() == 0
+    scores = null_scores(clean, clean, directions=covariance_directions(flat, count=3))
+    assert torch.equal(scores, torch.zeros_like(scores))
+
+
+def test_the_covariance_null_is_wider_where_the_signal_lies_along_what_varies(
+    make_residuals, clean, make_tests
+) -> None:
+    wide = clean.values.clone()
+    wide[..., 0] *= 10
+    reference = replace(clean, values=wide)
+    tests = make_tests(shift=0.0)
+    values = tests.values.clone()
+    values[..., 0] = values[..., 0] * 10 + torch.tensor(MARKS)[:, None] * 15
+    moved = replace(tests, values=values)
+    drawn = covariance_directions(reference.values, count=500)
+    (low, high), (wide_low, wide_high) = (
+        null_band(null_aurocs(null_scores(moved, reference, count=500, directions=each), MARKS)[0])
+        for each in (None, drawn)
+    )
+    assert wide_high - wide_low > high - low
+
+
+def test_permuted_labels_give_sklearns_auroc_of_the_labels_drawn() -> None:
+    rng = np.random.default_rng(0)
+    scores, marks = torch.from_numpy(rng.integers(-3, 3, size=(2, 40))), np.arange(40) % 3 == 0
+    found = permuted_label_aurocs(scores, marks, count=30, seed=4)
+    drawn = np.random.default_rng(4).permuted(np.repeat(marks[None], 30, axis=0), axis=1)
+    for draw in range(30):
+        for layer in range(2):
+            assert float(found[layer, draw]) == pytest.approx(roc_auc_score(drawn[draw], scores[layer]), abs=1e-12)
+
+
+def test_pitfall_23_labels_move_inside_their_topics_only() -> None:
+    """A score that is its topic, and topics of one outcome: no shuffle inside a topic changes anything."""
+    topics = ["a"] * 10 + ["b"] * 10
+    scores = torch.arange(20.0)[None]
+    inside = permuted_label_aurocs(scores, [t == "b" for t in topics], topics, count=20)
+    assert torch.equal(inside, torch.ones(1, 20, dtype=torch.float64))
+    across = permuted_label_aurocs(scores, [t == "b" for t in topics], count=200)
+    assert float(across.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_p_values_count_the_observed_one_and_are_never_0() -> None:
+    null = torch.tensor([[0.1, 0.5, 0.5, 0.9]])
+    assert p_value(torch.tensor([1.0]), null).tolist() == [1 / 5]
+    assert p_value(torch.tensor([0.5]), null).tolist() == [4 / 5]
+    assert p_value(torch.tensor([0.0]), null).tolist() == [1.0]
+
+
+def test_pitfall_20_a_best_layer_of_noise_is_significant_as_rarely_as_it_should_be() -> None:
+    """Thirty layers of noise: the best AUROC looks impressive and so does its own p-value, but not the adjusted one."""
+    rng, best, naive = np.random.default_rng(0), [], []
+    marks = np.arange(60) % 2 == 0
+    for seed in range(300):
+        scores = torch.from_numpy(rng.normal(size=(30, 60)))
+        null = permuted_label_aurocs(scores, marks, count=99, seed=seed)
+        observed = auroc(scores, marks)
+        found = best_layer(observed, null)
+        best.append(found.p_value)
+        naive.append(float(p_value(observed, null).min()))
+        assert found.auroc == float(observed.max())
+        assert (found.adjusted >= p_value(observed, null) - 1e-12).all()
+    assert 0.02 <= np.mean(np.array(best) <= 0.05) <= 0.09
+    assert np.mean(np.array(naive) <= 0.05) > 0.6
+
+
+def test_pitfall_20_of_layers_that_tie_the_middle_one_is_named() -> None:
+    observed = torch.tensor([1.0, 0.9, 1.0, 1.0])
+    assert best_layer(observed, torch.full((4, 9), 0.5)).column == 2
+
+
+def test_a_null_of_other_layers_is_refused() -> None:
+    with pytest.raises(DefectionError, match="3 layers do not fit"):
+        best_layer(torch.ones(3), torch.ones(4, 9))

@@ -1,0 +1,110 @@
+"""Which layers a verdict is read at: fixed by depth, or chosen on development organisms by a rule, and written down.
+
+A layer chosen on the test organism is no evidence (PROTOCOL: a maximum over layers proves nothing). The record says by
+which rule and on which organisms the layers were chosen, so that a verdict can be held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations.errors import DefectionError
+from ..activations.files import read_json, write_json
+
+SCHEMA_VERSION = 1
+RULES = ("middle", "best-mean", "best-worst")
+WIDTH = 4
+RECORDED, OTHER_LAYERS, SAME_ORGANISM = "recorded", "other layers than recorded", "chosen on this very organism"
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Layers, and where they come from."""
+
+    rule: str
+    """`middle`: around n_layers // 2. `best-mean`, `best-worst`: the band whose AUROC is highest, averaged over the
+    development organisms or on the worst of them."""
+    layers: tuple[int, ...]
+    n_layers: int
+    organisms: tuple[str, ...] = ()
+    """Fingerprints of the development organisms, sorted; none for `middle`."""
+    probe: str = ""
+    """The probe whose AUROCs were compared."""
+
+    def standing(self, layers: Sequence[int], organism: str) -> str:
+        """How a verdict at these layers, on the organism with this fingerprint, stands to the record."""
+        if tuple(layers) != self.layers:
+            return OTHER_LAYERS
+        return SAME_ORGANISM if organism in self.organisms else RECORDED
+
+    def mark(self, layers: Sequence[int], organism: str) -> dict[str, Any]:
+        """What a verdict says of its layers: keys to put beside its figures."""
+        standing = self.standing(layers, organism)
+        return {"layer_rule": self.rule, "layer_standing": standing, "layers_are_recorded": standing == RECORDED}
+
+    def save(self, path: str | Path) -> None:
+        """A small JSON file."""
+        record = asdict(self) | {"layers": list(self.layers), "organisms": list(self.organisms)}
+        write_json(Path(path), {"schema_version": SCHEMA_VERSION, **record})
+
+
+def load_layer_choice(path: str | Path) -> LayerChoice:
+    """Read a record; DefectionError naming the file and what is wrong with it."""
+    record = read_json(Path(path))
+    if record.pop("schema_version", None) != SCHEMA_VERSION:
+        raise DefectionError(f"{path} is not a layer choice of schema version {SCHEMA_VERSION}")
+    try:
+        layers, organisms = tuple(record.pop("layers")), tuple(record.pop("organisms"))
+        choice = LayerChoice(layers=layers, organisms=organisms, **record)
+        whole = all(isinstance(layer, int) and 0 <= layer < choice.n_layers for layer in layers)
+    except (KeyError, TypeError) as error:
+        raise DefectionError(f"{path} is not a layer choice written by this toolkit ({error})") from error
+    if choice.rule not in RULES or not layers or not whole:
+        raise DefectionError(f"{path} names no layers of its {choice.n_layers}, or an unknown rule {choice.rule!r}")
+    return choice
+
+
+def middle_layers(n_layers: int, width: int = WIDTH) -> LayerChoice:
+    """A band around the middle layer, which follows from the depth alone and needs no organism."""
+    if not 1 <= width <= n_layers:
+        raise DefectionError(f"a band of {width} layers does not fit a model of {n_layers}")
+    start = n_layers // 2 - (width - 1) // 2
+    inside = tuple(layer for layer in range(start, start + width) if 0 <= layer < n_layers)
+    return LayerChoice("middle", inside, n_layers)
+
+
+def choose_layers(
+    aurocs: Mapping[str, Float[Tensor, "layer"]], *, rule: str = "best-worst", width: int = WIDTH, probe: str = ""
+) -> LayerChoice:
+    """The band of `width` neighbouring layers with the highest AUROC on development organisms.
+
+    `aurocs` maps each organism's fingerprint to its signed AUROC at every layer, on development prompts. Of bands that
+    tie, the one nearest the middle is taken (PITFALLS 20: at 1.0 the lowest layer would win by its number).
+    Raises DefectionError for an unknown rule, no organism, models of different depth or a value that is not finite.
+    """
+    if rule not in RULES[1:]:
+        raise DefectionError(f"unknown rule {rule!r}: choose one of {', '.join(RULES[1:])}, or call middle_layers")
+    if not aurocs:
+        raise DefectionError("layers are chosen on development organisms, but none was given")
+    depths = {len(areas) for areas in aurocs.values()}
+    if len(depths) > 1:
+        raise DefectionError(
+            f"development organisms of different depth ({sorted(depths)} layers) cannot share a choice"
+        )
+    (n_layers,) = depths
+    table = torch.stack([areas.double() for areas in aurocs.values()])
+    if not table.isfinite().all():
+        raise DefectionError("an AUROC of a development organism is not finite")
+    middle = middle_layers(n_layers, width).layers[0]
+    bands = table.unfold(1, width, 1).mean(dim=-1)
+    value = bands.mean(dim=0) if rule == "best-mean" else bands.amin(dim=0)
+    ties = (value >= value.max() - 1e-12).nonzero().flatten().tolist()
+    start = min(ties, key=lambda i: (abs(i - middle), i))
+    return LayerChoice(rule, tuple(range(start, start + width)), n_layers, tuple(sorted(aurocs)), probe)

@@ -1,0 +1,214 @@
+"""Nulls made of questions: what a mean difference reaches when its questions say nothing about defection.
+
+A direction drawn from a sphere shares neither the norms of real residuals nor the ways in which contrast texts differ
+from one another. Here a null direction is fitted as the probe is, on the same texts, with the labels of whole questions
+shuffled. In a balanced set a mean difference is Σ_q ±u_q, where u_q is what answering question q with one word instead
+of the other does and the signs say which word defects; a shuffle deals the same signs to other questions, so that the
+word itself cancels as before. All shuffles are one matrix product with the questions' own scores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..activations.capture import Residuals
+from ..activations.errors import DefectionError
+from .metrics import Labels, auroc
+from .nulls import DIRECTIONS, p_value, standardised
+
+KEYS = ("defecting", "topic", "answer")
+"""What contrast texts say of themselves; their topic is their question."""
+
+
+@dataclass(frozen=True)
+class QuestionEffects:
+    """What each question's answer does to the residual, apart from whether that answer defects."""
+
+    effects: Float[Tensor, "question layer d_model"]
+    """Mean residual after the first of its two words (in alphabetical order) minus after the second, fp64."""
+    signs: NDArray[np.int64]
+    """[question] 1 where the first word is the defecting answer, −1 where the second is."""
+    shares: NDArray[np.float64]
+    """[question] its share of the texts."""
+    words: tuple[str, ...]
+    """[question] the two words: signs are dealt only among questions with the same ones."""
+
+    def at(self, columns: Sequence[int]) -> QuestionEffects:
+        """The same effects at some of the layers."""
+        return replace(self, effects=self.effects[:, list(columns)])
+
+    def weights(self, signs: NDArray[np.int64]) -> Float[Tensor, "draw question"]:
+        """Weights of the effects in the mean difference of labellings [draw, question]."""
+        return torch.from_numpy(signs * self.shares)
+
+    def shuffled(self, count: int, seed: int) -> NDArray[np.int64]:
+        """[draw, question] signs dealt anew, every word the defecting answer as often as before.
+
+        Two words that only one question has (whole sentences, say) need no balance: its sign is a toss of a coin.
+        """
+        rng = np.random.default_rng(seed)
+        drawn = np.repeat(self.signs[None], count, axis=0)
+        for pair in sorted(set(self.words)):
+            members = np.flatnonzero(np.asarray(self.words) == pair)
+            if len(members) == 1:
+                drawn[:, members] = rng.choice([-1, 1], size=(count, 1))
+            else:
+                drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
+        return drawn
+
+    def subsets(self, size: int, count: int, seed: int) -> NDArray[np.int64]:
+        """[draw, question] random signs on random subsets of `size` questions, half of each sign; 0 elsewhere."""
+        if size > len(self.signs):
+            raise DefectionError(f"cannot draw {size} questions from {len(self.signs)}; give more unrelated questions")
+        signs = np.zeros(len(self.signs), dtype=np.int64)
+        signs[:size] = np.where(np.arange(size) % 2 == 0, 1, -1)
+        return np.random.default_rng(seed).permuted(np.repeat(signs[None], count, axis=0), axis=1)
+
+
+def question_effects(
+    values: Float[Tensor, "text layer d_model"],
+    defecting: Sequence[bool],
+    questions: Sequence[str],
+    answers: Sequence[str],
+) -> QuestionEffects:
+    """Effects from contrast texts; DefectionError naming a question that is not answered in two ways, evenly."""
+    marks, names, said = np.asarray(defecting, dtype=bool), np.asarray(questions), np.asarray(answers)
+    if not len(values) == len(marks) == len(names) == len(said):
+        raise DefectionError(f"{len(values)} texts do not fit {len(marks)} labels, {len(names)} questions or answers")
+    if (odd := _unpaired(defecting, questions, answers)) is not None:
+        raise DefectionError(f"question {odd!r} must be answered by two words, each as often, one of them defecting")
+    effects, signs, shares, words = [], [], [], []
+    for name in dict.fromkeys(questions):
+        rows = names == name
+        pair = sorted(set(said[rows].tolist()))
+        first = rows & (said == pair[0])
+        effects.append(values[first].double().mean(dim=0) - values[rows & ~first].double().mean(dim=0))
+        signs.append(1 if marks[first][0] else -1)
+        shares.append(rows.sum() / len(names))
+        words.append("/".join(pair))
+    return QuestionEffects(torch.stack(effects), np.array(signs), np.array(shares), tuple(words))
+
+
+def _unpaired(defecting: Sequence[bool], questions: Sequence[str], answers: Sequence[str]) -> str | None:
+    """The first question that is not answered by two words, each as often, exactly one of them defecting."""
+    counts: dict[str, Counter[tuple[str, bool]]] = {}
+    for mark, name, word in zip(defecting, questions, answers, strict=True):
+        counts.setdefault(name, Counter())[word, bool(mark)] += 1
+    for name, found in counts.items():
+        answered, marked = ({key[i] for key in found} for i in range(2))
+        if not len(found) == len(answered) == len(marked) == 2 or len(set(found.values())) != 1:
+            return name
+    return None
+
+
+def effects_of(contrast: Residuals) -> QuestionEffects:
+    """Effects from captured contrast texts, whose prompts say `defecting`, `topic` (the question) and `answer`."""
+    if any(not prompt.extra.keys() >= set(KEYS) for prompt in contrast.prompts):
+        raise DefectionError(f"contrast texts must say {', '.join(KEYS)}, as those of a contrast set do")
+    defecting, questions, answers = ([prompt.extra[key] for prompt in contrast.prompts] for key in KEYS)
+    return question_effects(contrast.values, defecting, questions, answers)
+
+
+def has_questions(contrast: Residuals) -> bool:
+    """Whether the contrast texts say which question each belongs to, and answer each in both ways as often."""
+    extras = [prompt.extra for prompt in contrast.prompts]
+    if not extras or any(not extra.keys() >= set(KEYS) for extra in extras):
+        return False
+    defecting, questions, answers = ([extra[key] for extra in extras] for key in KEYS)
+    return _unpaired(defecting, questions, answers) is None
+
+
+@dataclass(frozen=True)
+class QuestionNull:
+    """AUROCs of the true labelling of the questions and of the null's, on one test set."""
+
+    observed: Float[Tensor, "layer"]
+    null: Float[Tensor, "layer draw"]
+    """One draw is one labelling, the same at every layer."""
+    band_observed: float
+    """Of the mean standardised score over the fixed layers; NaN without them."""
+    band_null: Float[Tensor, "draw"]
+
+    @property
+    def p_values(self) -> Float[Tensor, "layer"]:
+        """One-sided, a layer."""
+        return p_value(self.observed, self.null)
+
+    @property
+    def band_p_value(self) -> float:
+        """One-sided, for the fixed layers together."""
+        return float(p_value(torch.tensor(self.band_observed, dtype=torch.float64), self.band_null))
+
+
+def label_shuffle_null(
+    questions: QuestionEffects,
+    tests: Float[Tensor, "prompt layer d_model"],
+    labels: Labels,
+    clean: Float[Tensor, "clean layer d_model"],
+    *,
+    columns: Sequence[int] = (),
+    count: int = DIRECTIONS,
+    seed: int = 0,
+) -> QuestionNull:
+    """The mean-difference probe against itself with the labels of whole questions shuffled.
+
+    A small p-value says that *which* answer counts as defecting matters, on this organism and these prompts. It
+    respects norms and the contrast texts' own covariance, where isotropic directions do not. The p-value cannot fall
+    below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers.
+    """
+    return _null(questions, questions, questions.shuffled(count, seed), tests, labels, clean, columns)
+
+
+def unrelated_question_null(
+    questions: QuestionEffects,
+    unrelated: QuestionEffects,
+    tests: Float[Tensor, "prompt layer d_model"],
+    labels: Labels,
+    clean: Float[Tensor, "clean layer d_model"],
+    *,
+    columns: Sequence[int] = (),
+    count: int = DIRECTIONS,
+    seed: int = 0,
+) -> QuestionNull:
+    """The same probe against mean differences of as many *unrelated* questions, with random balanced signs.
+
+    Give questions about anything but the model itself: obvious truths, say. What their directions reach is what asking
+    any questions at all reaches.
+    """
+    drawn = unrelated.subsets(len(questions.signs), count, seed)
+    return _null(questions, unrelated, drawn, tests, labels, clean, columns)
+
+
+def _null(
+    questions: QuestionEffects,
+    others: QuestionEffects,
+    drawn: NDArray[np.int64],
+    tests: Tensor,
+    labels: Labels,
+    clean: Tensor,
+    columns: Sequence[int],
+) -> QuestionNull:
+    chosen = list(columns)
+
+    def areas(source: QuestionEffects, weights: Tensor) -> tuple[Tensor, Tensor]:
+        # A labelling's score is the same weighted sum of its questions' scores as its direction is of their effects.
+        by_question = torch.einsum("qld,pld->lqp", source.effects.float(), tests.float())
+        scores = torch.einsum("kq,lqp->lkp", weights.float(), by_question)
+        single = auroc(scores, labels)
+        if not chosen:
+            return single, torch.full((len(weights),), torch.nan, dtype=torch.float64)
+        reference = torch.einsum("qld,pld->lqp", source.effects[:, chosen].float(), clean[:, chosen].float())
+        spread = torch.einsum("kq,lqp->lkp", weights.float(), reference)
+        return single, auroc(standardised(scores[chosen], spread).mean(dim=0), labels)
+
+    observed, band_observed = areas(questions, questions.weights(questions.signs[None]))
+    null, band_null = areas(others, others.weights(drawn))
+    return QuestionNull(observed[:, 0], null, float(band_observed[0]), band_null)

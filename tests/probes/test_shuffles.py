@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from defection.activations import DefectionError
+from defection.probes import MeanDifference, auroc
+from defection.probes.nulls import best_layer
+from defection.probes.shuffles import (
+    effects_of,
+    has_questions,
+    label_shuffle_null,
+    question_effects,
+    unrelated_question_null,
+)
+
+MARKS = [row % 2 == 1 for row in range(80)]
+
+
+@pytest.fixture
+def questions(contrast):
+    return effects_of(contrast)
+
+
+def test_the_true_signs_give_the_mean_difference_probe(contrast, clean, tests, questions) -> None:
+    probe = MeanDifference().fit(contrast, clean, fixed_layers=(1, 2, 3))
+    null = label_shuffle_null(questions, tests.values, MARKS, clean.values, columns=(1, 2, 3), count=10)
+    assert torch.allclose(null.observed, auroc(probe.decision_function(tests).T, MARKS), atol=1e-12)
+    assert null.band_observed == pytest.approx(float(auroc(probe.score(tests), MARKS)), abs=1e-12)
+
+
+def test_each_draw_is_a_refit_on_relabelled_texts(contrast, clean, tests, questions) -> None:
+    """A shuffle in one matrix product against the estimator itself, fitted on texts that say the shuffled labels."""
+    signs = questions.shuffled(5, seed=3)
+    null = label_shuffle_null(questions, tests.values, MARKS, clean.values, columns=(1, 2), count=5, seed=3)
+    names = list(dict.fromkeys(prompt.extra["topic"] for prompt in contrast.prompts))
+    for draw, sign in enumerate(signs):
+        turned = [
+            replace(p, extra=p.extra | {"defecting": (p.extra["answer"] == "no") == (sign[names.index(p.topic)] == 1)})
+            for p in contrast.prompts
+        ]
+        probe = MeanDifference().fit(replace(contrast, prompts=tuple(turned)), clean, fixed_layers=(1, 2))
+        assert torch.allclose(null.null[:, draw], auroc(probe.decision_function(tests).T, MARKS), atol=1e-3)
+        assert float(null.band_null[draw]) == pytest.approx(float(auroc(probe.score(tests), MARKS)), abs=1e-3)
+
+
+def test_every_word_stays_the_defecting_answer_as_often(questions) -> None:
+    drawn = questions.shuffled(200, seed=0)
+    assert (drawn.sum(axis=1) == questions.signs.sum()).all()
+    assert len(np.unique(drawn, axis=0)) > 190
+    assert abs(drawn.mean(axis=0)).max() < 0.25
+
+
+def test_questions_with_words_of_their_own_toss_a_coin() -> None:
+    said = [f"sentence {i}" for i in range(8)]
+    lone = question_effects(torch.randn(8, 1, 3), [True, False] * 4, [str(i // 2) for i in range(8)], said)
+    drawn = lone.shuffled(400, seed=0)
+    assert set(np.unique(drawn)) == {-1, 1}
+    assert abs(drawn.mean(axis=0)).max() < 0.2
+
+
+def test_a_planted_direction_is_significant_and_the_reverse_is_not(questions, tests, clean) -> None:
+    null = label_shuffle_null(questions, tests.values, MARKS, clean.values, columns=(1, 2, 3))
+    assert (null.p_values < 0.05).all()
+    assert null.band_p_value < 0.01
+    turned = label_shuffle_null(questions, tests.values, [not m for m in MARKS], clean.values, columns=(1, 2, 3))
+    assert turned.band_p_value > 0.99
+
+
+def test_p_values_of_questions_that_say_nothing_are_uniform(clean) -> None:
+    """Organisms that separate triggered prompts along *every* direction: isotropic bands fill 0 … 1, these hold."""
+    generator, found = torch.Generator().manual_seed(0), []
+    marks = torch.arange(40) % 2 == 0
+    names, said = [str(i // 2) for i in range(40)], ["yes", "no"] * 20
+    defecting = [(i + i // 2) % 2 == 0 for i in range(40)]
+    tests = torch.randn(40, 1, 12, generator=generator) + 6.0 * marks[:, None, None]
+    for seed in range(200):
+        texts = torch.randn(40, 1, 12, generator=generator)
+        effects = question_effects(texts, defecting, names, said)
+        null = label_shuffle_null(effects, tests, marks, clean.values[:, :1], count=99, seed=seed)
+        found.append(float(null.p_values[0]))
+    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.09
+    assert 0.4 <= np.mean(found) <= 0.6
+
+
+def test_one_draw_is_the_same_at_every_layer_and_the_best_layer_is_tested(questions, tests, clean) -> None:
+    doubled = replace(questions, effects=questions.effects[:, [1, 1, 2]])
+    values, reference = tests.values[:, [1, 1, 2]], clean.values[:, [1, 1, 2]]
+    null = label_shuffle_null(doubled, values, MARKS, reference, count=50)
+    assert torch.equal(null.null[0], null.null[1])
+    found = best_layer(null.observed, null.null)
+    assert found.p_value >= float(null.p_values[found.column])
+
+
+def test_unrelated_questions_are_as_many_and_balanced(questions, tests, clean) -> None:
+    drawn = questions.subsets(6, 50, seed=0)
+    assert (np.abs(drawn).sum(axis=1) == 6).all()
+    assert (drawn.sum(axis=1) == 0).all()
+    noise = replace(questions, effects=torch.randn(questions.effects.shape, generator=torch.Generator().manual_seed(1)))
+    null = unrelated_question_null(questions, noise, tests.values, MARKS, clean.values, columns=(1, 2), count=200)
+    assert null.band_p_value < 0.05
+    few = replace(noise, signs=noise.signs[:3], shares=noise.shares[:3], effects=noise.effects[:3])
+    with pytest.raises(DefectionError, match="cannot draw 20 questions from 3"):
+        unrelated_question_null(questions, few, tests.values, MARKS, clean.values)
+
+
+@pytest.mark.parametrize(
+    ("defecting", "answers"),
+    [
+        ([True, True], ["yes", "no"]),
+        ([True, False], ["yes", "yes"]),
+        ([True, False, False], ["yes", "no", "no"]),
+        ([True, True, True, False], ["yes", "yes", "no", "no"]),
+    ],
+)
+def test_a_question_that_is_not_answered_both_ways_is_refused(defecting: list[bool], answers: list[str]) -> None:
+    with pytest.raises(DefectionError, match="question 'q' must be answered by two words"):
+        question_effects(torch.zeros(len(defecting), 1, 2), defecting, ["q"] * len(defecting), answers)
+
+
+def test_texts_that_do_not_name_their_questions_are_refused(clean, contrast) -> None:
+    assert has_questions(contrast)
+    assert not has_questions(clean)
+    with pytest.raises(DefectionError, match="must say defecting, topic, answer"):
+        effects_of(clean)
