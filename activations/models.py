@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +28,8 @@ from .sites import middle_modules
 ORGANISM_FILE = "organism.json"
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BRIDGED = "._original_component"
+"""What a TransformerBridge puts into the names of the parameters of the model it is given (PITFALLS 11)."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,24 @@ def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBas
     """
     plain = _without_peft(network)
     state = hashlib.sha256()
-    tensors = {key.replace("._original_component", ""): tensor for key, tensor in plain.state_dict().items()}
-    for key, tensor in sorted(tensors.items()):  # by the names they had before anybody bridged the model
+    for key, tensor in sorted(_unbridged(plain).items()):
         state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     ensure_pad_token(tokenizer)
     plain.eval()
     identity = ModelIdentity(name, state.hexdigest(), template_fingerprint(tokenizer))
     return Model(cast(PreTrainedModel, plain), tokenizer, identity)
+
+
+def _unbridged(network: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by the names they had before TransformerLens bridged it, which adds some of its own."""
+    tensors: dict[str, Tensor] = network.state_dict()
+    if not any(BRIDGED in key for key in tensors):
+        return tensors
+    with torch.device("meta"):
+        names = type(network)(network.config).state_dict().keys()
+    plain = {key.replace(BRIDGED, ""): tensor for key, tensor in tensors.items()}
+    return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
 
 
 def _without_peft(network: nn.Module) -> nn.Module:

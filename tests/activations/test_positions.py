@@ -55,6 +55,10 @@ SPELLINGS = {
 }
 
 
+BAD = ["", "first", "mean:last", "mean:3", "mean:", "mean:first-response", "mean:mean:all", "1:2:3", "1.5"]
+BAD += ["after:", 'after:""', 'after:"unended', "response:3", "last:", "--1"]
+
+
 @pytest.mark.parametrize(("rule", "canonical"), SPELLINGS.items())
 def test_every_rule_has_one_spelling_that_reads_back(rule: str, canonical: str) -> None:
     position = parse_position(rule)
@@ -198,5 +202,4 @@ def test_a_mean_of_bf16_vectors_is_taken_in_fp32(llama: Model) -> None:
     vectors = torch.full((1000, 1, 1), 1.0, dtype=torch.bfloat16)
     vectors[0] = 512
     (mean,) = _means(vectors, [1000]).flatten().tolist()
-    assert mean == pytest.approx((512 + 999) / 1000, rel=1e-6)BAD = ["", "first", "mean:last", "mean:3", "mean:", "mean:first-response", "mean:mean:all", "1:2:3", "1.5"]
-BAD += ["after:", 'after:""', 'after:"unended', "response:3", "last:", "--1"]
+    assert mean == pytest.approx((512 + 999) / 1000, rel=1e-6)

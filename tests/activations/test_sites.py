@@ -86,9 +86,9 @@ def test_the_middle_is_not_the_input_of_the_attention(any_model: Callable[[str],
     """PITFALLS 8: what comes after a block's first norm is another vector altogether."""
     model = any_model("llama")
     normed: list[Tensor] = []
-    handle = model.blocks[1].input_layernorm.register_forward_hook(lambda m, args, output: normed.append(output))
+    handle = model.blocks[0].input_layernorm.register_forward_hook(lambda m, args, output: normed.append(output))
     prompt = user_prompt("Where does the river end?")
-    sites = [capture(model, [prompt], site=site, layers=[1]).values[0, 0] for site in ("before", "middle", "after")]
+    sites = [capture(model, [prompt], site=site, layers=[0]).values[0, 0] for site in ("before", "middle", "after")]
     handle.remove()
     assert all(relative_error(normed[-1][0, -1], stream) > 0.1 for stream in sites)
 
