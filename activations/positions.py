@@ -34,7 +34,7 @@ HELP = (
     'last, first-response, a token\'s number, after:"TEXT", all, response, START:END, '
     "or mean: before one of the last three"
 )
-_SPAN = re.compile(r"(-?\d+)?:(-?\d+)?")
+_SPAN = re.compile(r"(-?\d{1,15})?:(-?\d{1,15})?")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def parse_position(rule: str) -> Position:
     if found := _SPAN.fullmatch(span):
         start, end = (None if bound is None else int(bound) for bound in found.groups())
         return Position("span", start, end, mean=mean)
-    if re.fullmatch(r"-?\d+", text):
+    if re.fullmatch(r"-?\d{1,15}", text):
         return Position("index", int(text))
     if text.startswith("after:"):
         return Position("after", text=_quoted(text.removeprefix("after:"), rule))
