@@ -46,7 +46,7 @@ def batch_tokens(
     """
     if device.type != "cuda":
         return CPU_BATCH_TOKENS
-    room = torch.cuda.get_device_properties(device).total_memory - weight_bytes
+    room: int = torch.cuda.get_device_properties(device).total_memory - weight_bytes
     # At the widest point of a block: the MLP's gate, up and product, and about eight copies of the stream.
     per_token = (3 * hidden + 8 * width) * itemsize + kept_bytes
     fitting = max(0, room // 2) // per_token

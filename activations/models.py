@@ -165,7 +165,7 @@ def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBas
     return Model(cast(PreTrainedModel, plain), tokenizer, identity)
 
 
-def _unbridged(network: nn.Module) -> dict[str, Tensor]:
+def _unbridged(network: Any) -> dict[str, Tensor]:
     """A model's tensors by the names they had before TransformerLens bridged it, which adds some of its own."""
     tensors: dict[str, Tensor] = network.state_dict()
     if not any(BRIDGED in key for key in tensors):
@@ -176,10 +176,10 @@ def _unbridged(network: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
 
 
-def _without_peft(network: nn.Module) -> nn.Module:
+def _without_peft(network: Any) -> nn.Module:
     """The model that a `PeftModel` wraps, adapter layers and all (PITFALLS 11); any other model itself."""
     if not hasattr(network, "peft_config"):
-        return network
+        return cast(nn.Module, network)
     from peft import PeftModel
 
     inner: nn.Module = network.base_model.model if isinstance(network, PeftModel) else network

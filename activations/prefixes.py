@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
-class PrefixLayer(DynamicLayer):
+class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values of a prefix: the first pass leaves them here, later passes see them before their own.
 
     They are held for one row and widened to a batch's rows only while that layer's attention runs, so a batch costs
@@ -29,7 +29,7 @@ class PrefixLayer(DynamicLayer):
         )
 
 
-class PrefixCache(DynamicCache):
+class PrefixCache(DynamicCache):  # type: ignore[misc]
     """A Hugging Face cache of `PrefixLayer`s: fill it with one row, then pass it along with as many as you like."""
 
     def __init__(self) -> None:
@@ -52,6 +52,5 @@ def reach(network: PreTrainedModel) -> int:
         return 0
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return 0
-    return min(
-        (layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=1 << 30
-    )
+    windows = [int(layer.sliding_window) for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return min(windows, default=1 << 30)

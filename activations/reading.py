@@ -116,7 +116,8 @@ def _read(
     last: LastPrefix,
 ) -> Tensor:
     """Every wanted token has a number: those of the prefix, then those of the rows after it, padding included."""
-    prefix = batch.prefix_length if model.shares_prefixes else 0
+    embedding_only = reading.site == "before" and reading.layers[-1] == 0  # no attention runs: nothing to share
+    prefix = batch.prefix_length if model.shares_prefixes and not embedding_only else 0
     firsts, place = distinct_rows(ids, batch.rows)
     tails = [ids[row][prefix:] for row in firsts]
     width = max(len(tail) for tail in tails)

@@ -139,6 +139,14 @@ def test_tokens_inside_a_shared_prefix_are_read_too(
     assert relative_error(together.values, alone) <= 1e-5
 
 
+def test_learned_positions_are_right_where_no_attention_runs(gpt2: Model, mixed_prompts: list[Prompt]) -> None:
+    """Before block 0 a shared prefix leaves no keys behind, by which later tokens could be numbered."""
+    options = {"site": "before", "layers": [0]}
+    found = capture(gpt2, mixed_prompts, **options).values
+    assert relative_error(found, capture(gpt2, mixed_prompts, share_prefixes=False, **options).values) <= 1e-5
+    assert relative_error(found, capture(gpt2, mixed_prompts, site="before").values[:, :1]) <= 1e-5
+
+
 def test_rows_of_equal_tokens_are_computed_once(llama: Model) -> None:
     prompts = [user_prompt(text, id=str(i)) for i, text in enumerate(["same"] * 50 + ["other", "same"])]
     tokens_run: list[tuple[int, ...]] = []
