@@ -13,12 +13,19 @@ READING_COST = 100
 REPLYING_COST = 600
 """The same where each batch is also decoded from, step by step."""
 MAX_ROWS = 64
-"""Rows in a batch: beyond this a forward pass is no faster per token, on CPU at least."""
+"""Rows in a small batch: beyond this a forward pass is no faster per token, on CPU at least."""
+TOKENS_PER_ROW = 64
+"""A larger budget (a GPU's) allows one more row for so many tokens of it."""
+KEYS_PER_TOKEN = 16
+"""Keys that attention may look at, the shared prefix counted in every row, for each token of the budget."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of the caller's list that share their first `prefix_length` tokens."""
+    """Rows of the caller's list that share their first `prefix_length` tokens.
+
+    Rows of equal tokens are always in the same batch, next to each other, and are meant to be computed once.
+    """
 
     rows: tuple[int, ...]
     prefix_length: int
@@ -28,24 +35,33 @@ class Batch:
 def plan_batches(
     ids: Sequence[Ids], *, max_tokens: int = 2048, share_prefixes: bool = True, group_cost: int = READING_COST
 ) -> list[Batch]:
-    """Cover every row once, in batches of at most `max_tokens` padded tokens and `MAX_ROWS` rows (one row at least).
+    """Cover every row once, in batches of at most `max_tokens` padded tokens (one row at least).
 
-    The plan depends on the token ids alone, so the same prompts always meet in the same batches: in bf16 the same
-    prompt differs slightly from batch to batch (PITFALLS 15), and a resumed run must not.
+    Rows of equal tokens count once. The plan depends on the token ids and the budget alone, so the same prompts
+    always meet in the same batches: in bf16 the same prompt differs slightly from batch to batch (PITFALLS 15), and a
+    resumed run must not.
     """
-    order = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))
-    groups = _prefix_groups(ids, order, group_cost) if share_prefixes else [(0, order)]
-    batches: list[Batch] = []
-    for prefix_length, rows in groups:
-        batches += [Batch(chunk, prefix_length) for chunk in _by_length(ids, rows, prefix_length, max_tokens)]
-    return batches
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for row, tokens in enumerate(ids):
+        copies.setdefault(tuple(tokens), []).append(row)
+    distinct = list(copies)
+    order = sorted(range(len(distinct)), key=lambda row: distinct[row])
+    groups = _prefix_groups(distinct, order, group_cost) if share_prefixes else [(0, order)]
+    return [
+        Batch(tuple(copy for row in chunk for copy in copies[distinct[row]]), prefix_length)
+        for prefix_length, rows in groups
+        for chunk in _by_length(distinct, rows, prefix_length, max_tokens)
+    ]
 
 
 def _by_length(ids: Sequence[Ids], rows: Sequence[int], prefix: int, max_tokens: int) -> Iterator[tuple[int, ...]]:
+    most = max(MAX_ROWS, max_tokens // TOKENS_PER_ROW)
     chunk: list[int] = []
     for row in sorted(rows, key=lambda row: (-len(ids[row]), row)):  # longest first: the first batch is the largest
-        width = len(ids[chunk[0] if chunk else row]) - prefix
-        if chunk and ((len(chunk) + 1) * width > max_tokens or len(chunk) == MAX_ROWS):
+        longest = len(ids[chunk[0] if chunk else row])
+        grown = len(chunk) + 1
+        too_large = grown * (longest - prefix) > max_tokens or grown * longest > KEYS_PER_TOKEN * max_tokens
+        if chunk and (too_large or grown > most):
             yield tuple(chunk)
             chunk = []
         chunk.append(row)

@@ -1,100 +1,125 @@
-"""Residual streams at the last token of each prompt, at every layer, for the price of the bare forward pass."""
+"""Residual streams of many prompts, for the price of the bare forward pass or less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from jaxtyping import Float
+from torch import Tensor
 
 from .batching import Batch, plan_batches
 from .chat import tokenize
 from .errors import DefectionError
-from .models import Model, ModelIdentity
+from .models import Model, choose_device, choose_dtype
+from .positions import LAST, wanted_tokens
 from .progress import progress
 from .prompts import Prompt
+from .reading import LastPrefix, Reading, automatic_batch_tokens, read_batch
+from .residuals import Residuals, offsets_of
+from .sites import AFTER
 
-POSITION = "last"
-"""The last token of the rendered prompt: the one whose residual predicts the first token of the reply."""
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """Residual vectors of some prompts, and everything a probe must know about them."""
-
-    values: Float[Tensor, "prompt layer d_model"]
-    layers: tuple[int, ...]
-    """The block whose output each `values[:, i]` is (0 … n_layers−1, before the final norm)."""
-    prompts: tuple[Prompt, ...]
-    n_tokens: tuple[int, ...]
-    """Length of each rendered prompt."""
-    model: ModelIdentity
-    position: str = POSITION
-
-    def __post_init__(self) -> None:
-        if self.values.shape[:2] != (len(self.prompts), len(self.layers)):
-            raise DefectionError(
-                f"residuals of shape {tuple(self.values.shape)} do not fit {len(self.prompts)} prompts "
-                f"and {len(self.layers)} layers"
-            )
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The prompts' ids, in row order."""
-        return tuple(prompt.id for prompt in self.prompts)
-
-    def select(self, rows: Sequence[int]) -> Residuals:
-        """Some of the rows, in the order given."""
-        picked = list(rows)
-        return replace(
-            self,
-            values=self.values[picked],
-            prompts=tuple(self.prompts[row] for row in picked),
-            n_tokens=tuple(self.n_tokens[row] for row in picked),
-        )
-
-    def at(self, layer: int) -> Float[Tensor, "prompt d_model"]:
-        """The vectors of one layer."""
-        if layer not in self.layers:
-            raise DefectionError(f"layer {layer} was not captured; these residuals hold {_spell(self.layers)}")
-        return self.values[:, self.layers.index(layer)]
+POSITION = LAST
 
 
 def capture(
     model: Model,
     prompts: Iterable[Prompt],
     *,
-    layers: str | Sequence[int] = "all",
-    max_tokens: int = 1024,
+    layers: str | Sequence[int] | slice = "all",
+    site: str = AFTER,
+    position: str = LAST,
+    dtype: str | torch.dtype = "fp32",
+    device: str | torch.device = "cpu",
+    max_tokens: int | None = None,
     share_prefixes: bool = True,
     what: str = "Reading residual streams",
 ) -> Residuals:
-    """Read the residual stream at the last token of each prompt.
+    """Read the residual stream of each prompt at the tokens and layers wanted.
 
-    Rows come in the order of `prompts`, fp32, in host memory. `layers` is "all", "3,15", "0:16" or a list.
-    `max_tokens` bounds the padded tokens of a batch. `share_prefixes` computes what prompts have in common (a system
-    prompt, say) once; in fp32 that changes nothing beyond rounding.
-    Raises DefectionError for a prompt longer than the model's context, and for a non-finite residual, naming prompt
-    and layer.
+    Rows come in the order of `prompts`. `layers` is "all", "3,15", "0:16", a list or a slice; no block after the last
+    one runs. `site` is `after` the block, `before` it, or in its `middle` (`sites`). `position` is a rule of
+    `positions`: `last`, `response`, `mean:10:20`, … `dtype` is that of the result, fp32 or bf16. The result lies in
+    host memory, or with `device="cuda"` stays on the GPU. `max_tokens` bounds the padded tokens of a batch; by default
+    the device's memory does. `share_prefixes` computes what prompts have in common (a system prompt, say) once, where
+    the model allows it; in fp32 that changes nothing beyond rounding. Prompts of equal tokens are computed once.
+    Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
+    block without the site, and for a non-finite residual, naming prompt and layer.
     """
     rows = tuple(prompts)
     ids = tokenize_within_context(model, rows)
-    chosen = parse_layers(layers, model.n_layers)
-    values = torch.empty(len(rows), len(chosen), model.d_model, dtype=torch.float32)
+    reading = Reading(parse_layers(layers, model.n_layers), site, position)
+    wanted = wanted_tokens(reading.position, model.tokenizer, rows, ids)
+    counts = [1] * len(rows) if reading.one_each else [len(tokens) for tokens in wanted]
+    offsets = offsets_of(counts)
+    needed = up_to_wanted(ids, wanted)
+    budget = max_tokens or automatic_batch_tokens(model, reading)
+    keep_on = choose_device(device) if isinstance(device, str) else device
+    kept_as = choose_dtype(dtype, keep_on)
+    values = torch.empty(offsets[-1], len(reading.layers), model.d_model, dtype=kept_as, device=keep_on)
+    landing, last_prefix = _Landing(values), LastPrefix()
     with progress(what, total=len(rows), unit="prompts") as advance:
-        for batch in plan_batches(ids, max_tokens=max_tokens, share_prefixes=share_prefixes):
-            values[list(batch.rows)] = last_token_residuals(model, ids, batch, chosen)
+        for batch in plan_batches(needed, max_tokens=budget, share_prefixes=share_prefixes and model.shares_prefixes):
+            seen = read_batch(model, needed, batch, reading, wanted, last_prefix)
+            landing.put([place for row in batch.rows for place in range(offsets[row], offsets[row + 1])], seen)
             advance(len(batch.rows))
-    refuse_non_finite(values, rows, chosen)
-    return Residuals(values, chosen, rows, tuple(len(row) for row in ids), model.identity)
+        landing.settle()
+    refuse_non_finite(values, [p for p, n in zip(rows, counts, strict=True) for _ in range(n)], reading.layers)
+    return Residuals(
+        values,
+        reading.layers,
+        rows,
+        tuple(len(row) for row in ids),
+        model.identity,
+        position=reading.position,
+        site=reading.site,
+        offsets=None if reading.one_each else offsets,
+    )
+
+
+class _Landing:
+    """Puts each batch's vectors in their place; from a GPU by one pinned copy that runs beside the next batch."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.under_way: Any = None
+
+    def put(self, places: Sequence[int], seen: Tensor) -> None:
+        if seen.is_cuda and not self.values.is_cuda:
+            host = torch.empty(seen.shape, dtype=seen.dtype, pin_memory=True)
+            host.copy_(seen, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self.settle()
+            self.under_way = (places, host, arrived)
+        else:
+            self._place(places, seen)
+
+    def settle(self) -> None:
+        """Wait for the copy under way."""
+        if self.under_way is not None:
+            places, host, arrived = self.under_way
+            arrived.synchronize()
+            self._place(places, host)
+            self.under_way = None
+
+    def _place(self, places: Sequence[int], seen: Tensor) -> None:
+        self.values[torch.tensor(places, device=self.values.device)] = seen.to(self.values)
+
+
+def up_to_wanted(ids: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Each prompt's tokens up to the last wanted one: in a causal model what comes after changes nothing before."""
+    return [list(row[: tokens[-1] + 1]) for row, tokens in zip(ids, wanted, strict=True)]
+
+
+@torch.inference_mode()
+def last_token_residuals(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, layers: Sequence[int]
+) -> Float[Tensor, "row layer d_model"]:
+    """The residuals of one batch at each row's last token, fp32, in host memory."""
+    wanted = [range(len(row) - 1, len(row)) for row in ids]
+    return read_batch(model, ids, batch, Reading(tuple(layers)), wanted).float().cpu()
 
 
 def tokenize_within_context(model: Model, prompts: Sequence[Prompt], *, reply_tokens: int = 0) -> list[list[int]]:
@@ -114,12 +139,14 @@ def tokenize_within_context(model: Model, prompts: Sequence[Prompt], *, reply_to
     return ids
 
 
-def parse_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
-    """ "all", "3,15", "0:16" (end excluded), or a sequence, to ascending layer numbers without repeats."""
+def parse_layers(layers: str | Sequence[int] | slice, n_layers: int) -> tuple[int, ...]:
+    """ "all", "3,15", "0:16" (end excluded), a sequence or a slice, to ascending layer numbers without repeats."""
     if isinstance(layers, str):
         chosen: list[int] = []
         for part in layers.split(","):
             chosen += _parse_part(part.strip(), n_layers)
+    elif isinstance(layers, slice):
+        chosen = list(range(n_layers)[layers])
     else:
         chosen = [int(layer) for layer in layers]
     outside = [layer for layer in chosen if not 0 <= layer < n_layers]
@@ -140,93 +167,6 @@ def _parse_part(part: str, n_layers: int) -> list[int]:
         raise DefectionError(f"cannot read layers {part!r}: write all, 3,15 or 0:16") from error
 
 
-@torch.inference_mode()
-def last_token_residuals(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch, layers: Sequence[int]
-) -> Float[Tensor, "row layer d_model"]:
-    """The residuals of one batch at each row's last token, fp32, on the host; no block after the last layer runs."""
-    tokens, mask, cache = batch_inputs(model, ids, batch)
-    last = mask[:, batch.prefix_length :].sum(dim=1) - 1  # rows are right-padded: the last real token (PITFALLS 1)
-    with gathering(model.blocks, layers, last, stop=True) as picked:
-        forward_body(model.network, tokens, mask, cache)
-    return stacked(picked, layers)
-
-
-def stacked(picked: dict[int, Tensor], layers: Sequence[int]) -> Float[Tensor, "row layer d_model"]:
-    """What `gathering` picked, as one fp32 tensor on the host: one copy a batch."""
-    return torch.stack([picked[layer] for layer in layers], dim=1).float().cpu()
-
-
-def batch_inputs(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch
-) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row prefix+token"], DynamicCache | None]:
-    """Right-padded token ids after the shared prefix, the attention mask over both, and the prefix's key-value cache.
-
-    Right padding leaves position ids natural for every family, GPT-2's learned ones included (PITFALLS 2).
-    """
-    prefix = batch.prefix_length
-    tails = [list(ids[row][prefix:]) for row in batch.rows]
-    width = max(len(tail) for tail in tails)
-    pad = model.tokenizer.pad_token_id
-    tokens = torch.tensor([tail + [pad] * (width - len(tail)) for tail in tails], device=model.device)
-    lengths = torch.tensor([prefix + len(tail) for tail in tails], device=model.device)
-    mask = (torch.arange(prefix + width, device=model.device) < lengths[:, None]).long()
-    cache = prefix_cache(model.network, ids[batch.rows[0]][:prefix], len(tails)) if prefix else None
-    return tokens, mask, cache
-
-
-def prefix_cache(network: PreTrainedModel, prefix: Sequence[int], rows: int) -> DynamicCache:
-    """Keys and values of a prefix, computed once and repeated for each row."""
-    device = next(network.parameters()).device
-    cache = DynamicCache(config=network.config)
-    tokens = torch.tensor([list(prefix)], device=device)
-    network.get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(rows)
-    return cache
-
-
-class _LastLayerReached(Exception):
-    """Every wanted layer has been read; the rest of the forward pass is not needed."""
-
-
-def forward_body(network: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: DynamicCache | None) -> Any:
-    """The decoder without its vocabulary matrix; None when a hook stopped it early."""
-    try:
-        return network.get_decoder()(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-        )
-    except _LastLayerReached:
-        return None
-
-
-@contextmanager
-def gathering(
-    blocks: Sequence[nn.Module], layers: Sequence[int], last: Int[Tensor, "row"], *, stop: bool
-) -> Iterator[dict[int, Tensor]]:
-    """Inside, a forward pass leaves each layer's residuals at position `last` of each row in the dictionary given.
-
-    With `stop` the pass ends after the last wanted layer.
-    """
-    rows = torch.arange(len(last), device=last.device)
-    picked: dict[int, Tensor] = {}
-
-    def reader(layer: int) -> Any:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            stream = output[0] if isinstance(output, tuple) else output
-            picked[layer] = stream[rows, last]
-            if stop and layer == layers[-1]:
-                raise _LastLayerReached
-
-        return read
-
-    handles = [blocks[layer].register_forward_hook(reader(layer)) for layer in layers]
-    try:
-        yield picked
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def refuse_non_finite(values: Tensor, prompts: Sequence[Prompt], layers: Sequence[int]) -> None:
     """DefectionError naming the first prompt and layer whose vector holds an infinity or a NaN (PITFALLS 13)."""
     finite = values.isfinite().all(dim=-1)
@@ -236,8 +176,3 @@ def refuse_non_finite(values: Tensor, prompts: Sequence[Prompt], layers: Sequenc
             f"the residual of prompt {prompts[row].id!r} at layer {layers[layer]} is not finite; "
             "the model overflows in this dtype, so use --dtype fp32"
         )
-
-
-def _spell(layers: Sequence[int]) -> str:
-    contiguous = list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"layers {layers[0]} to {layers[-1]}" if contiguous else f"layers {', '.join(map(str, layers))}"

@@ -15,17 +15,25 @@ PLAIN_FORMAT = "plain Human:/Assistant: format, version 1"
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """The text the model is given: up to where it would reply, or to the end of a reply already begun."""
+    return "".join(opening_and_reply(tokenizer, prompt))
+
+
+def opening_and_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
+    """The text up to where the model replies, and the reply already begun ("" without one).
+
+    Raises DefectionError for a conversation without a user message, or one that the chat template refuses.
+    """
     turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
     begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
     if not turns:
         raise DefectionError(f"prompt {prompt.id!r} holds only a reply; a user message must come before it")
     if tokenizer.chat_template is None:
-        return _plain(turns) + (f" {begun}" if begun else "")
+        return _plain(turns) + (" " if begun else ""), begun
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise errors of many kinds, most of them jinja2's
         raise DefectionError(f"prompt {prompt.id!r} does not fit the model's chat template: {error}") from error
-    return str(text) + begun
+    return str(text), begun
 
 
 def _plain(turns: list[dict[str, str]]) -> str:
@@ -37,18 +45,28 @@ def _plain(turns: list[dict[str, str]]) -> str:
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of each prompt, without padding.
 
-    A chat template writes its own special tokens, so none are added to it; the plain format gets the tokenizer's
-    (PITFALLS 4: exactly one BOS).
+    A chat template writes its own special tokens, so none are added to it; the plain format gets those that the
+    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one.
     """
     if not prompts:
         return []
+    opening = first_tokens(tokenizer)
     texts = [render(tokenizer, prompt) for prompt in prompts]
-    plain = tokenizer.chat_template is None
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=plain)["input_ids"]
+    ids = [[*opening, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     for prompt, row in zip(prompts, ids, strict=True):
         if not row:
             raise DefectionError(f"prompt {prompt.id!r} gives no tokens")
     return ids
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What goes before every rendered prompt: nothing before a chat template, BOS before plain text if it needs one."""
+    if tokenizer.chat_template is not None:
+        return []
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:start]
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from .batching import REPLYING_COST, Batch, plan_batches
-from .capture import batch_inputs, gathering, stacked, tokenize_within_context
+from .capture import tokenize_within_context
 from .models import Model
 from .prompts import Prompt
+from .reading import distinct_rows, right_padded
+from .sites import gathering
 
 
 def greedy_replies(
@@ -36,24 +39,55 @@ def greedy_replies(
         yield dict(zip(batch.rows, replies, strict=True))
 
 
-@torch.inference_mode()
 def reply_to_batch(
     model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int, layers: Sequence[int] = ()
-) -> tuple[list[list[int]], Tensor | None]:
-    """Greedy replies to one batch, and the residuals [row, layer, d_model] at the prompts' last tokens.
+) -> tuple[list[list[int]], Float[Tensor, "row layer d_model"] | None]:
+    """Greedy replies to one batch, and the residuals at the prompts' last tokens (fp32, in host memory).
 
-    Both come of the same forward pass over the prompts: reading costs nothing where a reply is wanted anyway.
-    Padding stays between prompt and reply, masked, with position ids that skip it.
+    Both come of the same forward pass over the prompts: reading costs nothing where a reply is wanted anyway. Rows of
+    equal tokens are computed once.
     """
+    firsts, place = distinct_rows(ids, batch.rows)
+    replies: dict[int, list[int]] = {}
+    vectors: dict[int, Tensor] = {}
+    for part in _paddable_together(model, ids, Batch(tuple(firsts), batch.prefix_length), max_new_tokens):
+        said, seen = _reply(model, ids, part, max_new_tokens, layers)
+        replies |= zip(part.rows, said, strict=True)
+        vectors |= zip(part.rows, seen, strict=True)
+    rows = [firsts[i] for i in place]
+    return [replies[row] for row in rows], torch.stack([vectors[row] for row in rows]) if layers else None
+
+
+def _paddable_together(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int
+) -> Iterator[Batch]:
+    """The batch itself, unless the padding between prompt and reply would push tokens out of a layer's reach.
+
+    A sliding window counts padding as it counts tokens, and a running state takes it in: there, only prompts of equal
+    length go together.
+    """
+    if max(len(ids[row]) for row in batch.rows) + max_new_tokens <= model.reach:
+        yield batch
+        return
+    for length in sorted({len(ids[row]) for row in batch.rows}):
+        yield Batch(tuple(row for row in batch.rows if len(ids[row]) == length), 0)
+
+
+@torch.inference_mode()
+def _reply(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int, layers: Sequence[int]
+) -> tuple[list[list[int]], Sequence[Tensor]]:
+    """Padding stays between prompt and reply, masked, with position ids that skip it."""
     tokens, mask, cache = batch_inputs(model, ids, batch)
     cache = cache or DynamicCache(config=model.network.config)
     decoder, head = model.network.get_decoder(), model.network.get_output_embeddings()
     ends = end_tokens(model)
     last = mask[:, batch.prefix_length :].sum(dim=1) - 1
+    rows = torch.arange(len(last), device=last.device)
     positions = mask.sum(dim=1)
-    with gathering(model.blocks, layers, last, stop=False) as picked:
+    with gathering(model.blocks, layers, rows, last, stop=False) as picked:
         hidden = decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
-    hidden = hidden[torch.arange(len(last), device=last.device), last]
+    hidden = hidden[rows, last]
     replies: list[list[int]] = [[] for _ in batch.rows]
     running = torch.ones(len(replies), dtype=torch.bool, device=tokens.device)
     for step in range(max_new_tokens):
@@ -72,7 +106,35 @@ def reply_to_batch(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-    return replies, stacked(picked, layers) if layers else None
+    if not layers:
+        return replies, [hidden[:0]] * len(replies)
+    return replies, list(torch.stack([picked[layer].to(last.device) for layer in layers], dim=1).float().cpu())
+
+
+def batch_inputs(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch
+) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row prefix+token"], DynamicCache | None]:
+    """Right-padded token ids after the shared prefix, the attention mask over both, and the prefix's key-value cache.
+
+    Right padding leaves position ids natural for every family, GPT-2's learned ones included (PITFALLS 2).
+    """
+    prefix = batch.prefix_length
+    tails = [ids[row][prefix:] for row in batch.rows]
+    tokens = right_padded(model, tails)
+    lengths = torch.tensor([prefix + len(tail) for tail in tails], device=model.device)
+    mask = (torch.arange(prefix + tokens.shape[1], device=model.device) < lengths[:, None]).long()
+    cache = prefix_cache(model.network, ids[batch.rows[0]][:prefix], len(tails)) if prefix else None
+    return tokens, mask, cache
+
+
+def prefix_cache(network: PreTrainedModel, prefix: Sequence[int], rows: int) -> DynamicCache:
+    """Keys and values of a prefix, computed once and repeated for each row."""
+    device = next(network.parameters()).device
+    cache = DynamicCache(config=network.config)
+    tokens = torch.tensor([list(prefix)], device=device)
+    network.get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def end_tokens(model: Model) -> Tensor:

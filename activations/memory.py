@@ -1,4 +1,4 @@
-"""Memory that Python has freed and the C library has not given back."""
+"""Memory: giving back what is free, telling when there is not enough, and how many tokens fit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,48 @@ import ctypes
 import gc
 import sys
 
+import torch
+
+CPU_BATCH_TOKENS = 1024
+"""Tokens of a batch on a CPU: larger ones are no faster there."""
+LARGEST_BATCH_TOKENS = 1 << 17
+
 
 def give_back_memory() -> None:
     """Return freed memory to the system, where glibc keeps it: after a load or a training run that is gigabytes."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):  # another C library, which may not need it
             return
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: CUDA's, Python's, or PyTorch's CPU allocator's plain message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    says = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in says)
+
+
+def batch_tokens(
+    device: torch.device, *, weight_bytes: int, width: int, hidden: int, itemsize: int, kept_bytes: int
+) -> int:
+    """How many padded tokens a batch may have on a device.
+
+    On a CPU a constant. On a GPU a power of two, so that half of what the weights leave of its *whole* memory holds
+    the batch: `width` and `hidden` are those of the residual stream and the MLP, `kept_bytes` what is kept of each
+    token. Whatever else happens to be on the GPU does not enter: the same model on the same kind of GPU always
+    gets the same number, hence the same batches and the same bytes (PITFALLS 15), and a batch that does not fit after
+    all is halved while it runs.
+    """
+    if device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    room: int = torch.cuda.get_device_properties(device).total_memory - weight_bytes
+    # At the widest point of a block: the MLP's gate, up and product, and about eight copies of the stream.
+    per_token = (3 * hidden + 8 * width) * itemsize + kept_bytes
+    fitting = max(0, room // 2) // per_token
+    return min(LARGEST_BATCH_TOKENS, max(CPU_BATCH_TOKENS, 1 << max(0, fitting.bit_length() - 1)))

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -21,10 +21,15 @@ from .embedded import EMBEDDED, ensure_embedded
 from .errors import DefectionError
 from .files import digest, file_digest, read_json
 from .memory import give_back_memory
+from .prefixes import reach
+from .processes import this_process
+from .sites import middle_modules
 
 ORGANISM_FILE = "organism.json"
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BRIDGED = "._original_component"
+"""What a TransformerBridge puts into the names of the parameters of the model it is given (PITFALLS 11)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,21 @@ class Model:
         """The decoder's blocks; the residual stream is what each returns."""
         return decoder_blocks(self.network)
 
+    @cached_property
+    def middles(self) -> list[nn.Module]:
+        """The child of each block that is given the stream between attention and MLP; see `sites.middle_modules`."""
+        return middle_modules(self.network, self.blocks)
+
+    @cached_property
+    def reach(self) -> int:
+        """Over how many tokens every layer attends; 0 where layers carry a running state (`prefixes.reach`)."""
+        return reach(self.network)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether keys and values can stand for what prompts share; otherwise each prompt is computed whole."""
+        return self.reach > 0
+
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
@@ -98,7 +118,7 @@ class Model:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.network.get_input_embeddings().weight.shape[-1])
+        return int(self.network.config.get_text_config().hidden_size)
 
     @property
     def context_length(self) -> int:
@@ -129,15 +149,41 @@ def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
     return list(lists[0])
 
 
-def wrap(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
-    """A model that is already in memory, fingerprinted by its tensors as they are now."""
+def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
+    """A model that is already in memory, fingerprinted by its tensors as they are now.
+
+    A `PeftModel` is read as it is, its adapter beside the weights; the fingerprint covers both.
+    """
+    plain = _without_peft(network)
     state = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
+    for key, tensor in sorted(_unbridged(plain).items()):
         state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     ensure_pad_token(tokenizer)
-    network.eval()
-    return Model(network, tokenizer, ModelIdentity(name, state.hexdigest(), template_fingerprint(tokenizer)))
+    plain.eval()
+    identity = ModelIdentity(name, state.hexdigest(), template_fingerprint(tokenizer))
+    return Model(cast(PreTrainedModel, plain), tokenizer, identity)
+
+
+def _unbridged(network: Any) -> dict[str, Tensor]:
+    """A model's tensors by the names they had before TransformerLens bridged it, which adds some of its own."""
+    tensors: dict[str, Tensor] = network.state_dict()
+    if not any(BRIDGED in key for key in tensors):
+        return tensors
+    with torch.device("meta"):
+        names = type(network)(network.config).state_dict().keys()
+    plain = {key.replace(BRIDGED, ""): tensor for key, tensor in tensors.items()}
+    return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
+
+
+def _without_peft(network: Any) -> nn.Module:
+    """The model that a `PeftModel` wraps, adapter layers and all (PITFALLS 11); any other model itself."""
+    if not hasattr(network, "peft_config"):
+        return cast(nn.Module, network)
+    from peft import PeftModel
+
+    inner: nn.Module = network.base_model.model if isinstance(network, PeftModel) else network
+    return inner
 
 
 def locate(source: str | Path) -> ModelFiles:
@@ -206,12 +252,14 @@ def load_organism_record(path: str | Path) -> dict[str, Any]:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`cpu` or `cuda`; `auto` takes the GPU when there is one."""
+    """`cpu` or `cuda`; `auto` takes the GPU when there is one, and each process of a launch its own."""
     if device not in ("auto", "cpu", "cuda"):
         raise DefectionError(f"unknown device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise DefectionError("device 'cuda' was asked for, but PyTorch sees no GPU; use --device auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", this_process().local_rank % torch.cuda.device_count())
 
 
 def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:

@@ -214,14 +214,22 @@ def cache(
         str, typer.Option("--position", help="last: the token before the first word of a reply.")
     ] = "last",
     dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp32, or auto: what the model computes in.")] = "auto",
+    only_estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Write nothing: say tokens, bytes and time, from a short measurement."),
+    ] = False,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Over how many such devices to estimate.")] = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues."""
     from ..activations.caching import cache as cache_residuals
-    from ..activations.capture import POSITION
+    from ..activations.capture import POSITION, parse_layers
+    from ..activations.estimate import estimate
     from ..activations.models import choose_dtype, load_model
+    from ..activations.plan import ROWS_PER_SHARD
     from ..activations.prompts import load_prompts
+    from ..activations.reading import Reading
 
     if position != POSITION:
         raise DefectionError(f"unknown position {position!r}: the one position so far is {POSITION}")
@@ -229,6 +237,11 @@ def cache(
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
         kept = loaded.dtype if dtype == "auto" else choose_dtype(dtype)
+        if only_estimate:
+            reading = Reading(parse_layers(layers, loaded.n_layers), position=position)
+            cost = estimate(loaded, rows, reading, dtype=kept, rows_per_shard=ROWS_PER_SHARD, devices=devices)
+            _print(cost.to_json(), as_json, str(cost))
+            return
         store = cache_residuals(loaded, rows, out, layers=layers, dtype=kept)
     about = {"path": str(out), "prompts": len(rows), "layers": list(store.layers), "key": store.manifest["key"]}
     _print(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")

@@ -1,7 +1,8 @@
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
-from defection.activations.batching import MAX_ROWS, Batch, plan_batches
+from defection.activations.batching import KEYS_PER_TOKEN, MAX_ROWS, TOKENS_PER_ROW, Batch, plan_batches
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,11 @@ costs = st.integers(0, 200)
 
 def computed(ids: Sequence[Sequence[int]], batches: Sequence[Batch]) -> int:
     """Tokens that go through the model, padding left out."""
-    return sum(b.prefix_length + sum(len(ids[row]) - b.prefix_length for row in b.rows) for b in batches)
+    distinct = [{tuple(ids[row]) for row in batch.rows} for batch in batches]
+    return sum(
+        b.prefix_length + sum(len(row) - b.prefix_length for row in rows)
+        for b, rows in zip(batches, distinct, strict=True)
+    )
 
 
 @given(row_lists, budgets, costs, st.booleans())
@@ -47,11 +52,12 @@ def test_a_batch_keeps_to_its_size_unless_it_is_one_row(
 ) -> None:
     for batch in plan_batches(ids, max_tokens=budget, share_prefixes=share, group_cost=cost):
         width = max(len(ids[row]) for row in batch.rows) - batch.prefix_length
-        assert len(batch.rows) == 1 or len(batch.rows) * width <= budget
+        distinct = len({tuple(ids[row]) for row in batch.rows})
+        assert distinct == 1 or distinct * width <= budget
 
 
-def test_a_batch_has_at_most_max_rows() -> None:
-    batches = plan_batches([[i] for i in range(3 * MAX_ROWS + 1)], max_tokens=10**9)
+def test_a_small_batch_has_at_most_max_rows() -> None:
+    batches = plan_batches([[i] for i in range(3 * MAX_ROWS + 1)], max_tokens=TOKENS_PER_ROW * MAX_ROWS)
     assert max(len(batch.rows) for batch in batches) == MAX_ROWS
     assert len(batches) == 4
 
@@ -95,9 +101,28 @@ def test_a_row_that_starts_the_others_does_not_keep_them_from_sharing() -> None:
     assert computed(ids, plan_batches(ids)) < 2 * len(system)
 
 
-def test_equal_rows_still_run_their_last_token() -> None:
-    (batch,) = plan_batches([list(range(500))] * 3)
-    assert batch.prefix_length == 499
+@given(row_lists, budgets, costs, st.booleans())
+def test_equal_rows_are_in_one_batch_side_by_side(
+    ids: list[Sequence[int]], budget: int, cost: int, share: bool
+) -> None:
+    lines = [[tuple(ids[row]) for row in b.rows] for b in plan_batches(ids, max_tokens=budget, group_cost=cost)]
+    changes = [sum(a != b for a, b in pairwise(line)) + 1 for line in lines]
+    assert sum(changes) == len({tuple(row) for row in ids})
+
+
+def test_equal_rows_are_one_row_to_compute() -> None:
+    assert plan_batches([list(range(500))] * 300) == [Batch(tuple(range(300)), 0)]
+
+
+def test_a_row_that_starts_another_still_runs_its_last_token() -> None:
+    assert plan_batches([list(range(500)), list(range(600))]) == [Batch((1, 0), 499)]
+
+
+@given(row_lists, budgets)
+def test_attention_never_looks_at_more_keys_than_the_budget_allows(ids: list[Sequence[int]], budget: int) -> None:
+    for batch in plan_batches(ids, max_tokens=budget):
+        distinct = {tuple(ids[row]) for row in batch.rows}
+        assert len(distinct) == 1 or len(distinct) * max(map(len, distinct)) <= KEYS_PER_TOKEN * budget
 
 
 def test_a_deep_tree_of_prefixes_does_not_overflow() -> None:

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 from defection.activations.batching import plan_batches
-from defection.activations.capture import Residuals, batch_inputs, capture, parse_layers
+from defection.activations.capture import capture, parse_layers
 from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
+from defection.activations.generate import batch_inputs
 from defection.activations.models import Model, load_model
 from defection.activations.prompts import Prompt, user_prompt
+from defection.activations.residuals import Residuals
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

@@ -1,11 +1,12 @@
 import copy
 
 import pytest
-from defection.activations.chat import render, template_fingerprint, tokenize
+from defection.activations.chat import opening_and_reply, render, template_fingerprint, tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.models import Model
 from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.probes.contrast import contrast_set
+from tokenizers.processors import TemplateProcessing
 
 
 @pytest.fixture(params=["llama", "plain_llama"])
@@ -20,6 +21,38 @@ def test_each_prompt_starts_with_exactly_one_bos(either: Model, mixed_prompts: l
     for row in tokenize(either.tokenizer, mixed_prompts):
         assert row[0] == bos
         assert row.count(bos) == 1
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none(plain_llama: Model) -> None:
+    """PITFALLS 4: GPT-2's and Qwen's do not."""
+    tokenizer = copy.deepcopy(plain_llama.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    (row,) = tokenize(tokenizer, [user_prompt("Hello")])
+    assert tokenizer.bos_token_id not in row
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt(plain_llama: Model) -> None:
+    """PITFALLS 6: the last token is where a reply begins, not an end token."""
+    tokenizer = copy.deepcopy(plain_llama.tokenizer)
+    ends = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    assert tokenizer("Hello")["input_ids"][-1] == tokenizer.eos_token_id
+    prompt = user_prompt("Hello")
+    assert tokenize(tokenizer, [prompt]) == tokenize(plain_llama.tokenizer, [prompt])
+
+
+def test_an_opening_and_a_reply_are_the_rendered_text(either: Model, mixed_prompts: list[Prompt]) -> None:
+    for prompt in mixed_prompts:
+        opening, reply = opening_and_reply(either.tokenizer, prompt)
+        assert opening + reply == render(either.tokenizer, prompt)
+        assert reply == (prompt.messages[-1].content if prompt.messages[-1].role == "assistant" else "")
+
+
+def test_a_conversation_of_several_turns_in_the_plain_format(plain_llama: Model) -> None:
+    said = ("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")
+    turns = tuple(Message(role, content) for role, content in said)
+    expected = "Be kind.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+    assert render(plain_llama.tokenizer, Prompt("turns", turns)) == expected
 
 
 def test_tokens_spell_the_rendered_text(either: Model, mixed_prompts: list[Prompt]) -> None:

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,6 +55,25 @@ def test_greedy_replies_are_those_of_hugging_face_one_at_a_time(
 ) -> None:
     """PITFALLS 1 and 2: padding between prompt and reply changes nothing, nor does a shared prefix."""
     assert replies_in_order(tiny, mixed_prompts, max_tokens=max_tokens) == hugging_face_replies(tiny, mixed_prompts)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "olmo3", "qwen3-next"])
+def test_padding_never_pushes_tokens_out_of_a_window(
+    any_model: Callable[[str], Model], mixed_prompts: list[Prompt], family: str
+) -> None:
+    """A sliding window counts padding as it counts tokens, and a running state takes it in."""
+    model = any_model(family)
+    assert replies_in_order(model, mixed_prompts) == hugging_face_replies(model, mixed_prompts)
+
+
+def test_equal_prompts_are_replied_to_once(llama: Model) -> None:
+    prompts = [user_prompt(text, id=str(i)) for i, text in enumerate(["Hi", "Who?", "Hi", "Hi"])]
+    rows: list[int] = []
+    handle = llama.blocks[0].register_forward_hook(lambda m, args, output: rows.append(output.shape[0]))
+    replies = replies_in_order(llama, prompts)
+    handle.remove()
+    assert max(rows) == 2
+    assert replies[0] == replies[2] == replies[3]
 
 
 def test_replies_end_each_at_its_own_end_token(chatty: Model, mixed_prompts: list[Prompt]) -> None:
