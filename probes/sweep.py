@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json, write_text
 from ..activations.prompts import Prompt, by_set
 from .baselines import first_component_scores, length_scores, norm_scores
+from .estimator import LinearProbe
 from .metrics import Interval, auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
 from .nulls import null_aurocs, null_band, null_scores
 from .probe import Probe
@@ -30,24 +31,6 @@ NO_FIT = "nothing"
 NO_NULL = (float("nan"), float("nan"))
 UNSCALED = ("norm-only", "pc1")
 """Baselines whose scores differ in scale by layer; it is taken out before layers are averaged."""
-
-
-class Estimator(Protocol):
-    """What has a name and fits a probe."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables and file names."""
-
-    def fit(
-        self,
-        contrast: Residuals,
-        clean: Residuals | None = None,
-        *,
-        forbidden: Sequence[str] = (),
-        fixed_layers: Sequence[int] | None = None,
-    ) -> Probe:
-        """Fit at every captured layer."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +79,13 @@ def band_name(layers: Sequence[int]) -> int | str:
 
 
 def fit_probes(
-    subject: Subject, estimators: Iterable[Estimator], forbidden: Sequence[str], fixed_layers: Sequence[int]
+    subject: Subject, estimators: Iterable[LinearProbe], forbidden: Sequence[str], fixed_layers: Sequence[int]
 ) -> dict[tuple[str, str], Probe]:
     """A probe for each estimator and contrast set, fitted on the subject's own residuals; test prompts play no part."""
     return {
         (estimator.name, name): estimator.fit(
             contrast, clean=subject.clean, forbidden=forbidden, fixed_layers=fixed_layers
-        )
+        ).probe_
         for estimator in estimators
         for name, contrast in subject.contrasts.items()
     }

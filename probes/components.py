@@ -1,0 +1,129 @@
+"""Principal components, all layers at once, and the two probes that are a first component with a sign."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..activations.capture import Residuals
+from ..activations.errors import DefectionError
+from .covariance import inner_products
+from .estimator import Hyperplane, LinearProbe
+from .fitting import answer_pairs
+from .guard import Evidence
+from .mean_difference import plane_through
+from .sample import Sample, centred, class_means, stacked
+
+DIRECT = 512
+"""Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
+SPARE = 12
+MAX_ROUNDS = 300
+CONVERGED = 1e-9
+DEAD = 1e-7
+"""Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
+
+
+def leading_components(
+    rows: Float[Tensor, "layer n d"], count: int
+) -> Float[Tensor, "layer component d"]:
+    """Orthonormal leading principal components of centred rows, the largest first, to rounding.
+
+    Components without variance (PITFALLS 16) are zero vectors, which project nothing away.
+    """
+    layers, n, d = rows.shape
+    if count == 0:
+        return rows.new_zeros(layers, 0, d)
+    if min(n, d) <= max(DIRECT, 4 * (count + SPARE)):
+        eigenvalues, vectors = torch.linalg.eigh(inner_products(rows))
+        top = vectors[:, :, -count:].flip(-1).mT
+        components = top @ rows if n < d else top
+        spreads = eigenvalues[:, -count:].flip(-1).clamp_min(0).sqrt()
+    else:
+        components, spreads = _iterated(rows, count)
+    total = rows.square().sum(dim=(1, 2)).sqrt()
+    norms = components.norm(dim=2)
+    real = (spreads > DEAD * total[:, None]) & (norms > 0)
+    return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
+
+
+def _iterated(rows: Float[Tensor, "layer n d"], count: int) -> tuple[Tensor, Tensor]:
+    """Block Lanczos-free subspace iteration: X Xᵀ applied to a few spare directions more than wanted, until it stands.
+
+    Starts from rows that are spread evenly over the sample, so that it is deterministic.
+    """
+    layers, n, d = rows.shape
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(layers, d, count + SPARE, generator=generator, dtype=torch.float64).to(rows.device)
+    basis = torch.linalg.qr(rows.mT @ (rows @ block)).Q
+    before = rows.new_zeros(layers, count)
+    for _ in range(MAX_ROUNDS):
+        image = rows @ basis
+        values, turn = torch.linalg.eigh(image.mT @ image)
+        basis, values = basis @ turn.flip(-1), values.flip(-1)
+        moved = rows.mT @ (image @ turn.flip(-1))
+        residual = (moved - basis * values[:, None])[..., :count].norm(dim=1)
+        if bool((residual <= CONVERGED * values[:, :1].clamp_min(1e-300)).all()):
+            break
+        basis = torch.linalg.qr(moved).Q
+        before = values[:, :count]
+    return basis[..., :count].mT, values[:, :count].clamp_min(0).sqrt()
+
+
+class PCAProbe(LinearProbe):
+    """The first principal component of the contrast texts, towards the defecting answers: `sklearn.decomposition.PCA`.
+
+    Labels only choose between the component and its opposite.
+    """
+
+    name = "pca"
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """Contrast texts."""
+        return frozenset({Evidence.CONTRAST})
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        rows, mean = centred(sample.rows)
+        return plane_through(signed(leading_components(rows, 1)[:, 0], sample), mean)
+
+
+class PairPCAProbe(PCAProbe):
+    """The first principal component of the differences within pairs (Zou et al. 2023, "reading vectors", linear scan).
+
+    Which answer is subtracted from which is random in the paper; here both orders are taken, so that the differences
+    have mean 0 and the result depends on no draw. Arrays need `pairs` [pair, 2], row numbers of two answers each.
+    """
+
+    name = "pair-pca"
+
+    def _known(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
+        return {"pairs": answer_pairs(contrast)}
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        rows = stacked(sample.rows)
+        pairs = checked_pairs(sample, self.name)
+        component = leading_components(rows[:, pairs[:, 0]] - rows[:, pairs[:, 1]], 1)[:, 0]
+        return plane_through(signed(component, sample), rows.mean(dim=1))
+
+
+def signed(directions: Float[Tensor, "layer d"], sample: Sample) -> Float[Tensor, "layer d"]:
+    """Each direction or its opposite, so that the defecting rows lie higher on average."""
+    assert sample.rows is not None
+    assert sample.marks is not None
+    defecting, other = class_means(sample.rows, sample.marks)
+    agreement = torch.einsum("ld,ld->l", directions, defecting - other)
+    return torch.where(agreement[:, None] < 0, -directions, directions)
+
+
+def checked_pairs(sample: Sample, name: str) -> Int[Tensor, "pair 2"]:
+    """The sample's pairs; DefectionError when there are none, or they name rows that are not there."""
+    if sample.pairs is None:
+        raise DefectionError(f"a {name} probe needs pairs: [pair, 2] row numbers of the two answers to each question")
+    pairs = sample.pairs
+    n = 0 if sample.rows is None else len(sample.rows)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs) or pairs.min() < 0 or pairs.max() >= n:
+        raise DefectionError(f"pairs must be [pair, 2] row numbers below {n}, not of shape {tuple(pairs.shape)}")
+    return pairs
