@@ -24,9 +24,7 @@ DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 
 
-def leading_components(
-    rows: Float[Tensor, "layer n d"], count: int
-) -> Float[Tensor, "layer component d"]:
+def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Tensor, "layer component d"]:
     """Orthonormal leading principal components of centred rows, the largest first, to rounding.
 
     Components without variance (PITFALLS 16) are zero vectors, which project nothing away.

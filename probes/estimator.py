@@ -191,9 +191,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.linear:
             parameters = {key: _plain(value) for key, value in self.get_params(deep=False).items()}
             source = clean if monitor and clean is not None else contrast
-            self.probe_ = make_probe(
-                self.coef_, source, clean, self.name, parameters, fixed_layers, league(seen)
-            )
+            self.probe_ = make_probe(self.coef_, source, clean, self.name, parameters, fixed_layers, league(seen))
         else:
             reference = clean if clean is not None else contrast
             self.reference_ = Reference.of(reference, self._scores(reference.values), self.name)
@@ -210,7 +208,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Finite rows of two or three dimensions as a tensor, with as many features as the fit had."""
         if not isinstance(X, Tensor):
             kinds = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
-            if np.ndim(X) == 3:
+            if getattr(X, "ndim", None) == 3 or (isinstance(X, list | tuple) and np.ndim(X) == 3):
                 X = torch.from_numpy(np.ascontiguousarray(check_array(X, allow_nd=True, **kinds)))
             else:
                 return torch.from_numpy(np.ascontiguousarray(validate_data(self, X, reset=reset, **kinds)))

@@ -64,9 +64,13 @@ class LogisticProbeCV(LinearProbe):
             optimum = minimise(system, marks, strength, optimum)
             here = _plane(system, optimum, mean)
             chosen = best == number
-            plane = here if plane is None else Hyperplane(
-                torch.where(chosen[:, None], here.coef, plane.coef),
-                torch.where(chosen, here.intercept, plane.intercept),
+            plane = (
+                here
+                if plane is None
+                else Hyperplane(
+                    torch.where(chosen[:, None], here.coef, plane.coef),
+                    torch.where(chosen, here.intercept, plane.intercept),
+                )
             )
         assert plane is not None
         found = {"C": torch.tensor(strengths, dtype=torch.float64)[best.cpu()], "losses": mean_losses}

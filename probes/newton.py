@@ -39,7 +39,7 @@ class System(Protocol):
         """The w and b that minimise ½‖w‖² + ½ Σ Wᵢ (fᵢ − rᵢ/Wᵢ)²: weighted least squares."""
 
     def coef(self, theta: Float[Tensor, "layer m"]) -> Float[Tensor, "layer d"]:
-        """w itself."""
+        """W itself."""
 
     def zero(self) -> Float[Tensor, "layer m"]:
         """The theta of w = 0."""
@@ -60,7 +60,7 @@ class Dual:
         return _times(self.gram, theta)
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """a K b."""
+        """A K b."""
         return (a * self.scores(b)).sum(dim=1)
 
     def solve(self, weights: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class Primal:
         return _times(self.rows, theta)
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """a · b."""
+        """A · b."""
         return (a * b).sum(dim=1)
 
     def solve(self, weights: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from ..activations.errors import DefectionError
+from .attention import AttentionProbe
 from .components import PairPCAProbe, PCAProbe
+from .consistent import ContrastConsistentSearch
+from .ensembles import QuestionEnsemble
+from .erased import Erased
 from .estimator import ProbeEstimator
 from .guard import Evidence
 from .logistic import LogisticProbe, LogisticProbeCV
 from .mean_difference import MeanDifference
+from .mlp import MLPProbe
+from .monitors import FirstComponent, Mahalanobis
 from .projected import Projected
 from .ridge import RidgeProbe
 from .whitened import Whitened
@@ -16,11 +22,18 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     MeanDifference,
     Whitened,
     Projected,
+    Erased,
     LogisticProbe,
     LogisticProbeCV,
     RidgeProbe,
     PCAProbe,
     PairPCAProbe,
+    ContrastConsistentSearch,
+    QuestionEnsemble,
+    FirstComponent,
+    Mahalanobis,
+    MLPProbe,
+    AttentionProbe,
 )
 
 

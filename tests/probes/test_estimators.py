@@ -144,7 +144,9 @@ def test_full_shrinkage_gives_the_mean_difference(contrast, clean) -> None:
 def test_whitening_counts_noisy_dimensions_less(contrast, clean) -> None:
     loud = clean.values.clone()
     loud[..., 3] *= 30
-    quiet, noisy = (Whitened().fit(contrast, clean=replace(clean, values=v)).probe_.directions for v in (clean.values, loud))
+    quiet, noisy = (
+        Whitened().fit(contrast, clean=replace(clean, values=v)).probe_.directions for v in (clean.values, loud)
+    )
     assert (noisy[:, 3].abs() < 0.2 * quiet[:, 3].abs()).all()
 
 
