@@ -215,7 +215,8 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if X.ndim not in (2, 3):
             raise DefectionError(f"rows must be [n, d] or [n, layer, d], not of shape {tuple(X.shape)}")
         rows = X if X.is_floating_point() else X.double()
-        if not rows.isfinite().all():
+        # A finite sum has finite terms; only where it is not are they looked at one by one.
+        if not rows.sum().isfinite() and not rows.isfinite().all():
             raise DefectionError("rows hold NaN or infinity; find the overflow before fitting (PITFALLS 13)")
         if reset:
             self.n_features_in_ = rows.shape[-1]
