@@ -8,17 +8,20 @@ from torch import Tensor
 
 from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
-from .covariance import inner_products
 from .estimator import Hyperplane, LinearProbe
 from .fitting import answer_pairs
 from .guard import Evidence
 from .mean_difference import plane_through
+from .products import inner_products
 from .sample import Sample, centred, class_means, stacked
 
-DIRECT = 512
+DIRECT = 24
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
-SPARE = 12
-MAX_ROUNDS = 300
+SPARE = 2
+MOST = 120
+"""Size of the Krylov space at which the iteration starts again from the best it has."""
+MAX_RESTARTS = 40
+FORMED = 256
 CONVERGED = 1e-9
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
@@ -32,40 +35,53 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     layers, n, d = rows.shape
     if count == 0:
         return rows.new_zeros(layers, 0, d)
-    if min(n, d) <= max(DIRECT, 4 * (count + SPARE)):
-        eigenvalues, vectors = torch.linalg.eigh(inner_products(rows))
-        top = vectors[:, :, -count:].flip(-1).mT
-        components = top @ rows if n < d else top
-        spreads = eigenvalues[:, -count:].flip(-1).clamp_min(0).sqrt()
+    if min(n, d) <= max(DIRECT, 2 * (count + SPARE)):
+        eigenvalues, vectors = torch.linalg.eigh(inner_products(rows, coarse=False))
+        top, spreads = vectors[:, :, -count:].flip(-1), eigenvalues[:, -count:].flip(-1).clamp_min(0).sqrt()
     else:
-        components, spreads = _iterated(rows, count)
+        top, spreads = _krylov(rows, count)
+    components = (top.mT @ rows) if n < d else top.mT
     total = rows.square().sum(dim=(1, 2)).sqrt()
     norms = components.norm(dim=2)
     real = (spreads > DEAD * total[:, None]) & (norms > 0)
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
 
 
-def _iterated(rows: Float[Tensor, "layer n d"], count: int) -> tuple[Tensor, Tensor]:
-    """Block Lanczos-free subspace iteration: X Xᵀ applied to a few spare directions more than wanted, until it stands.
+def _krylov(rows: Float[Tensor, "layer n d"], count: int) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
+    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, and the roots of their eigenvalues.
 
-    Starts from rows that are spread evenly over the sample, so that it is deterministic.
+    A block Krylov space with full reorthogonalisation, restarted from its best vectors (Saad 2011, section 6.3); the
+    product itself is only formed where it is cheaper than multiplying by X twice. Starts from fixed random vectors.
     """
-    layers, n, d = rows.shape
+    wide = rows.shape[1] < rows.shape[2]
+    size = min(rows.shape[1:])
+    product = inner_products(rows, coarse=False) if size <= FORMED else None
+
+    def times(block: Tensor) -> Tensor:
+        if product is not None:
+            return product @ block
+        return rows @ (rows.mT @ block) if wide else rows.mT @ (rows @ block)
+
+    width = count + SPARE
     generator = torch.Generator().manual_seed(0)
-    block = torch.randn(layers, d, count + SPARE, generator=generator, dtype=torch.float64).to(rows.device)
-    basis = torch.linalg.qr(rows.mT @ (rows @ block)).Q
-    before = rows.new_zeros(layers, count)
-    for _ in range(MAX_ROUNDS):
-        image = rows @ basis
-        values, turn = torch.linalg.eigh(image.mT @ image)
-        basis, values = basis @ turn.flip(-1), values.flip(-1)
-        moved = rows.mT @ (image @ turn.flip(-1))
-        residual = (moved - basis * values[:, None])[..., :count].norm(dim=1)
-        if bool((residual <= CONVERGED * values[:, :1].clamp_min(1e-300)).all()):
-            break
-        basis = torch.linalg.qr(moved).Q
-        before = values[:, :count]
-    return basis[..., :count].mT, values[:, :count].clamp_min(0).sqrt()
+    start = torch.randn(size, width, generator=generator, dtype=torch.float64).to(rows.device)
+    block = torch.linalg.qr(start.expand(len(rows), size, width)).Q
+    for _ in range(MAX_RESTARTS):
+        basis, images = block, times(block)
+        while True:
+            values, turn = torch.linalg.eigh(basis.mT @ images)
+            turn, values = turn[..., -width:].flip(-1), values[:, -width:].flip(-1)
+            block, moved = basis @ turn, images @ turn
+            residual = (moved - block * values[:, None])[..., :count].norm(dim=1)
+            if bool((residual <= CONVERGED * values[:, :1].clamp_min(1e-300)).all()):
+                return block[..., :count], values[:, :count].clamp_min(0).sqrt()
+            if basis.shape[2] + width > min(MOST, size):
+                break
+            fresh = images[..., -width:]
+            for _ in range(2):  # twice is enough (Parlett 1998)
+                fresh = torch.linalg.qr(fresh - basis @ (basis.mT @ fresh)).Q
+            basis, images = torch.cat([basis, fresh], dim=2), torch.cat([images, times(fresh)], dim=2)
+    return block[..., :count], values[:, :count].clamp_min(0).sqrt()
 
 
 class PCAProbe(LinearProbe):

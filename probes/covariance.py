@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.errors import DefectionError
+from .products import inner_products, solve_products
 
 RULES = ("ledoit-wolf", "oas")
 SMALLEST_RIDGE = 1e-10
@@ -19,13 +20,9 @@ WOODBURY_RIDGE = 1e-7
 """Below this ratio of ridge to variance Woodbury's differences cancel, and the d × d matrix is factorised instead."""
 
 
-def inner_products(rows: Float[Tensor, "layer n d"]) -> Tensor:
-    """The smaller of X Xᵀ and XᵀX: they have the same trace, Frobenius norm and non-zero eigenvalues."""
-    n, d = rows.shape[1:]
-    return rows @ rows.mT if n < d else rows.mT @ rows
-
-
-def shrinkage_of(rows: Float[Tensor, "layer n d"], rule: float | str) -> Float[Tensor, "layer"]:
+def shrinkage_of(
+    rows: Float[Tensor, "layer n d"], rule: float | str, product: Float[Tensor, "layer m m"] | None = None
+) -> Float[Tensor, "layer"]:
     """The share of the identity in (1 − s) S + s (tr S / d) I for centred rows, S = XᵀX / n.
 
     A number is taken as it is; "ledoit-wolf" is the optimum of Ledoit and Wolf 2004, "oas" that of Chen, Wiesel,
@@ -38,7 +35,8 @@ def shrinkage_of(rows: Float[Tensor, "layer n d"], rule: float | str) -> Float[T
     if rule not in RULES:
         raise DefectionError(f"unknown shrinkage {rule!r}: give a number between 0 and 1, or {' or '.join(RULES)}")
     _, n, d = rows.shape
-    squares = inner_products(rows).square().sum(dim=(1, 2)) / n**2  # ‖S‖²
+    product = inner_products(rows, coarse=False) if product is None else product
+    squares = product.double().square().sum(dim=(1, 2)) / n**2  # ‖S‖²
     lengths = rows.square().sum(dim=2)
     mean = lengths.sum(dim=1) / (n * d)  # tr S / d
     if rule == "oas":
@@ -51,7 +49,12 @@ def shrinkage_of(rows: Float[Tensor, "layer n d"], rule: float | str) -> Float[T
 
 
 def divide_by_covariance(
-    rows: Float[Tensor, "layer n d"], ridge: Float[Tensor, "layer"], vectors: Float[Tensor, "layer d k"]
+    rows: Float[Tensor, "layer n d"],
+    ridge: Float[Tensor, "layer"],
+    vectors: Float[Tensor, "layer d k"],
+    product: Float[Tensor, "layer m m"] | None = None,
+    *,
+    coarse: bool = False,
 ) -> Float[Tensor, "layer d k"]:
     """(XᵀX + ridge · I)⁻¹ V, by the smaller of an n × n and a d × d Cholesky factor.
 
@@ -61,10 +64,10 @@ def divide_by_covariance(
     spread = rows.square().sum(dim=(1, 2)) / d
     flat = spread <= 0
     ridge = torch.where(flat, torch.ones_like(ridge), torch.maximum(ridge, SMALLEST_RIDGE * spread))
-    if n < d and bool((flat | (ridge > WOODBURY_RIDGE * spread)).all()):
-        small = rows @ rows.mT
-        small.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-        inside = torch.cholesky_solve(rows @ vectors, torch.linalg.cholesky(small))
+    if n >= d:
+        return solve_products(rows, ridge, vectors, product, coarse=coarse)
+    if bool((flat | (ridge > WOODBURY_RIDGE * spread)).all()):
+        inside = solve_products(rows, ridge, rows @ vectors, product, coarse=coarse)
         return (vectors - rows.mT @ inside) / ridge[:, None, None]
     covariance = rows.mT @ rows
     covariance.diagonal(dim1=1, dim2=2).add_(ridge[:, None])

@@ -72,8 +72,8 @@ class Erased(LinearProbe):
         if not pairs:
             return plane_through(difference[..., 0], (defecting + other) / 2)
         covariances = torch.cat([covariance_with(rows, nuisance) for rows, nuisance in pairs], dim=2)
-        rows, ridge = shrunk([(rows, 1 / len(pairs)) for rows, _ in pairs], self.shrinkage)
-        divided = divide_by_covariance(rows, ridge, covariances)
+        rows, ridge, product = shrunk([(rows, 1 / len(pairs)) for rows, _ in pairs], self.shrinkage)
+        divided = divide_by_covariance(rows, ridge, covariances, product)
         inverse = torch.linalg.pinv(covariances.mT @ divided, rtol=INDEPENDENT, hermitian=True)
         erased = difference - covariances @ (inverse @ (divided.mT @ difference))
         coef = erased - divided @ (inverse @ (covariances.mT @ erased))

@@ -46,7 +46,7 @@ class Mahalanobis(ProbeEstimator):
         self.location_, self.rows_, self.ridge_ = [], [], []
         for chunk in sample.chunks():
             assert chunk.clean is not None
-            rows, ridge = shrunk([(chunk.clean, 1.0)], self.shrinkage)
+            rows, ridge, _ = shrunk([(chunk.clean, 1.0)], self.shrinkage)
             self.location_.append(class_means(chunk.clean, torch.ones(len(chunk.clean), dtype=torch.bool))[0])
             self.rows_.append(rows)
             self.ridge_.append(ridge)

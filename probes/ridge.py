@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
+from .products import solve_products
 from .sample import Sample, centred
 
 
@@ -24,23 +25,18 @@ class RidgeProbe(LinearProbe):
         rows, mean = centred(sample.rows)
         targets = 2 * sample.marks.double() - 1
         centre = targets.mean()
-        coef = ridge_solve(rows, self.alpha, targets - centre)
+        coef = ridge_solve(rows, self.alpha, targets - centre, coarse=sample.coarse)
         return Hyperplane(coef, centre - torch.einsum("ld,ld->l", coef, mean))
 
 
 def ridge_solve(
-    rows: Float[Tensor, "layer n d"], alpha: float, targets: Float[Tensor, "n"]
+    rows: Float[Tensor, "layer n d"], alpha: float, targets: Float[Tensor, "n"], *, coarse: bool = False
 ) -> Float[Tensor, "layer d"]:
     """(XᵀX + alpha I)⁻¹ Xᵀ y of centred rows, by the smaller of the two systems of normal equations."""
     layers, n, d = rows.shape
-    right = targets.expand(layers, n)[..., None]
-    if n < d:
-        return (rows.mT @ torch.cholesky_solve(right, _factor(rows @ rows.mT, alpha)))[..., 0]
-    return torch.cholesky_solve(rows.mT @ right, _factor(rows.mT @ rows, alpha))[..., 0]
-
-
-def _factor(square: Float[Tensor, "layer m m"], alpha: float) -> Float[Tensor, "layer m m"]:
+    right = targets.expand(layers, n)[..., None].contiguous()
     # A relative floor of a rounding error or two lets alpha = 0 pass where the rows have full rank or do not vary.
-    floor = 1e-14 * square.diagonal(dim1=1, dim2=2).sum(dim=1) + 1e-300
-    square.diagonal(dim1=1, dim2=2).add_(floor.clamp_min(alpha)[:, None])
-    return torch.linalg.cholesky(square)
+    ridge = (1e-14 * rows.square().sum(dim=(1, 2)) + 1e-300).clamp_min(alpha)
+    if n < d:
+        return (rows.mT @ solve_products(rows, ridge, right, coarse=coarse))[..., 0]
+    return solve_products(rows, ridge, rows.mT @ right, coarse=coarse)[..., 0]

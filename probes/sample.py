@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .guard import Evidence
 
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
-"""Layers are solved together as long as their fp64 copies fit into so much; larger fits go through in several goes."""
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 4 * 2**30}
+"""Layers are solved together as long as their fp64 copies fit into so much: a processor's cache, a GPU's memory."""
+ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Sample:
     def values(self) -> list[Tensor]:
         """The rows of every kind that is there."""
         return [rows for rows in (self.rows, self.clean, self.traffic) if rows is not None]
+
+    @property
+    def coarse(self) -> bool:
+        """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
+        return all(rows.dtype != torch.float64 for rows in self.values)
 
     @property
     def n_layers(self) -> int:
@@ -88,5 +94,17 @@ def class_means(
     rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]
 ) -> tuple[Float[Tensor, "layer d"], Float[Tensor, "layer d"]]:
     """Mean over the defecting rows and over the others, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
-    defecting, other = (rows[chosen].sum(dim=0, dtype=torch.float64) / int(chosen.sum()) for chosen in (marks, ~marks))
-    return defecting, other
+    indicators = torch.stack([marks, ~marks]).double()
+    indicators /= indicators.sum(dim=1, keepdim=True)
+    means = weighted_sums(rows, indicators)
+    return means[0], means[1]
+
+
+def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
+    """Sums over rows, in fp64 but without an fp64 copy of them all: a few rows at a time, in one pass."""
+    total = torch.zeros(len(weights), rows.shape[1] * rows.shape[2], dtype=torch.float64, device=rows.device)
+    step = ROWS_AT_ONCE if rows.device.type == "cpu" else len(rows)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].double()
+        total += weights[:, start : start + step] @ part.reshape(len(part), -1)
+    return total.view(len(weights), *rows.shape[1:])

@@ -13,6 +13,7 @@ from .covariance import divide_by_covariance, shrinkage_of
 from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
+from .products import inner_products
 from .sample import Sample, centred, class_means
 
 COVARIANCES = ("clean", "pooled")
@@ -55,23 +56,30 @@ class Whitened(LinearProbe):
         else:
             assert sample.clean is not None
             parts = [(sample.clean, 1.0)]
-        rows, ridge = shrunk(parts, self.shrinkage)
-        coef = divide_by_covariance(rows, ridge, (defecting - other)[..., None])[..., 0]
+        rows, ridge, product = shrunk(parts, self.shrinkage, coarse=sample.coarse)
+        gap = (defecting - other)[..., None]
+        coef = divide_by_covariance(rows, ridge, gap, product, coarse=sample.coarse)[..., 0]
         plane = plane_through(coef, (defecting + other) / 2)
         odds = math.log(share / (1 - share)) if self.covariance == "pooled" else 0.0
         return Hyperplane(coef, plane.intercept + odds)
 
 
 def shrunk(
-    parts: list[tuple[Float[Tensor, "n layer d"], float]], shrinkage: float | str
-) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer"]]:
-    """Rows A and a ridge r such that AᵀA + r·I is the weighted sum of the parts' shrunk covariances."""
-    scaled, ridge = [], torch.zeros((), dtype=torch.float64)
+    parts: list[tuple[Float[Tensor, "n layer d"], float]], shrinkage: float | str, *, coarse: bool = False
+) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer"], Float[Tensor, "layer m m"] | None]:
+    """Rows A and a ridge r such that AᵀA + r·I is the weighted sum of the parts' shrunk covariances.
+
+    Of a single part the inner products of A come along, since its shrinkage has asked for them already.
+    """
+    scaled, ridge, product = [], torch.zeros((), dtype=torch.float64), None
     for values, weight in parts:
         rows, _ = centred(values)
-        share = shrinkage_of(rows, shrinkage)
+        product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
+        share = shrinkage_of(rows, shrinkage, product)
         n, d = rows.shape[1:]
         ridge = ridge.to(rows.device) + weight * share * rows.square().sum(dim=(1, 2)) / (n * d)
-        rows *= (weight * (1 - share) / n).sqrt()[:, None, None]
+        factor = weight * (1 - share) / n
+        rows *= factor.sqrt()[:, None, None]
+        product = None if product is None else product * factor[:, None, None].to(product)
         scaled.append(rows)
-    return torch.cat(scaled, dim=1), ridge
+    return torch.cat(scaled, dim=1), ridge, product if len(parts) == 1 else None

@@ -131,7 +131,7 @@ def test_whitened_equals_a_direct_solve_with_ledoit_and_wolfs_covariance(contras
 
 
 def test_unshrunk_covariance_is_numpys(clean) -> None:
-    rows, ridge = shrunk([(clean.values[:, 1:2], 1.0)], 0.0)
+    rows, ridge, _ = shrunk([(clean.values[:, 1:2], 1.0)], 0.0)
     assert np.allclose(rows[0].mT @ rows[0], np.cov(clean.values[:, 1].double().numpy().T, bias=True))
     assert float(ridge) == 0
 
