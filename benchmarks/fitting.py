@@ -80,7 +80,12 @@ def logistic_cv(tolerance: float) -> Peer:
     def fit(x: Rows, clean: Rows, y: NDArray[Any], groups: NDArray[Any]) -> NDArray[Any]:
         folds = list(GroupKFold(5).split(x, y, groups))
         found = LogisticRegressionCV(
-            Cs=list(STRENGTHS), cv=folds, scoring="neg_log_loss", tol=tolerance, max_iter=20_000, use_legacy_attributes=False
+            Cs=list(STRENGTHS),
+            cv=folds,
+            scoring="neg_log_loss",
+            tol=tolerance,
+            max_iter=20_000,
+            use_legacy_attributes=False,
         )
         return found.fit(x, y).coef_.ravel()
 
@@ -165,7 +170,9 @@ def compare(kind: str, layers: int, n: int, d: int, rounds: int, peer_layers: in
     record: dict[str, Any] = {"kind": kind, "layers": layers, "n": n, "d": d}
     chosen = None
     for name, dtype, peer in candidates(kind):
-        apart = max(directions_apart(mine[i], _fit_peer(peer, rows, clean, y, groups, dtype, i)) for i in (0, layers - 1))
+        apart = max(
+            directions_apart(mine[i], _fit_peer(peer, rows, clean, y, groups, dtype, i)) for i in (0, layers - 1)
+        )
         if apart <= AGREEMENT:
             chosen = (name, dtype, peer)
             record |= {"peer": name, "peer_dtype": dtype.__name__, "largest_difference": apart}

@@ -47,7 +47,9 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
 
 
-def _krylov(rows: Float[Tensor, "layer n d"], count: int) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
+def _krylov(
+    rows: Float[Tensor, "layer n d"], count: int
+) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
     """Leading eigenvectors of the smaller of XXᵀ and XᵀX, and the roots of their eigenvalues.
 
     A block Krylov space with full reorthogonalisation, restarted from its best vectors (Saad 2011, section 6.3); the

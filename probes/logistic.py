@@ -27,7 +27,7 @@ class LogisticProbe(LinearProbe):
         assert sample.rows is not None
         assert sample.marks is not None
         rows, mean = centred(sample.rows)
-        system = system_of(rows)
+        system = system_of(rows, coarse=sample.coarse)
         return _plane(system, minimise(system, sample.marks, self.C), mean)
 
 
@@ -52,14 +52,14 @@ class LogisticProbeCV(LinearProbe):
         groups = sample.groups if sample.groups is not None else torch.arange(len(marks))
         rows, mean = centred(sample.rows)
         losses = []
-        for test in held_out(groups, self.folds):
-            test = test.to(marks.device)
+        for fold in held_out(groups, self.folds):
+            test = fold.to(marks.device)
             if marks[~test].all() or not marks[~test].any():
                 raise DefectionError("a fold without one topic's rows holds a single class; use fewer folds")
-            losses.append(_path_losses(rows, marks, test, strengths))
+            losses.append(_path_losses(rows, marks, test, strengths, coarse=sample.coarse))
         mean_losses = torch.stack(losses).mean(dim=0)
         best = mean_losses.argmin(dim=1)
-        system, plane, optimum = system_of(rows), None, None
+        system, plane, optimum = system_of(rows, coarse=sample.coarse), None, None
         for number, strength in enumerate(strengths):
             optimum = minimise(system, marks, strength, optimum)
             here = _plane(system, optimum, mean)
@@ -94,12 +94,12 @@ def held_out(groups: Int[Tensor, "n"], folds: int) -> list[Bool[Tensor, "n"]]:
 
 
 def _path_losses(
-    rows: Float[Tensor, "layer n d"], marks: Tensor, test: Tensor, strengths: list[float]
+    rows: Float[Tensor, "layer n d"], marks: Tensor, test: Tensor, strengths: list[float], *, coarse: bool
 ) -> Float[Tensor, "layer strength"]:
     """Mean log loss on the rows of `test` of fits on the others, each from where the weaker fit ended."""
     inside = rows[:, ~test]
     mean = inside.mean(dim=1)
-    system, optimum, losses = system_of(inside - mean[:, None]), None, []
+    system, optimum, losses = system_of(inside - mean[:, None], coarse=coarse), None, []
     signs = 2 * marks[test].double() - 1
     for strength in strengths:
         optimum = minimise(system, marks[~test], strength, optimum)

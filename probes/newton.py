@@ -5,7 +5,8 @@ data overshoots into NaN (PITFALLS 17), so each layer halves its step until the 
 
 With fewer rows than dimensions w = Xᵀa, and everything happens in the n × n matrix of inner products K = XXᵀ; each
 step factorises I + C W^½ K W^½, whose eigenvalues are at least 1 whatever the weights W = p(1 − p) do (Rasmussen and
-Williams 2006, algorithm 3.1). Otherwise it factorises the d × d Hessian I + C XᵀWX.
+Williams 2006, algorithm 3.1). Otherwise it factorises the d × d Hessian I + C XᵀWX. The factor only shapes the steps,
+so for rows that came in fp32 it may be an fp32 one; gradients are always taken in fp64, and they say when it is over.
 """
 
 from __future__ import annotations
@@ -18,14 +19,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .products import COARSE_FROM, inner_products
+
 TOLERANCE = 1e-14
 """A layer is done when its squared Newton decrement falls below this share of its objective."""
 MAX_STEPS = 200
+COARSE_STEPS = 25
+"""Steps after which fp32 factors are given up for fp64 ones; Newton's method needs about ten."""
 SMALLEST_WEIGHT = 1e-12
 
 
 class System(Protocol):
-    """One way to write the weights of a linear model, and to solve for a Newton step in it."""
+    """One way to write the weights w of a linear model as theta, and to solve for a Newton step in it."""
+
+    coarse: bool
+
+    def zero(self) -> Float[Tensor, "layer m"]:
+        """The theta of w = 0."""
 
     def scores(self, theta: Float[Tensor, "layer m"]) -> Float[Tensor, "layer n"]:
         """X w."""
@@ -33,47 +43,52 @@ class System(Protocol):
     def inner(self, a: Float[Tensor, "layer m"], b: Float[Tensor, "layer m"]) -> Float[Tensor, "layer"]:
         """w(a) · w(b)."""
 
-    def solve(
-        self, weights: Float[Tensor, "layer n"], right: Float[Tensor, "layer n"]
+    def step(
+        self, theta: Float[Tensor, "layer m"], pull: Float[Tensor, "layer n"], weights: Float[Tensor, "layer n"]
     ) -> tuple[Float[Tensor, "layer m"], Float[Tensor, "layer"]]:
-        """The w and b that minimise ½‖w‖² + ½ Σ Wᵢ (fᵢ − rᵢ/Wᵢ)²: weighted least squares."""
+        """Changes of theta and b towards where the gradients w − Xᵀ pull and Σ pull vanish, to first order."""
 
     def coef(self, theta: Float[Tensor, "layer m"]) -> Float[Tensor, "layer d"]:
-        """W itself."""
-
-    def zero(self) -> Float[Tensor, "layer m"]:
-        """The theta of w = 0."""
+        """w itself."""
 
 
 class Dual:
-    """w = Xᵀ theta; for n ≤ d."""
+    """w = Xᵀ theta; for n ≤ d. The gradients vanish where theta = pull and theta sums to 0."""
 
-    def __init__(self, rows: Float[Tensor, "layer n d"]) -> None:
-        self.rows, self.gram = rows, rows @ rows.mT
+    def __init__(self, rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> None:
+        self.coarse = coarse and rows.shape[1] >= COARSE_FROM
+        self.rows, self.rough = rows, inner_products(rows, coarse=self.coarse)
 
     def zero(self) -> Tensor:
         """A number a row."""
         return self.rows.new_zeros(self.rows.shape[:2])
 
     def scores(self, theta: Tensor) -> Tensor:
-        """K theta."""
-        return _times(self.gram, theta)
+        """K theta, exactly: through X where K itself is rough."""
+        if self.rough.dtype == torch.float64:
+            return _times(self.rough, theta)
+        return _times(self.rows, _times(self.rows.mT, theta))
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """A K b."""
-        return (a * self.scores(b)).sum(dim=1)
+        """a K b."""
+        if self.rough.dtype == torch.float64:
+            return (a * self.scores(b)).sum(dim=1)
+        return (_times(self.rows.mT, a) * _times(self.rows.mT, b)).sum(dim=1)
 
-    def solve(self, weights: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Theta = M(r − bW) with M = (I + WK)⁻¹, and b such that theta sums to 0, which the free intercept asks for."""
+    def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(I + WK) Δtheta + W 1 Δb = pull − theta with theta + Δtheta summing to 0."""
+        if not self.coarse and self.rough.dtype != torch.float64:
+            self.rough = inner_products(self.rows, coarse=False)
         root = weights.sqrt()
-        system = root[:, :, None] * self.gram * root[:, None, :]
+        rough_root = root.to(self.rough)
+        system = rough_root[:, :, None] * self.rough * rough_root[:, None, :]
         system.diagonal(dim1=1, dim2=2).add_(1)
-        factor = torch.linalg.cholesky(system)
-        both = torch.stack([root * self.scores(right), root], dim=2)
-        solved = root[:, :, None] * torch.cholesky_solve(both, factor)
-        free, level = right - solved[..., 0], solved[..., 1]  # M r and M W 1
-        intercept = free.sum(dim=1) / level.sum(dim=1)
-        return free - intercept[:, None] * level, intercept
+        missing = pull - theta
+        both = torch.stack([root * self.scores(missing), root], dim=2)
+        solved = root[:, :, None] * _solve(system, both)
+        free, level = missing - solved[..., 0], solved[..., 1]  # (I + WK)⁻¹ applied to what is missing, and to W 1
+        shift = (free + theta).sum(dim=1) / level.sum(dim=1)
+        return free - shift[:, None] * level, shift
 
     def coef(self, theta: Tensor) -> Tensor:
         """Xᵀ theta."""
@@ -83,8 +98,9 @@ class Dual:
 class Primal:
     """theta = w; for n > d."""
 
-    def __init__(self, rows: Float[Tensor, "layer n d"]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> None:
+        self.coarse = coarse and rows.shape[2] >= COARSE_FROM
+        self.rows, self.rough = rows, rows.float() if self.coarse else rows
 
     def zero(self) -> Tensor:
         """A number a dimension."""
@@ -95,20 +111,21 @@ class Primal:
         return _times(self.rows, theta)
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """A · b."""
+        """a · b."""
         return (a * b).sum(dim=1)
 
-    def solve(self, weights: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """(I + XᵀWX) w = Xᵀ(r − bW), and b from the sum over rows."""
-        weighted = self.rows * weights.sqrt()[:, :, None]
-        system = weighted.mT @ weighted
+    def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(I + XᵀWX) Δw + XᵀW1 Δb = Xᵀ pull − w and 1ᵀWX Δw + 1ᵀW1 Δb = Σ pull."""
+        rough = self.rough if self.coarse else self.rows
+        system = inner_products(rough * weights.sqrt().to(rough)[:, :, None], coarse=self.coarse)
         system.diagonal(dim1=1, dim2=2).add_(1)
-        both = self.rows.mT @ torch.stack([right, weights], dim=2)
-        solved = torch.cholesky_solve(both, torch.linalg.cholesky(system))
-        above = right.sum(dim=1) - (both[..., 1] * solved[..., 0]).sum(dim=1)
-        below = weights.sum(dim=1) - (both[..., 1] * solved[..., 1]).sum(dim=1)
-        intercept = above / below
-        return solved[..., 0] - intercept[:, None] * solved[..., 1], intercept
+        both = self.rows.mT @ torch.stack([pull, weights], dim=2)
+        missing, crossed = both[..., 0] - theta, both[..., 1]
+        solved = _solve(system, torch.stack([missing, crossed], dim=2))
+        above = pull.sum(dim=1) - (crossed * solved[..., 0]).sum(dim=1)
+        below = weights.sum(dim=1) - (crossed * solved[..., 1]).sum(dim=1)
+        shift = above / below.clamp_min(1e-9 * weights.sum(dim=1))
+        return solved[..., 0] - shift[:, None] * solved[..., 1], shift
 
     def coef(self, theta: Tensor) -> Tensor:
         """Theta itself."""
@@ -124,9 +141,10 @@ class Optimum:
     steps: int
 
 
-def system_of(rows: Float[Tensor, "layer n d"]) -> System:
+def system_of(rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> System:
     """The smaller of the two systems for centred rows."""
-    return Dual(rows) if rows.shape[1] <= rows.shape[2] else Primal(rows)
+    kind = Dual if rows.shape[1] <= rows.shape[2] else Primal
+    return kind(rows, coarse=coarse)
 
 
 def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: Optimum | None = None) -> Optimum:
@@ -138,22 +156,29 @@ def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: O
     else:
         theta, intercept = start.theta, start.intercept
     scores = system.scores(theta) + intercept[:, None]
-    for step in range(MAX_STEPS):
+    steps = 0
+    while steps < MAX_STEPS:
+        steps += 1
+        system.coarse = system.coarse and steps <= COARSE_STEPS
         chances = torch.sigmoid(signs * scores)  # of the label that is there
         pull = strength * signs * (1 - chances)
         weights = (strength * chances * (1 - chances)).clamp_min(SMALLEST_WEIGHT * strength)
-        wanted, level = system.solve(weights, pull + weights * scores)
-        move, shift = wanted - theta, level - intercept
+        try:
+            move, shift = system.step(theta, pull, weights)
+        except torch.linalg.LinAlgError:
+            if not system.coarse:
+                raise
+            system.coarse = False  # too ill-conditioned for fp32
+            continue
         change = system.scores(move) + shift[:, None]
         descent = system.inner(theta, move) - (pull * change).sum(dim=1)
-        now = _objective(scores, signs, strength, system.inner(theta, theta))
-        length = _length(system, theta, move, scores, change, signs, strength, now, descent)
+        length, now = _length(system, theta, move, scores, change, signs, strength, descent)
         theta = theta + length[:, None] * move
         intercept = intercept + length * shift
         scores = scores + length[:, None] * change
-        if bool((-descent <= TOLERANCE * (now + 1e-300)).all()):
+        if bool((descent.abs() <= TOLERANCE * now.clamp_min(1e-300)).all()):
             break
-    return Optimum(theta, intercept, step + 1)
+    return Optimum(theta, intercept, steps)
 
 
 def _length(
@@ -164,11 +189,11 @@ def _length(
     change: Tensor,
     signs: Tensor,
     strength: float,
-    now: Tensor,
     descent: Tensor,
-) -> Float[Tensor, "layer"]:
-    """The largest of 1, ½, ¼, … at which each layer's objective falls by enough (Armijo's rule)."""
+) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
+    """The largest of 1, ½, ¼, … at which each layer's objective falls by enough (Armijo), and the objective so far."""
     straight, crossed, squared = system.inner(theta, theta), system.inner(theta, move), system.inner(move, move)
+    now = _objective(scores, signs, strength, straight)
     length = torch.ones_like(now)
     slack = 1e-12 * now.abs()  # near the minimum the fall drowns in rounding, and the full step is right
     for _ in range(60):
@@ -178,11 +203,15 @@ def _length(
         if bool(falls.all()):
             break
         length = torch.where(falls, length, length / 2)
-    return length
+    return length, now
 
 
 def _objective(scores: Tensor, signs: Tensor, strength: float, norm: Tensor) -> Float[Tensor, "layer"]:
     return strength * softplus(-signs * scores).sum(dim=1) + norm / 2
+
+
+def _solve(system: Float[Tensor, "layer m m"], right: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
+    return torch.cholesky_solve(right.to(system), torch.linalg.cholesky(system)).double()
 
 
 def _times(matrix: Float[Tensor, "layer a b"], vector: Float[Tensor, "layer b"]) -> Float[Tensor, "layer a"]:
