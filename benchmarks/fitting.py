@@ -129,7 +129,7 @@ def ours(kind: str) -> Any:
     """The estimator that the peers of this kind stand beside."""
     if kind.startswith("whitened-pooled"):
         return Whitened("oas" if kind.endswith("oas") else "ledoit-wolf", covariance="pooled")
-    found = estimators()[kind.split(" ")[0]]
+    found = estimators()[kind.split(" ", maxsplit=1)[0]]
     return found.set_params(Cs=STRENGTHS) if kind == "logistic-cv" else found
 
 

@@ -89,6 +89,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return self._fit_residuals(X, y, clean, traffic, forbidden, fixed_layers)
         rows = self._checked(X, reset=True)
         self.n_layers_ = rows.shape[1] if rows.ndim == 3 else None
+        self.classes_ = np.array([False, True])
         marks = self._marks(y, rows) if self.needs & CONTRAST_OR_LABELS else None
         if marks is None and clean is None:
             clean, rows_seen = X, None
@@ -207,11 +208,12 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked(self, X: Any, *, reset: bool) -> Tensor:
         """Finite rows of two or three dimensions as a tensor, with as many features as the fit had."""
         if not isinstance(X, Tensor):
-            kinds = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
+            kinds: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
             if getattr(X, "ndim", None) == 3 or (isinstance(X, list | tuple) and np.ndim(X) == 3):
-                X = torch.from_numpy(np.ascontiguousarray(check_array(X, allow_nd=True, **kinds)))
+                values = check_array(X, allow_nd=True, **kinds)
             else:
-                return torch.from_numpy(np.ascontiguousarray(validate_data(self, X, reset=reset, **kinds)))
+                values = validate_data(self, X, reset=reset, **kinds)
+            X = torch.from_numpy(np.require(values, requirements=["C", "W"]))
         if X.ndim not in (2, 3):
             raise DefectionError(f"rows must be [n, d] or [n, layer, d], not of shape {tuple(X.shape)}")
         rows = X if X.is_floating_point() else X.double()

@@ -51,7 +51,6 @@ class Mahalanobis(ProbeEstimator):
             self.rows_.append(rows)
             self.ridge_.append(ridge)
         self.location_, self.rows_, self.ridge_ = map(torch.cat, (self.location_, self.rows_, self.ridge_))
-        self.classes_ = torch.tensor([False, True]).numpy()
         self.threshold_ = self._scores(sample.clean).quantile(1 - ALARM_RATE, dim=0)
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:

@@ -49,7 +49,7 @@ class System(Protocol):
         """Changes of theta and b towards where the gradients w − Xᵀ pull and Σ pull vanish, to first order."""
 
     def coef(self, theta: Float[Tensor, "layer m"]) -> Float[Tensor, "layer d"]:
-        """w itself."""
+        """W itself."""
 
 
 class Dual:
@@ -70,7 +70,7 @@ class Dual:
         return _times(self.rows, _times(self.rows.mT, theta))
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """a K b."""
+        """A K b."""
         if self.rough.dtype == torch.float64:
             return (a * self.scores(b)).sum(dim=1)
         return (_times(self.rows.mT, a) * _times(self.rows.mT, b)).sum(dim=1)
@@ -111,7 +111,7 @@ class Primal:
         return _times(self.rows, theta)
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """a · b."""
+        """A · b."""
         return (a * b).sum(dim=1)
 
     def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

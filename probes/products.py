@@ -7,6 +7,8 @@ fp32, at twice the speed, and each solution is then refined against residuals in
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +34,7 @@ def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[T
     # The matrix is symmetric: only the blocks on and above its diagonal are multiplied out.
     product = tall.new_empty(len(tall), size, size)
     edges = [size * block // BLOCKS for block in range(BLOCKS + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         product[:, start:end, start:] = tall[:, :, start:end].mT @ tall[:, :, start:]
         product[:, end:, start:end] = product[:, start:end, end:].mT
     return product

@@ -188,7 +188,7 @@ def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
 @pytest.mark.parametrize("components", [-1, 12, 60])
 def test_more_components_than_there_are_is_refused(components, contrast, clean) -> None:
     with pytest.raises(DefectionError, match=f"cannot remove {components} components"):
-        Projected(components=components).fit(contrast, clean=clean).probe_
+        Projected(components=components).fit(contrast, clean=clean)
 
 
 @pytest.mark.parametrize("estimator", [Whitened(), Projected()], ids=named)
