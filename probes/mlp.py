@@ -23,7 +23,7 @@ class MLPProbe(ProbeEstimator):
 
     name = "mlp"
 
-    def __init__(self, hidden: int = 16, penalty: float = 1e-2, max_steps: int = 300, seed: int = 0) -> None:
+    def __init__(self, hidden: int = 16, penalty: float = 1e-2, max_steps: int = 1000, seed: int = 0) -> None:
         self.hidden = hidden
         self.penalty = penalty
         self.max_steps = max_steps

@@ -53,7 +53,7 @@ class System(Protocol):
 
 
 class Dual:
-    """w = Xᵀ theta; for n ≤ d. The gradients vanish where theta = pull and theta sums to 0."""
+    """w = Xᵀ theta; for n < d. The gradients vanish where theta = pull and theta sums to 0."""
 
     def __init__(self, rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> None:
         self.coarse = coarse and rows.shape[1] >= COARSE_FROM
@@ -96,7 +96,7 @@ class Dual:
 
 
 class Primal:
-    """theta = w; for n > d."""
+    """theta = w; for n ≥ d."""
 
     def __init__(self, rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> None:
         self.coarse = coarse and rows.shape[2] >= COARSE_FROM
@@ -143,7 +143,7 @@ class Optimum:
 
 def system_of(rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> System:
     """The smaller of the two systems for centred rows."""
-    kind = Dual if rows.shape[1] <= rows.shape[2] else Primal
+    kind = Dual if rows.shape[1] < rows.shape[2] else Primal
     return kind(rows, coarse=coarse)
 
 

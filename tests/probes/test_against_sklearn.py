@@ -25,7 +25,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifier
 from sklearn.model_selection import GroupKFold
 
-SHAPES = [(30, 80), (80, 30), (6, 4)]
+SHAPES = [(30, 80), (80, 30), (6, 4), (12, 12)]
 LAYERS = 3
 each_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
 

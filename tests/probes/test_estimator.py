@@ -125,7 +125,7 @@ def test_all_layers_at_once_equal_each_by_itself(name) -> None:
     for layer in range(LAYERS):
         alone = fitted(name, data, layer=layer).decision_function(data["X"][:, layer])
         assert alone.shape == (40,)
-        loose = 1e-2 if name == "mlp" else 1e-6  # not convex: rounding grows along the way
+        loose = 1e-3 if name == "mlp" else 1e-6  # rounding may end a long descent a step earlier
         np.testing.assert_allclose(together[:, layer], alone, rtol=1e-5, atol=loose)
 
 
