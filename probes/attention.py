@@ -75,7 +75,8 @@ class AttentionProbe(ProbeEstimator):
             scores = ragged_sum(share * said, tokens) + intercept[:, 0]
             # The penalty is on w and q in the rows' own units.
             squares = ((query / scale).square() + (coef / scale).square()).sum(dim=1)
-            return self.C * softplus(-signs[:, None] * scores).sum(dim=0) + squares / 2
+            loss: Tensor = self.C * softplus(-signs[:, None] * scores).sum(dim=0) + squares / 2
+            return loss
 
         start = values.new_zeros(layers, 2 * size + 1)
         start[:, -1] = torch.logit(marks.double().mean())

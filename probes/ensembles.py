@@ -96,7 +96,7 @@ class LayerEnsemble(ProbeEstimator):
     def _fit_residuals(self, contrast: Residuals, *_: Any) -> Self:
         raise DefectionError("a probe on residuals has its band in fixed_layers; fit the estimator itself with it")
 
-    def decision_function(self, X: Array) -> Any:
+    def decision_function(self, X: Residuals | Array) -> Any:
         """Scores [n], whatever the number of layers."""
         scores = super().decision_function(X)
         return scores[:, 0] if scores.ndim == 2 else scores
@@ -127,7 +127,8 @@ class LayerEnsemble(ProbeEstimator):
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         scores = self.estimator_._scores(rows[:, self._columns(rows.shape[1])])
         offsets, scales = (torch.as_tensor(x, device=rows.device) for x in (self.offsets_, self.scales_))
-        return ((scores - offsets) / scales).mean(dim=1, keepdim=True)
+        band: Tensor = ((scores - offsets) / scales).mean(dim=1, keepdim=True)
+        return band
 
 
 def projections(rows: Float[Tensor, "n layer d"], coef: Float[Tensor, "layer d"]) -> Float[Tensor, "n layer"]:

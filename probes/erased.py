@@ -52,11 +52,11 @@ class Erased(LinearProbe):
                 raise DefectionError(f"unknown nuisance {name!r}: choose from {', '.join(NUISANCES)}")
         device = contrast.values.device
         answers = answer_words(contrast) if "answer" in self.nuisances else None
-        found = {
-            "length": lambda rows: torch.tensor(rows.n_tokens, dtype=torch.float64)[:, None],
-            "style": lambda rows: one_hot([str(p.extra.get("shape", p.set)) for p in rows.prompts]),
-        }
-        columns = [make(clean) for name, make in found.items() if clean is not None and name in self.nuisances]
+        columns = []
+        if clean is not None and "length" in self.nuisances:
+            columns.append(torch.tensor(clean.n_tokens, dtype=torch.float64)[:, None])
+        if clean is not None and "style" in self.nuisances:
+            columns.append(one_hot([str(prompt.extra.get("shape", prompt.set)) for prompt in clean.prompts]))
         return {
             "nuisance": None if answers is None else answers.to(device),
             "clean_nuisance": torch.cat(columns, dim=1).to(device) if columns else None,
@@ -85,7 +85,12 @@ def covariance_with(rows: Float[Tensor, "n layer d"], nuisance: Float[Tensor, "n
     centred_nuisance = nuisance - nuisance.mean(dim=0)
     spread = centred_nuisance.square().mean(dim=0).sqrt()
     scaled = centred_nuisance / torch.where(spread > 0, spread, torch.ones_like(spread))
-    return centred(rows)[0].mT @ scaled / len(scaled)
+    stack, _ = centred(rows)
+    covariances = stack.mT @ scaled / len(scaled)
+    # A nuisance that the rows do not show leaves rounding, which must not be erased as if it were a direction.
+    total = stack.square().sum(dim=(1, 2)).div(len(scaled)).sqrt()
+    shown = covariances.norm(dim=1) > INDEPENDENT * total[:, None]
+    return torch.where(shown[:, None], covariances, torch.zeros_like(covariances))
 
 
 def answer_words(contrast: Residuals) -> Float[Tensor, "text word"]:

@@ -111,7 +111,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             **others,
         )
         for name in ("probe_", "reference_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         self._fit(sample.restricted(self.sees))
         if not isinstance(X, Tensor):
             self._to_numpy()
@@ -174,6 +174,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         refuse_undeclared(self.name, given, self.sees, self.needs)
         check_fit(contrast, clean, traffic, forbidden, labelled=y is not None)
         device = contrast.values.device
+        marks: Tensor | None
         if y is not None:
             marks = self._marks(y, contrast.values)
         else:
@@ -216,7 +217,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = torch.from_numpy(np.require(values, requirements=["C", "W"]))
         if X.ndim not in (2, 3):
             raise DefectionError(f"rows must be [n, d] or [n, layer, d], not of shape {tuple(X.shape)}")
-        rows = X if X.is_floating_point() else X.double()
+        rows: Tensor = X if X.is_floating_point() else X.double()
         # A finite sum has finite terms; only where it is not are they looked at one by one.
         if not rows.sum().isfinite() and not rows.isfinite().all():
             raise DefectionError("rows hold NaN or infinity; find the overflow before fitting (PITFALLS 13)")

@@ -57,7 +57,8 @@ class MLPProbe(ProbeEstimator):
             hidden = torch.tanh(short @ inner.view(layers, size, width) + inner_bias[:, None])
             scores = (hidden @ outer[..., None])[..., 0] + outer_bias
             squares = inner.square().sum(dim=1) + outer.square().sum(dim=1)
-            return softplus(-signs * scores).mean(dim=1) + self.penalty / 2 * squares
+            loss: Tensor = softplus(-signs * scores).mean(dim=1) + self.penalty / 2 * squares
+            return loss
 
         found = minimise(losses, start.repeat(layers, 1), tolerance=1e-6, max_steps=self.max_steps)
         inner, inner_bias, outer, outer_bias = found.point.split(sizes, dim=1)

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..activations.errors import DefectionError
 from .components import leading_components
 from .covariance import divide_by_covariance
+from ..activations.capture import Residuals
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .mean_difference import plane_through
-from .sample import Sample, centred, class_means, stacked
+from .sample import Sample, centred, stacked, weighted_sums
 from .whitened import shrunk
 
 ALARM_RATE = 0.01
@@ -43,14 +44,10 @@ class Mahalanobis(ProbeEstimator):
 
     def _fit(self, sample: Sample) -> None:
         assert sample.clean is not None
-        self.location_, self.rows_, self.ridge_ = [], [], []
-        for chunk in sample.chunks():
-            assert chunk.clean is not None
-            rows, ridge, _ = shrunk([(chunk.clean, 1.0)], self.shrinkage)
-            self.location_.append(class_means(chunk.clean, torch.ones(len(chunk.clean), dtype=torch.bool))[0])
-            self.rows_.append(rows)
-            self.ridge_.append(ridge)
-        self.location_, self.rows_, self.ridge_ = map(torch.cat, (self.location_, self.rows_, self.ridge_))
+        share = sample.clean.new_full((1, len(sample.clean)), 1 / len(sample.clean), dtype=torch.float64)
+        self.location_ = weighted_sums(sample.clean, share)[0]
+        parts = [shrunk([(chunk.clean, 1.0)], self.shrinkage) for chunk in sample.chunks() if chunk.clean is not None]
+        self.rows_, self.ridge_ = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         self.threshold_ = self._scores(sample.clean).quantile(1 - ALARM_RATE, dim=0)
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
@@ -61,7 +58,7 @@ class Mahalanobis(ProbeEstimator):
         divided = divide_by_covariance(known, ridge, away.mT).mT
         return (away * divided).sum(dim=2).clamp_min(0).sqrt().T
 
-    def predict(self, X: Array) -> Any:
+    def predict(self, X: Residuals | Array) -> Any:
         """Whether each row lies farther away than 99% of the clean ones."""
         scores = self.decision_function(X)
         threshold = torch.as_tensor(self.threshold_)

@@ -165,7 +165,7 @@ def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: O
         weights = (strength * chances * (1 - chances)).clamp_min(SMALLEST_WEIGHT * strength)
         try:
             move, shift = system.step(theta, pull, weights)
-        except torch.linalg.LinAlgError:
+        except torch._C._LinAlgError:  # what torch.linalg.LinAlgError names
             if not system.coarse:
                 raise
             system.coarse = False  # too ill-conditioned for fp32

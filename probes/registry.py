@@ -8,7 +8,7 @@ from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
 from .ensembles import QuestionEnsemble
 from .erased import Erased
-from .estimator import ProbeEstimator
+from .estimator import LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .logistic import LogisticProbe, LogisticProbeCV
 from .mean_difference import MeanDifference
@@ -48,8 +48,10 @@ def saveable() -> tuple[str, ...]:
     return tuple(name for name, kind in estimators().items() if kind.linear and kind.needs <= enough)
 
 
-def estimator(name: str) -> ProbeEstimator:
+def estimator(name: str) -> LinearProbe:
     """The kind of that name, at its defaults; DefectionError for one that `defection fit` cannot make."""
     if name not in saveable():
         raise DefectionError(f"unknown probe {name!r}: choose one of {', '.join(saveable())}")
-    return estimators()[name]
+    found = estimators()[name]
+    assert isinstance(found, LinearProbe)
+    return found
