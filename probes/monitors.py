@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from .components import leading_components
 from .covariance import divide_by_covariance
-from ..activations.capture import Residuals
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .mean_difference import plane_through
@@ -46,7 +46,7 @@ class Mahalanobis(ProbeEstimator):
         assert sample.clean is not None
         share = sample.clean.new_full((1, len(sample.clean)), 1 / len(sample.clean), dtype=torch.float64)
         self.location_ = weighted_sums(sample.clean, share)[0]
-        parts = [shrunk([(chunk.clean, 1.0)], self.shrinkage) for chunk in sample.chunks() if chunk.clean is not None]
+        parts = [shrunk([(rows, 1.0)], self.shrinkage) for chunk in sample.chunks() for rows in chunk.values]
         self.rows_, self.ridge_ = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         self.threshold_ = self._scores(sample.clean).quantile(1 - ALARM_RATE, dim=0)
 

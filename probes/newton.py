@@ -29,6 +29,10 @@ COARSE_STEPS = 25
 SMALLEST_WEIGHT = 1e-12
 
 
+class NotPositiveDefinite(ArithmeticError):
+    """Rounding has made a matrix impossible to factorise."""
+
+
 class System(Protocol):
     """One way to write the weights w of a linear model as theta, and to solve for a Newton step in it."""
 
@@ -165,7 +169,7 @@ def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: O
         weights = (strength * chances * (1 - chances)).clamp_min(SMALLEST_WEIGHT * strength)
         try:
             move, shift = system.step(theta, pull, weights)
-        except torch._C._LinAlgError:  # what torch.linalg.LinAlgError names
+        except NotPositiveDefinite:
             if not system.coarse:
                 raise
             system.coarse = False  # too ill-conditioned for fp32
@@ -211,7 +215,10 @@ def _objective(scores: Tensor, signs: Tensor, strength: float, norm: Tensor) -> 
 
 
 def _solve(system: Float[Tensor, "layer m m"], right: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
-    return torch.cholesky_solve(right.to(system), torch.linalg.cholesky(system)).double()
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed.any()):
+        raise NotPositiveDefinite(f"the Newton system of size {system.shape[1]} cannot be factorised in {system.dtype}")
+    return torch.cholesky_solve(right.to(system), factor).double()
 
 
 def _times(matrix: Float[Tensor, "layer a b"], vector: Float[Tensor, "layer b"]) -> Float[Tensor, "layer a"]:
