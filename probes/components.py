@@ -17,12 +17,12 @@ from .sample import Sample, centred, class_means, stacked
 
 DIRECT = 24
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
-SPARE = 2
+SPARE = 5
 MOST = 120
 """Size of the Krylov space at which the iteration starts again from the best it has."""
 MAX_RESTARTS = 40
 FORMED = 256
-CONVERGED = 1e-9
+CONVERGED = 1e-8
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 

@@ -44,8 +44,8 @@ class System(Protocol):
     def scores(self, theta: Float[Tensor, "layer m"]) -> Float[Tensor, "layer n"]:
         """X w."""
 
-    def inner(self, a: Float[Tensor, "layer m"], b: Float[Tensor, "layer m"]) -> Float[Tensor, "layer"]:
-        """w(a) · w(b)."""
+    def inner(self, a: Float[Tensor, "layer m"], b: Float[Tensor, "layer m"], scores: Tensor) -> Float[Tensor, "layer"]:
+        """w(a) · w(b), given the scores X w(b)."""
 
     def step(
         self, theta: Float[Tensor, "layer m"], pull: Float[Tensor, "layer n"], weights: Float[Tensor, "layer n"]
@@ -73,11 +73,9 @@ class Dual:
             return _times(self.rough, theta)
         return _times(self.rows, _times(self.rows.mT, theta))
 
-    def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """A K b."""
-        if self.rough.dtype == torch.float64:
-            return (a * self.scores(b)).sum(dim=1)
-        return (_times(self.rows.mT, a) * _times(self.rows.mT, b)).sum(dim=1)
+    def inner(self, a: Tensor, b: Tensor, scores: Tensor) -> Tensor:
+        """aᵀKb."""
+        return (a * scores).sum(dim=1)
 
     def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(I + WK) Δtheta + W 1 Δb = pull − theta with theta + Δtheta summing to 0."""
@@ -88,7 +86,8 @@ class Dual:
         system = rough_root[:, :, None] * self.rough * rough_root[:, None, :]
         system.diagonal(dim1=1, dim2=2).add_(1)
         missing = pull - theta
-        both = torch.stack([root * self.scores(missing), root], dim=2)
+        seen = _times(self.rough, missing.to(self.rough)).double()
+        both = torch.stack([root * seen, root], dim=2)
         solved = root[:, :, None] * _solve(system, both)
         free, level = missing - solved[..., 0], solved[..., 1]  # (I + WK)⁻¹ applied to what is missing, and to W 1
         shift = (free + theta).sum(dim=1) / level.sum(dim=1)
@@ -114,8 +113,8 @@ class Primal:
         """X w."""
         return _times(self.rows, theta)
 
-    def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """A · b."""
+    def inner(self, a: Tensor, b: Tensor, scores: Tensor) -> Tensor:
+        """aᵀb."""
         return (a * b).sum(dim=1)
 
     def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,11 +158,12 @@ def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: O
         intercept = torch.logit(marks.double().mean()).repeat(len(theta))
     else:
         theta, intercept = start.theta, start.intercept
-    scores = system.scores(theta) + intercept[:, None]
+    level = system.scores(theta)
     steps = 0
     while steps < MAX_STEPS:
         steps += 1
         system.coarse = system.coarse and steps <= COARSE_STEPS
+        scores = level + intercept[:, None]
         chances = torch.sigmoid(signs * scores)  # of the label that is there
         pull = strength * signs * (1 - chances)
         weights = (strength * chances * (1 - chances)).clamp_min(SMALLEST_WEIGHT * strength)
@@ -174,30 +174,35 @@ def minimise(system: System, marks: Bool[Tensor, "n"], strength: float, start: O
                 raise
             system.coarse = False  # too ill-conditioned for fp32
             continue
-        change = system.scores(move) + shift[:, None]
-        descent = system.inner(theta, move) - (pull * change).sum(dim=1)
-        length, now = _length(system, theta, move, scores, change, signs, strength, descent)
+        rise = system.scores(move)
+        change = rise + shift[:, None]
+        straight, crossed = system.inner(theta, theta, level), system.inner(theta, move, rise)
+        descent = crossed - (pull * change).sum(dim=1)
+        now = _objective(scores, signs, strength, straight)
+        norms = (straight, crossed, system.inner(move, move, rise))
+        length = _length(now, descent, norms, scores, change, signs, strength)
         theta = theta + length[:, None] * move
         intercept = intercept + length * shift
-        scores = scores + length[:, None] * change
+        level = level + length[:, None] * rise
         if bool((descent.abs() <= TOLERANCE * now.clamp_min(1e-300)).all()):
             break
     return Optimum(theta, intercept, steps)
 
 
 def _length(
-    system: System,
-    theta: Tensor,
-    move: Tensor,
-    scores: Tensor,
-    change: Tensor,
-    signs: Tensor,
+    now: Float[Tensor, "layer"],
+    descent: Float[Tensor, "layer"],
+    norms: tuple[Tensor, Tensor, Tensor],
+    scores: Float[Tensor, "layer n"],
+    change: Float[Tensor, "layer n"],
+    signs: Float[Tensor, "n"],
     strength: float,
-    descent: Tensor,
-) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
-    """The largest of 1, ½, ¼, … at which each layer's objective falls by enough (Armijo), and the objective so far."""
-    straight, crossed, squared = system.inner(theta, theta), system.inner(theta, move), system.inner(move, move)
-    now = _objective(scores, signs, strength, straight)
+) -> Float[Tensor, "layer"]:
+    """The largest of 1, ½, ¼, … at which each layer's objective falls by enough (Armijo's rule).
+
+    `norms` are ‖w‖², w·Δw and ‖Δw‖²: along a step the objective needs nothing larger than the scores.
+    """
+    straight, crossed, squared = norms
     length = torch.ones_like(now)
     slack = 1e-12 * now.abs()  # near the minimum the fall drowns in rounding, and the full step is right
     for _ in range(60):
@@ -207,7 +212,7 @@ def _length(
         if bool(falls.all()):
             break
         length = torch.where(falls, length, length / 2)
-    return length, now
+    return length
 
 
 def _objective(scores: Tensor, signs: Tensor, strength: float, norm: Tensor) -> Float[Tensor, "layer"]:
