@@ -47,7 +47,8 @@ class Mahalanobis(ProbeEstimator):
         share = sample.clean.new_full((1, len(sample.clean)), 1 / len(sample.clean), dtype=torch.float64)
         self.location_ = weighted_sums(sample.clean, share)[0]
         parts = [shrunk([(rows, 1.0)], self.shrinkage) for chunk in sample.chunks() for rows in chunk.values]
-        self.rows_, self.ridge_ = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        self.rows_ = torch.cat([rows for rows, _, _ in parts])
+        self.ridge_ = torch.cat([ridge for _, ridge, _ in parts])
         self.threshold_ = self._scores(sample.clean).quantile(1 - ALARM_RATE, dim=0)
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
