@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,21 +17,26 @@ from .mean_difference import plane_through
 from .products import inner_products
 from .sample import Sample, centred, class_means, stacked
 
-DIRECT = 24
+DIRECT = 96
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
 SPARE = 5
 MOST = 120
 """Size of the Krylov space at which the iteration starts again from the best it has."""
 MAX_RESTARTS = 40
-FORMED = 256
+FORMED = 1024
+"""Up to so many rows or dimensions the product is formed and multiplied by, instead of the rows twice."""
 CONVERGED = 1e-8
+ROUGHLY = 1e-5
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 
 
-def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Tensor, "layer component d"]:
+def leading_components(
+    rows: Float[Tensor, "layer n d"], count: int, *, coarse: bool = False
+) -> Float[Tensor, "layer component d"]:
     """Orthonormal leading principal components of centred rows, the largest first, to rounding.
 
+    With `coarse` (rows that came in fp32) the iteration begins on fp32 products and ends on the rows in fp64.
     Components without variance (PITFALLS 16) are zero vectors, which project nothing away.
     """
     layers, n, d = rows.shape
@@ -39,7 +46,7 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
         eigenvalues, vectors = torch.linalg.eigh(inner_products(rows, coarse=False))
         top, spreads = vectors[:, :, -count:].flip(-1), eigenvalues[:, -count:].flip(-1).clamp_min(0).sqrt()
     else:
-        top, spreads = _krylov(rows, count)
+        top, spreads = _iterated(rows, count, coarse=coarse)
     components = (top.mT @ rows) if n < d else top.mT
     total = rows.square().sum(dim=(1, 2)).sqrt()
     norms = components.norm(dim=2)
@@ -47,27 +54,42 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
 
 
-def _krylov(
-    rows: Float[Tensor, "layer n d"], count: int
+def _iterated(
+    rows: Float[Tensor, "layer n d"], count: int, *, coarse: bool
 ) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
-    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, and the roots of their eigenvalues.
-
-    A block Krylov space with full reorthogonalisation, restarted from its best vectors (Saad 2011, section 6.3); the
-    product itself is only formed where it is cheaper than multiplying by X twice. Starts from fixed random vectors.
-    """
-    wide = rows.shape[1] < rows.shape[2]
-    size = min(rows.shape[1:])
-    product = inner_products(rows, coarse=False) if size <= FORMED else None
-
-    def times(block: Tensor) -> Tensor:
-        if product is not None:
-            return product @ block
-        return rows @ (rows.mT @ block) if wide else rows.mT @ (rows @ block)
-
-    width = count + SPARE
+    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, and the roots of their eigenvalues, from a fixed start."""
+    wide, size = rows.shape[1] < rows.shape[2], min(rows.shape[1:])
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, width, generator=generator, dtype=torch.float64).to(rows.device)
-    block = torch.linalg.qr(start.expand(len(rows), size, width)).Q
+    start = torch.randn(size, count + SPARE, generator=generator, dtype=torch.float64).to(rows.device)
+    block = torch.linalg.qr(start.expand(len(rows), *start.shape)).Q
+    product = inner_products(rows, coarse=coarse) if size <= FORMED else None
+
+    def by_product(vectors: Tensor) -> Tensor:
+        assert product is not None
+        return product @ vectors
+
+    def by_rows(vectors: Tensor) -> Tensor:
+        return rows @ (rows.mT @ vectors) if wide else rows.mT @ (rows @ vectors)
+
+    if product is not None and product.dtype == torch.float64:
+        block, values = _krylov(by_product, block, count, CONVERGED)
+    else:
+        if product is not None:
+            block = torch.linalg.qr(_krylov(by_product, block.float(), count, ROUGHLY)[0].double()).Q
+        block, values = _krylov(by_rows, block, count, CONVERGED)
+    return block[..., :count], values[:, :count].clamp_min(0).sqrt()
+
+
+def _krylov(
+    times: Callable[[Tensor], Tensor], block: Float[Tensor, "layer m k"], count: int, tolerance: float
+) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
+    """The leading eigenvectors of a symmetric operator, as many as the block has, the first `count` of them converged.
+
+    A block Krylov space with full reorthogonalisation, started again from its best vectors when it has grown too
+    large (Saad 2011, section 6.3).
+    """
+    size, width = block.shape[1:]
+    values = block.new_zeros(len(block), width)
     for _ in range(MAX_RESTARTS):
         basis, images = block, times(block)
         while True:
@@ -75,15 +97,15 @@ def _krylov(
             turn, values = turn[..., -width:].flip(-1), values[:, -width:].flip(-1)
             block, moved = basis @ turn, images @ turn
             residual = (moved - block * values[:, None])[..., :count].norm(dim=1)
-            if bool((residual <= CONVERGED * values[:, :1].clamp_min(1e-300)).all()):
-                return block[..., :count], values[:, :count].clamp_min(0).sqrt()
+            if bool((residual <= tolerance * values[:, :1].clamp_min(1e-30)).all()):
+                return block, values
             if basis.shape[2] + width > min(MOST, size):
                 break
             fresh = images[..., -width:]
             for _ in range(2):  # twice is enough (Parlett 1998)
                 fresh = torch.linalg.qr(fresh - basis @ (basis.mT @ fresh)).Q
             basis, images = torch.cat([basis, fresh], dim=2), torch.cat([images, times(fresh)], dim=2)
-    return block[..., :count], values[:, :count].clamp_min(0).sqrt()
+    return block, values
 
 
 class PCAProbe(LinearProbe):
@@ -102,7 +124,7 @@ class PCAProbe(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         rows, mean = centred(sample.rows)
-        return plane_through(signed(leading_components(rows, 1)[:, 0], sample), mean)
+        return plane_through(signed(leading_components(rows, 1, coarse=sample.coarse)[:, 0], sample), mean)
 
 
 class PairPCAProbe(PCAProbe):
@@ -121,7 +143,8 @@ class PairPCAProbe(PCAProbe):
         assert sample.rows is not None
         rows = stacked(sample.rows)
         pairs = checked_pairs(sample, self.name)
-        component = leading_components(rows[:, pairs[:, 0]] - rows[:, pairs[:, 1]], 1)[:, 0]
+        gaps = rows[:, pairs[:, 0]] - rows[:, pairs[:, 1]]
+        component = leading_components(gaps, 1, coarse=sample.coarse)[:, 0]
         return plane_through(signed(component, sample), rows.mean(dim=1))
 
 
