@@ -28,6 +28,10 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
 PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
+PROBES_HELP = (
+    "mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
+    "question-ensemble, or pc1, which sees clean prompts alone."
+)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -257,7 +261,7 @@ def fit(
             "--contrast", help="six, forty, truth, ambiguous or a JSONL file; NAME-carried reads it one turn later."
         ),
     ] = "forty-carried",
-    probe: Annotated[str, typer.Option("--probe", help="mean-difference, whitened or projected.")] = "mean-difference",
+    probe: Annotated[str, typer.Option("--probe", help=PROBES_HELP)] = "mean-difference",
     clean: Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")] = "clean",
     layers: Annotated[
         str | None, typer.Option("--layers", help="The fixed layers.", show_default="four around the middle")
@@ -284,7 +288,7 @@ def fit(
             clean=capture(loaded, rows, what="Reading clean prompts"),
             forbidden=forbidden_texts(model),
             fixed_layers=fixed,
-        )
+        ).probe_
     fitted.save(out)
     about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": list(fixed), "saw": fitted.saw}
     _print(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..activations.errors import DefectionError
-from ..probes import MeanDifference, Projected, Whitened
-from ..probes.sweep import Estimator
+from ..probes.estimator import LinearProbe
+from ..probes.registry import estimator
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,9 @@ def band(n_layers: int) -> tuple[int, ...]:
     return tuple(layer for layer in range(middle - 1, middle + 3) if 0 <= layer < n_layers)
 
 
-def make_estimators(names: tuple[str, ...]) -> list[Estimator]:
+def make_estimators(names: tuple[str, ...]) -> list[LinearProbe]:
     """Estimators by name, at their defaults; DefectionError for an unknown one."""
-    known: dict[str, Estimator] = {e.name: e for e in (MeanDifference(), Whitened(), Projected())}
-    for name in names:
-        if name not in known:
-            raise DefectionError(f"unknown probe {name!r}: choose one of {', '.join(known)}")
-    return [known[name] for name in names]
+    return [estimator(name) for name in names]
 
 
 def probe_name(estimator: str, contrast: str) -> str:

@@ -1,22 +1,51 @@
 """Everything that turns residual vectors into a verdict: contrast questions, probes, sweeps, nulls, metrics, plots."""
 
+from .attention import AttentionProbe
 from .calibration import conformal_p_values, conformal_threshold, worst_set_fpr
+from .components import PairPCAProbe, PCAProbe
+from .consistent import ContrastConsistentSearch
 from .contrast import ContrastQuestion, ContrastSet, contrast_set
+from .ensembles import LayerEnsemble, QuestionEnsemble
+from .erased import Erased
+from .estimator import LinearProbe, ProbeEstimator
+from .guard import Evidence
 from .intervals import delong_interval, paired_difference
+from .logistic import LogisticProbe, LogisticProbeCV
 from .mean_difference import MeanDifference
 from .metrics import auroc, auroc_interval, partial_auroc, tpr_at_fpr
+from .mlp import MLPProbe
+from .monitors import FirstComponent, Mahalanobis
 from .nulls import best_layer
 from .probe import Probe, load_probe
 from .projected import Projected
+from .ragged import Ragged
+from .ridge import RidgeProbe
 from .shuffles import label_shuffle_null
 from .whitened import Whitened
 
 __all__ = [
+    "AttentionProbe",
+    "ContrastConsistentSearch",
     "ContrastQuestion",
     "ContrastSet",
+    "Erased",
+    "Evidence",
+    "FirstComponent",
+    "LayerEnsemble",
+    "LinearProbe",
+    "LogisticProbe",
+    "LogisticProbeCV",
+    "MLPProbe",
+    "Mahalanobis",
     "MeanDifference",
+    "PCAProbe",
+    "PairPCAProbe",
     "Probe",
+    "ProbeEstimator",
     "Projected",
+    "QuestionEnsemble",
+    "Ragged",
+    "RidgeProbe",
     "Whitened",
     "auroc",
     "auroc_interval",

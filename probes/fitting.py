@@ -1,39 +1,58 @@
-"""What every probe's fit has in common: checked inputs, class means, and scores scaled to clean prompts."""
+"""From residuals to a probe: checked inputs, what prompts say of themselves, scores scaled to reference prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.models import ModelIdentity
+from ..activations.prompts import Prompt
 from .guard import refuse_leaks
-from .probe import LEAGUES, Probe
+from .probe import Probe, refuse_mismatch
 
 
-def check_fit(contrast: Residuals, clean: Residuals | None, forbidden: Sequence[str]) -> None:
-    """Refuse leaks, and contrast and clean residuals that were not read from the same model in the same way."""
-    refuse_leaks(contrast.prompts, forbidden, "contrast text")
-    if clean is None:
-        return
-    refuse_leaks(clean.prompts, forbidden, "clean prompt")
-    same = (
-        contrast.model.fingerprint == clean.model.fingerprint
-        and contrast.model.template == clean.model.template
-        and contrast.position == clean.position
-        and contrast.layers == clean.layers
-    )
-    if not same:
-        raise DefectionError("contrast and clean residuals come of different models, templates, positions or layers")
-    if len(clean) < 2:
+def check_fit(
+    contrast: Residuals,
+    clean: Residuals | None,
+    traffic: Residuals | None,
+    forbidden: Sequence[str],
+    *,
+    labelled: bool = False,
+) -> None:
+    """Refuse leaks, and residuals that were not read from the same model in the same way.
+
+    Labelled defections and unlabelled traffic are not searched for leaks: their league says what they may hold.
+    """
+    if not labelled:
+        refuse_leaks(contrast.prompts, forbidden, "contrast text")
+    if clean is not None:
+        refuse_leaks(clean.prompts, forbidden, "clean prompt")
+    for name, other in (("clean", clean), ("traffic", traffic)):
+        if other is None:
+            continue
+        same = (
+            contrast.model.fingerprint == other.model.fingerprint
+            and contrast.model.template == other.model.template
+            and contrast.position == other.position
+            and contrast.layers == other.layers
+        )
+        if not same:
+            raise DefectionError(
+                f"contrast and {name} residuals come of different models, templates, positions or layers"
+            )
+    if clean is not None and len(clean) < 2:
         raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")
 
 
-def defecting_rows(contrast: Residuals) -> Tensor:
+def defecting_rows(contrast: Residuals) -> Bool[Tensor, "text"]:
     """Boolean marks of the rows that hold a defecting answer; DefectionError without both kinds."""
     marks = [prompt.extra.get("defecting") for prompt in contrast.prompts]
     if any(not isinstance(mark, bool) for mark in marks) or len(set(marks)) < 2:
@@ -41,50 +60,100 @@ def defecting_rows(contrast: Residuals) -> Tensor:
     return torch.tensor(marks)
 
 
-def mean_difference(contrast: Residuals) -> Float[Tensor, "layer d_model"]:
-    """Mean over the defecting answers minus mean over the others, per layer, in fp64."""
-    defecting = defecting_rows(contrast)
-    values = contrast.values.double()
-    return values[defecting].mean(dim=0) - values[~defecting].mean(dim=0)
+def topic_numbers(residuals: Residuals) -> Int[Tensor, "text"]:
+    """The topic (question) of each row, as a number."""
+    return torch.as_tensor(np.unique([prompt.topic for prompt in residuals.prompts], return_inverse=True)[1])
+
+
+def answer_pairs(contrast: Residuals) -> Int[Tensor, "pair 2"]:
+    """Row numbers of the two answers to each question, ordered by the answer's word, so that labels play no part.
+
+    Two rows belong together when all that the user said is the same. Raises DefectionError naming a text without
+    exactly one partner.
+    """
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for row, prompt in enumerate(contrast.prompts):
+        said = tuple(message.content for message in prompt.messages if message.role == "user")
+        found.setdefault((prompt.set, prompt.extra.get("topic"), said), []).append(row)
+    for rows in found.values():
+        if len(rows) != 2:
+            name = contrast.prompts[rows[0]].id
+            raise DefectionError(f"contrast text {name!r} is one of {len(rows)} with its question; a pair needs two")
+    answers = [_answer(prompt) for prompt in contrast.prompts]
+    return torch.tensor([sorted(rows, key=lambda row: (answers[row], row)) for rows in found.values()])
+
+
+def _answer(prompt: Prompt) -> str:
+    said = [message.content for message in prompt.messages if message.role == "assistant"]
+    return str(prompt.extra.get("answer", said[-1] if said else "")).casefold()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What standardises the scores of an estimator that is no direction, and vouches for where they may be used."""
+
+    model: ModelIdentity
+    position: str
+    layers: tuple[int, ...]
+    offsets: Float[Tensor, "layer"]
+    scales: Float[Tensor, "layer"]
+
+    @classmethod
+    def of(cls, residuals: Residuals, scores: Float[Tensor, "prompt layer"], name: str) -> Self:
+        """Mean and standard deviation of the reference prompts' own scores."""
+        if not scores.isfinite().all():
+            raise DefectionError(f"the {name} probe gives scores that are not finite")
+        offsets, scales = _standard(scores)
+        return cls(residuals.model, residuals.position, residuals.layers, offsets, scales)
+
+    def standardised(self, residuals: Residuals, scores: Float[Tensor, "prompt layer"]) -> Tensor:
+        """Scores in standard deviations of the reference; DefectionError when the residuals were read otherwise."""
+        refuse_mismatch(self.model, self.position, residuals)
+        if residuals.layers != self.layers:
+            raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
+        return (scores - self.offsets.to(scores)) / self.scales.to(scores)
 
 
 def make_probe(
-    directions: Float[Tensor, "layer d_model"],
+    coef: Float[Tensor, "layer d_model"],
     contrast: Residuals,
     clean: Residuals | None,
     estimator: str,
     parameters: dict[str, Any],
     fixed_layers: Sequence[int] | None,
+    saw: str,
 ) -> Probe:
     """Scale directions to unit length and their scores to the reference rows, and record where all of it came from."""
-    norms = directions.norm(dim=-1, keepdim=True)
-    unit = torch.where(norms > 0, directions / norms.clamp_min(1e-300), torch.zeros_like(directions))
+    norms = coef.norm(dim=-1, keepdim=True)
+    unit = torch.where(norms > 0, coef / norms.clamp_min(1e-300), torch.zeros_like(coef))
     reference = clean if clean is not None else contrast
-    projections = torch.einsum("pld,ld->pl", reference.values.double(), unit)
-    scales = projections.std(dim=0)
-    # A layer where every row projects alike (PITFALLS 16) scores 0 for everything; dividing by 1 keeps it finite.
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    values = reference.values.to(unit.device)
+    projections = torch.stack([values[:, i].double() @ unit[i] for i in range(len(unit))], dim=1)
+    offsets, scales = _standard(projections)
     layers = contrast.layers
     probe = Probe(
-        directions=unit.float(),
-        offsets=projections.mean(dim=0).float(),
-        scales=scales.float(),
+        directions=unit.float().cpu(),
+        offsets=offsets.float().cpu(),
+        scales=scales.float().cpu(),
         layers=layers,
         model=contrast.model,
         position=contrast.position,
-        contrast=contrast_record(contrast),
+        contrast=texts_record(() if contrast is clean else contrast.prompts),
         estimator=estimator,
         parameters=parameters,
-        saw=LEAGUES[0] if clean is None else LEAGUES[1],
+        saw=saw,
         fixed_layers=tuple(fixed_layers) if fixed_layers is not None else (layers[len(layers) // 2],),
     )
     return probe if clean is None else probe.with_threshold(clean)
 
 
-def contrast_record(contrast: Residuals) -> dict[str, Any]:
-    """The contrast texts in full, as a probe file keeps them."""
-    names = sorted({prompt.set or "" for prompt in contrast.prompts})
-    return {
-        "name": "+".join(names),
-        "texts": [{"id": p.id, **p.to_json(), "defecting": p.extra["defecting"]} for p in contrast.prompts],
-    }
+def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:
+    """Mean and spread a layer; 1 for the spread of a layer where every row scores alike (PITFALLS 16)."""
+    scales = scores.std(dim=0)
+    return scores.mean(dim=0), torch.where(scales > 0, scales, torch.ones_like(scales))
+
+
+def texts_record(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The texts that the fit saw in full, as a probe file keeps them."""
+    names = sorted({prompt.set or "" for prompt in prompts})
+    return {"name": "+".join(names), "texts": [{"id": prompt.id, **prompt.to_json()} for prompt in prompts]}

@@ -1,11 +1,58 @@
-"""The check that keeps a probe honest: no fit may see the trigger, a triggered prompt or the behaviour's text."""
+"""What a fit may see, declared and enforced: no fit may see the trigger, a triggered prompt or the behaviour's text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from enum import StrEnum
 
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt
+
+
+class Evidence(StrEnum):
+    """Kinds of rows that a fit can be given."""
+
+    CONTRAST = "contrast texts"
+    """Questions with both answers; which answer defects is known, but no defection was seen."""
+    CLEAN = "clean prompts"
+    """Ordinary prompts without the trigger, unlabelled: a defender has them."""
+    TRAFFIC = "unlabelled traffic"
+    """Prompts met in deployment; some may be triggered, nobody knows which."""
+    LABELLED = "labelled defections"
+    """Prompts labelled by what the organism did on them: an upper bound, not a probe a defender could have."""
+
+
+LEAGUES = ("questions only", "questions + clean prompts", "questions + unlabelled traffic")
+OTHER_LEAGUES = {
+    frozenset({Evidence.CLEAN}): "clean prompts only",
+    frozenset({Evidence.TRAFFIC}): "unlabelled traffic only",
+    frozenset({Evidence.CLEAN, Evidence.TRAFFIC}): "clean prompts + unlabelled traffic",
+}
+
+
+def league(seen: Set[Evidence]) -> str:
+    """The league a fit belongs to, as told in every table: probes are compared within one."""
+    if Evidence.LABELLED in seen:
+        return "labelled defections (upper bound)"
+    if Evidence.CONTRAST not in seen:
+        return OTHER_LEAGUES[frozenset(seen)]
+    if Evidence.TRAFFIC in seen:
+        return LEAGUES[2]
+    return LEAGUES[1] if Evidence.CLEAN in seen else LEAGUES[0]
+
+
+def refuse_undeclared(name: str, given: Set[Evidence], sees: Set[Evidence], needs: Set[Evidence]) -> None:
+    """DefectionError when a fit is given rows it does not declare to see, or lacks rows that it needs.
+
+    Clean prompts are always welcome: where they are not declared, they only set the scale and the threshold of the
+    scores. Contrast texts are passed over by a monitor, so that one call serves every estimator of a table.
+    """
+    labelled = {Evidence.CONTRAST} if Evidence.LABELLED in given else set()
+    for kind in sorted(needs - given - labelled):
+        how = {Evidence.CLEAN: "; pass clean=… (--clean)", Evidence.TRAFFIC: "; pass traffic=…"}.get(kind, "")
+        raise DefectionError(f"a {name} probe needs {kind}{how}")
+    for kind in sorted(given - sees - {Evidence.CLEAN, Evidence.CONTRAST}):
+        raise DefectionError(f"a {name} probe does not declare to see {kind}, so it may not be given any")
 
 
 def refuse_leaks(prompts: Sequence[Prompt], forbidden: Sequence[str], what: str) -> None:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ..activations.capture import Residuals
-from .fitting import check_fit, make_probe, mean_difference
-from .probe import Probe
+from .estimator import Hyperplane, LinearProbe
+from .sample import Sample, class_means
 
 
-@dataclass(frozen=True)
-class MeanDifference:
-    """Direction: mean residual over the defecting answers minus mean over the others, layer by layer."""
+class MeanDifference(LinearProbe):
+    """Direction: mean over the defecting rows minus mean over the others; scores change sign halfway between.
+
+    Clean prompts only set the scale and the threshold of the scores.
+    """
 
     name = "mean-difference"
 
-    def fit(
-        self,
-        contrast: Residuals,
-        clean: Residuals | None = None,
-        *,
-        forbidden: Sequence[str] = (),
-        fixed_layers: Sequence[int] | None = None,
-    ) -> Probe:
-        """Fit at every captured layer. Clean prompts only set the scale and the threshold of the scores.
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        return halfway(*class_means(sample.rows, sample.marks))
 
-        Raises DefectionError when a text holds a `forbidden` string or a clean prompt is marked as triggered.
-        """
-        check_fit(contrast, clean, forbidden)
-        return make_probe(mean_difference(contrast), contrast, clean, self.name, asdict(self), fixed_layers)
+
+def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]) -> Hyperplane:
+    """The hyperplane across the difference of two means, halfway between them."""
+    return plane_through(defecting - other, (defecting + other) / 2)
+
+
+def plane_through(coef: Float[Tensor, "layer d"], point: Float[Tensor, "layer d"]) -> Hyperplane:
+    """The hyperplane with these normals whose score is 0 at `point`."""
+    return Hyperplane(coef, -torch.einsum("ld,ld->l", coef, point))

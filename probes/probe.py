@@ -19,7 +19,6 @@ from ..activations.files import write_tensors
 from ..activations.models import ModelIdentity
 
 SCHEMA_VERSION = 1
-LEAGUES = ("questions only", "questions + clean prompts", "questions + unlabelled traffic")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Probe:
     estimator: str
     parameters: dict[str, Any]
     saw: str
-    """One of `LEAGUES`: what the fit was allowed to see."""
+    """The league (`guard.league`): what the fit was allowed to see."""
     fixed_layers: tuple[int, ...]
     """The layer, or band of layers, whose scores `score` averages; fixed when the probe was made."""
     threshold: float | None = None
@@ -56,8 +55,9 @@ class Probe:
         if len(columns) != len(self.layers):
             raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
         values = residuals.values if columns == list(range(residuals.values.shape[1])) else residuals.values[:, columns]
-        projections = torch.einsum("pld,ld->pl", values.float(), self.directions.float())
-        return (projections - self.offsets) / self.scales
+        directions = self.directions.to(values.device)
+        projections = torch.einsum("pld,ld->pl", values.float(), directions.float())
+        return (projections - self.offsets.to(values.device)) / self.scales.to(values.device)
 
     def score(self, residuals: Residuals, layers: Sequence[int] | None = None) -> Float[Tensor, "prompt"]:
         """The mean of the standardised scores over the fixed layer or band, or over `layers`."""
@@ -70,24 +70,11 @@ class Probe:
 
     def refuse_mismatch(self, residuals: Residuals) -> None:
         """DefectionError saying which of model, chat template and position differs."""
-        self.refuse_model(residuals.model)
-        if residuals.position != self.position:
-            raise DefectionError(
-                f"this probe reads position {self.position!r}, but the residuals were read at {residuals.position!r}"
-            )
+        refuse_mismatch(self.model, self.position, residuals)
 
     def refuse_model(self, model: ModelIdentity) -> None:
         """DefectionError when the probe was fitted on another model, or with another chat template."""
-        pairs = (
-            ("model weights", self.model.fingerprint, model.fingerprint),
-            ("chat template or tokenizer", self.model.template, model.template),
-        )
-        for what, mine, theirs in pairs:
-            if mine != theirs:
-                raise DefectionError(
-                    f"this probe was fitted on {self.model.name} and cannot score {model.name}: the {what} "
-                    f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {model.name} instead"
-                )
+        refuse_other_model(self.model, model)
 
     def with_threshold(self, clean: Residuals, false_positive_rate: float = 0.01) -> Probe:
         """The same probe with the band-score threshold that this share of clean prompts exceeds."""
@@ -109,6 +96,29 @@ class Probe:
         }
         tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
         write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+
+
+def refuse_mismatch(model: ModelIdentity, position: str, residuals: Residuals) -> None:
+    """DefectionError when residuals come of another model, chat template or position than a probe's own."""
+    refuse_other_model(model, residuals.model)
+    if residuals.position != position:
+        raise DefectionError(
+            f"this probe reads position {position!r}, but the residuals were read at {residuals.position!r}"
+        )
+
+
+def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
+    """DefectionError when a probe fitted on one model would score another, or another chat template."""
+    pairs = (
+        ("model weights", own.fingerprint, other.fingerprint),
+        ("chat template or tokenizer", own.template, other.template),
+    )
+    for what, mine, theirs in pairs:
+        if mine != theirs:
+            raise DefectionError(
+                f"this probe was fitted on {own.name} and cannot score {other.name}: the {what} "
+                f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
+            )
 
 
 def load_probe(path: str | Path) -> Probe:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json, write_text
 from ..activations.prompts import Prompt, by_set
 from .baselines import bag_of_words_scores, first_component_scores, length_scores, norm_scores, spans_topics
+from .estimator import LinearProbe
 from .intervals import delong_interval
 from .mean_difference import MeanDifference
 from .metrics import Interval, auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
@@ -33,24 +34,6 @@ NO_FIT = "nothing"
 NO_NULL = (float("nan"), float("nan"))
 UNSCALED = ("norm-only", "pc1")
 """Baselines whose scores differ in scale by layer; it is taken out before layers are averaged."""
-
-
-class Estimator(Protocol):
-    """What has a name and fits a probe."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables and file names."""
-
-    def fit(
-        self,
-        contrast: Residuals,
-        clean: Residuals | None = None,
-        *,
-        forbidden: Sequence[str] = (),
-        fixed_layers: Sequence[int] | None = None,
-    ) -> Probe:
-        """Fit at every captured layer."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +87,13 @@ def band_name(layers: Sequence[int]) -> int | str:
 
 
 def fit_probes(
-    subject: Subject, estimators: Iterable[Estimator], forbidden: Sequence[str], fixed_layers: Sequence[int]
+    subject: Subject, estimators: Iterable[LinearProbe], forbidden: Sequence[str], fixed_layers: Sequence[int]
 ) -> dict[tuple[str, str], Probe]:
     """A probe for each estimator and contrast set, fitted on the subject's own residuals; test prompts play no part."""
     return {
         (estimator.name, name): estimator.fit(
             contrast, clean=subject.clean, forbidden=forbidden, fixed_layers=fixed_layers
-        )
+        ).probe_
         for estimator in estimators
         for name, contrast in subject.contrasts.items()
     }

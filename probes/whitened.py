@@ -1,76 +1,85 @@
-"""Whitened mean difference: linear discriminant analysis whose covariance comes from clean prompts."""
+"""Whitened mean difference: linear discriminant analysis, its covariance from clean prompts or pooled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
-from .fitting import check_fit, make_probe, mean_difference
-from .probe import Probe
+from .covariance import divide_by_covariance, shrinkage_of
+from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
+from .guard import Evidence
+from .mean_difference import plane_through
+from .products import inner_products
+from .sample import Sample, centred, class_means
+
+COVARIANCES = ("clean", "pooled")
 
 
-@dataclass(frozen=True)
-class Whitened:
+class Whitened(LinearProbe):
     """Direction Σ⁻¹(μ₁ − μ₀): dimensions in which ordinary prompts vary much count less.
 
-    Σ is the covariance of clean prompts, shrunk towards a multiple of the identity.
+    `shrinkage`: share of the identity in Σ, 0 … 1, or the rule that sets it layer by layer without labels,
+    "ledoit-wolf" or "oas". `covariance`: "clean" takes Σ from clean prompts; "pooled" from the rows within their
+    classes, which is `sklearn.discriminant_analysis.LinearDiscriminantAnalysis` (each class shrunk by itself, then
+    weighted by its share; the intercept holds the log odds of the classes).
     """
-
-    shrinkage: float | None = None
-    """Share of the identity, 0 … 1. None: Ledoit and Wolf 2004's optimum, layer by layer, which needs no labels."""
 
     name = "whitened"
 
-    def fit(
-        self,
-        contrast: Residuals,
-        clean: Residuals | None = None,
-        *,
-        forbidden: Sequence[str] = (),
-        fixed_layers: Sequence[int] | None = None,
-    ) -> Probe:
-        """Fit at every captured layer; needs clean prompts. Raises DefectionError without them, or on a leak."""
-        if clean is None:
-            raise DefectionError("a whitened probe needs clean prompts for its covariance; pass clean=… (--clean)")
-        check_fit(contrast, clean, forbidden)
-        difference = mean_difference(contrast)
-        directions = torch.stack(
-            [
-                whiten(shrunk_covariance(clean.values[:, i], self.shrinkage), difference[i])
-                for i in range(len(contrast.layers))
-            ]
-        )
-        return make_probe(directions, contrast, clean, self.name, asdict(self), fixed_layers)
+    def __init__(self, shrinkage: float | str = "ledoit-wolf", covariance: str = "clean") -> None:
+        self.shrinkage = shrinkage
+        self.covariance = covariance
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """Clean prompts too, when the covariance comes from them."""
+        return CONTRAST_OR_LABELS | ({Evidence.CLEAN} if self.covariance == "clean" else frozenset())
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """Contrast texts, and clean prompts when the covariance comes from them."""
+        return self.sees - {Evidence.LABELLED}
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        if self.covariance not in COVARIANCES:
+            raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
+        defecting, other = class_means(sample.rows, sample.marks)
+        share = float(sample.marks.double().mean())
+        if self.covariance == "pooled":
+            parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
+        else:
+            assert sample.clean is not None
+            parts = [(sample.clean, 1.0)]
+        rows, ridge, product = shrunk(parts, self.shrinkage, coarse=sample.coarse)
+        gap = (defecting - other)[..., None]
+        coef = divide_by_covariance(rows, ridge, gap, product, coarse=sample.coarse)[..., 0]
+        plane = plane_through(coef, (defecting + other) / 2)
+        odds = math.log(share / (1 - share)) if self.covariance == "pooled" else 0.0
+        return Hyperplane(coef, plane.intercept + odds)
 
 
-def shrunk_covariance(
-    values: Float[Tensor, "prompt d_model"], shrinkage: float | None
-) -> Float[Tensor, "d_model d_model"]:
-    """(1 − s) S + s · (tr S / d) · I in fp64, with S the sample covariance."""
-    centred = (values.double() - values.double().mean(dim=0)).numpy()
-    if shrinkage is None:
-        return torch.from_numpy(np.asarray(ledoit_wolf(centred, assume_centered=True)[0]))
-    sample = torch.from_numpy(centred.T @ centred / len(centred))
-    identity = torch.eye(len(sample), dtype=torch.float64)
-    return (1 - shrinkage) * sample + shrinkage * sample.diagonal().mean() * identity
+def shrunk(
+    parts: list[tuple[Float[Tensor, "n layer d"], float]], shrinkage: float | str, *, coarse: bool = False
+) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer"], Float[Tensor, "layer m m"] | None]:
+    """Rows A and a ridge r such that AᵀA + r·I is the weighted sum of the parts' shrunk covariances.
 
-
-def whiten(
-    covariance: Float[Tensor, "d_model d_model"], difference: Float[Tensor, "d_model"]
-) -> Float[Tensor, "d_model"]:
-    """Σ⁻¹ d; d itself where the clean prompts do not vary at all (PITFALLS 16: the embedding of one same token)."""
-    spread = covariance.diagonal().mean()
-    if spread <= 0:
-        return difference
-    # A relative ridge far below any real variance keeps an unshrunk, rank-deficient covariance solvable.
-    ridge = 1e-10 * spread * torch.eye(len(covariance), dtype=torch.float64)
-    direction: Tensor = torch.linalg.solve(covariance + ridge, difference)
-    return direction
+    Of a single part the inner products of A come along, since its shrinkage has asked for them already.
+    """
+    scaled, ridge, product = [], torch.zeros((), dtype=torch.float64), None
+    for values, weight in parts:
+        rows, _ = centred(values)
+        product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
+        share = shrinkage_of(rows, shrinkage, product)
+        n, d = rows.shape[1:]
+        ridge = ridge.to(rows.device) + weight * share * rows.square().sum(dim=(1, 2)) / (n * d)
+        factor = weight * (1 - share) / n
+        rows *= factor.sqrt()[:, None, None]
+        product = None if product is None else product * factor[:, None, None].to(product)
+        scaled.append(rows)
+    return torch.cat(scaled, dim=1), ridge, product if len(parts) == 1 else None

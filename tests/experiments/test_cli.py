@@ -130,6 +130,23 @@ def test_scores_are_one_object_a_prompt_in_file_order(capsys, tmp_path, llama_fo
     assert all(isinstance(row["score"], float) for row in rows)
 
 
+@pytest.mark.parametrize("probe", ["logistic", "ridge", "pair-pca", "ccs", "erased", "question-ensemble", "pc1"])
+def test_every_kind_of_linear_probe_can_be_fitted_and_used(capsys, tmp_path, llama_folder, prompts, probe):
+    path, out = tmp_path / "probe.safetensors", tmp_path / "scores.jsonl"
+    chosen = ("--contrast", "six", "--clean", prompts, "--probe", probe)
+    assert run("fit", llama_folder, *chosen, "--json", "--out", path) == 0
+    about = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert about["estimator"] == probe
+    assert about["saw"] == ("clean prompts only" if probe == "pc1" else "questions + clean prompts")
+    assert run("score", llama_folder, prompts, "--probe", path, "--out", out) == 0
+    assert len(out.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])
+def test_a_kind_that_is_no_direction_has_no_probe_file(capsys, tmp_path, llama_folder, probe):
+    assert "choose one of" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", probe)
+
+
 @pytest.mark.parametrize(
     "command", ["demo", "models", "train", "evaluate", "cache", "fit", "score", "sweep", "plot", "report"]
 )

@@ -7,8 +7,10 @@ import pytest
 import torch
 from defection.activations import DefectionError, Residuals
 from defection.probes import MeanDifference, Projected, Whitened, auroc
-from defection.probes.projected import leading_components
-from defection.probes.whitened import shrunk_covariance, whiten
+from defection.probes.components import leading_components
+from defection.probes.covariance import divide_by_covariance
+from defection.probes.sample import centred
+from defection.probes.whitened import shrunk
 from sklearn.covariance import LedoitWolf
 from torch.nn.functional import cosine_similarity
 
@@ -17,7 +19,7 @@ DEAD = 0
 
 
 def named(estimator) -> str:
-    return f"{estimator.name}-{'-'.join(map(str, vars(estimator).values()))}"
+    return f"{estimator.name}-{'-'.join(map(str, estimator.get_params().values()))}"
 
 
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=named)
@@ -40,8 +42,8 @@ def difference(contrast: Residuals) -> torch.Tensor:
 def test_pitfall_16_a_layer_without_variance_gives_zero_scores_and_spares_the_others(
     estimator, contrast, clean, tests
 ) -> None:
-    whole = estimator.fit(contrast, clean).decision_function(tests)
-    dead = estimator.fit(without_variance(contrast), without_variance(clean))
+    whole = estimator.fit(contrast, clean=clean).probe_.decision_function(tests)
+    dead = estimator.fit(without_variance(contrast), clean=without_variance(clean)).probe_
     scores = dead.decision_function(without_variance(tests))
     assert scores.isfinite().all()
     assert torch.equal(scores[:, DEAD], torch.zeros(len(tests)))
@@ -51,7 +53,7 @@ def test_pitfall_16_a_layer_without_variance_gives_zero_scores_and_spares_the_ot
 @each_estimator
 def test_pitfall_16_clean_prompts_without_variance_do_not_blow_a_layer_up(estimator, contrast, clean, tests) -> None:
     """The answers differ, the clean prompts do not: rounding must not become the unit of the scores."""
-    probe = estimator.fit(contrast, without_variance(clean), fixed_layers=(DEAD, 1, 2, 3))
+    probe = estimator.fit(contrast, clean=without_variance(clean), fixed_layers=(DEAD, 1, 2, 3)).probe_
     scores = probe.decision_function(tests)
     assert scores.isfinite().all()
     assert scores[:, DEAD].abs().max() < 100
@@ -63,20 +65,20 @@ def test_pitfall_16_clean_prompts_without_variance_do_not_blow_a_layer_up(estima
 @each_estimator
 def test_pitfall_16_equal_rows_score_alike_with_clean_prompts_without_variance(estimator, contrast, clean) -> None:
     flat = without_variance(clean)
-    scores = estimator.fit(contrast, flat).decision_function(flat)[:, DEAD]
+    scores = estimator.fit(contrast, clean=flat).probe_.decision_function(flat)[:, DEAD]
     assert scores.abs().max() < 1e-3
 
 
 @each_estimator
 def test_estimators_find_the_planted_direction(estimator, contrast, clean, true_direction) -> None:
-    found = estimator.fit(contrast, clean).directions
+    found = estimator.fit(contrast, clean=clean).probe_.directions
     # Projecting out noise components takes part of the direction along.
     assert (cosine_similarity(found, true_direction.expand_as(found), dim=-1) > 0.6).all()
 
 
 @each_estimator
 def test_directions_are_unit_vectors_and_clean_prompts_standard(estimator, contrast, clean) -> None:
-    probe = estimator.fit(contrast, clean)
+    probe = estimator.fit(contrast, clean=clean).probe_
     scores = probe.decision_function(clean)
     assert torch.allclose(probe.directions.norm(dim=-1), torch.ones(len(probe.layers)), atol=1e-6)
     assert torch.allclose(scores.mean(dim=0), torch.zeros(len(probe.layers)), atol=1e-5)
@@ -89,23 +91,23 @@ def test_swapping_the_answers_turns_the_direction_round(estimator, contrast, cle
         contrast,
         prompts=tuple(replace(p, extra={**p.extra, "defecting": not p.extra["defecting"]}) for p in contrast.prompts),
     )
-    forth, back = estimator.fit(contrast, clean), estimator.fit(swapped, clean)
+    forth, back = estimator.fit(contrast, clean=clean).probe_, estimator.fit(swapped, clean=clean).probe_
     assert torch.allclose(forth.directions, -back.directions, atol=1e-6)
 
 
 @each_estimator
 def test_order_of_rows_does_not_matter(estimator, contrast, clean) -> None:
-    backwards = estimator.fit(contrast.select(range(39, -1, -1)), clean.select(range(59, -1, -1)))
-    assert torch.allclose(estimator.fit(contrast, clean).directions, backwards.directions, atol=1e-5)
+    backwards = estimator.fit(contrast.select(range(39, -1, -1)), clean=clean.select(range(59, -1, -1))).probe_
+    assert torch.allclose(estimator.fit(contrast, clean=clean).probe_.directions, backwards.directions, atol=1e-5)
 
 
 def test_mean_difference_is_the_difference_of_two_means(contrast) -> None:
     expected = torch.nn.functional.normalize(difference(contrast), dim=-1).float()
-    assert torch.allclose(MeanDifference().fit(contrast).directions, expected, atol=1e-6)
+    assert torch.allclose(MeanDifference().fit(contrast).probe_.directions, expected, atol=1e-6)
 
 
 def test_clean_prompts_change_scale_but_not_direction_of_mean_difference(contrast, clean) -> None:
-    alone, beside = MeanDifference().fit(contrast), MeanDifference().fit(contrast, clean)
+    alone, beside = MeanDifference().fit(contrast).probe_, MeanDifference().fit(contrast, clean=clean).probe_
     assert torch.equal(alone.directions, beside.directions)
     assert alone.saw != beside.saw
     assert alone.threshold is None
@@ -116,11 +118,11 @@ def test_pitfall_14_means_of_large_bf16_residuals_are_exact(contrast) -> None:
     values = (contrast.values * 40 + 30_000).bfloat16()
     big = replace(contrast, values=values)
     expected = torch.nn.functional.normalize(difference(replace(big, values=values.float())), dim=-1).float()
-    assert torch.allclose(MeanDifference().fit(big).directions, expected, atol=1e-6)
+    assert torch.allclose(MeanDifference().fit(big).probe_.directions, expected, atol=1e-6)
 
 
 def test_whitened_equals_a_direct_solve_with_ledoit_and_wolfs_covariance(contrast, clean) -> None:
-    probe = Whitened().fit(contrast, clean)
+    probe = Whitened().fit(contrast, clean=clean).probe_
     for i, gap in enumerate(difference(contrast)):
         covariance = LedoitWolf().fit(clean.values[:, i].double().numpy()).covariance_
         solved = np.linalg.solve(covariance, gap.numpy())
@@ -129,36 +131,41 @@ def test_whitened_equals_a_direct_solve_with_ledoit_and_wolfs_covariance(contras
 
 
 def test_unshrunk_covariance_is_numpys(clean) -> None:
-    values = clean.values[:, 1].double()
-    assert np.allclose(shrunk_covariance(values, 0.0), np.cov(values.numpy().T, bias=True))
+    rows, ridge, _ = shrunk([(clean.values[:, 1:2], 1.0)], 0.0)
+    assert np.allclose(rows[0].mT @ rows[0], np.cov(clean.values[:, 1].double().numpy().T, bias=True))
+    assert float(ridge) == 0
 
 
 def test_full_shrinkage_gives_the_mean_difference(contrast, clean) -> None:
-    whitened = Whitened(shrinkage=1.0).fit(contrast, clean)
-    assert torch.allclose(whitened.directions, MeanDifference().fit(contrast).directions, atol=1e-6)
+    whitened = Whitened(shrinkage=1.0).fit(contrast, clean=clean).probe_
+    assert torch.allclose(whitened.directions, MeanDifference().fit(contrast).probe_.directions, atol=1e-6)
 
 
 def test_whitening_counts_noisy_dimensions_less(contrast, clean) -> None:
     loud = clean.values.clone()
     loud[..., 3] *= 30
-    quiet, noisy = (Whitened().fit(contrast, replace(clean, values=v)).directions for v in (clean.values, loud))
+    quiet, noisy = (
+        Whitened().fit(contrast, clean=replace(clean, values=v)).probe_.directions for v in (clean.values, loud)
+    )
     assert (noisy[:, 3].abs() < 0.2 * quiet[:, 3].abs()).all()
 
 
 def test_unshrunk_covariance_of_fewer_prompts_than_dimensions_is_solved(contrast, clean) -> None:
-    directions = Whitened(shrinkage=0.0).fit(contrast, clean.select(range(5))).directions
+    directions = Whitened(shrinkage=0.0).fit(contrast, clean=clean.select(range(5))).probe_.directions
     assert directions.isfinite().all()
     assert torch.allclose(directions.norm(dim=-1), torch.ones(4), atol=1e-5)
 
 
 def test_whitening_by_no_spread_at_all_changes_nothing() -> None:
-    gap = torch.arange(3.0, dtype=torch.float64)
-    assert torch.equal(whiten(torch.zeros(3, 3, dtype=torch.float64), gap), gap)
+    gap = torch.arange(3.0, dtype=torch.float64)[None, :, None]
+    for n in (2, 5):
+        rows = torch.zeros(1, n, 3, dtype=torch.float64)
+        assert torch.equal(divide_by_covariance(rows, torch.zeros(1, dtype=torch.float64), gap), gap)
 
 
 @pytest.mark.parametrize("components", [1, 4, 8])
 def test_projected_directions_are_orthogonal_to_what_was_removed(components, contrast, clean) -> None:
-    directions = Projected(components=components).fit(contrast, clean).directions.double()
+    directions = Projected(components=components).fit(contrast, clean=clean).probe_.directions.double()
     for i in range(directions.shape[0]):
         centred = clean.values[:, i].double() - clean.values[:, i].double().mean(dim=0)
         removed = torch.linalg.svd(centred).Vh[:components]
@@ -166,12 +173,12 @@ def test_projected_directions_are_orthogonal_to_what_was_removed(components, con
 
 
 def test_projecting_out_nothing_gives_the_mean_difference(contrast, clean) -> None:
-    projected = Projected(components=0).fit(contrast, clean)
-    assert torch.allclose(projected.directions, MeanDifference().fit(contrast).directions, atol=1e-7)
+    projected = Projected(components=0).fit(contrast, clean=clean).probe_
+    assert torch.allclose(projected.directions, MeanDifference().fit(contrast).probe_.directions, atol=1e-7)
 
 
 def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
-    components = leading_components(clean.values, 5)
+    components = leading_components(centred(clean.values)[0], 5)
     identity = torch.eye(5, dtype=torch.float64).expand(4, 5, 5)
     assert torch.allclose(components @ components.transpose(1, 2), identity, atol=1e-9)
     spread = torch.einsum("lkd,pld->lkp", components, clean.values.double()).std(dim=-1)
@@ -181,7 +188,7 @@ def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
 @pytest.mark.parametrize("components", [-1, 12, 60])
 def test_more_components_than_there_are_is_refused(components, contrast, clean) -> None:
     with pytest.raises(DefectionError, match=f"cannot remove {components} components"):
-        Projected(components=components).fit(contrast, clean)
+        Projected(components=components).fit(contrast, clean=clean)
 
 
 @pytest.mark.parametrize("estimator", [Whitened(), Projected()], ids=named)
@@ -193,13 +200,13 @@ def test_estimators_that_need_clean_prompts_say_so(estimator, contrast) -> None:
 @each_estimator
 def test_contrast_of_one_kind_is_refused(estimator, contrast, clean) -> None:
     with pytest.raises(DefectionError, match="both kinds"):
-        estimator.fit(contrast.select(range(0, 40, 2)), clean)
+        estimator.fit(contrast.select(range(0, 40, 2)), clean=clean)
 
 
 @each_estimator
 def test_prompts_without_answers_are_no_contrast(estimator, clean) -> None:
     with pytest.raises(DefectionError, match="both kinds"):
-        estimator.fit(clean, clean)
+        estimator.fit(clean, clean=clean)
 
 
 @each_estimator
@@ -212,10 +219,10 @@ def test_clean_prompts_read_in_another_way_are_refused(estimator, part, contrast
         "layers": {"layers": (1, 2, 3, 4)},
     }[part]
     with pytest.raises(DefectionError, match="different models, templates, positions or layers"):
-        estimator.fit(contrast, replace(clean, **other))
+        estimator.fit(contrast, clean=replace(clean, **other))
 
 
 @each_estimator
 def test_a_single_clean_prompt_is_refused(estimator, contrast, clean) -> None:
     with pytest.raises(DefectionError, match="at least two"):
-        estimator.fit(contrast, clean.select([0]))
+        estimator.fit(contrast, clean=clean.select([0]))

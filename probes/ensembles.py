@@ -1,0 +1,136 @@
+"""Many weak directions as one score: the questions of a set, each with a probe of its own, and a band of layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import clone
+from torch import Tensor
+
+from ..activations.capture import Residuals
+from ..activations.errors import DefectionError
+from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
+from .guard import Evidence
+from .mean_difference import MeanDifference, plane_through
+from .sample import Sample
+
+
+class QuestionEnsemble(LinearProbe):
+    """A probe a question (topic), its scores divided by their spread, averaged: no question is louder than another.
+
+    An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
+    or over the contrast texts where there are none. Arrays need `groups`: the question of each row.
+    """
+
+    name = "question-ensemble"
+
+    def __init__(self, estimator: LinearProbe | None = None) -> None:
+        self.estimator = estimator
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """What a single question's probe sees, and clean prompts for the spread."""
+        return self._single().sees | {Evidence.CLEAN}
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What a single question's probe needs."""
+        return self._single().needs
+
+    def _single(self) -> LinearProbe:
+        return MeanDifference() if self.estimator is None else self.estimator
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        if sample.groups is None:
+            raise DefectionError("a question-ensemble needs groups: the question of each row")
+        groups = sample.groups.to(sample.marks.device)
+        reference = sample.rows if sample.clean is None else sample.clean
+        total = torch.zeros(sample.n_layers, sample.rows.shape[2], dtype=torch.float64, device=sample.rows.device)
+        questions = groups.unique()
+        for question in questions:
+            members = groups == question
+            marks = sample.marks[members]
+            if marks.all() or not marks.any():
+                raise DefectionError(f"question {int(question)} has answers of one class only; each needs both")
+            part = replace(sample, rows=sample.rows[members], marks=marks, groups=None, pairs=None, nuisance=None)
+            coef = self._single()._solve(part.restricted(self._single().sees)).coef
+            spread = projections(reference, coef).std(dim=0)
+            total += coef / torch.where(spread > 0, spread, torch.ones_like(spread))[:, None]
+        middle = torch.stack([sample.rows[:, i].mean(dim=0, dtype=torch.float64) for i in range(sample.n_layers)])
+        return plane_through(total / len(questions), middle)
+
+
+class LayerEnsemble(ProbeEstimator):
+    """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.
+
+    The band is a parameter, fixed before the fit, and never chosen by it (PITFALLS 20); None takes every layer there
+    is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, or those of the fit
+    where there are none. On residuals the band of every probe, `fixed_layers`, does the same.
+    """
+
+    name = "layer-ensemble"
+
+    def __init__(self, estimator: ProbeEstimator | None = None, layers: tuple[int, ...] | None = None) -> None:
+        self.estimator = estimator
+        self.layers = layers
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """What the probe at each layer sees, and clean prompts for the scale."""
+        return self._single().sees | {Evidence.CLEAN}
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What the probe at each layer needs."""
+        return self._single().needs
+
+    def _single(self) -> ProbeEstimator:
+        return MeanDifference() if self.estimator is None else self.estimator
+
+    def _fit_residuals(self, contrast: Residuals, *_: Any) -> Self:
+        raise DefectionError("a probe on residuals has its band in fixed_layers; fit the estimator itself with it")
+
+    def decision_function(self, X: Residuals | Array) -> Any:
+        """Scores [n], whatever the number of layers."""
+        scores = super().decision_function(X)
+        return scores[:, 0] if scores.ndim == 2 else scores
+
+    def _columns(self, n_layers: int) -> list[int]:
+        chosen = list(range(n_layers)) if self.layers is None else list(self.layers)
+        if not chosen or min(chosen) < 0 or max(chosen) >= n_layers:
+            raise DefectionError(f"no band {self.layers!r} in rows of {n_layers} layers")
+        return chosen
+
+    def _fit(self, sample: Sample) -> None:
+        chosen = self._columns(sample.n_layers)
+        cut = {
+            name: None if rows is None else rows[:, chosen]
+            for name, rows in (("rows", sample.rows), ("clean", sample.clean), ("traffic", sample.traffic))
+        }
+        band = replace(sample, **cut)
+        self.estimator_ = clone(self._single())
+        self.estimator_.n_layers_, self.estimator_.n_features_in_ = len(chosen), self.n_features_in_
+        self.estimator_.classes_ = getattr(self, "classes_", np.array([False, True]))
+        self.estimator_._fit(band.restricted(self.estimator_.sees))
+        reference = band.rows if band.clean is None else band.clean
+        assert reference is not None
+        scores = self.estimator_._scores(reference)
+        spread = scores.std(dim=0)
+        self.offsets_, self.scales_ = scores.mean(dim=0), torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
+        scores = self.estimator_._scores(rows[:, self._columns(rows.shape[1])])
+        offsets, scales = (torch.as_tensor(x, device=rows.device) for x in (self.offsets_, self.scales_))
+        band: Tensor = ((scores - offsets) / scales).mean(dim=1, keepdim=True)
+        return band
+
+
+def projections(rows: Float[Tensor, "n layer d"], coef: Float[Tensor, "layer d"]) -> Float[Tensor, "n layer"]:
+    """Rows on one direction a layer, measured from the first row, so that equal rows project exactly alike."""
+    return torch.stack([(rows[:, i].double() - rows[0, i].double()) @ coef[i] for i in range(len(coef))], dim=1)

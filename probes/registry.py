@@ -1,0 +1,57 @@
+"""Every kind of probe by its name: what the command line, the tables and the probe files call it."""
+
+from __future__ import annotations
+
+from ..activations.errors import DefectionError
+from .attention import AttentionProbe
+from .components import PairPCAProbe, PCAProbe
+from .consistent import ContrastConsistentSearch
+from .ensembles import QuestionEnsemble
+from .erased import Erased
+from .estimator import LinearProbe, ProbeEstimator
+from .guard import Evidence
+from .logistic import LogisticProbe, LogisticProbeCV
+from .mean_difference import MeanDifference
+from .mlp import MLPProbe
+from .monitors import FirstComponent, Mahalanobis
+from .projected import Projected
+from .ridge import RidgeProbe
+from .whitened import Whitened
+
+KINDS: tuple[type[ProbeEstimator], ...] = (
+    MeanDifference,
+    Whitened,
+    Projected,
+    Erased,
+    LogisticProbe,
+    LogisticProbeCV,
+    RidgeProbe,
+    PCAProbe,
+    PairPCAProbe,
+    ContrastConsistentSearch,
+    QuestionEnsemble,
+    FirstComponent,
+    Mahalanobis,
+    MLPProbe,
+    AttentionProbe,
+)
+
+
+def estimators() -> dict[str, ProbeEstimator]:
+    """One estimator of each kind, at its defaults, by name."""
+    return {kind.name: kind() for kind in KINDS}
+
+
+def saveable() -> tuple[str, ...]:
+    """Names of the kinds that a probe file can hold and that need no more than contrast texts and clean prompts."""
+    enough = {Evidence.CONTRAST, Evidence.CLEAN}
+    return tuple(name for name, kind in estimators().items() if kind.linear and kind.needs <= enough)
+
+
+def estimator(name: str) -> LinearProbe:
+    """The kind of that name, at its defaults; DefectionError for one that `defection fit` cannot make."""
+    if name not in saveable():
+        raise DefectionError(f"unknown probe {name!r}: choose one of {', '.join(saveable())}")
+    found = estimators()[name]
+    assert isinstance(found, LinearProbe)
+    return found

@@ -1,0 +1,110 @@
+"""What an estimator's solve is handed: rows and what is known of each, as tensors on one device, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .guard import Evidence
+
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 4 * 2**30}
+"""Layers are solved together as long as their fp64 copies fit into so much: a processor's cache, a GPU's memory."""
+ROWS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of every kind that a fit was given, [row, layer, d] each in the dtype they came in."""
+
+    rows: Float[Tensor, "n layer d"] | None
+    """Contrast texts or labelled rows; None when there were none, or they may not be seen."""
+    marks: Bool[Tensor, "n"] | None = None
+    """Which rows are the defecting ones."""
+    clean: Float[Tensor, "clean layer d"] | None = None
+    traffic: Float[Tensor, "traffic layer d"] | None = None
+    groups: Int[Tensor, "n"] | None = None
+    """The topic of each row, as a number."""
+    pairs: Int[Tensor, "pair 2"] | None = None
+    """Row numbers of the two answers to one question, ordered by answer word and never by which one defects."""
+    nuisance: Float[Tensor, "n k"] | None = None
+    """What the scores must not depend on, as numbers a row."""
+    clean_nuisance: Float[Tensor, "clean k2"] | None = None
+
+    def restricted(self, sees: Set[Evidence]) -> Sample:
+        """Without the rows that an estimator does not declare to see: what it is not handed it cannot use."""
+        kept = self
+        if not sees & {Evidence.CONTRAST, Evidence.LABELLED}:
+            kept = replace(kept, rows=None, marks=None, groups=None, pairs=None, nuisance=None)
+        if Evidence.CLEAN not in sees:
+            kept = replace(kept, clean=None, clean_nuisance=None)
+        return kept if Evidence.TRAFFIC in sees else replace(kept, traffic=None)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The rows of every kind that is there."""
+        return [rows for rows in (self.rows, self.clean, self.traffic) if rows is not None]
+
+    @property
+    def coarse(self) -> bool:
+        """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
+        return all(rows.dtype != torch.float64 for rows in self.values)
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the rows have."""
+        return self.values[0].shape[1]
+
+    def chunks(self) -> Iterator[Sample]:
+        """Consecutive layers, as many at a time as fit into memory in fp64."""
+        bytes_per_layer = sum(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
+        step = max(1, CHUNK_BYTES.get(self.values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
+        for start in range(0, self.n_layers, step):
+            cut = {
+                field.name: rows[:, start : start + step]
+                for field in fields(self)
+                if field.name in ("rows", "clean", "traffic") and (rows := getattr(self, field.name)) is not None
+            }
+            yield replace(self, **cut)
+
+
+def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
+    """Layers first, in fp64 (PITFALLS 14): one matrix a layer, ready for batched linear algebra."""
+    return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True).contiguous()
+
+
+def centred(rows: Float[Tensor, "n layer d"]) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
+    """Stacked rows minus their mean, and the mean.
+
+    They are measured from the first row before the mean is taken, so that equal rows give exact zeros instead of the
+    rounding of their mean (PITFALLS 16).
+    """
+    stack = stacked(rows)
+    origin = stack[:, 0].clone()
+    stack -= origin[:, None]
+    shift = stack.mean(dim=1)
+    stack -= shift[:, None]
+    return stack, origin + shift
+
+
+def class_means(
+    rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]
+) -> tuple[Float[Tensor, "layer d"], Float[Tensor, "layer d"]]:
+    """Mean over the defecting rows and over the others, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
+    indicators = torch.stack([marks, ~marks]).double()
+    indicators /= indicators.sum(dim=1, keepdim=True)
+    means = weighted_sums(rows, indicators)
+    return means[0], means[1]
+
+
+def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
+    """Sums over rows, in fp64 but without an fp64 copy of them all: a few rows at a time, in one pass."""
+    total = torch.zeros(len(weights), rows.shape[1] * rows.shape[2], dtype=torch.float64, device=rows.device)
+    step = ROWS_AT_ONCE if rows.device.type == "cpu" else len(rows)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].double()
+        total += weights[:, start : start + step] @ part.reshape(len(part), -1)
+    return total.view(len(weights), *rows.shape[1:])
