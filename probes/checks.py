@@ -19,9 +19,9 @@ ALIKE = 0.5
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
-        """a agree all an and any are as at be been by can could did disagree do does doing for from had has have i if in
-        is it its me my not of on only or so some something statement than that the their them there these they this
-        those to up was were what when which who will with without would you your""",
+        """a agree all an and any are as at be been by can could did disagree do does doing for from had has have i if
+        in is it its me my not of on only or so some something statement than that the their them there these they
+        this those to up was were what when which who will with without would you your""",
     )
 )
 
