@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from ..activations.capture import tokenize_within_context
 from ..activations.errors import DefectionError
@@ -69,7 +71,10 @@ class Attribution:
         The rows sum to the difference of the two mean scores. DefectionError unless both kinds are there.
         """
         difference = self._apart(marks)
-        rows = [{"layer": self.layer, **asdict(part), "value": float(v)} for part, v in zip(self.parts, difference, strict=True)]
+        rows = [
+            {"layer": self.layer, **asdict(part), "value": float(v)}
+            for part, v in zip(self.parts, difference, strict=True)
+        ]
         return sorted(rows, key=lambda row: -abs(float(row["value"])))
 
     def cumulative(self, marks: Sequence[bool]) -> list[dict[str, Any]]:
@@ -137,7 +142,9 @@ class _Reader:
             wanted += [f"blocks.{block}.ln1_post.hook_out"] if self.post[block] else []
             wanted.append(f"blocks.{block}.{self._mlp_name(block)}")
         if missing := sorted(set(wanted) - set(self.bridge.hook_dict)):
-            raise DefectionError(f"{model.identity.name} has no {missing[0]!r}: its heads and MLPs cannot be told apart")
+            raise DefectionError(
+                f"{model.identity.name} has no {missing[0]!r}: its heads and MLPs cannot be told apart"
+            )
         self.wanted = wanted
         self.parts: tuple[Part, ...] = (Part("embedding", "embedding", -1),)
         for block in range(layer + 1):
@@ -157,14 +164,17 @@ class _Reader:
         seen = {name: cache[name][0, -1].float() for name in self.wanted}
         found = [(seen["blocks.0.hook_in"] @ self.direction)[None]]
         for block in range(self.layer + 1):
-            found += [self._attention(seen, block), (seen[f"blocks.{block}.{self._mlp_name(block)}"] @ self.direction)[None]]
+            found += [
+                self._attention(seen, block),
+                (seen[f"blocks.{block}.{self._mlp_name(block)}"] @ self.direction)[None],
+            ]
         written = torch.cat(found)
         whole = seen[f"blocks.{self.layer}.hook_out"] @ self.direction
         error = float((written.sum() - whole).abs() / written.abs().max().clamp_min(1e-30))
         if error > TOLERANCE:
             raise DefectionError(
-                f"the parts of prompt {prompt!r} do not add up to its residual at layer {self.layer} (off by {error:.1%} "
-                "of the largest): this family writes to its residual stream in some other way"
+                f"the parts of prompt {prompt!r} do not add up to its residual at layer {self.layer} (off by "
+                f"{error:.1%} of the largest): this family writes to its residual stream in some other way"
             )
         return written.cpu()
 
@@ -201,15 +211,18 @@ def bridged(model: Model) -> Any:
         ) from error
     network = copy.deepcopy(model.network).float()
     network.config.architectures = [type(network).__name__]  # which the bridge knows a family by
-    try:
-        return TransformerBridge.boot_transformers(
-            model.identity.name,
-            hf_model=network,
-            tokenizer=copy.deepcopy(model.tokenizer),
-            device=str(model.device),
-            dtype=torch.float32,
-        )
-    except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise DefectionError(
-            f"TransformerLens cannot bridge {type(model.network).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+    with TemporaryDirectory() as folder:
+        model.tokenizer.save_pretrained(folder)  # the bridge loads a tokenizer again, from wherever it came
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            return TransformerBridge.boot_transformers(
+                model.identity.name,
+                hf_model=network,
+                tokenizer=tokenizer,
+                device=str(model.device),
+                dtype=torch.float32,
+            )
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            raise DefectionError(
+                f"TransformerLens cannot bridge {type(model.network).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error

@@ -52,8 +52,8 @@ def unembedding(model: Model) -> Unembedding:
     norms = [child for child in decoder.children() if _is_norm(child, model.d_model)]
     if head is None or len(norms) != 1:
         raise DefectionError(
-            f"{type(model.network).__name__} has {len(norms)} final norms where one is expected, so there is no telling "
-            "what its unembedding makes of a direction"
+            f"{type(model.network).__name__} has {len(norms)} final norms where one is expected, so there is no "
+            "telling what its unembedding makes of a direction"
         )
     norm = copy.deepcopy(norms[0]).float()
     # Mean 0 and root mean square 1: what comes out, less what a bias adds to this and its opposite alike, is the gain.
