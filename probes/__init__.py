@@ -1,10 +1,11 @@
 """Everything that turns residual vectors into a verdict: contrast questions, probes, sweeps, nulls, metrics, plots."""
 
-from .contrast import ContrastQuestion, ContrastSet, contrast_set
+from .contrast import ContrastSet, contrast_set
 from .mean_difference import MeanDifference
 from .metrics import auroc, auroc_interval, tpr_at_fpr
 from .probe import Probe, load_probe
 from .projected import Projected
+from .questions import ContrastQuestion
 from .whitened import Whitened
 
 __all__ = [

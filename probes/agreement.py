@@ -174,7 +174,8 @@ def _means_apart_without(values: Tensor, marks: Tensor, rows: Sequence[int], wha
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    scaled: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    return scaled
 
 
 def _without(vectors: Float[Tensor, "*batch layer d_model"], direction: Float[Tensor, "layer d_model"]) -> Tensor:

@@ -136,7 +136,8 @@ def _rotation(inputs: Tensor, outputs: Tensor) -> Tensor:
     kept = singular > singular[0] * 1e-9
     rotation = (into @ left[:, kept]) @ (right[kept] @ out_of.T)
     scale = singular.sum() / (inputs @ rotation).square().sum().clamp_min(1e-300)
-    return rotation * scale
+    scaled: Tensor = rotation * scale
+    return scaled
 
 
 def _explained(left_out_error: float, outputs: Tensor) -> float:

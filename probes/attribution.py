@@ -194,7 +194,9 @@ class _Reader:
         alternating = torch.ones_like(before)
         alternating[1::2] = -1
         weight = self.bridge.blocks[block].ln1_post(alternating[None, None])[0, 0] * alternating
-        return weight * ((weight * before) @ after) / (weight * before).square().sum().clamp_min(1e-30)
+        gained = weight * before
+        factors: Tensor = weight * (gained @ after) / gained.square().sum().clamp_min(1e-30)
+        return factors
 
 
 def bridged(model: Model) -> Any:
