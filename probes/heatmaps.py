@@ -86,7 +86,10 @@ def layer_position_map(ax: Axes, table: Table, *, limit: float | None = None) ->
 
 
 def head_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage:
-    """What each head and MLP writes along a direction. Columns: kind, block, head, value (`Attribution.separating`)."""
+    """What each head and MLP writes along a direction, in standard deviations of clean prompts' scores.
+
+    Columns: kind, block, head, value (`Attribution.separating`).
+    """
     rows = [row for row in tidy(table) if row["kind"] in ("head", "mlp")]
     heads = 1 + max((int(row["head"]) for row in rows if row["kind"] == "head"), default=-1)
     blocks = sorted({int(row["block"]) for row in rows})
@@ -94,7 +97,7 @@ def head_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage
     for row in rows:
         values[blocks.index(int(row["block"])), heads if row["kind"] == "mlp" else int(row["head"])] = row["value"]
     end = float(np.nanmax(np.abs(values))) if limit is None else limit
-    image = _draw(ax, values, limit=end or 1.0, middle=0.0, label="score", equal=False)
+    image = _draw(ax, values, limit=end or 1.0, middle=0.0, label="s.d. of clean prompts", equal=False)
     ax.invert_yaxis()
     ax.axvline(heads - 0.5, color="black", lw=0.8)
     ax.set(xticks=range(heads + 1), ylabel="block", xlabel="head")
@@ -127,7 +130,8 @@ def _draw(ax: Axes, values: NDArray[Any], *, limit: float, middle: float, label:
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.tick_params(length=0)
-    bar = ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8, pad=0.02)
+    # Inside the axes' own box, so that it is as high as the map whatever the map's shape.
+    bar = ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label=label)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return image
 

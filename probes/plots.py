@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .sweep import SweepRow
@@ -173,7 +174,8 @@ def cosines_by_layer(ax: Axes, table: Table, name: str) -> None:
         tone = (*COLOURS.values(), *OTHERS)[number % (len(COLOURS) + len(OTHERS))]
         ax.plot(column(mine, "layer").astype(int), column(mine, "cosine"), color=tone, ls=line, label=other)
     ax.axhline(0, color="black", lw=0.6, ls=":")
-    ax.set(ylim=(-1.02, 1.02))
+    layers, end = column(rows, "layer").astype(int), max(0.2, 1.15 * float(np.abs(column(rows, "cosine")).max()))
+    ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-end, end))
 
 
 def written_by_block(ax: Axes, table: Table) -> None:
@@ -188,6 +190,7 @@ def written_by_block(ax: Axes, table: Table) -> None:
     ax.step(blocks, column(table, "total"), where="mid", color="black", lw=1.4, label="sum so far")
     ax.axhline(0, color="black", lw=0.6)
     ax.set(xlim=(blocks.min() - 0.6, blocks.max() + 0.6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def components(ax: Axes, table: Table) -> None:

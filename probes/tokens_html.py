@@ -44,8 +44,8 @@ def tokens_html(
     shown = [_conversation(heading, table, threshold, limit) for heading, table in conversations.items()]
     underlined = "" if threshold is None else f" Underlined: above the threshold of {threshold:.2f}."
     note = (
-        "Standard deviations from an ordinary clean prompt. The probe was fitted at the last token before a reply; "
-        f"at the others its score is a look inside, not a verdict.{underlined}"
+        "Standard deviations from what clean prompts score at that place. The probe was fitted at the last token "
+        f"before a reply; at the others its score is a look inside, not a verdict.{underlined}"
     )
     return f"""<!doctype html>
 <html lang="en">
