@@ -146,7 +146,7 @@ def _write_numbers(ax: Axes, image: AxesImage) -> None:
     if len(values) > WRITTEN_OUT:
         return
     for (i, j), value in np.ndenumerate(values):
-        text = f"{value:.2f}".replace("-", "−")
+        text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")  # + 0.0: no minus before a nought
         ax.text(j, i, text, ha="center", va="center", color=_ink(float(value), 0.0, 1.0), fontsize=7.5)
 
 

@@ -20,6 +20,7 @@ h1 { font-size: 1.15rem; margin: 0 0 .2rem; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem;
   margin: 0 0 1.2rem; }
 .said span { border-radius: 3px; padding: .12em 0; }
+.said b { font-weight: normal; opacity: .45; }
 .said span.alarm { box-shadow: inset 0 -2px 0 #6b2e00; }
 .scale { display: flex; align-items: center; gap: .6rem; font-size: .85rem; margin-bottom: 1rem; }
 .scale i { flex: 0 0 14rem; height: .8rem; border-radius: 3px;
@@ -75,5 +76,10 @@ def _token(row: Mapping[str, Any], threshold: float | None, limit: float) -> str
     alarm = ' class="alarm"' if threshold is not None and score > threshold else ""
     return (
         f'<span{alarm} title="{score:+.2f}" style="background:rgba({tone[0]},{tone[1]},{tone[2]},{strength:.2f})">'
-        f"{escape(str(row['token']))}</span>"
+        f"{_visible(str(row['token']))}</span>"
     )
+
+
+def _visible(token: str) -> str:
+    """The token, escaped; a line break is shown, since the last token before a reply is often one."""
+    return escape(token).replace("\n", "<b>⏎</b>\n")
