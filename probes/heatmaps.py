@@ -132,7 +132,7 @@ def _draw(ax: Axes, values: NDArray[Any], *, limit: float, middle: float, label:
     ax.tick_params(length=0)
     # Inside the axes' own box, so that it is as high as the map whatever the map's shape.
     bar = ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), label=label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.spines["outline"].set_visible(False)
     return image
 
 

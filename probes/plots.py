@@ -121,7 +121,8 @@ def ridgelines(ax: Axes, table: Table, *, every: int = 1) -> None:
     layers, scores = column(table, "layer").astype(int), column(table, "score").astype(float)
     defected = column(table, "defected").astype(bool)
     shown = sorted(set(layers.tolist()))[::every]
-    grid = np.linspace(*np.quantile(scores, [0.002, 0.998]), 240)
+    low, high = np.quantile(scores, [0.002, 0.998]).tolist()
+    grid = np.linspace(low, high, 240)
     for height, layer in enumerate(shown):
         curves = {}
         for kind in (False, True):
