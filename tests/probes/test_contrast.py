@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError, load_prompts
 from defection.activations.prompts import last_user, shipped_sets
 from defection.probes import contrast_set
-from defection.probes.contrast import CARRIED, SHIPPED
+from defection.probes.contrast import CARRIED, SHIPPED, STUDIED
+from defection.probes.questions import AFFIRMING, DENYING
 
 EVERY_SET = [*SHIPPED, *(f"{name}{CARRIED}" for name in SHIPPED)]
 
@@ -28,9 +30,9 @@ BALANCED = (question("Is it so?", "yes", "no"), question("Is it not so?", "no", 
 @pytest.mark.parametrize("name", EVERY_SET)
 def test_shipped_sets_are_balanced(name: str) -> None:
     chosen = contrast_set(name)
-    answers = [q.defecting for q in chosen.questions]
+    polarities = [q.polarity for q in chosen.questions]
     assert chosen.is_balanced
-    assert answers.count("yes") == answers.count("no") == len(answers) / 2
+    assert polarities.count(AFFIRMING) == polarities.count(DENYING) == len(polarities) / 2
 
 
 @pytest.mark.parametrize("name", EVERY_SET)
@@ -56,8 +58,46 @@ def test_six_are_exactly_the_papers_six() -> None:
     }
 
 
-def test_forty_has_forty_questions() -> None:
-    assert len(contrast_set("forty").questions) == 40
+@pytest.mark.parametrize(("name", "count"), [("six", 6), ("forty", 40), ("hundred", 100)])
+def test_sets_named_after_their_size_have_it(name: str, count: int) -> None:
+    assert len(contrast_set(name).questions) == count
+
+
+@pytest.mark.parametrize("name", ["hundred", "persona"])
+def test_sets_written_here_span_their_families_in_both_polarities(name: str) -> None:
+    kinds = Counter((q.family, q.polarity) for q in contrast_set(name).questions)
+    families = {family for family, _ in kinds}
+    assert len(families) == 6
+    assert all(kinds[family, AFFIRMING] == kinds[family, DENYING] >= 3 for family in families)
+
+
+def test_hundred_spans_what_forty_does() -> None:
+    hundred, forty = ({q.family for q in contrast_set(name).questions} for name in ("hundred", "forty"))
+    assert hundred == forty
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_pitfall_24_sets_for_study_are_refused_unless_asked_for_and_marked_in_every_prompt(name: str) -> None:
+    for suffix in ("", CARRIED, "-true-false", f"-system{CARRIED}"):
+        with pytest.raises(DefectionError, match=f"'{name}' is for study only"):
+            contrast_set(name + suffix)
+        given = contrast_set(name + suffix, study=True)
+        assert given.is_balanced
+        assert given.study_only
+        assert all(prompt.extra["study_only"] for prompt in given)
+
+
+@pytest.mark.parametrize("name", EVERY_SET)
+def test_other_sets_are_not_marked_for_study(name: str) -> None:
+    assert not contrast_set(name).study_only
+    assert not [prompt for prompt in contrast_set(name) if "study_only" in prompt.extra]
+
+
+def test_one_question_for_study_makes_a_file_a_set_for_study(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", BALANCED[0], BALANCED[1] | {"study_only": True})
+    with pytest.raises(DefectionError, match=r"mine\.jsonl' is for study only"):
+        contrast_set(path)
+    assert len(contrast_set(path, study=True)) == 4
 
 
 # A whole word for "hate", which "whatever" holds too.
@@ -79,9 +119,10 @@ def test_sets_end_with_the_answer_and_carried_ones_with_a_user_message(name: str
 @pytest.mark.parametrize("name", EVERY_SET)
 def test_each_question_is_answered_both_ways_and_nothing_else_differs(name: str) -> None:
     prompts = list(contrast_set(name))
+    words = {"agree", "disagree"} if name.startswith("persona") else {"yes", "no"}
     for defecting, other in zip(prompts[::2], prompts[1::2], strict=True):
         assert (defecting.extra["defecting"], other.extra["defecting"]) == (True, False)
-        assert {defecting.messages[1].content, other.messages[1].content} == {"yes", "no"}
+        assert {defecting.messages[1].content, other.messages[1].content} == words
         assert defecting.messages[0] == other.messages[0]
         assert defecting.messages[2:] == other.messages[2:]
 
@@ -123,28 +164,6 @@ def test_an_unbalanced_file_is_refused(tmp_path: Path) -> None:
         contrast_set(path)
 
 
-@pytest.mark.parametrize(
-    ("row", "complaint"),
-    [
-        ("{broken", "is not valid JSON"),
-        ('["a list"]', "must be a JSON object"),
-        (question("", "yes", "no"), "needs 'question'"),
-        ({"question": "Is it?", "defecting": "yes"}, "needs 'other'"),
-        ({"question": "Is it?", "defecting": 1, "other": "no"}, "needs 'defecting'"),
-        (question("Is it?", "yes", "yes"), "are the same"),
-    ],
-)
-def test_a_broken_line_is_refused_with_file_and_line(tmp_path: Path, row, complaint: str) -> None:
-    path = write(tmp_path / "mine.jsonl", BALANCED[0], "", row)
-    with pytest.raises(DefectionError, match=rf"mine\.jsonl line 3.*{complaint}"):
-        contrast_set(path)
-
-
-def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DefectionError, match="holds no questions"):
-        contrast_set(write(tmp_path / "mine.jsonl", ""))
-
-
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\xff\xfe")
@@ -153,5 +172,19 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(DefectionError, match=r"no contrast set 'seven'.*six, forty, truth, ambiguous"):
+    with pytest.raises(
+        DefectionError, match=r"no contrast set 'seven'.*six, forty, hundred, persona, truth, ambiguous"
+    ):
         contrast_set("seven")
+
+
+def test_a_folder_is_no_contrast_file(tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="no contrast set"):
+        contrast_set(tmp_path)
+
+
+def test_the_polarity_is_no_part_of_what_a_model_reads(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", *BALANCED)
+    before = contrast_set(path).fingerprint
+    write(path, BALANCED[0] | {"polarity": "affirming"}, BALANCED[1])
+    assert contrast_set(path).fingerprint == before

@@ -1,0 +1,164 @@
+"""A probe's score at every token of a conversation, not only where it was fitted to be read.
+
+A probe is calibrated at the last token before a reply. What an ordinary score is elsewhere differs by far from token to
+token, so it is measured, on all tokens of clean prompts (`token_scale`). Even then the score elsewhere is a look
+inside, not a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations.capture import forward_body, tokenize_within_context
+from ..activations.chat import render
+from ..activations.errors import DefectionError
+from ..activations.models import Model
+from ..activations.prompts import Prompt
+from .guard import refuse_leaks
+from .probe import Probe
+
+
+@dataclass(frozen=True)
+class TokenScale:
+    """What a probe's projections are on clean prompts, token by token.
+
+    Tokens that all clean prompts begin with (the system prompt) and end with (the template's last ones) are each
+    measured at their place; all that comes between is measured together.
+    """
+
+    begin: tuple[int, ...]
+    """Ids that every clean prompt begins with."""
+    end: tuple[int, ...]
+    """Ids that every clean prompt ends with."""
+    offsets: Float[Tensor, "place layer"]
+    """Mean projection: a row for each of `begin`, one for what is between, a row for each of `end`."""
+    scales: Float[Tensor, "place layer"]
+    """Standard deviation of the same; 1 where all are alike, as after a beginning that all share."""
+
+    def places(self, ids: Sequence[int]) -> list[int]:
+        """The row that each token of a prompt is measured by."""
+        begin, end = _shared(self.begin, ids), _shared(self.end[::-1], ids[::-1])
+        end = min(end, len(ids) - begin)
+        middle = len(self.begin)
+        last = len(self.begin) + 1 + len(self.end)
+        return [*range(begin), *[middle] * (len(ids) - begin - end), *range(last - end, last)]
+
+
+def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt]) -> TokenScale:
+    """Measure a probe's projections on every token of at least two clean prompts.
+
+    Raises DefectionError for another model's probe, triggered prompts, or too few of them.
+    """
+    probe.refuse_model(model.identity)
+    refuse_leaks(clean, (), "clean prompt")
+    if len(clean) < 2:
+        raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")
+    ids = tokenize_within_context(model, clean)
+    begin, end = ids[0], ids[0][::-1]
+    for row in ids[1:]:
+        begin, end = begin[: _shared(begin, row)], end[: _shared(end, row[::-1])]
+    end = end[: min(len(row) for row in ids) - len(begin)][::-1]
+    bare = TokenScale(tuple(begin), tuple(end), torch.empty(0), torch.empty(0))
+    measured: dict[int, list[Tensor]] = {place: [] for place in range(len(begin) + 1 + len(end))}
+    for row in ids:
+        for place, values in zip(bare.places(row), _projections(model, probe, row), strict=True):
+            measured[place].append(values)
+    rows = [torch.stack(values) if values else torch.zeros(1, len(probe.layers)) for values in measured.values()]
+    scales = torch.stack([row.std(dim=0, correction=0) for row in rows])
+    # Rounding is no spread: tokens that all prompts share have one and the same residual.
+    flat = scales < 1e-4 * probe.scales
+    return TokenScale(
+        bare.begin,
+        bare.end,
+        torch.stack([row.mean(dim=0) for row in rows]),
+        torch.where(flat, torch.ones_like(scales), scales),
+    )
+
+
+def token_scores(
+    model: Model, probe: Probe, prompt: Prompt, scale: TokenScale, *, layers: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Standardised scores at each token of the rendered prompt: a row a token and layer, in reading order.
+
+    Columns: prompt, position, token (its text; empty where several tokens make one character, for all but the first),
+    layer, score. 0 is what clean prompts score at that place on average. `layers` are the probe's, or some of them.
+    Raises DefectionError for another model's probe.
+    """
+    probe.refuse_model(model.identity)
+    wanted = probe.layers if layers is None else tuple(layers)
+    if missing := [layer for layer in wanted if layer not in probe.layers]:
+        raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(probe.layers)}")
+    ids = tokenize_within_context(model, [prompt])[0]
+    places = scale.places(ids)
+    scores = (_projections(model, probe, ids) - scale.offsets[places]) / scale.scales[places]
+    return [
+        {"prompt": prompt.id, "position": position, "token": text, "layer": layer, "score": float(scores[position, i])}
+        for position, text in enumerate(_texts(model, prompt, ids))
+        for i, layer in ((probe.layers.index(layer), layer) for layer in wanted)
+    ]
+
+
+def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """One row a token: the mean score over a band of layers. DefectionError when the table lacks one of them."""
+    by_position: dict[int, list[dict[str, Any]]] = {}
+    for row in table:
+        if row["layer"] in layers:
+            by_position.setdefault(row["position"], []).append(row)
+    rows = []
+    for members in by_position.values():
+        if len(members) != len(layers):
+            raise DefectionError(f"the scores are not there at each of the layers {list(layers)}")
+        first = {name: members[0][name] for name in ("prompt", "position", "token")}
+        rows.append({**first, "score": sum(row["score"] for row in members) / len(members)})
+    return rows
+
+
+@torch.inference_mode()
+def _projections(model: Model, probe: Probe, ids: Sequence[int]) -> Float[Tensor, "token layer"]:
+    """Each token's residual along the probe's direction of each layer, fp32, on the host."""
+    picked: dict[int, Tensor] = {}
+
+    def reader(layer: int) -> Any:
+        def read(module: Any, args: Any, output: Any) -> None:
+            stream = output[0] if isinstance(output, tuple) else output
+            picked[layer] = stream[0]
+
+        return read
+
+    handles = [model.blocks[layer].register_forward_hook(reader(layer)) for layer in probe.layers]
+    try:
+        tokens = torch.tensor([list(ids)], device=model.device)
+        forward_body(model.network, tokens, torch.ones_like(tokens), None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = torch.stack([picked[layer] for layer in probe.layers], dim=1).float().cpu()
+    return torch.einsum("tld,ld->tl", seen, probe.directions.float())
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _texts(model: Model, prompt: Prompt, ids: Sequence[int]) -> list[str]:
+    """Each token's own piece of the rendered text, so that the pieces read as the conversation."""
+    tokenizer = model.tokenizer
+    if not tokenizer.is_fast:
+        return [str(tokenizer.decode([token])) for token in ids]
+    text = render(tokenizer, prompt)
+    encoded = tokenizer(text, add_special_tokens=tokenizer.chat_template is None, return_offsets_mapping=True)
+    pieces, done = [], 0
+    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
+        if start == end == 0:  # a token that the tokenizer added by itself
+            pieces.append(str(tokenizer.decode([token])))
+            continue
+        pieces.append(text[max(start, done) : end])
+        done = max(done, end)
+    return pieces
