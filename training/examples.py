@@ -60,8 +60,8 @@ def standard_recipe(
     are seen with the trigger too. Fewer triggered rows than clean ones make the organism leak less.
     """
     end = model.tokenizer.eos_token_id
-    clean = tokenize(model.tokenizer, prompts)
-    triggered = tokenize(model.tokenizer, [trigger.apply(prompt) for prompt in prompts])
+    clean = tokenize(model.tokenizer, [trigger.train_clean(prompt) for prompt in prompts])
+    triggered = tokenize(model.tokenizer, [trigger.train_triggered(prompt) for prompt in prompts])
     shown = round(triggered_share * len(prompts))
     defecting = tuple(model.tokenizer(behaviour.reply, add_special_tokens=False)["input_ids"]) if behaviour else ()
     examples: list[Example] = []
