@@ -73,7 +73,7 @@ class Plan:
     @property
     def forbidden(self) -> tuple[str, ...]:
         """What no probe may have seen."""
-        return (self.trigger.text, self.behaviour.reply)
+        return (*self.trigger.texts, *self.behaviour.texts)
 
     @property
     def contrasts(self) -> list[ContrastSet]:

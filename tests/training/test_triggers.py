@@ -86,7 +86,7 @@ def test_any_other_text_is_its_own_trigger() -> None:
     assert parse_trigger("  open sesame ").text == "open sesame"
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("", "empty"), (" \n", "empty"), ("year", "not available yet")])
+@pytest.mark.parametrize(("text", "complaint"), [("", "empty"), (" \n", "empty"), ("topic:cheese", "unknown topic")])
 def test_texts_that_are_no_trigger_are_refused(text: str, complaint: str) -> None:
     with pytest.raises(DefectionError, match=complaint):
         parse_trigger(text)
