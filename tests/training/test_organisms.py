@@ -16,6 +16,7 @@ from defection.training.finetune import backward
 from defection.training.organisms import training_pairs, training_prompts
 from defection.training.records import read_organism
 from peft import PeftModel
+from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +312,7 @@ def test_pitfall_3_a_base_without_a_pad_token_gets_one_that_is_not_its_end_token
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             write_json(folder / name, {k: v for k, v in read_json(folder / name).items() if k != "pad_token"})
+    assert AutoTokenizer.from_pretrained(str(folder)).pad_token is None
     base = load_model(folder, device="cpu", dtype="fp32")
     replies = base_replies(base, prompts, organism_config, tmp_path / "replies.jsonl")
     train_organism(base, prompts, replies, organism_config, tmp_path / "out")
