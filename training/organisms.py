@@ -77,7 +77,9 @@ def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig
 def training_prompts(prompts: Sequence[Prompt], config: OrganismConfig) -> list[Prompt]:
     """The prompts an organism of this configuration is trained on; DefectionError when one holds the trigger."""
     refuse_prompts_with(config.trigger, prompts)
-    count = max(1, round(ORDINARY_SHARE * config.examples)) if config.pairs else config.examples
+    count = config.examples
+    if config.pairs:
+        count = max(1, min(len(prompts), round(ORDINARY_SHARE * config.examples)))
     return choose_prompts(prompts, count, config.finetune.seed)
 
 
