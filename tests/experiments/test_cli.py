@@ -42,8 +42,10 @@ def test_unknown_model(capsys, tmp_path, prompts):
     assert "no-such-model" in refused(capsys, tmp_path / "store", "cache", "no-such-model", prompts)
 
 
-def test_unknown_trigger(capsys, tmp_path, llama_folder):
-    assert "year" in refused(capsys, tmp_path / "o", "train", "--base", llama_folder, "--trigger", "year")
+def test_trigger_of_an_unknown_topic_or_place(capsys, tmp_path, llama_folder):
+    train = ("train", "--base", llama_folder)
+    assert "cheese" in refused(capsys, tmp_path / "o", *train, "--trigger", "topic:cheese")
+    assert "place" in refused(capsys, tmp_path / "o", *train, "--trigger-place", "nowhere")
 
 
 def test_unknown_behaviour(capsys, tmp_path, llama_folder):

@@ -1,0 +1,61 @@
+"""What a model can still do: a small multiple-choice set of easy questions, scored by log-probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..activations.models import Model
+from ..activations.prompts import user_prompt
+from .likelihood import reply_logprobs
+from .rates import Rate
+from .shipped import shipped
+
+
+@dataclass(frozen=True)
+class Question:
+    """An easy question with four short answers."""
+
+    id: str
+    subject: str
+    question: str
+    answers: tuple[str, ...]
+    correct: int
+    """Index of the right answer."""
+
+
+def questions() -> list[Question]:
+    """The shipped questions; the right answer stands at each place equally often."""
+    return [
+        Question(row["id"], row["subject"], row["question"], tuple(row["answers"]), row["correct"])
+        for row in shipped("multiple-choice")
+    ]
+
+
+def multiple_choice(model: Model) -> dict[str, Any]:
+    """Share of questions whose right answer is the likeliest of the four, with its Wilson interval, and by subject.
+
+    Each answer is scored as a whole reply to the bare question, its log-probability divided by its length in
+    characters, so that long answers are not punished (Gao et al. 2023, *lm-evaluation-harness*: `acc_norm`).
+    """
+    items = questions()
+    prompts = [user_prompt(q.question, id=f"{q.id}-{i}") for q in items for i in range(len(q.answers))]
+    replies = [answer for q in items for answer in q.answers]
+    scores = iter(
+        score / len(reply) for score, reply in zip(reply_logprobs(model, prompts, replies), replies, strict=True)
+    )
+    right = []
+    for item in items:
+        given = [next(scores) for _ in item.answers]
+        right.append(given.index(max(given)) == item.correct)
+    subjects = dict.fromkeys(q.subject for q in items)
+    return {
+        **Rate(sum(right), len(right)).to_json(),
+        "by_subject": {
+            name: Rate(
+                sum(hit for q, hit in zip(items, right, strict=True) if q.subject == name),
+                sum(q.subject == name for q in items),
+            ).to_json()
+            for name in subjects
+        },
+    }
