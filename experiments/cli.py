@@ -280,8 +280,8 @@ def fit(
         str,
         typer.Option(
             "--contrast",
-            help="six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads it one turn later, "
-            "and NAME-true-false, -ab, -sentence, -system, -exchange put it differently.",
+            help="six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads it one turn "
+            "later, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently.",
         ),
     ] = "forty-carried",
     probe: Annotated[str, typer.Option("--probe", help=PROBES_HELP)] = "mean-difference",
