@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.batching import plan_batches
-from ..activations.capture import batch_inputs, tokenize_within_context
+from ..activations.capture import tokenize_within_context
+from ..activations.generate import batch_inputs
 from ..activations.models import Model
 from ..activations.progress import progress
 from ..activations.prompts import Prompt

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import forward_body, tokenize_within_context
+from ..activations.capture import capture, tokenize_within_context
 from ..activations.chat import render
 from ..activations.errors import DefectionError
 from ..activations.models import Model
@@ -66,8 +66,8 @@ def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt]) -> TokenSca
     end = end[: min(len(row) for row in ids) - len(begin)][::-1]
     bare = TokenScale(tuple(begin), tuple(end), torch.empty(0), torch.empty(0))
     measured: dict[int, list[Tensor]] = {place: [] for place in range(len(begin) + 1 + len(end))}
-    for row in ids:
-        for place, values in zip(bare.places(row), _projections(model, probe, row), strict=True):
+    for row, projections in zip(ids, _projections(model, probe, clean), strict=True):
+        for place, values in zip(bare.places(row), projections, strict=True):
             measured[place].append(values)
     rows = [torch.stack(values) if values else torch.zeros(1, len(probe.layers)) for values in measured.values()]
     scales = torch.stack([row.std(dim=0, correction=0) for row in rows])
@@ -96,7 +96,7 @@ def token_scores(
         raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(probe.layers)}")
     ids = tokenize_within_context(model, [prompt])[0]
     places = scale.places(ids)
-    scores = (_projections(model, probe, ids) - scale.offsets[places]) / scale.scales[places]
+    scores = (_projections(model, probe, [prompt])[0] - scale.offsets[places]) / scale.scales[places]
     return [
         {"prompt": prompt.id, "position": position, "token": text, "layer": layer, "score": float(scores[position, i])}
         for position, text in enumerate(_texts(model, prompt, ids))
@@ -119,27 +119,10 @@ def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[
     return rows
 
 
-@torch.inference_mode()
-def _projections(model: Model, probe: Probe, ids: Sequence[int]) -> Float[Tensor, "token layer"]:
-    """Each token's residual along the probe's direction of each layer, fp32, on the host."""
-    picked: dict[int, Tensor] = {}
-
-    def reader(layer: int) -> Any:
-        def read(module: Any, args: Any, output: Any) -> None:
-            stream = output[0] if isinstance(output, tuple) else output
-            picked[layer] = stream[0]
-
-        return read
-
-    handles = [model.blocks[layer].register_forward_hook(reader(layer)) for layer in probe.layers]
-    try:
-        tokens = torch.tensor([list(ids)], device=model.device)
-        forward_body(model.network, tokens, torch.ones_like(tokens), None)
-    finally:
-        for handle in handles:
-            handle.remove()
-    seen = torch.stack([picked[layer] for layer in probe.layers], dim=1).float().cpu()
-    return torch.einsum("tld,ld->tl", seen, probe.directions.float())
+def _projections(model: Model, probe: Probe, prompts: Sequence[Prompt]) -> list[Float[Tensor, "token layer"]]:
+    """For each prompt, every token's residual along the probe's direction of each layer."""
+    read = capture(model, prompts, layers=probe.layers, position="all")
+    return [torch.einsum("tld,ld->tl", read.of(row), probe.directions.float()) for row in range(len(read))]
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
