@@ -40,7 +40,8 @@ def covariance_directions(
     moved = clean.double() - clean[:1].double()
     centred = (moved - moved.mean(dim=0)).float().transpose(0, 1)
     weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
-    return weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    directions: Tensor = weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    return directions
 
 
 def null_scores(

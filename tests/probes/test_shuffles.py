@@ -77,13 +77,13 @@ def test_p_values_of_questions_that_say_nothing_are_uniform(clean) -> None:
     names, said = [str(i // 2) for i in range(40)], ["yes", "no"] * 20
     defecting = [(i + i // 2) % 2 == 0 for i in range(40)]
     tests = torch.randn(40, 1, 12, generator=generator) + 0.5 * marks[:, None, None]
-    for seed in range(200):
+    for seed in range(600):
         texts = torch.randn(40, 1, 12, generator=generator)
         effects = question_effects(texts, defecting, names, said)
         null = label_shuffle_null(effects, tests, marks, clean.values[:, :1], count=99, seed=seed)
         found.append(float(null.p_values[0]))
-    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.09
-    assert 0.4 <= np.mean(found) <= 0.6
+    assert 0.025 <= np.mean(np.array(found) <= 0.05) <= 0.08
+    assert 0.45 <= np.mean(found) <= 0.55
 
 
 def test_one_draw_is_the_same_at_every_layer_and_the_best_layer_is_tested(questions, tests, clean) -> None:
