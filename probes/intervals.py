@@ -2,9 +2,9 @@
 
 An AUROC is a mean of placements (a positive's share of negatives below it), so its variance follows from the spread
 of the placements (DeLong, DeLong and Clarke-Pearson 1988); those of one topic are summed first (Obuchowski 1997).
-Taken on the logit scale with Student's quantile, 95% intervals hold the truth in 93–97% of simulated samples from
+Taken on the logit scale with Student's quantile, 95% intervals hold the truth in 93–98% of simulated samples from
 20 + 20 prompts or 8 topics up, for AUROCs of 0.5 to 0.95. At 0.99 it is 92–99%: too often with few prompts, too rarely
-with 15 topics. (`auroc_interval`, the percentile bootstrap, falls to 88% there at 0.95 and to 82% at 0.99.)
+with 15 topics. (`auroc_interval`, the percentile bootstrap, falls to 86–88% there at 0.95, 80–82% at 0.99.)
 """
 
 from __future__ import annotations

@@ -36,9 +36,12 @@ def covariance_directions(
     They point where ordinary prompts differ, as a probe's own direction does: a harder null than isotropic ones. A sum
     of centred prompts with Gaussian weights has that covariance exactly, so no d × d matrix is formed.
     """
-    centred = (clean - clean.mean(dim=0)).float().transpose(0, 1)
+    # Measured from one of them, equal prompts differ by exactly 0 and not by the rounding of their mean (PITFALLS 16).
+    moved = clean.double() - clean[:1].double()
+    centred = (moved - moved.mean(dim=0)).float().transpose(0, 1)
     weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
-    return weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    directions: Tensor = weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    return directions
 
 
 def null_scores(
