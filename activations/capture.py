@@ -17,7 +17,8 @@ from .positions import LAST, wanted_tokens
 from .progress import progress
 from .prompts import Prompt
 from .reading import LastPrefix, Reading, automatic_batch_tokens, read_batch
-from .residuals import Residuals, offsets_of
+from .residuals import Residuals as Residuals  # noqa: PLC0414 (store.py imports it from here)
+from .residuals import offsets_of
 from .sites import AFTER
 
 POSITION = LAST
