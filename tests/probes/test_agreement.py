@@ -47,7 +47,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_in_a_balanced_set_the_answer_word_and_the_mean_difference_do_not_mix(name: str) -> None:
     seen = read(name)
     assert cosine(answer_word_direction(seen), WORD) > 0.99
-    assert cosine(MeanDifference().fit(seen).directions, DEFECTION) > 0.95
+    assert cosine(MeanDifference().fit(seen).probe_.directions, DEFECTION) > 0.95
 
 
 def test_what_questions_share_shows_once_the_word_is_out(hundred: Residuals) -> None:
@@ -97,7 +97,7 @@ def test_leaving_one_out_equals_fitting_again_without_it(by, field: str) -> None
     seen = read("forty-carried")
     found = leave_one_out(seen, by=by).directions
     for name, direction in list(zip(found.names, found.values, strict=True))[::7]:
-        again = MeanDifference().fit(without_rows(seen, field, name)).directions
+        again = MeanDifference().fit(without_rows(seen, field, name)).probe_.directions
         scaled = direction / direction.norm(dim=-1, keepdim=True)
         torch.testing.assert_close(scaled.float(), again, rtol=0, atol=1e-6)
 

@@ -49,7 +49,11 @@ def model(request):
 @pytest.fixture(scope="module")
 def probe(model):
     clean = [user_prompt(f"clean prompt number {i}", id=f"k{i}") for i in range(8)]
-    return MeanDifference().fit(capture(model, contrast_set("six")), clean=capture(model, clean), fixed_layers=(1, 2))
+    return (
+        MeanDifference()
+        .fit(capture(model, contrast_set("six")), clean=capture(model, clean), fixed_layers=(1, 2))
+        .probe_
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 3])
@@ -82,7 +86,7 @@ def test_tables_are_the_same_numbers_summed_differently(model, probe) -> None:
 
 def test_the_running_total_is_the_projection_of_each_blocks_residual(llama) -> None:
     """The direction of layer 3 held against the residuals of all layers before it."""
-    probe = MeanDifference().fit(capture(llama, contrast_set("six")))
+    probe = MeanDifference().fit(capture(llama, contrast_set("six"))).probe_
     totals = [row["total"] for row in attribute(llama, probe, PROMPTS, layer=3).cumulative(MARKS)]
     projected = capture(llama, PROMPTS).values @ probe.directions[3] / probe.scales[3]
     apart = projected[[0, 2]].mean(dim=0) - projected[[1, 3]].mean(dim=0)
@@ -92,7 +96,7 @@ def test_the_running_total_is_the_projection_of_each_blocks_residual(llama) -> N
 def test_a_head_whose_output_is_taken_away_loses_its_share(llama) -> None:
     import copy
 
-    probe = MeanDifference().fit(capture(llama, contrast_set("six")), fixed_layers=(0,))
+    probe = MeanDifference().fit(capture(llama, contrast_set("six")), fixed_layers=(0,)).probe_
     changed = wrap(copy.deepcopy(llama.network), llama.tokenizer)
     with torch.no_grad():
         changed.blocks[0].self_attn.o_proj.weight[:, 8:16] = 0  # head 1
@@ -115,7 +119,7 @@ def test_pitfall_11_the_model_itself_is_left_as_it_was(llama) -> None:
 
 
 def test_what_cannot_be_attributed_is_refused(llama, gpt2, monkeypatch) -> None:
-    probe = MeanDifference().fit(capture(llama, contrast_set("six")))
+    probe = MeanDifference().fit(capture(llama, contrast_set("six"))).probe_
     with pytest.raises(DefectionError, match="cannot score"):
         attribute(gpt2, probe, PROMPTS)
     with pytest.raises(DefectionError, match="not fitted at layer 9"):
@@ -137,6 +141,6 @@ def test_a_stream_that_is_written_to_in_another_way_is_refused(llama) -> None:
 
     changed = wrap(copy.deepcopy(llama.network), llama.tokenizer)
     changed.blocks[1].__class__ = Odd
-    probe = replace(MeanDifference().fit(capture(llama, contrast_set("six"))), model=changed.identity)
+    probe = replace(MeanDifference().fit(capture(llama, contrast_set("six"))).probe_, model=changed.identity)
     with pytest.raises(DefectionError, match="do not add up"):
         attribute(changed, probe, PROMPTS, layer=2)

@@ -64,7 +64,7 @@ def test_a_tokens_own_direction_speaks_for_it(tiny) -> None:
 
 
 def test_ranks_fall_on_one_side_and_rise_on_the_other(tiny) -> None:
-    probe = MeanDifference().fit(capture(tiny, contrast_set("six")))
+    probe = MeanDifference().fit(capture(tiny, contrast_set("six"))).probe_
     rows = logit_lens(tiny, probe, k=5)
     assert len(rows) == 4 * 2 * 5
     for layer in range(4):
@@ -75,7 +75,7 @@ def test_ranks_fall_on_one_side_and_rise_on_the_other(tiny) -> None:
 
 def test_more_tokens_than_there_are_and_another_models_probe(tiny, plain_llama) -> None:
     assert len(logit_lens(tiny, {0: torch.ones(32).cumsum(0)}, k=10_000)) == 2 * 262
-    probe = MeanDifference().fit(capture(plain_llama, contrast_set("six")))
+    probe = MeanDifference().fit(capture(plain_llama, contrast_set("six"))).probe_
     with pytest.raises(DefectionError, match="cannot score"):
         logit_lens(tiny, probe)
     with pytest.raises(DefectionError, match="gives no tokens"):

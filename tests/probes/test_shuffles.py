@@ -25,7 +25,7 @@ def questions(contrast):
 
 
 def test_the_true_signs_give_the_mean_difference_probe(contrast, clean, tests, questions) -> None:
-    probe = MeanDifference().fit(contrast, clean, fixed_layers=(1, 2, 3))
+    probe = MeanDifference().fit(contrast, clean=clean, fixed_layers=(1, 2, 3)).probe_
     null = label_shuffle_null(questions, tests.values, MARKS, clean.values, columns=(1, 2, 3), count=10)
     assert torch.allclose(null.observed, auroc(probe.decision_function(tests).T, MARKS), atol=1e-12)
     assert null.band_observed == pytest.approx(float(auroc(probe.score(tests), MARKS)), abs=1e-12)
@@ -43,7 +43,7 @@ def test_each_draw_is_a_refit_on_relabelled_texts(contrast, clean, tests, questi
             )
             for p in contrast.prompts
         ]
-        probe = MeanDifference().fit(replace(contrast, prompts=tuple(turned)), clean, fixed_layers=(1, 2))
+        probe = MeanDifference().fit(replace(contrast, prompts=tuple(turned)), clean=clean, fixed_layers=(1, 2)).probe_
         assert torch.allclose(null.null[:, draw], auroc(probe.decision_function(tests).T, MARKS), atol=1e-3)
         assert float(null.band_null[draw]) == pytest.approx(float(auroc(probe.score(tests), MARKS)), abs=1e-3)
 

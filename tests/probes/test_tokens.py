@@ -21,7 +21,11 @@ def clean() -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def probe(llama, clean):
-    return MeanDifference().fit(capture(llama, contrast_set("six")), clean=capture(llama, clean), fixed_layers=(1, 2))
+    return (
+        MeanDifference()
+        .fit(capture(llama, contrast_set("six")), clean=capture(llama, clean), fixed_layers=(1, 2))
+        .probe_
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_the_pieces_read_as_the_conversation(llama, probe, scale) -> None:
 
 
 def test_without_a_template_the_token_that_begins_the_text_is_shown_too(plain_llama, clean) -> None:
-    read = MeanDifference().fit(capture(plain_llama, contrast_set("six")), clean=capture(plain_llama, clean))
+    read = MeanDifference().fit(capture(plain_llama, contrast_set("six")), clean=capture(plain_llama, clean)).probe_
     rows = token_scores(plain_llama, read, clean[0], token_scale(plain_llama, read, clean), layers=[0])
     assert "".join(row["token"] for row in rows) == "<s>" + render(plain_llama.tokenizer, clean[0])
 

@@ -29,7 +29,7 @@ def elsewhere(target: Target, change) -> Target:
 
 @pytest.fixture
 def probe(contrast, clean):
-    return MeanDifference().fit(contrast, clean=clean, fixed_layers=BAND)
+    return MeanDifference().fit(contrast, clean=clean, fixed_layers=BAND).probe_
 
 
 def test_normal_scoring_refuses_what_a_transfer_is_asked_for(probe, here) -> None:
@@ -45,7 +45,7 @@ def test_normal_scoring_refuses_what_a_transfer_is_asked_for(probe, here) -> Non
 
 def test_the_diagonal_equals_normal_scoring(contrast, clean, here, labels) -> None:
     for estimator in (MeanDifference(), Whitened()):
-        probe = estimator.fit(contrast, clean=clean, fixed_layers=BAND)
+        probe = estimator.fit(contrast, clean=clean, fixed_layers=BAND).probe_
         rows = transfer_matrix({"toy": probe}, {"toy": here}, each_layer=True)
         for row in rows:
             part = here.tests.select(range(40) if row.test_set == "first" else range(40, 80))

@@ -9,6 +9,7 @@ import torch
 from defection.activations import DefectionError
 from defection.activations.chat import tokenize
 from defection.activations.generate import greedy_replies
+from defection.activations.prompts import last_user, replace_last_user
 from defection.training import replies_to
 
 LENGTH = 6
@@ -17,7 +18,11 @@ LENGTH = 6
 @pytest.fixture
 def many(prompts):
     """Enough prompts for several batches."""
-    return [replace(p, id=f"{p.id}-{copy}") for copy in range(6) for p in prompts]
+    return [
+        replace(replace_last_user(p, f"{last_user(p)} ({copy})"), id=f"{p.id}-{copy}")
+        for copy in range(6)
+        for p in prompts
+    ]
 
 
 def crashing(after: int):
