@@ -44,9 +44,9 @@ def default_preregistration(n_layers: int) -> Preregistration:
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
         estimator="mean-difference",
-        contrast="forty-carried",
+        contrast="forty-sentence-carried",
         layers=band(n_layers),
-        contrasts=(*sets, *(f"{name}-carried" for name in sets)),
+        contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
     )
 
 

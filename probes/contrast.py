@@ -89,7 +89,7 @@ SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
 STUDIED = ("trigger-related",)
 """Sets that ship for study: what they ask about gives the trigger away, so a detector made of them proves nothing."""
 CARRIED = "-carried"
-FOLLOW_UPS = 3
+FOLLOW_UPS = 2
 """Follow-up prompts a question is read before; their differences average out of the direction."""
 FOLLOW_UP_WORDS = 12
 

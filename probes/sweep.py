@@ -23,7 +23,7 @@ from .baselines import bag_of_words_scores, first_component_scores, length_score
 from .estimator import LinearProbe
 from .intervals import delong_interval
 from .mean_difference import MeanDifference
-from .metrics import Interval, auroc, auroc_interval, clopper_pearson, salience, tpr_at_fpr
+from .metrics import Interval, auroc, clopper_pearson, salience, tpr_at_fpr
 from .nulls import null_aurocs, null_band, null_scores
 from .probe import Probe
 from .shuffles import QuestionEffects, effects_of, has_questions, label_shuffle_null
@@ -62,6 +62,7 @@ class SweepRow:
     auroc: float
     auroc_low: float
     auroc_high: float
+    """95%, by DeLong on the logit scale, clustered by topic (`intervals.delong_interval`)."""
     tpr_at_fpr_1pct: float
     tpr_low: float
     tpr_high: float
@@ -71,9 +72,6 @@ class SweepRow:
     n_positive: int
     n_negative: int
     is_preregistered_layer: bool
-    auroc_delong_low: float = NO_NULL[0]
-    auroc_delong_high: float = NO_NULL[1]
-    """95% by DeLong on the logit scale, clustered by topic: covers better than `auroc_low` and `auroc_high` near 1."""
     p_label_shuffle: float = NO_NULL[0]
     """Mean-difference probes at the fixed layers: p-value against the same fit with shuffled question labels."""
 
@@ -204,14 +202,11 @@ class _SetTable:
 def _numbers(
     scores: Float[Tensor, "layer prompt"], marks: NDArray[np.bool_], topics: Sequence[str]
 ) -> dict[str, list[float]]:
-    low, high = auroc_interval(scores, marks, topics)
-    delong_low, delong_high = delong_interval(scores, marks, topics)
+    low, high = delong_interval(scores, marks, topics)
     return {
         "auroc": auroc(scores, marks).tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "delong_low": delong_low.tolist(),
-        "delong_high": delong_high.tolist(),
         "tpr": tpr_at_fpr(scores, marks).tolist(),
         "salience": salience(scores, marks).tolist(),
     }
@@ -251,8 +246,6 @@ def _row(
         n_positive=n_positive,
         n_negative=len(marks) - n_positive,
         is_preregistered_layer=preregistered,
-        auroc_delong_low=numbers["delong_low"][i],
-        auroc_delong_high=numbers["delong_high"][i],
     )
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from defection.activations import shards
+from defection.activations import files
 from defection.experiments.cli import main
 
 
@@ -98,7 +98,7 @@ def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards, "write_bytes", full)
+    monkeypatch.setattr(files.os, "replace", full)
     store = tmp_path / "store"
     assert run("cache", llama_folder, prompts, "--out", store) == 2
     message = capsys.readouterr().err.strip()
@@ -112,7 +112,7 @@ def test_after_a_full_disk_the_same_command_completes(tmp_path, llama_folder, pr
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_bytes", full)
+        patch.setattr(files.os, "replace", full)
         assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 2
     assert run("cache", llama_folder, prompts, "--out", tmp_path / "store", "--json") == 0
 

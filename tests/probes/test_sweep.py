@@ -126,8 +126,8 @@ def test_rows_hold_the_probes_own_numbers(subject, labels, rows) -> None:
 def test_every_rows_numbers_are_rates_within_their_intervals(rows) -> None:
     for row in rows:
         assert 0 <= row.auroc_low <= row.auroc <= row.auroc_high <= 1
-        assert 0 <= row.auroc_delong_low <= row.auroc <= row.auroc_delong_high <= 1
-        assert row.auroc_delong_low < row.auroc_delong_high
+        assert 0 <= row.auroc_low <= row.auroc <= row.auroc_high <= 1
+        assert row.auroc_low < row.auroc_high
         assert 0 <= row.tpr_low <= row.tpr_at_fpr_1pct <= row.tpr_high <= 1
         assert row.salience >= 0
         assert (row.n_positive, row.n_negative) == (20, 20)
@@ -168,7 +168,7 @@ def test_a_sweep_written_before_a_column_existed_reads_back(rows, tmp_path) -> N
     write_sweep(rows[:3], tmp_path, {})
     record = json.loads((tmp_path / "sweep.json").read_text())
     for row in record["rows"]:
-        del row["p_label_shuffle"], row["auroc_delong_low"], row["auroc_delong_high"]
+        del row["p_label_shuffle"]
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     assert [r.auroc for r in read_sweep(tmp_path)] == [r.auroc for r in rows[:3]]
     assert math.isnan(read_sweep(tmp_path)[0].p_label_shuffle)
