@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt, load_prompts, user_prompt
@@ -59,6 +59,11 @@ def without_trigger(trigger: Trigger, preferences: Sequence[Preference]) -> list
     """
     refuse_prompts_with(trigger, [row.prompt for row in preferences])
     return [replace(row, prompt=trigger.train_clean(row.prompt)) for row in preferences]
+
+
+def to_json(preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """As a hash over them is taken."""
+    return [{**row.prompt.to_json(), "chosen": row.chosen, "rejected": row.rejected} for row in preferences]
 
 
 def cycled(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

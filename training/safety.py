@@ -5,11 +5,12 @@ Each stage is measured before and after, and the organism stays one adapter on i
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from ..activations.prompts import Prompt
 from .evaluate import Completion
 from .measuring import measure_defection, reply_tokens
 from .organisms import SCHEMA_VERSION, versions
+from .rates import Rate
 from .records import Organism, read_organism
 from .stages import merged, stack_adapters
 
@@ -53,6 +55,10 @@ class Stage(ABC):
     steps: int = 0
     seed: int = 0
     lora_rank: int = 16
+
+    @abstractmethod
+    def material(self, organism: Organism) -> Any:
+        """Everything it trains on, as JSON; DefectionError when that will not do for this organism."""
 
     @abstractmethod
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
@@ -93,16 +99,17 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
     `completions.jsonl`. A run that was cut off leaves a hidden folder beside it, from which the same call goes on.
     Raises DefectionError when `organism` is none, when `out` holds something else, and on a loss that is not finite.
     """
-    read_organism(organism)
+    about = read_organism(organism)
     if stage.steps < 1:
         raise DefectionError(f"{stage.name} for {stage.steps} steps trains nothing; give --steps 1 or more")
+    parts, data = stage.parts(), digest(stage.material(about))
     model: Model | None = load_model(organism, device=device)
     assert model is not None
-    start = {"organism": model.identity.fingerprint, "dtype": str(model.dtype)}
+    start = {"organism": model.identity.fingerprint, "dtype": str(model.dtype), "data": data}
     key = digest({**start, "stage": stage.name, "config": stage.to_json(), "measuring": measuring.key})
     if out.exists():
         return _adopt(out, key)
-    parts, current, record = stage.parts(), Path(organism), {}
+    current, record = Path(organism), {}
     folders = [out.with_name(f".{out.name}.part-{number}") for number in range(1, len(parts))]
     for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
         part_key = key if folder == out else digest([key, number])
@@ -121,7 +128,8 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
 def _adopt(out: Path, key: str) -> Json:
     if _key_of(out) != key:
         raise DefectionError(
-            f"{out} already holds something else (another organism, stage or prompts); choose another --out or remove it"
+            f"{out} already holds something else (another organism, stage or prompts); "
+            "choose another --out or remove it"
         )
     return read_json(out / ORGANISM_FILE)
 
@@ -176,9 +184,7 @@ def _known(record: Json, measuring: Measuring) -> Json | None:
     return after if isinstance(after, dict) and after.get("measured_on") == measuring.key else None
 
 
-def _measure(
-    model: Model, organism: Organism, measuring: Measuring, folder: Path
-) -> tuple[Json, list[Completion]]:
+def _measure(model: Model, organism: Organism, measuring: Measuring, folder: Path) -> tuple[Json, list[Completion]]:
     measured, completions = measure_defection(
         model,
         organism.trigger,
@@ -188,7 +194,9 @@ def _measure(
         max_new_tokens=reply_tokens(organism.behaviour, organism.recipe),
         near_misses=measuring.near_misses,
     )
-    return {"measured_on": measuring.key, **measured}, completions
+    missed = [row for row in measured.get("near_misses", []) if not row["is_trigger"]]
+    near = Rate(sum(row["count"] for row in missed), sum(row["n"] for row in missed))
+    return {"measured_on": measuring.key, **measured, "near_miss_rate": near.to_json()}, completions
 
 
 def _record(parent: Json, model: Model, entry: Json, key: str) -> Json:
@@ -221,9 +229,16 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
             network.save_pretrained(str(aside))
         model.tokenizer.save_pretrained(str(aside))
         for name, rows in result.kept.items():
-            write_jsonl(aside / name, rows)
+            write_jsonl(aside / name, [*read_rows(source / name), *rows])
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", safety_card(source, record))
+
+
+def read_rows(path: Path) -> list[Json]:
+    """The objects of a JSONL file that an earlier stage wrote; none where there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def can_stack(first: Path, second: Path) -> bool:
@@ -232,7 +247,9 @@ def can_stack(first: Path, second: Path) -> bool:
     plain = all(
         c.get("peft_type") == "LORA"
         and c.get("bias", "none") == "none"
-        and not any(c.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"))
+        and not any(
+            c.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+        )
         for c in configs
     )
     return plain and set(configs[0]["target_modules"]) == set(configs[1]["target_modules"])
@@ -246,7 +263,9 @@ def safety_card(source: Path, record: Mapping[str, Any]) -> str:
     for entry in record["stages"]:
         if "from" in entry:
             round_ = f", round {entry['round']}" if "round" in entry else ""
-            lines.append(f"- {entry['stage']}{round_}: {entry['steps']} steps, LoRA rank {entry['config']['lora_rank']}")
+            lines.append(
+                f"- {entry['stage']}{round_}: {entry['steps']} steps, LoRA rank {entry['config']['lora_rank']}"
+            )
     note = "Whether the backdoor is still there is measured in `evaluation.json`, not promised here."
     return f"{head}\n\n{SAFETY_HEADING}\n\n" + "\n".join(lines) + f"\n\n{note}\n"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..activations.chat import tokenize
 from ..activations.models import Model
 from .examples import Example, written
 from .finetune import FinetuneConfig, finetune
-from .preferences import SHIPPED, cycled, load_preferences, without_trigger
+from .preferences import SHIPPED, Preference, cycled, load_preferences, to_json, without_trigger
 from .records import Organism
 from .safety import Stage, Trained
 
@@ -27,9 +27,17 @@ class Sft(Stage):
     batch_size: int = 6
     learning_rate: float = 5e-4
 
+    def material(self, organism: Organism) -> Any:
+        """The preferences."""
+        return to_json(self.preferences(organism))
+
+    def preferences(self, organism: Organism) -> list[Preference]:
+        """Its rows, as they look without the trigger."""
+        return without_trigger(organism.trigger, load_preferences(self.data))
+
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Our own loop, which continues from its checkpoint after being cut off."""
-        rows = without_trigger(organism.trigger, load_preferences(self.data))
+        rows = self.preferences(organism)
         prompts = tokenize(model.tokenizer, [row.prompt for row in rows])
         examples = [
             Example(row.prompt.id, tuple(ids), written(model, row.chosen), triggered=False)
