@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..activations.chat import render
@@ -110,17 +112,20 @@ def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) ->
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """No bars of other people's, no change to the global random state, no telemetry."""
+    """No bars of other people's, and the global random states, which trainers seed, as they were."""
     import datasets
     from transformers.utils import logging
 
     bars, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     datasets.disable_progress_bars()
     logging.set_verbosity_error()
     try:
         with torch.random.fork_rng():
             yield
     finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
         logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
