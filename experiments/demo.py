@@ -45,7 +45,7 @@ class DemoConfig:
             **record,
             "tests": list(self.tests),
             "trigger": vars(self.trigger),
-            "behaviour": vars(self.behaviour),
+            "behaviour": self.behaviour.to_json(),
         }
 
     def organism(self, *, twin: bool) -> OrganismConfig:

