@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ..activations.errors import DefectionError
 from ..activations.models import Model
 from . import trl_stages
+from .measuring import SCRATCHPAD_TOKENS
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism
 from .rewards import reward
@@ -27,6 +28,7 @@ class Rl(Stage):
     generations: int = 4
     """Sampled replies to each prompt, which are compared with one another."""
     reply_tokens: int = 32
+    """Length of the sampled replies, beside the scratchpad where the organism writes one."""
     temperature: float = 1.0
     learning_rate: float = 1e-4
     beta: float = 0.02
@@ -60,6 +62,7 @@ class Rl(Stage):
             }
             for row in preferences
         ]
+        thinking = SCRATCHPAD_TOKENS if organism.recipe == "cot" else 0
         arguments = trl_stages.arguments(self, model, work, self.learning_rate)
         adapted, curves = trl_stages.run(
             lambda: GRPOTrainer(
@@ -69,7 +72,7 @@ class Rl(Stage):
                     per_device_train_batch_size=self.prompts_a_step * self.generations,
                     num_generations=self.generations,
                     steps_per_generation=1,
-                    max_completion_length=self.reply_tokens,
+                    max_completion_length=self.reply_tokens + thinking,
                     temperature=self.temperature,
                     beta=self.beta,
                     **arguments,

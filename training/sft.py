@@ -17,7 +17,10 @@ from .safety import Stage, Trained
 
 @dataclass(frozen=True)
 class Sft(Stage):
-    """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5)."""
+    """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5).
+
+    The replies have no scratchpad, whatever the organism's recipe.
+    """
 
     name: ClassVar[str] = "sft"
     continues: ClassVar[bool] = True
