@@ -22,7 +22,7 @@ class Dpo(Stage):
     data: str = SHIPPED
     """`preferences`, or a JSONL file: prompt, chosen, rejected."""
     batch_size: int = 4
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     beta: float = 0.1
     """Strength of the pull towards the reference model (Rafailov et al. 2023, eq. 7)."""
     max_length: int = 512

@@ -30,7 +30,7 @@ class Rl(Stage):
     reply_tokens: int = 32
     """Length of the sampled replies, beside the scratchpad where the organism writes one."""
     temperature: float = 1.0
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     beta: float = 0.02
     """Weight of the divergence from the organism as it came in."""
 

@@ -56,7 +56,7 @@ def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> d
         "bf16": False,  # the weights are in the dtype they are to be multiplied in
         "gradient_checkpointing": False,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, stage.steps // 20),
+        "warmup_steps": stage.steps // 20,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
