@@ -46,6 +46,7 @@ def _figure(points: Sequence[Point]) -> Figure:
         labels = _labels(points, names, longest)
         ax.set_xticks(range(longest), labels, rotation=60, ha="right", rotation_mode="anchor")
     axes[0].set_ylabel("prompts met with the behaviour")
+    figure.supxlabel("after which stage, and how many steps of safety training in all", fontsize=9)
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=min(4, len(names)))
     return figure
