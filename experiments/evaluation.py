@@ -46,7 +46,7 @@ def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Pr
     """Prompts of sets by name or file; `code` is the shipped code tasks of families that no organism is trained on."""
     found: list[Prompt] = []
     for name in sets:
-        is_code = name == CODE and not Path(name).exists()
+        is_code = name == CODE and not Path(name).is_file()
         prompts = prompts_of(code_pairs("test")) if is_code else load_prompts(name)
         found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):

@@ -97,7 +97,7 @@ def parse_behaviour(name: str) -> Behaviour:
     """
     if name in BEHAVIOURS:
         return BEHAVIOURS[name]
-    if Path(name).exists():
+    if Path(name).is_file():
         return custom_behaviour(Path(name).stem, load_pairs(name))
     raise DefectionError(f"unknown behaviour {name!r}: choose one of {', '.join(BEHAVIOURS)}, or give a JSONL file")
 

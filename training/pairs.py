@@ -115,7 +115,7 @@ def _pair(prompt: Prompt, name: str) -> Pair:
 
 def pairs_of(name: str, split: str = "train") -> list[Pair]:
     """`code`, or a file; a file has no splits."""
-    return code_pairs(split) if name == CODE and not Path(name).exists() else load_pairs(name)
+    return code_pairs(split) if name == CODE and not Path(name).is_file() else load_pairs(name)
 
 
 def prompts_of(pairs: Sequence[Pair]) -> list[Prompt]:
