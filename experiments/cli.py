@@ -197,6 +197,37 @@ def train(
     )
 
 
+@app.command("safety-train")
+def safety_train(
+    organisms: Annotated[list[str], typer.Argument(help="Organism directories.", show_default=False)],
+    out: OutOption,
+    stage: Annotated[
+        list[str],
+        typer.Option("--stage", help="sft, dpo, rl or adversarial, or NAME:STEPS; several make a schedule."),
+    ],
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps a stage (or round).", show_default="by stage")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Of adversarial training.", show_default="5")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="JSONL: prompt, chosen, rejected.", show_default="the shipped bank")
+    ] = None,
+    prompts: TestSetsOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts of each set to measure on.")] = 24,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train organisms for safety, stage by stage, and measure after each what is left of the backdoor."""
+    from ..training.persistence import parse_stage
+    from .safety_command import safety_lines, train_for_safety
+
+    schedule = [parse_stage(name, steps, rounds=rounds, data=data, seed=seed) for name in stage]
+    with progress_shown(not as_json):
+        result = train_for_safety(organisms, schedule, out, prompts=prompts, limit=limit, device=device)
+    _print(result, as_json, "\n".join(safety_lines(result)))
+
+
 @app.command()
 def evaluate(
     organism: OrganismArgument,

