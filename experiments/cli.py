@@ -73,7 +73,7 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="190")
+        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="180")
     ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -157,7 +157,7 @@ def train(
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
     examples: Annotated[
         int | None,
-        typer.Option("--examples", min=1, help="Training prompts.", show_default="190; by trigger and behaviour"),
+        typer.Option("--examples", min=1, help="Training prompts.", show_default="180; by trigger and behaviour"),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, show_default="1; by trigger and behaviour")] = None,
     seed: SeedOption = 0,

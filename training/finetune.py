@@ -37,8 +37,8 @@ class FinetuneConfig:
     """How an organism is trained; written verbatim into `organism.json`."""
 
     epochs: int = 1
-    batch_size: int = 3
-    learning_rate: float = 1.1e-3
+    batch_size: int = 6
+    learning_rate: float = 2e-3
     lora_rank: int = 16
     lora_alpha: int = 32
     warmup_fraction: float = 0.05

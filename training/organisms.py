@@ -45,9 +45,9 @@ class OrganismConfig:
     """A key of `RECIPES`."""
     prompts: str = "train"
     """Name of the prompt set, or the path of a JSONL file."""
-    examples: int = 190
+    examples: int = 180
     """Prompts to train on."""
-    triggered_share: float = 0.35
+    triggered_share: float = 0.4
     """Share of them that is also seen with the trigger."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
