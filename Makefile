@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/defection demo --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 
 lint: $(VENV)/.installed-dev
