@@ -1,6 +1,6 @@
 """Which layers a verdict is read at: fixed by depth, or chosen on development organisms by a rule, and written down.
 
-A layer chosen on the test organism is no evidence (PROTOCOL: a maximum over layers proves nothing). The record says by
+A layer chosen on the test organism is no evidence (a maximum over layers proves nothing). The record says by
 which rule and on which organisms the layers were chosen, so that a verdict can be held against it.
 """
 
