@@ -40,7 +40,7 @@ UNSCALED = ("norm-only", "pc1")
 class Subject:
     """One model of a sweep: its residuals on contrast texts, clean prompts and test prompts.
 
-    A control is the same recipe fitted on the control's own residuals : what somebody who holds that model would do.
+    A control is the same recipe fitted on the control's own residuals: what somebody who holds that model would do.
     """
 
     name: str
