@@ -561,6 +561,23 @@ def test_two_launched_processes_write_what_one_writes(
     assert content(tmp_path / "store") == content(whole)
 
 
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_what_one_process_writes(llama_folder: Path, tmp_path: Path) -> None:
+    """PITFALLS 15 and 26: a ragged store of several shards, to the byte."""
+    prompts, script = tmp_path / "prompts.jsonl", tmp_path / "command.py"
+    texts = [f"Question {i}: " + "and so on " * (i % 9) for i in range(150)]
+    files.write_jsonl(prompts, [{"prompt": text, "id": f"q{i}"} for i, text in enumerate(texts)])
+    script.write_text("from defection.experiments.cli import main\n\nmain()\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--position", "all", "--site", "middle", "--layers", "1,3", "--device", "cpu", "--json"]
+    for name, before in (("alone", []), ("together", launcher)):
+        command = [sys.executable, *before, script, "cache", llama_folder, prompts, "--out", tmp_path / name, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([str(part) for part in command], check=True, env=environment, timeout=300)
+    assert len(list((tmp_path / "alone").glob("*.safetensors"))) >= 3
+    assert content(tmp_path / "together") == content(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
 def test_an_environment_that_makes_no_sense_is_refused(
     llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str

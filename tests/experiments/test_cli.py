@@ -119,6 +119,9 @@ def test_after_a_full_disk_the_same_command_completes(tmp_path, llama_folder, pr
 
 def test_unknown_device_and_layers_and_probe(capsys, tmp_path, llama_folder, prompts):
     assert "layer" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
+    assert "'first'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "first")
+    assert "'normed'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--site", "normed")
+    assert "no reply" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "response")
     assert "tpu" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--device", "tpu")
     assert "magic" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", "magic")
 
