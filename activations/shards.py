@@ -69,7 +69,7 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor], key: str, rows: Rows,
     them first and takes two to four times as long.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps each aligned
-    views = [memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()) for _, tensor in ordered]
+    views = [tensor.contiguous().view(-1).view(torch.uint8).numpy().data for _, tensor in ordered]
     state = hashlib.sha256()
     for view in views:
         state.update(view)

@@ -30,7 +30,7 @@ from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_old, map_tensors, re
 from .sites import AFTER
 
 if TYPE_CHECKING:
-    from .capture import Residuals
+    from .residuals import Residuals
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
@@ -208,8 +208,8 @@ class Store:
 
         Raises what `vectors` raises.
         """
-        from .capture import Residuals
         from .models import ModelIdentity
+        from .residuals import Residuals
 
         found = self.vectors(layers, rows)
         model = self.manifest["model"]

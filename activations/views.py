@@ -14,7 +14,7 @@ from .prompts import Prompt
 from .store import BATCH_ROWS, Store, Vectors, in_batches
 
 if TYPE_CHECKING:
-    from .capture import Residuals
+    from .residuals import Residuals
 
 Place = tuple[int, int]
 """Which store, and which of its rows."""

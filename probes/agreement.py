@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .fitting import defecting_rows
 from .questions import AFFIRMING, polarity_of
 from .ragged import refuse_ragged

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
+from ..activations.residuals import Residuals
 from .ragged import refuse_ragged
 
 Kind = Literal["ridge", "procrustes"]

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
 from .ragged import refuse_ragged
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .guard import refuse_leaks
 from .probe import Probe, refuse_mismatch
 from .ragged import refuse_ragged

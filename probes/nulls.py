@@ -12,8 +12,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
 from .ragged import refuse_ragged
 from .ranking import class_marks, refuse_unranked
@@ -39,7 +39,8 @@ def covariance_directions(
     """
     centred = (clean - clean.mean(dim=0)).float().transpose(0, 1)
     weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
-    return weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    directions: Tensor = weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    return directions
 
 
 def null_scores(

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import write_tensors
 from ..activations.models import ModelIdentity
+from ..activations.residuals import Residuals
 from .ragged import refuse_ragged
 
 SCHEMA_VERSION = 1

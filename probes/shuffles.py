@@ -19,8 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
 from .nulls import DIRECTIONS, p_value, standardised
 from .ragged import refuse_ragged

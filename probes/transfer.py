@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import by_set
+from ..activations.residuals import Residuals
 from .alignment import LinearMap
 from .guard import refuse_leaks
 from .metrics import auroc, auroc_interval
