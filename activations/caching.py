@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .batching import READING_COST, REPLYING_COST, plan_batches
-from .capture import POSITION, last_token_residuals, parse_layers, tokenize_within_context
+from .capture import Landing, parse_layers, tokenize_within_context, up_to_wanted
 from .errors import DefectionError
 from .files import Json, digest
 from .generate import reply_to_batch
+from .manifest import MANIFEST, read_manifest
 from .models import Model, choose_dtype
-from .plan import ROWS_PER_SHARD, Plan
+from .plan import Plan, shard_rows
+from .positions import LAST, parse_position, wanted_tokens
+from .processes import this_process
 from .progress import progress
 from .prompts import Prompt
-from .shards import REPLIES, RESIDUALS, Rows
+from .reading import LastPrefix, Reading, automatic_batch_tokens, modules_read, read_batch
+from .residuals import offsets_of
+from .shards import OFFSETS, REPLIES, RESIDUALS, Rows
+from .sites import AFTER
 from .store import DTYPE_NAMES, NO_TOKEN, Store, open_store
 from .writing import write_store
 
-SITE = "after"
-"""The residual stream after a block."""
+REPLYING_TOKENS = 3072
+"""Padded tokens of a batch that is replied to: a step costs nearly the same for few rows as for many."""
 
 
 def cache(
@@ -33,53 +38,61 @@ def cache(
     path: str | Path,
     *,
     layers: str | Sequence[int] = "all",
+    site: str = AFTER,
+    position: str = LAST,
     dtype: str | torch.dtype | None = None,
     reply_tokens: int = 0,
     max_tokens: int | None = None,
-    rows_per_shard: int = ROWS_PER_SHARD,
+    rows_per_shard: int | None = None,
     verify: bool = True,
     what: str = "Caching residual streams",
 ) -> Store:
     """Read the residual streams of `prompts` into the store at `path`, continuing whatever is there already.
 
-    `dtype` is that of the file; by default the one the model computes in, which loses nothing.
-    With `reply_tokens` each prompt is also continued greedily by up to that many tokens, out of the same forward pass.
+    `layers`, `site` and `position` are those of `capture`; a position that gives several vectors a prompt (`all`,
+    `response`, a span) makes a ragged store.
+    `dtype` is that of the file; by default the one the model computes in, which loses nothing but of a mean.
+    With `reply_tokens` each prompt is also continued greedily by up to that many tokens, out of the same forward pass,
+    which reads the last token after the block.
+    `max_tokens` bounds the padded tokens of a batch. By default a store that is there already keeps its own, and for
+    a new one the device's memory decides.
     `verify` compares shards that are there already with their checksums, and recomputes those that differ.
     Under `accelerate launch` or `torchrun` the processes share the work, and each returns when the store is complete.
-    Raises DefectionError when the directory holds a store of something else (the sentence says what differs), or when
-    another process is writing to it.
+    Raises DefectionError before anything is written for a prompt that is too long or to which `position` does not
+    apply, and for a block without the site; when the directory holds a store of something else (the sentence says what
+    differs); and when another process is writing to it.
     """
     folder = Path(path)
     if not prompts:
         raise DefectionError(f"there are no prompts to read into {folder}")
+    reading = Reading(parse_layers(layers, model.n_layers), site, position)
+    if reply_tokens and (reading.site, reading.position) != (AFTER, LAST):
+        raise DefectionError(
+            f"replies are written while the last token is read after the block, so reply_tokens does not go with "
+            f"position {reading.position} {reading.site} the block; cache without it"
+        )
+    modules_read(model, reading.site)
     ids = tokenize_within_context(model, prompts, reply_tokens=reply_tokens)
-    # Decoding a step costs nearly the same for few rows as for many, so replies want larger batches.
     work = _Work(
         model,
         prompts,
         ids,
-        parse_layers(layers, model.n_layers),
+        wanted_tokens(reading.position, model.tokenizer, prompts, ids),
+        reading,
         model.dtype if dtype is None else choose_dtype(dtype),
-        max_tokens or (3072 if reply_tokens else 1024),
+        max_tokens or _batch_tokens(folder, model, reading, reply_tokens),
         reply_tokens,
     )
-    plan = Plan(work.about, prompts, [len(row) for row in ids], rows_per_shard)
+    plan = Plan(work.about, prompts, [len(row) for row in ids], rows_per_shard or shard_rows(work.counts))
+    process = this_process()
     with progress(what, total=len(prompts), unit="prompts") as bar:
-        return write_store(folder, plan, work.compute, share=process_share(), verify=verify, advance=bar)
+        return write_store(folder, plan, work.compute, share=(process.rank, process.size), verify=verify, advance=bar)
 
 
-def process_share() -> tuple[int, int]:
-    """The number of this process and how many there are, as `accelerate launch` and `torchrun` tell them."""
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        rank, world = -1, 0
-    if not 0 <= rank < world:
-        raise DefectionError(
-            f"RANK={os.environ.get('RANK')!r} and WORLD_SIZE={os.environ.get('WORLD_SIZE')!r} in the environment do "
-            "not say which process this is of how many; unset them or use `accelerate launch`"
-        )
-    return rank, world
+def _batch_tokens(folder: Path, model: Model, reading: Reading, reply_tokens: int) -> int:
+    """What the store was begun with, since on another device memory says otherwise (PITFALLS 15)."""
+    begun = read_manifest(folder / MANIFEST).head.get("max_tokens") if (folder / MANIFEST).exists() else None
+    return begun or (REPLYING_TOKENS if reply_tokens else automatic_batch_tokens(model, reading))
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,8 @@ class _Work:
     model: Model
     prompts: Sequence[Prompt]
     ids: Sequence[Sequence[int]]
-    layers: tuple[int, ...]
+    wanted: Sequence[Sequence[int]]
+    reading: Reading
     dtype: torch.dtype
     max_tokens: int
     reply_tokens: int
@@ -98,12 +112,11 @@ class _Work:
     def about(self) -> Json:
         """Everything the vectors depend on."""
         identity = self.model.identity
-        return {
+        about = {
             "model": {"name": identity.name, "fingerprint": identity.fingerprint, "template": identity.template},
-            "layers": list(self.layers),
-            "site": SITE,
-            "position": POSITION,
-            "ragged": False,
+            **asdict(self.reading),
+            "layers": list(self.reading.layers),
+            "ragged": not self.reading.one_each,
             "dtype": DTYPE_NAMES[self.dtype],
             "d_model": self.model.d_model,
             "computed_in": DTYPE_NAMES[self.model.dtype],
@@ -111,24 +124,41 @@ class _Work:
             "reply_tokens": self.reply_tokens,
             "tokens_sha256": digest([list(row) for row in self.ids]),
         }
+        if parse_position(self.reading.position).needs_text:  # equal tokens may be parted into messages otherwise
+            about["wanted_sha256"] = digest([list(tokens) for tokens in self.wanted])
+        return about
+
+    @property
+    def counts(self) -> list[int]:
+        """How many vectors each prompt gives."""
+        return [1] * len(self.ids) if self.reading.one_each else [len(tokens) for tokens in self.wanted]
 
     def compute(self, shard: Rows) -> Mapping[str, Tensor]:
         """The tensors of one shard. Batches never cross shards, so each is reproducible alone (PITFALLS 15)."""
-        start, end = shard
-        rows = self.ids[start:end]
-        values = torch.empty(len(rows), len(self.layers), self.model.d_model, dtype=torch.float32)
-        replies = torch.full((len(rows), self.reply_tokens), NO_TOKEN, dtype=torch.int32)
+        rows = slice(*shard)
+        wanted, offsets = self.wanted[rows], offsets_of(self.counts[rows])
+        needed = up_to_wanted(self.ids[rows], wanted)
+        values = torch.empty(offsets[-1], len(self.reading.layers), self.model.d_model, dtype=self.dtype)
+        replies = torch.full((len(needed), self.reply_tokens), NO_TOKEN, dtype=torch.int32)
+        landing, last_prefix = Landing(values), LastPrefix()
         group_cost = REPLYING_COST if self.reply_tokens else READING_COST
-        for batch in plan_batches(rows, max_tokens=self.max_tokens, group_cost=group_cost):
+        for batch in plan_batches(needed, max_tokens=self.max_tokens, group_cost=group_cost):
             if self.reply_tokens:
-                said, seen = reply_to_batch(self.model, rows, batch, self.reply_tokens, self.layers)
+                said, read = reply_to_batch(self.model, needed, batch, self.reply_tokens, self.reading.layers)
                 for row, tokens in zip(batch.rows, said, strict=True):
                     replies[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-                assert seen is not None
+                assert read is not None
+                seen = read
             else:
-                seen = last_token_residuals(self.model, rows, batch, self.layers)
-            values[list(batch.rows)] = seen
-        return {RESIDUALS: values.to(self.dtype)} | ({REPLIES: replies} if self.reply_tokens else {})
+                seen = read_batch(self.model, needed, batch, self.reading, wanted, last_prefix)
+            landing.put([place for row in batch.rows for place in range(offsets[row], offsets[row + 1])], seen)
+        landing.settle()
+        tensors = {RESIDUALS: values}
+        if self.reply_tokens:
+            tensors[REPLIES] = replies
+        if not self.reading.one_each:
+            tensors[OFFSETS] = torch.tensor(offsets)
+        return tensors
 
 
 def repair(path: str | Path, model: Model, prompts: Sequence[Prompt] | None = None) -> Store:
@@ -139,15 +169,14 @@ def repair(path: str | Path, model: Model, prompts: Sequence[Prompt] | None = No
     """
     store = open_store(path)
     head = store.manifest
-    if head["position"] != POSITION or head.get("site", SITE) != SITE:
-        raise DefectionError(f"{path} holds position {head['position']!r}; run the same `defection cache` to mend it")
     return cache(
         model,
         store.prompts if prompts is None else prompts,
         path,
         layers=store.layers,
+        site=store.site,
+        position=store.position,
         dtype=store.dtype,
         reply_tokens=head["reply_tokens"],
-        max_tokens=head["max_tokens"],
         what="Repairing the store",
     )

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from .batching import Batch, plan_batches
+from .batching import plan_batches
 from .chat import tokenize
 from .errors import DefectionError
 from .models import Model, choose_device, choose_dtype
@@ -20,8 +19,6 @@ from .reading import LastPrefix, Reading, automatic_batch_tokens, read_batch
 from .residuals import Residuals as Residuals  # noqa: PLC0414 (store.py imports it from here)
 from .residuals import offsets_of
 from .sites import AFTER
-
-POSITION = LAST
 
 
 def capture(
@@ -59,7 +56,7 @@ def capture(
     keep_on = choose_device(device) if isinstance(device, str) else device
     kept_as = choose_dtype(dtype, keep_on)
     values = torch.empty(offsets[-1], len(reading.layers), model.d_model, dtype=kept_as, device=keep_on)
-    landing, last_prefix = _Landing(values), LastPrefix()
+    landing, last_prefix = Landing(values), LastPrefix()
     with progress(what, total=len(rows), unit="prompts") as advance:
         for batch in plan_batches(needed, max_tokens=budget, share_prefixes=share_prefixes and model.shares_prefixes):
             seen = read_batch(model, needed, batch, reading, wanted, last_prefix)
@@ -79,7 +76,7 @@ def capture(
     )
 
 
-class _Landing:
+class Landing:
     """Puts each batch's vectors in their place; from a GPU by one pinned copy that runs beside the next batch."""
 
     def __init__(self, values: Tensor) -> None:
@@ -87,6 +84,7 @@ class _Landing:
         self.under_way: Any = None
 
     def put(self, places: Sequence[int], seen: Tensor) -> None:
+        """Place `seen` [vector, layer, d_model] at those indices, now or when the copy is through."""
         if seen.is_cuda and not self.values.is_cuda:
             host = torch.empty(seen.shape, dtype=seen.dtype, pin_memory=True)
             host.copy_(seen, non_blocking=True)
@@ -112,15 +110,6 @@ class _Landing:
 def up_to_wanted(ids: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[list[int]]:
     """Each prompt's tokens up to the last wanted one: in a causal model what comes after changes nothing before."""
     return [list(row[: tokens[-1] + 1]) for row, tokens in zip(ids, wanted, strict=True)]
-
-
-@torch.inference_mode()
-def last_token_residuals(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch, layers: Sequence[int]
-) -> Float[Tensor, "row layer d_model"]:
-    """The residuals of one batch at each row's last token, fp32, in host memory."""
-    wanted = [range(len(row) - 1, len(row)) for row in ids]
-    return read_batch(model, ids, batch, Reading(tuple(layers)), wanted).float().cpu()
 
 
 def tokenize_within_context(model: Model, prompts: Sequence[Prompt], *, reply_tokens: int = 0) -> list[list[int]]:

@@ -13,6 +13,7 @@ from .batching import Batch, plan_batches
 from .capture import tokenize_within_context, up_to_wanted
 from .errors import DefectionError
 from .models import Model, choose_dtype
+from .plan import shard_rows
 from .positions import wanted_tokens
 from .processes import Process
 from .prompts import Prompt
@@ -72,8 +73,8 @@ def estimate(
 ) -> Estimate:
     """Plan the reading as a store would, run a few of its batches, and scale their speed to all of them.
 
-    With `rows_per_shard` nothing is shared across shards, as in a store. Raises what `capture` would raise for a prompt
-    that is too long or to which the position does not apply.
+    Nothing is shared across shards, which have as many rows as `cache` would give them, or `rows_per_shard`.
+    Raises what `capture` would raise for a prompt that is too long or to which the position does not apply.
     """
     if devices < 1:
         raise DefectionError(f"an estimate for {devices} devices makes no sense; give at least 1")
@@ -81,10 +82,11 @@ def estimate(
     wanted = wanted_tokens(reading.position, model.tokenizer, prompts, ids)
     needed = up_to_wanted(ids, wanted)
     budget = max_tokens or automatic_batch_tokens(model, reading)
-    shards = _plan(needed, budget, rows_per_shard or max(1, len(prompts)), model.shares_prefixes)
+    counts = [1] * len(prompts) if reading.one_each else [len(tokens) for tokens in wanted]
+    shards = _plan(needed, budget, rows_per_shard or shard_rows(counts), model.shares_prefixes)
     batches = [batch for shard in shards for batch in shard]
     computed = sum(sum(computed_tokens(needed, shard)) for shard in shards)
-    vectors = len(prompts) if reading.one_each else sum(len(tokens) for tokens in wanted)
+    vectors = sum(counts)
     itemsize = (model.dtype if dtype is None else choose_dtype(dtype)).itemsize
     speed = _speed(model, needed, batches, reading, wanted, measured_seconds)
     return Estimate(

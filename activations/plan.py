@@ -20,6 +20,8 @@ from .shards import OFFSETS, RESIDUALS, Header, Rows
 from .store import NAMED_DTYPES
 
 ROWS_PER_SHARD = 512
+VECTORS_PER_SHARD = 4096
+"""Of a ragged store's shard, on average: memory holds three shards."""
 DIFFERENCES = {
     "model": "model or chat template",
     "layers": "layers",
@@ -28,6 +30,7 @@ DIFFERENCES = {
     "dtype": "dtype",
     "computed_in": "dtype of the forward pass",
     "tokens_sha256": "prompts",
+    "wanted_sha256": "tokens read of the prompts",
     "max_tokens": "batch size",
     "reply_tokens": "length of replies",
     "d_model": "width",
@@ -131,6 +134,11 @@ class Plan:
                 "not finite; the model overflows in this dtype, so use --dtype fp32"
             )
         return tensors
+
+
+def shard_rows(counts: Sequence[int]) -> int:
+    """How many rows a shard gets, given how many vectors each row has: fewer where rows have many."""
+    return max(1, min(ROWS_PER_SHARD, VECTORS_PER_SHARD * len(counts) // max(1, sum(counts))))
 
 
 def shard_name(number: int) -> str:

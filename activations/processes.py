@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .errors import DefectionError
 
+MEND = "unset them or use `accelerate launch` or `torchrun`"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -45,7 +47,9 @@ def this_process() -> Process:
         size = int(given["WORLD_SIZE"] or 1)
         local_rank = int(given["LOCAL_RANK"] or 0)
     except ValueError as error:
-        raise DefectionError(f"the launcher's environment is broken: {given} must be numbers") from error
+        raise DefectionError(f"the launcher's environment is broken: {given} must be numbers; {MEND}") from error
     if not (0 <= rank < size and local_rank >= 0):
-        raise DefectionError(f"the launcher's environment is broken: RANK {rank} of WORLD_SIZE {size}")
+        raise DefectionError(
+            f"the launcher's environment is broken: RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local_rank}; {MEND}"
+        )
     return Process(rank, size, local_rank)

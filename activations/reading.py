@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batching import Batch
 from .errors import DefectionError
@@ -69,6 +69,11 @@ def automatic_batch_tokens(model: Model, reading: Reading) -> int:
         itemsize=itemsize,
         kept_bytes=kept,
     )
+
+
+def modules_read(model: Model, site: str) -> Sequence[nn.Module]:
+    """The module of each layer whose input or output is the stream; DefectionError when blocks have no such site."""
+    return model.middles if site == "middle" else model.blocks
 
 
 def read_batch(
@@ -186,7 +191,7 @@ def _forward(
     Padding stands after a row's last token, where causal attention never looks, and position ids stay natural for
     every family (PITFALLS 1 and 2); without a padding mask, attention takes its fastest kernel.
     """
-    modules = model.middles if reading.site == "middle" else model.blocks
+    modules = modules_read(model, reading.site)
     rows, columns = rows.to(model.device), columns.to(model.device)
     options = {} if cache is None else {"past_key_values": cache}
     at_input = reading.site != AFTER

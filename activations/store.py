@@ -27,9 +27,10 @@ from .files import Json, file_digest
 from .manifest import MANIFEST, TABLES, Manifest, read_manifest
 from .prompts import Prompt, load_prompts
 from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_old, map_tensors, read_header, same_bytes
+from .sites import AFTER
 
 if TYPE_CHECKING:
-    from .capture import Residuals
+    from .residuals import Residuals
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
@@ -78,6 +79,16 @@ class Store:
     def dtype(self) -> torch.dtype:
         """Of the vectors on disk."""
         return NAMED_DTYPES[self.manifest["dtype"]]
+
+    @property
+    def position(self) -> str:
+        """The rule that chose the tokens; see `positions`."""
+        return str(self.manifest["position"])
+
+    @property
+    def site(self) -> str:
+        """Where in the block the stream was read; see `sites`."""
+        return str(self.manifest.get("site", AFTER))
 
     @property
     def ragged(self) -> bool:
@@ -193,15 +204,13 @@ class Store:
         return Vectors(values, torch.from_numpy(offsets), wanted)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
-        """The residuals of all prompts or some, fp32, of all layers or some.
+        """The residuals of all prompts or some, fp32, of all layers or some, as `capture` gives them.
 
-        Raises what `vectors` raises, and DefectionError for a ragged store, whose prompts have several vectors each.
+        Raises what `vectors` raises.
         """
-        from .capture import Residuals
         from .models import ModelIdentity
+        from .residuals import Residuals
 
-        if self.ragged:
-            raise DefectionError(f"{self.path} holds several vectors a prompt; use `vectors` or `batches`")
         found = self.vectors(layers, rows)
         model = self.manifest["model"]
         return Residuals(
@@ -210,7 +219,9 @@ class Store:
             prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
             n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
             model=ModelIdentity(model["name"], model["fingerprint"], model["template"]),
-            position=self.manifest["position"],
+            position=self.position,
+            site=self.site,
+            offsets=tuple(found.offsets.tolist()) if self.ragged else None,
         )
 
     def batches(

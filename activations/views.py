@@ -14,7 +14,7 @@ from .prompts import Prompt
 from .store import BATCH_ROWS, Store, Vectors, in_batches
 
 if TYPE_CHECKING:
-    from .capture import Residuals
+    from .residuals import Residuals
 
 Place = tuple[int, int]
 """Which store, and which of its rows."""
@@ -67,14 +67,15 @@ class View:
         return Vectors(values, offsets, wanted)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
-        """Like `Store.read`: fp32, one vector a prompt."""
+        """Like `Store.read`: fp32."""
         places = self.select(range(len(self)) if rows is None else rows).places
-        like = self.stores[0].read(layers, [])
+        like, found = self.stores[0].read(layers, []), self.vectors(layers, rows)
         return replace(
             like,
-            values=self.vectors(layers, rows).values.float(),
+            values=found.values.float(),
             prompts=tuple(self.stores[store].prompts[row] for store, row in places),
             n_tokens=tuple(self.stores[store].n_tokens[row] for store, row in places),
+            offsets=None if like.offsets is None else tuple(found.offsets.tolist()),
         )
 
     def batches(
@@ -133,8 +134,8 @@ def _kind(store: Store) -> dict[str, Any]:
         "model": head["model"]["fingerprint"],
         "tokenizer or chat template": head["model"]["template"],
         "layers": head["layers"],
-        "site": head.get("site", "after"),
-        "position": head["position"],
+        "site": store.site,
+        "position": store.position,
         "dtype": head["dtype"],
         "dtype of the forward pass": head["computed_in"],
     }

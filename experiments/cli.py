@@ -267,8 +267,16 @@ def cache(
     out: OutOption,
     layers: Annotated[str, typer.Option("--layers", help="all, 3,15 or 0:16 (end excluded).")] = "all",
     position: Annotated[
-        str, typer.Option("--position", help="last: the token before the first word of a reply.")
+        str,
+        typer.Option(
+            "--position",
+            help='Which tokens: last, first-response, a number, after:"TEXT"; a vector each of all, response or '
+            "START:END; or their mean, as in mean:response.",
+        ),
     ] = "last",
+    site: Annotated[
+        str, typer.Option("--site", help="Where in the block: before, middle (between attention and MLP) or after.")
+    ] = "after",
     dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp32, or auto: what the model computes in.")] = "auto",
     only_estimate: Annotated[
         bool,
@@ -280,26 +288,28 @@ def cache(
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues."""
     from ..activations.caching import cache as cache_residuals
-    from ..activations.capture import POSITION, parse_layers
+    from ..activations.capture import parse_layers
     from ..activations.estimate import estimate
     from ..activations.models import choose_dtype, load_model
-    from ..activations.plan import ROWS_PER_SHARD
+    from ..activations.positions import parse_position
     from ..activations.prompts import load_prompts
     from ..activations.reading import Reading
+    from ..activations.sites import parse_site
 
-    if position != POSITION:
-        raise DefectionError(f"unknown position {position!r}: the one position so far is {POSITION}")
+    parse_position(position)  # refused before the model is loaded
+    parse_site(site)
     rows = load_prompts(prompts)
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
         kept = loaded.dtype if dtype == "auto" else choose_dtype(dtype)
         if only_estimate:
-            reading = Reading(parse_layers(layers, loaded.n_layers), position=position)
-            cost = estimate(loaded, rows, reading, dtype=kept, rows_per_shard=ROWS_PER_SHARD, devices=devices)
+            reading = Reading(parse_layers(layers, loaded.n_layers), site, position)
+            cost = estimate(loaded, rows, reading, dtype=kept, devices=devices)
             _print(cost.to_json(), as_json, str(cost))
             return
-        store = cache_residuals(loaded, rows, out, layers=layers, dtype=kept)
+        store = cache_residuals(loaded, rows, out, layers=layers, site=site, position=position, dtype=kept)
     about = {"path": str(out), "prompts": len(rows), "layers": list(store.layers), "key": store.manifest["key"]}
+    about |= {"site": store.site, "position": store.position, "vectors": store.manifest["n_vectors"]}
     _print(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..activations.caching import cache
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, read_json, write_json, write_jsonl
 from ..activations.models import Model
 from ..activations.prompts import Prompt, load_prompts
+from ..activations.residuals import Residuals
 from ..activations.store import Store
 from ..probes import Probe, contrast_set
 from ..probes.asking import asked_outright

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .fitting import defecting_rows
 from .questions import AFFIRMING, polarity_of
+from .ragged import refuse_ragged
 
 By = Literal["question", "family"]
 
@@ -134,6 +135,7 @@ def leave_one_out(contrast: Residuals, *, by: By = "question") -> LeftOut:
 
 
 def _grouped(contrast: Residuals, by: By) -> dict[str, list[int]]:
+    refuse_ragged(contrast)
     named: Callable[[Prompt], str] = _family if by == "family" else lambda prompt: prompt.topic
     groups: dict[str, list[int]] = {}
     for row, prompt in enumerate(contrast.prompts):
@@ -146,6 +148,7 @@ def _family(prompt: Prompt) -> str:
 
 
 def _affirming_rows(contrast: Residuals) -> Tensor:
+    refuse_ragged(contrast)
     answers = [str(prompt.extra.get("answer", "")) for prompt in contrast.prompts]
     found = sorted(set(answers))
     if len(found) != 2:

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
+from ..activations.residuals import Residuals
+from .ragged import refuse_ragged
 
 Kind = Literal["ridge", "procrustes"]
 PENALTIES = np.geomspace(1e-3, 1e3, 13)
@@ -77,6 +78,7 @@ def fit_map(
 
 
 def _refuse_unpaired(source: Residuals, target: Residuals) -> None:
+    refuse_ragged(source, target)
     if len(source) != len(target) or any(
         a.messages != b.messages for a, b in zip(source.prompts, target.prompts, strict=False)
     ):

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
+from .ragged import refuse_ragged
 
 FOLDS = 5
 
@@ -26,6 +27,7 @@ def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:
 
 def norm_scores(residuals: Residuals) -> Float[Tensor, "prompt layer"]:
     """The length of the residual vector at each layer (PITFALLS 14)."""
+    refuse_ragged(residuals)
     norms: Tensor = torch.linalg.vector_norm(residuals.values.double(), dim=-1)
     return norms
 
@@ -86,6 +88,7 @@ def first_component_scores(
 
     An upper bound, not a probe: it has seen triggered prompts and labels (MacDiarmid et al. 2024: PC1 is the trigger).
     """
+    refuse_ragged(residuals)
     values = residuals.values.double()
     columns = []
     for i in range(values.shape[1]):
@@ -100,6 +103,7 @@ def first_component_scores(
 
 def two_components(residuals: Residuals, layer: int) -> Float[Tensor, "prompt 2"]:
     """Coordinates on the first two principal components of one layer, for a picture."""
+    refuse_ragged(residuals)
     values = residuals.at(layer).double()
     left, singular, _ = torch.linalg.svd(values - values.mean(dim=0), full_matrices=False)
     coordinates: Tensor = left[:, :2] * singular[:2]

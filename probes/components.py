@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .estimator import Hyperplane, LinearProbe
 from .fitting import answer_pairs
 from .guard import Evidence

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
+from .ragged import refuse_ragged
 
 
 def trigger_direction(residuals: Residuals) -> Float[Tensor, "layer d_model"]:
@@ -25,6 +26,7 @@ def trigger_direction(residuals: Residuals) -> Float[Tensor, "layer d_model"]:
     marks = torch.tensor([bool(prompt.extra.get("triggered")) for prompt in residuals.prompts], dtype=torch.bool)
     if marks.all() or not marks.any():
         raise DefectionError("a trigger has a direction where some prompts have it and some do not; give both kinds")
+    refuse_ragged(residuals)
     values = residuals.values.double()
     return values[marks].mean(dim=0) - values[~marks].mean(dim=0)
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from sklearn.base import clone
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .mean_difference import MeanDifference, plane_through

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .covariance import divide_by_covariance
 from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence

@@ -23,8 +23,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .fitting import Reference, check_fit, defecting_rows, make_probe, topic_numbers
 from .guard import Evidence, league, refuse_undeclared
 from .sample import Sample

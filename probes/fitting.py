@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
 from ..activations.prompts import Prompt
+from ..activations.residuals import Residuals
 from .guard import refuse_leaks
 from .probe import Probe, refuse_mismatch
+from .ragged import refuse_ragged
 
 
 def check_fit(
@@ -27,10 +28,11 @@ def check_fit(
     *,
     labelled: bool = False,
 ) -> None:
-    """Refuse leaks, and residuals that were not read from the same model in the same way.
+    """Refuse leaks, ragged residuals, and those that were not read from the same model in the same way.
 
     Labelled defections and unlabelled traffic are not searched for leaks: their league says what they may hold.
     """
+    refuse_ragged(contrast, clean, traffic)
     if not labelled:
         refuse_leaks(contrast.prompts, forbidden, "contrast text")
     if clean is not None:
@@ -42,11 +44,12 @@ def check_fit(
             contrast.model.fingerprint == other.model.fingerprint
             and contrast.model.template == other.model.template
             and contrast.position == other.position
+            and contrast.site == other.site
             and contrast.layers == other.layers
         )
         if not same:
             raise DefectionError(
-                f"contrast and {name} residuals come of different models, templates, positions or layers"
+                f"contrast and {name} residuals come of different models, templates, positions, sites or layers"
             )
     if clean is not None and len(clean) < 2:
         raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")

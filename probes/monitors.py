@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .components import leading_components
 from .covariance import divide_by_covariance
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
+from .ragged import refuse_ragged
 from .ranking import class_marks, refuse_unranked
 
 DIRECTIONS = 1000
@@ -53,6 +54,7 @@ def null_scores(
     directions: Float[Tensor, "layer direction d_model"] | None = None,
 ) -> Float[Tensor, "layer direction prompt"]:
     """Scores of random directions (isotropic unless given), standardised on clean prompts just as a probe's are."""
+    refuse_ragged(residuals, clean)
     if directions is None:
         directions = random_directions(len(residuals.layers), residuals.values.shape[-1], count=count, seed=seed)
     reference = torch.einsum("lkd,pld->lkp", directions, clean.values)

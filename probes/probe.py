@@ -13,10 +13,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import write_tensors
 from ..activations.models import ModelIdentity
+from ..activations.residuals import Residuals
+from .ragged import refuse_ragged
 
 SCHEMA_VERSION = 1
 
@@ -99,7 +100,8 @@ class Probe:
 
 
 def refuse_mismatch(model: ModelIdentity, position: str, residuals: Residuals) -> None:
-    """DefectionError when residuals come of another model, chat template or position than a probe's own."""
+    """DefectionError for residuals of another model, chat template or position than a probe's own, and ragged ones."""
+    refuse_ragged(residuals)
     refuse_other_model(model, residuals.model)
     if residuals.position != position:
         raise DefectionError(

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
+from ..activations.residuals import Residuals
 from .metrics import Labels, auroc
 from .nulls import DIRECTIONS, p_value, standardised
+from .ragged import refuse_ragged
 
 KEYS = ("defecting", "topic", "answer")
 """What contrast texts say of themselves; their topic is their question."""
@@ -114,6 +115,7 @@ def effects_of(contrast: Residuals) -> QuestionEffects:
     if any(not prompt.extra.keys() >= set(KEYS) for prompt in contrast.prompts):
         raise DefectionError(f"contrast texts must say {', '.join(KEYS)}, as those of a contrast set do")
     defecting, questions, answers = ([prompt.extra[key] for prompt in contrast.prompts] for key in KEYS)
+    refuse_ragged(contrast)
     return question_effects(contrast.values, defecting, questions, answers)
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json, write_text
 from ..activations.prompts import Prompt, by_set
+from ..activations.residuals import Residuals
 from .baselines import bag_of_words_scores, first_component_scores, length_scores, norm_scores, spans_topics
 from .estimator import LinearProbe
 from .intervals import delong_interval

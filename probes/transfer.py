@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..activations.capture import Residuals
 from ..activations.errors import DefectionError
 from ..activations.prompts import by_set
+from ..activations.residuals import Residuals
 from .alignment import LinearMap
 from .guard import refuse_leaks
 from .metrics import auroc, auroc_interval
 from .probe import Probe
+from .ragged import refuse_ragged
 from .sweep import band_name
 
 
@@ -64,6 +65,7 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
     """
     if probe.model.fingerprint == clean.model.fingerprint and probe.model.template == clean.model.template:
         return probe
+    refuse_ragged(clean)
     refuse_leaks(clean.prompts, (), "clean prompt")
     if len(clean) < 2:
         raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")

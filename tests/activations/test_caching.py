@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 from defection.activations import caching, files, writing
-from defection.activations.caching import cache
+from defection.activations.caching import cache, repair
 from defection.activations.capture import capture
+from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.generate import greedy_replies
 from defection.activations.models import Model, load_model, wrap
+from defection.activations.plan import ROWS_PER_SHARD as ROWS_PER_SHARD_AT_MOST
+from defection.activations.plan import VECTORS_PER_SHARD, shard_rows
 from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.activations.store import Store, open_store
 from hypothesis import HealthCheck, given, settings
@@ -84,6 +87,119 @@ def test_a_store_reads_back_what_capture_reads(llama: Model, tmp_path: Path) -> 
     expected = capture(llama, PROMPTS)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5)
     assert replace(found, values=expected.values) == expected
+
+
+POSITIONS = ["last", "all", "response", "mean:response", "2:-3", "first-response", 'after:"so on"']
+REPLIED = tuple(
+    Prompt(f"r{i}", (Message("user", f"Question {i}"), Message("assistant", "and so on " * (1 + i % 4) + f"{i}.")))
+    for i in range(10)
+)
+
+
+def fill_replied(model: Model, folder: Path, **options: Any) -> Store:
+    return cache(model, REPLIED, folder, **{"rows_per_shard": ROWS_PER_SHARD} | options)
+
+
+@pytest.mark.parametrize("site", ["before", "middle", "after"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_any_position_and_site_reads_back_what_capture_reads(
+    llama: Model, tmp_path: Path, position: str, site: str
+) -> None:
+    """To the bit where the batches are the same, as those of a single shard are; to rounding where they are not."""
+    expected = capture(llama, REPLIED, layers=[1, 3], site=site, position=position)
+    for rows_per_shard, tolerance in ((len(REPLIED), 0.0), (ROWS_PER_SHARD, 1e-5)):
+        options = {"layers": [1, 3], "site": site, "position": position, "rows_per_shard": rows_per_shard}
+        store = fill_replied(llama, tmp_path / str(rows_per_shard), **options)
+        found = store.read()
+        torch.testing.assert_close(found.values, expected.values, rtol=tolerance, atol=tolerance)
+        assert replace(found, values=expected.values) == expected
+        assert (store.site, store.position, store.ragged) == (site, position, expected.offsets is not None)
+
+
+@pytest.mark.parametrize("number", [2, 4, 6])
+@pytest.mark.parametrize("position", ["all", "mean:response", 'after:"so on"'])
+def test_a_killed_run_of_any_position_continues_to_the_same_bytes(
+    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: str, number: int
+) -> None:
+    """PITFALLS 26; what the store was begun with holds, whatever the memory is now (PITFALLS 15)."""
+    fill_replied(llama, tmp_path / "whole", position=position, max_tokens=100)
+    with monkeypatch.context() as patch:
+        kill_at(patch, number, done=True)
+        with pytest.raises(Killed):
+            fill_replied(llama, tmp_path / "store", position=position, max_tokens=100)
+    fill_replied(llama, tmp_path / "store", position=position)
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("site", ["before", "middle", "after"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_any_store_is_repaired_to_the_same_bytes(llama: Model, tmp_path: Path, position: str, site: str) -> None:
+    folder = tmp_path / "store"
+    fill_replied(llama, folder, position=position, site=site, max_tokens=100)
+    before = content(folder)
+    (folder / SHARDS[0]).unlink()
+    damage(folder / SHARDS[2], "flip", 0.9, 3)
+    repair(folder, llama).verify()
+    assert content(folder) == before
+
+
+def test_the_key_covers_site_and_position(llama: Model, tmp_path: Path) -> None:
+    options = [{"position": p, "site": s} for p in POSITIONS for s in ("before", "middle", "after")]
+    stores = [fill_replied(llama, tmp_path / str(i), **each) for i, each in enumerate(options)]
+    assert len({store.manifest["key"] for store in stores}) == len(options)
+    for name, other in (("position", {"position": "all"}), ("site", {"position": "last", "site": "before"})):
+        with pytest.raises(DefectionError, match=f"different.*{name}"):
+            fill_replied(llama, tmp_path / "2", **other)
+
+
+def test_one_text_parted_into_messages_in_two_ways_has_two_keys(llama: Model, tmp_path: Path) -> None:
+    """PITFALLS 12: the token ids are equal, but not which of them are the reply."""
+    parted = Prompt(
+        "p", (Message("user", "ask</s>\n<|assistant|>first</s>\n<|user|>again"), Message("assistant", "no"))
+    )
+    whole = Prompt("p", (Message("user", "ask"), Message("assistant", "first</s>\n<|user|>again</s>\n<|assistant|>no")))
+    assert tokenize(llama.tokenizer, [parted]) == tokenize(llama.tokenizer, [whole])
+    cache(llama, [parted], tmp_path / "store", position="mean:response")
+    with pytest.raises(DefectionError, match="different tokens read"):
+        cache(llama, [whole], tmp_path / "store", position="mean:response")
+
+
+@pytest.mark.parametrize("options", [{"position": "all"}, {"position": "mean:all"}, {"site": "before"}])
+def test_replies_go_with_the_last_token_only(llama: Model, tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(DefectionError, match="reply_tokens does not go with"):
+        fill(llama, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"position": "response"}, "'p0' has no reply"),
+        ({"position": "400"}, "'p0' is .* no token 400"),
+        ({"position": "first"}, "unknown position"),
+        ({"site": "normed"}, "unknown site"),
+    ],
+)
+def test_a_reading_that_does_not_apply_writes_nothing(
+    llama: Model, tmp_path: Path, options: dict[str, str], named: str
+) -> None:
+    with pytest.raises(DefectionError, match=named):
+        fill(llama, tmp_path / "store", reply_tokens=0, **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_site_that_the_blocks_lack_writes_nothing(any_model: Callable[[str], Model], tmp_path: Path) -> None:
+    with pytest.raises(DefectionError, match="no residual stream between"):
+        cache(any_model("phi"), PROMPTS, tmp_path / "store", site="middle")
+    assert not (tmp_path / "store").exists()
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
+def test_shards_of_many_vectors_have_fewer_rows(counts: list[int]) -> None:
+    rows = shard_rows(counts)
+    assert 1 <= rows <= ROWS_PER_SHARD_AT_MOST
+    assert rows == 1 or rows * sum(counts) / len(counts) <= VECTORS_PER_SHARD
+    assert shard_rows([1] * len(counts)) == ROWS_PER_SHARD_AT_MOST
 
 
 def test_a_store_holds_the_replies_of_its_prompts(whole: Path, llama: Model) -> None:
@@ -415,7 +531,7 @@ def test_a_file_in_the_place_of_the_store_is_a_refusal(llama: Model, tmp_path: P
 
 WORKER = """
 import sys
-from defection.activations.caching import cache
+from defection.activations.caching import cache, repair
 from defection.activations.models import load_model
 from defection.activations.prompts import load_prompts
 model = load_model(sys.argv[1], device="cpu", dtype="fp32")
@@ -443,6 +559,23 @@ def test_two_launched_processes_write_what_one_writes(
         ranks[1].kill()
     assert [rank.wait() for rank in ranks][: 1 if dies else 2] == [0] * (1 if dies else 2)
     assert content(tmp_path / "store") == content(whole)
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_what_one_process_writes(llama_folder: Path, tmp_path: Path) -> None:
+    """PITFALLS 15 and 26: a ragged store of several shards, to the byte."""
+    prompts, script = tmp_path / "prompts.jsonl", tmp_path / "command.py"
+    texts = [f"Question {i}: " + "and so on " * (i % 9) for i in range(150)]
+    files.write_jsonl(prompts, [{"prompt": text, "id": f"q{i}"} for i, text in enumerate(texts)])
+    script.write_text("from defection.experiments.cli import main\n\nmain()\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--position", "all", "--site", "middle", "--layers", "1,3", "--device", "cpu", "--json"]
+    for name, before in (("alone", []), ("together", launcher)):
+        command = [sys.executable, *before, script, "cache", llama_folder, prompts, "--out", tmp_path / name, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([str(part) for part in command], check=True, env=environment, timeout=300)
+    assert len(list((tmp_path / "alone").glob("*.safetensors"))) >= 3
+    assert content(tmp_path / "together") == content(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])

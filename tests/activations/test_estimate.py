@@ -37,7 +37,7 @@ def test_the_tokens_estimated_are_those_that_a_capture_computes(
 def test_a_shard_shares_nothing_with_another(llama: Model) -> None:
     system = Message("system", "A long rule that everybody has to obey. " * 6)
     prompts = [Prompt(str(i), (system, Message("user", f"And {i}?"))) for i in range(12)]
-    whole, cut = (estimate(llama, prompts, Reading((0,)), rows_per_shard=rows) for rows in (None, 4))
+    whole, cut = (estimate(llama, prompts, Reading((0,)), rows_per_shard=rows) for rows in (12, 4))
     assert (whole.batches, cut.batches) == (1, 3)
     assert cut.computed_tokens > whole.computed_tokens + 400
 

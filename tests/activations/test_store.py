@@ -88,12 +88,14 @@ def test_a_batch_of_no_rows_is_refused(store: Store) -> None:
         next(store.batches(0))
 
 
-def test_a_ragged_store_is_not_read_as_one_vector_a_prompt(store: Store) -> None:
-    if store.ragged:
-        with pytest.raises(DefectionError, match="several vectors"):
-            store.read()
-    else:
-        assert store.read(rows=[3, 1]).ids == ("p3", "p1")
+def test_residuals_read_from_a_store_know_which_vectors_are_whose(store: Store, vault: Vault) -> None:
+    found = store.read([2, 5], [3, 1, 3])
+    assert found.ids == ("p3", "p1", "p3")
+    assert (found.offsets is not None) == store.ragged
+    assert (found.position, found.site) == (vault.about["position"], vault.about["site"])
+    offsets = torch.arange(11) if vault.offsets is None else vault.offsets
+    for place, row in enumerate((3, 1, 3)):
+        assert torch.equal(found.of(place), vault.values[offsets[row] : offsets[row + 1], 1:].float())
 
 
 def test_a_store_knows_its_prompts(store: Store, vault: Vault) -> None:

@@ -94,31 +94,35 @@ def test_clean_prompts_that_hold_the_trigger_of_the_organism(capsys, tmp_path, s
     assert "leak" in message
 
 
-def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
-    def full(*_args, **_kwargs):
+def full(path, *arguments, **options):
+    """`open` on a disk that has no room for a shard."""
+    if "shard-" in str(path):
         raise OSError(errno.ENOSPC, "No space left on device")
+    return open(path, *arguments, **options)
 
-    monkeypatch.setattr(files.os, "replace", full)
+
+def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
+    monkeypatch.setattr(files, "open", full, raising=False)
     store = tmp_path / "store"
     assert run("cache", llama_folder, prompts, "--out", store) == 2
     message = capsys.readouterr().err.strip()
     assert "No space left on device" in message
     assert not list(store.glob("*.safetensors"))
-    assert not list(store.glob(".*tmp"))
+    assert not list(store.rglob(".*tmp"))
 
 
 def test_after_a_full_disk_the_same_command_completes(tmp_path, llama_folder, prompts, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(files, "open", full, raising=False)
         assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 2
     assert run("cache", llama_folder, prompts, "--out", tmp_path / "store", "--json") == 0
 
 
 def test_unknown_device_and_layers_and_probe(capsys, tmp_path, llama_folder, prompts):
     assert "layer" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
+    assert "'first'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "first")
+    assert "'normed'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--site", "normed")
+    assert "no reply" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "response")
     assert "tpu" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--device", "tpu")
     assert "magic" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", "magic")
 

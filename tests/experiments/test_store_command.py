@@ -90,6 +90,27 @@ def test_repair_recomputes_a_shard(store, whole, damage, llama_folder, capsys) -
     assert content(store) == whole
 
 
+@pytest.mark.parametrize(
+    ("position", "site"), [("all", "before"), ("mean:2:", "middle"), ('after:"question"', "after")]
+)
+def test_any_position_is_cached_shown_and_repaired(prompts, llama_folder, tmp_path, capsys, position, site) -> None:
+    folder = tmp_path / "any"
+    asked = ("cache", llama_folder, prompts, "--position", position, "--site", site, "--device", "cpu", "--json")
+    assert run(*asked, "--out", tmp_path / "none", "--estimate") == 0
+    assert not (tmp_path / "none").exists()
+    expected = json.loads(capsys.readouterr().out)
+    assert run(*asked, "--out", folder) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["position"], about["site"], about["vectors"]) == (position, site, expected["vectors"])
+    assert run("store", "show", folder, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["position"], shown["site"], shown["vectors"]) == (position, site, expected["vectors"])
+    before = content(folder)
+    flip(folder / SHARD)
+    assert run("store", "repair", folder, "--model", llama_folder, "--device", "cpu") == 0
+    assert content(folder) == before
+
+
 def test_repair_of_the_prompts_wants_their_file(store, whole, prompts, llama_folder, capsys) -> None:
     flip(store / "prompts.jsonl")
     assert run("store", "repair", store, "--model", llama_folder, "--device", "cpu") == 2
