@@ -218,7 +218,7 @@ def test_clean_prompts_read_in_another_way_are_refused(estimator, part, contrast
         "position": {"position": "first"},
         "layers": {"layers": (1, 2, 3, 4)},
     }[part]
-    with pytest.raises(DefectionError, match="different models, templates, positions or layers"):
+    with pytest.raises(DefectionError, match="different models, templates, positions, sites or layers"):
         estimator.fit(contrast, clean=replace(clean, **other))
 
 
