@@ -15,11 +15,11 @@ from ..probes.sweep import SweepRow, read_sweep
 from .measure import read_completions
 
 FIGURES = {
-    "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (topics resampled), over the "
+    "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (DeLong, by topic), over the "
     "central 95% of 1,000 random directions. Yellow: the layers fixed before the test prompts were read. A maximum "
     "over layers is not evidence; the yellow layers are.",
     "controls": "Every probe and question set at the same fixed layers. Bar: 95% of random directions. Line: 95% "
-    "interval. pc1 has seen triggered prompts and labels and is an upper bound, not a probe.",
+    "interval. pc1 and bag-of-words have seen triggered prompts and labels: upper bounds, not probes.",
     "score-histograms": "Scores over the fixed layers, standardised on clean prompts. Dashed: the alarm that 1% of "
     "clean calibration prompts would ring.",
     "roc": "ROC curves with a logarithmic false-positive axis: a monitor lives at the left end.",
