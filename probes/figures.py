@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +182,18 @@ def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
 def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     """Every probe, question set, baseline and model at the fixed layers: the table as a picture."""
     models, sets = _models(rows), _sets(rows)
-    names = {(r.probe, r.contrast) for r in rows if r.is_preregistered_layer or r.layer == ""}
-    figure, axes = _grid(models, sets, (3.0, 0.7 + 0.165 * len(names)))
+    fixed = [r for r in rows if r.is_preregistered_layer or r.layer == ""]
+    order = sorted({(r.probe, r.contrast): r for r in reversed(fixed)}.values(), key=fixed.index)
+    order.sort(key=lambda r: (r.contrast == "", (r.probe, r.contrast) != (probe, contrast)))
+    figure, axes = _grid(models, sets, (3.0, 0.7 + 0.165 * len(order)))
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
-        mine = [r for r in rows if r.model == model and r.test_set == test_set]
-        fixed = [r for r in mine if r.is_preregistered_layer or r.layer == ""]
-        fixed.sort(key=lambda r: (r.contrast == "", (r.probe, r.contrast) != (probe, contrast)))
-        names = [f"{r.probe}, {r.contrast}" if r.contrast else r.probe for r in fixed]
-        plots.forest(ax, fixed, [f"▸ {name}" if i == 0 else name for i, name in enumerate(names)])
+        found = {(r.probe, r.contrast): r for r in fixed if r.model == model and r.test_set == test_set}
+        # What was measured on one model or set alone keeps its line in the other panels, which share the names.
+        nothing = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "null_low", "null_high"), float("nan"))
+        drawn = [found.get((r.probe, r.contrast), replace(r, model=model, **nothing)) for r in order]
+        names = [f"{r.probe}, {r.contrast}" if r.contrast else r.probe for r in order]
+        plots.forest(ax, drawn, [f"▸ {name}" if i == 0 else name for i, name in enumerate(names)])
 
     _panels(axes, models, sets, draw, "AUROC at the fixed layers", "")
     return figure
