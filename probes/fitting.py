@@ -97,6 +97,7 @@ class Reference:
 
     model: ModelIdentity
     position: str
+    site: str
     layers: tuple[int, ...]
     offsets: Float[Tensor, "layer"]
     scales: Float[Tensor, "layer"]
@@ -107,11 +108,11 @@ class Reference:
         if not scores.isfinite().all():
             raise DefectionError(f"the {name} probe gives scores that are not finite")
         offsets, scales = _standard(scores)
-        return cls(residuals.model, residuals.position, residuals.layers, offsets, scales)
+        return cls(residuals.model, residuals.position, residuals.site, residuals.layers, offsets, scales)
 
     def standardised(self, residuals: Residuals, scores: Float[Tensor, "prompt layer"]) -> Tensor:
         """Scores in standard deviations of the reference; DefectionError when the residuals were read otherwise."""
-        refuse_mismatch(self.model, self.position, residuals)
+        refuse_mismatch(self.model, self.position, self.site, residuals)
         if residuals.layers != self.layers:
             raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
         return (scores - self.offsets.to(scores)) / self.scales.to(scores)
@@ -141,6 +142,7 @@ def make_probe(
         layers=layers,
         model=contrast.model,
         position=contrast.position,
+        site=contrast.site,
         contrast=texts_record(() if contrast is clean else contrast.prompts),
         estimator=estimator,
         parameters=parameters,

@@ -17,6 +17,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import write_tensors
 from ..activations.models import ModelIdentity
 from ..activations.residuals import Residuals
+from ..activations.sites import AFTER
 from .ragged import refuse_ragged
 
 SCHEMA_VERSION = 1
@@ -45,11 +46,13 @@ class Probe:
     """The layer, or band of layers, whose scores `score` averages; fixed when the probe was made."""
     threshold: float | None = None
     """Band score that 1% of the clean prompts exceed; None without clean prompts."""
+    site: str = AFTER
+    """Where in the block the residuals were read."""
 
     def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
         """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
 
-        Raises DefectionError when the residuals come of another model, template or position than the probe's.
+        Raises DefectionError when the residuals come of another model, template, position or site than the probe's.
         """
         self.refuse_mismatch(residuals)
         columns = [residuals.layers.index(layer) for layer in self.layers if layer in residuals.layers]
@@ -70,8 +73,8 @@ class Probe:
         return self.decision_function(residuals)[:, columns].mean(dim=1)
 
     def refuse_mismatch(self, residuals: Residuals) -> None:
-        """DefectionError saying which of model, chat template and position differs."""
-        refuse_mismatch(self.model, self.position, residuals)
+        """DefectionError saying which of model, chat template, position and site differs."""
+        refuse_mismatch(self.model, self.position, self.site, residuals)
 
     def refuse_model(self, model: ModelIdentity) -> None:
         """DefectionError when the probe was fitted on another model, or with another chat template."""
@@ -88,6 +91,7 @@ class Probe:
             "layers": list(self.layers),
             "model": asdict(self.model),
             "position": self.position,
+            "site": self.site,
             "contrast": self.contrast,
             "estimator": self.estimator,
             "parameters": self.parameters,
@@ -99,13 +103,17 @@ class Probe:
         write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
 
 
-def refuse_mismatch(model: ModelIdentity, position: str, residuals: Residuals) -> None:
-    """DefectionError for residuals of another model, chat template or position than a probe's own, and ragged ones."""
+def refuse_mismatch(model: ModelIdentity, position: str, site: str, residuals: Residuals) -> None:
+    """DefectionError for residuals of another model, template, position or site than a probe's own, and ragged ones."""
     refuse_ragged(residuals)
     refuse_other_model(model, residuals.model)
     if residuals.position != position:
         raise DefectionError(
             f"this probe reads position {position!r}, but the residuals were read at {residuals.position!r}"
+        )
+    if residuals.site != site:
+        raise DefectionError(
+            f"this probe reads site {site!r} of a block, but the residuals were read at {residuals.site!r}"
         )
 
 
@@ -136,6 +144,7 @@ def load_probe(path: str | Path) -> Probe:
             layers=tuple(header["layers"]),
             model=ModelIdentity(**header["model"]),
             position=header["position"],
+            site=header.get("site", AFTER),
             contrast=header["contrast"],
             estimator=header["estimator"],
             parameters=header["parameters"],

@@ -84,6 +84,7 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
         layers=layers,
         model=clean.model,
         position=clean.position,
+        site=clean.site,
         parameters={**probe.parameters, "transferred_from": asdict(probe.model), "map": by.kind if by else None},
         fixed_layers=fixed,
         threshold=None,

@@ -75,6 +75,16 @@ def test_pitfall_6_residuals_of_another_position_are_refused(probe, tests) -> No
         probe.decision_function(replace(tests, position="first"))
 
 
+def test_residuals_of_another_site_are_refused_by_a_saved_probe_too(contrast, clean, tests, tmp_path) -> None:
+    before = [replace(residuals, site="before") for residuals in (contrast, clean)]
+    made = MeanDifference().fit(before[0], clean=before[1]).probe_
+    made.save(tmp_path / "probe.safetensors")
+    for found in (made, load_probe(tmp_path / "probe.safetensors")):
+        assert found.decision_function(replace(tests, site="before")).isfinite().all()
+        with pytest.raises(DefectionError, match=r"reads site 'before'.*read at 'after'"):
+            found.decision_function(tests)
+
+
 def test_residuals_without_the_probes_layers_are_refused(probe, tests) -> None:
     with pytest.raises(DefectionError, match=r"needs layers \[0, 1, 2, 3\]; captured were \[0, 1\]"):
         probe.score(replace(tests, values=tests.values[:, :2], layers=(0, 1)))
