@@ -190,7 +190,9 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     def draw(ax: Axes, model: str, test_set: str) -> None:
         found = {(r.probe, r.contrast): r for r in fixed if r.model == model and r.test_set == test_set}
         # What was measured on one model or set alone keeps its line in the other panels, which share the names.
-        nothing = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "null_low", "null_high"), float("nan"))
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("auroc", "auroc_low", "auroc_high", "null_low", "null_high"), float("nan")
+        )
         drawn = [found.get((r.probe, r.contrast), replace(r, model=model, **nothing)) for r in order]
         names = [f"{r.probe}, {r.contrast}" if r.contrast else r.probe for r in order]
         plots.forest(ax, drawn, [f"▸ {name}" if i == 0 else name for i, name in enumerate(names)])
