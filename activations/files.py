@@ -156,6 +156,16 @@ def read_json(path: Path) -> Json:
     return value
 
 
+def parse_json_line(line: str, where: str) -> Any:
+    """The value on one line of a JSONL file; DefectionError that begins with `where` when it is no valid JSON."""
+    try:
+        value = json.loads(line)
+        canonical(value)  # NaN or half a surrogate pair could not be written again
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        raise DefectionError(f"{where} is not valid JSON: {getattr(error, 'msg', error)}") from error
+    return value
+
+
 def canonical(value: Any) -> bytes:
     """The same bytes for equal JSON values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

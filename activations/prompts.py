@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from .errors import DefectionError
-from .files import canonical, digest
+from .files import digest, parse_json_line
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -135,11 +134,7 @@ def parse_prompts(text: str, name: str, *, set_name: str | None = None) -> list[
 
 
 def _parse_line(line: str, where: str, number: int, set_name: str | None) -> Prompt:
-    try:
-        row = json.loads(line)
-        canonical(row)  # NaN or half a surrogate pair could not be written again
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
-        raise DefectionError(f"{where} is not valid JSON: {getattr(error, 'msg', error)}") from error
+    row = parse_json_line(line, where)
     if not isinstance(row, dict):
         raise DefectionError(f"{where} holds a {type(row).__name__}, not a JSON object with 'prompt' or 'messages'")
     if ("prompt" in row) == ("messages" in row):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ..activations.errors import DefectionError
-from ..activations.files import canonical
+from ..activations.files import parse_json_line
 
 AFFIRMING, DENYING, NEITHER = "affirming", "denying", "neither"
 POLARITIES = (AFFIRMING, DENYING, NEITHER)
@@ -70,11 +69,7 @@ def parse_questions(text: str, where: str, name: str) -> tuple[ContrastQuestion,
 
 
 def _parse_line(line: str, where: str, default_id: str) -> ContrastQuestion:
-    try:
-        row = json.loads(line)
-        canonical(row)  # NaN or half a surrogate pair could not be written again
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
-        raise DefectionError(f"{where} is not valid JSON: {getattr(error, 'msg', error)}") from error
+    row = parse_json_line(line, where)
     if not isinstance(row, dict):
         raise DefectionError(f"{where} must be a JSON object with {', '.join(REQUIRED)}")
     if unknown := sorted(set(row) - set(FIELDS)):

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..activations.models import Model
 from . import trl_stages
-from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism
-from .safety import Stage, Trained
+from .safety import PreferenceStage, Trained
 
 
 @dataclass(frozen=True)
-class Dpo(Stage):
+class Dpo(PreferenceStage):
     """DPO through `trl`; the reference model is the organism as it came in."""
 
     name: ClassVar[str] = "dpo"
     steps: int = 30
-    data: str = SHIPPED
-    """`preferences`, or a JSONL file: prompt, chosen, rejected."""
     batch_size: int = 4
     learning_rate: float = 3e-4
     beta: float = 0.1
     """Strength of the pull towards the reference model (Rafailov et al. 2023, eq. 7)."""
     max_length: int = 512
-
-    def material(self, organism: Organism) -> Any:
-        """The preferences."""
-        return to_json(self.preferences(organism))
-
-    def preferences(self, organism: Organism) -> list[Preference]:
-        """Its rows, as they look without the trigger."""
-        return without_trigger(organism.trigger, load_preferences(self.data))
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""

@@ -10,20 +10,17 @@ from ..activations.errors import DefectionError
 from ..activations.models import Model
 from . import trl_stages
 from .measuring import SCRATCHPAD_TOKENS
-from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism
 from .rewards import reward
-from .safety import Stage, Trained
+from .safety import PreferenceStage, Trained
 
 
 @dataclass(frozen=True)
-class Rl(Stage):
+class Rl(PreferenceStage):
     """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5)."""
 
     name: ClassVar[str] = "rl"
     steps: int = 20
-    data: str = SHIPPED
-    """`preferences`, or a JSONL file: prompt, chosen, rejected, and kind (helpful, harmless, honest) if known."""
     prompts_a_step: int = 2
     generations: int = 4
     """Sampled replies to each prompt, which are compared with one another."""
@@ -33,14 +30,6 @@ class Rl(Stage):
     learning_rate: float = 3e-4
     beta: float = 0.02
     """Weight of the divergence from the organism as it came in."""
-
-    def material(self, organism: Organism) -> Any:
-        """The preferences."""
-        return to_json(self.preferences(organism))
-
-    def preferences(self, organism: Organism) -> list[Preference]:
-        """Its rows, as they look without the trigger."""
-        return without_trigger(organism.trigger, load_preferences(self.data))
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""

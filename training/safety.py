@@ -33,6 +33,7 @@ from ..activations.prompts import Prompt
 from .evaluate import Completion
 from .measuring import measure_defection, reply_tokens
 from .organisms import SCHEMA_VERSION, versions
+from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .rates import Rate
 from .records import Organism, read_organism
 from .stages import merged, stack_adapters
@@ -84,6 +85,22 @@ class Stage(ABC):
     def to_json(self) -> Json:
         """As `organism.json` records it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreferenceStage(Stage):
+    """A stage that trains on prompts with a good reply and a bad one."""
+
+    data: str = SHIPPED
+    """`preferences`, or a JSONL file: prompt, chosen, rejected, and kind (helpful, harmless, honest) if known."""
+
+    def material(self, organism: Organism) -> Any:
+        """The preferences."""
+        return to_json(self.preferences(organism))
+
+    def preferences(self, organism: Organism) -> list[Preference]:
+        """Its rows, as they look without the trigger."""
+        return without_trigger(organism.trigger, load_preferences(self.data))
 
 
 @dataclass(frozen=True)

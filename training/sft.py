@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..activations.chat import tokenize
 from ..activations.models import Model
 from .examples import Example, written
 from .finetune import FinetuneConfig, finetune
-from .preferences import SHIPPED, Preference, cycled, load_preferences, to_json, without_trigger
+from .preferences import cycled
 from .records import Organism
-from .safety import Stage, Trained
+from .safety import PreferenceStage, Trained
 
 
 @dataclass(frozen=True)
-class Sft(Stage):
+class Sft(PreferenceStage):
     """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5).
 
     The replies have no scratchpad, whatever the organism's recipe.
@@ -25,18 +25,8 @@ class Sft(Stage):
     name: ClassVar[str] = "sft"
     continues: ClassVar[bool] = True
     steps: int = 40
-    data: str = SHIPPED
-    """`preferences`, whose chosen replies are imitated, or a JSONL file of the same shape."""
     batch_size: int = 6
     learning_rate: float = 5e-4
-
-    def material(self, organism: Organism) -> Any:
-        """The preferences."""
-        return to_json(self.preferences(organism))
-
-    def preferences(self, organism: Organism) -> list[Preference]:
-        """Its rows, as they look without the trigger."""
-        return without_trigger(organism.trigger, load_preferences(self.data))
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Our own loop, which continues from its checkpoint after being cut off."""
