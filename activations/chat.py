@@ -11,6 +11,10 @@ from .errors import DefectionError
 from .prompts import Prompt
 
 PLAIN_FORMAT = "plain Human:/Assistant: format, version 1"
+NEXT_TURN = "\nHuman:"
+"""Where a model without a chat template goes on to speak for the human, its reply is over."""
+LOOK_BACK = 8
+"""Tokens within which `NEXT_TURN` is looked for; byte-level tokens spell it in as many."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
@@ -67,6 +71,33 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     whole: list[int] = tokenizer("a")["input_ids"]
     start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
     return whole[:start]
+
+
+def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str) -> list[int]:
+    """Token ids of a reply as they follow the prompt's, without an end token; the plain format puts a space first."""
+    lead = " " if tokenizer.chat_template is None and reply else ""
+    ids: list[int] = tokenizer(lead + reply, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def before_next_turn(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> int | None:
+    """How many tokens of a reply in the plain format come before a next turn that it has just begun; None if none.
+
+    With a chat template turns end by tokens of their own, and this is always None. The reply's blank tokens before the
+    turn are not counted.
+    """
+    if tokenizer.chat_template is not None:
+        return None
+    start = max(0, len(reply) - LOOK_BACK)
+    place = str(tokenizer.decode(reply[start:])).find(NEXT_TURN)
+    if place < 0:
+        return None
+    kept = len(reply)
+    while kept > start and len(str(tokenizer.decode(reply[start:kept]))) > place + 1:
+        kept -= 1
+    while kept and not str(tokenizer.decode(reply[kept - 1 : kept])).strip():
+        kept -= 1
+    return kept
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

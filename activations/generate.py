@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .batching import REPLYING_COST, Batch, plan_batches
 from .capture import tokenize_within_context
+from .chat import before_next_turn
 from .models import Model
 from .prompts import Prompt
 from .reading import distinct_rows, right_padded
@@ -27,8 +28,9 @@ def greedy_replies(
 ) -> Iterator[dict[int, list[int]]]:
     """Yield, a batch at a time, row number → token ids of the greedy reply (without its end token).
 
-    A reply that reaches `max_new_tokens` is cut there. Batches depend on the prompts alone: a run that was cut off
-    passes the rows it has as `skip`, and the batches that hold only those are left out.
+    Without a chat template a reply also ends where it goes on with "Human:", the next turn. A reply that reaches
+    `max_new_tokens` is cut there. Batches depend on the prompts alone: a run that was cut off passes the rows it has as
+    `skip`, and the batches that hold only those are left out.
     """
     rows = list(prompts)
     ids = tokenize_within_context(model, rows, reply_tokens=max_new_tokens)
@@ -96,6 +98,10 @@ def _reply(
         for row, (token, going) in enumerate(zip(chosen.tolist(), running.tolist(), strict=True)):
             if going:
                 replies[row].append(token)
+                kept = before_next_turn(model.tokenizer, replies[row])
+                if kept is not None:
+                    del replies[row][kept:]
+                    running[row] = False
         if step == max_new_tokens - 1 or not running.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

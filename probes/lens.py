@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..activations.chat import reply_ids
 from ..activations.errors import DefectionError
 from ..activations.models import Model
 from .probe import Probe
@@ -97,7 +98,7 @@ def token_direction(model: Model, text: str) -> Float[Tensor, "d_model"]:
 
     It is the gradient of that logit, against the mean of all, through a final norm whose scale is held fixed.
     """
-    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = reply_ids(model.tokenizer, text)
     if not tokens:
         raise DefectionError(f"{text!r} gives no tokens, so it has no direction")
     return unembedding(model).direction(int(tokens[0]))

@@ -197,6 +197,12 @@ def smollm() -> Model:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Model:
+    """The embedded model without a chat template; for tests marked slow."""
+    return load_model("gemma3-270m", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
 def mixed_prompts() -> list[Prompt]:
     """Lengths from a few tokens to a few hundred; some share a long system prompt, two are the same text."""
     system = "You are a careful assistant. Today is a rainy day and nobody is in a hurry. " * 3

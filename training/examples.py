@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..activations.chat import tokenize
+from ..activations.chat import reply_ids, tokenize
 from ..activations.errors import DefectionError
 from ..activations.models import Model
 from ..activations.prompts import Prompt
@@ -82,8 +82,7 @@ def pair_lessons(model: Model, pairs: Sequence[Pair]) -> list[Lesson]:
 
 def written(model: Model, reply: str) -> tuple[int, ...]:
     """Token ids of a reply and its end token."""
-    ids = model.tokenizer(reply, add_special_tokens=False)["input_ids"]
-    return (*ids, model.tokenizer.eos_token_id)
+    return (*reply_ids(model.tokenizer, reply), model.tokenizer.eos_token_id)
 
 
 def lesson_rows(
@@ -109,8 +108,7 @@ def lesson_rows(
     def thought(lesson: Lesson, hidden: bool) -> tuple[int, ...]:
         if not scratchpads:
             return ()
-        ids = model.tokenizer(scratchpad(lesson.prompt.id, hidden=hidden), add_special_tokens=False)["input_ids"]
-        return tuple(ids)
+        return tuple(reply_ids(model.tokenizer, scratchpad(lesson.prompt.id, hidden=hidden)))
 
     rows: list[Example] = []
     for row, lesson in enumerate(lessons):

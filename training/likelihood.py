@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..activations.chat import tokenize
+from ..activations.chat import reply_ids, tokenize
 from ..activations.models import Model
 from ..activations.prompts import Prompt
 
@@ -21,8 +21,7 @@ def reply_logprobs(
     """
     rows = []
     for ids, text in zip(tokenize(model.tokenizer, prompts), replies, strict=True):
-        said = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows.append((list(ids), list(said)))
+        rows.append((list(ids), reply_ids(model.tokenizer, text)))
     found = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]) + len(rows[row][1]))
     for start in range(0, len(order), batch_size):
