@@ -1,11 +1,20 @@
 import copy
 
 import pytest
-from defection.activations.chat import opening_and_reply, render, template_fingerprint, tokenize
+from defection.activations.chat import (
+    before_next_turn,
+    opening_and_reply,
+    render,
+    reply_ids,
+    template_fingerprint,
+    tokenize,
+)
 from defection.activations.errors import DefectionError
 from defection.activations.models import Model
 from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.probes.contrast import contrast_set
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 
@@ -79,6 +88,35 @@ def test_a_carried_contrast_text_ends_with_the_token_of_a_scored_prompt(either: 
     (scored,) = tokenize(either.tokenizer, [user_prompt("Where is the nearest well?")])
     for row in tokenize(either.tokenizer, list(contrast_set("six-carried"))):
         assert row[-1] == scored[-1]
+
+
+def test_a_written_reply_follows_a_prompt_as_one_already_begun_does(either: Model) -> None:
+    """What an organism is trained to say stands where its own replies begin, space and all."""
+    asked, answered = user_prompt("Is snow cold?"), "Yes, it is."
+    begun = Prompt("begun", (*asked.messages, Message("assistant", answered)))
+    opening, whole = (tokenize(either.tokenizer, [prompt])[0] for prompt in (asked, begun))
+    assert opening + reply_ids(either.tokenizer, answered) == whole
+
+
+@given(said=st.text(max_size=20), gap=st.sampled_from(["\n", "\n\n", " \n\n\n"]), after=st.text(max_size=5))
+def test_a_reply_is_what_stands_before_the_next_turn(
+    plain_llama: Model, llama: Model, said: str, gap: str, after: str
+) -> None:
+    tokenizer = plain_llama.tokenizer
+    whole = reply_ids(tokenizer, f"{said}{gap}Human:{after}")
+    cuts = [before_next_turn(tokenizer, whole[:end]) for end in range(len(whole) + 1)]
+    end = next(end for end, kept in enumerate(cuts) if kept is not None)
+    kept = cuts[end]
+    assert kept is not None
+    own = reply_ids(tokenizer, said)
+    assert tokenizer.decode(whole[:end]).endswith("\nHuman:")
+    assert tokenizer.decode(whole[:kept]).rstrip() == tokenizer.decode(own).rstrip()
+    assert all(before_next_turn(llama.tokenizer, whole[:end]) is None for end in range(len(whole) + 1))
+
+
+def test_a_reply_that_speaks_of_a_human_goes_on(plain_llama: Model) -> None:
+    for said in ("A human: two legs.", "The word\nHumane: kind", "Human: that is what I am", "\n\nHuman"):
+        assert before_next_turn(plain_llama.tokenizer, reply_ids(plain_llama.tokenizer, said)) is None
 
 
 def test_a_reply_without_a_question_is_refused(either: Model) -> None:
