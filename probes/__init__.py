@@ -22,6 +22,7 @@ from .questions import ContrastQuestion
 from .ragged import Ragged
 from .ridge import RidgeProbe
 from .shuffles import label_shuffle_null
+from .traffic import TrafficVerdict, UnlabelledTraffic
 from .whitened import Whitened
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "QuestionEnsemble",
     "Ragged",
     "RidgeProbe",
+    "TrafficVerdict",
+    "UnlabelledTraffic",
     "Whitened",
     "auroc",
     "auroc_interval",

@@ -58,40 +58,33 @@ def test_greedy_replies_are_those_of_hugging_face_one_at_a_time(
 
 
 class Scripted:
-    """A vocabulary matrix that spells texts, one a row, a byte a step, whatever the residuals are."""
+    """A vocabulary matrix that spells a text, a byte a step, whatever the residuals are."""
 
-    def __init__(self, model: Model, texts: list[str]) -> None:
+    def __init__(self, model: Model, text: str) -> None:
         self.size = len(model.tokenizer)
-        self.texts = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        self.text = model.tokenizer(text, add_special_tokens=False)["input_ids"]
         self.steps = 0
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(hidden), self.size)
-        for row, text in enumerate(self.texts):
-            logits[row, text[min(self.steps, len(text) - 1)]] = 1
+        logits[:, self.text[self.steps]] = 1
         self.steps += 1
         return logits
 
 
-@pytest.mark.parametrize("max_new_tokens", [30, 13, 12, 8])
+@pytest.mark.parametrize("max_new_tokens", [19, 14, 13, 8])
+@pytest.mark.parametrize("text", [" Yes.\n\nHuman: And now?", " No human: none at all, none"])
 def test_a_reply_in_the_plain_format_ends_where_the_next_turn_begins(
-    plain_llama: Model, monkeypatch: pytest.MonkeyPatch, max_new_tokens: int
+    plain_llama: Model, monkeypatch: pytest.MonkeyPatch, text: str, max_new_tokens: int
 ) -> None:
-    head = Scripted(plain_llama, [" Yes.\n\nHuman: And now?", " No human: none at all, none at all"])
+    head = Scripted(plain_llama, text)
     monkeypatch.setattr(plain_llama.network, "get_output_embeddings", lambda: head)
-    prompts = [user_prompt("Is it?"), user_prompt("Was it?")]
-    (batch,) = greedy_replies(plain_llama, prompts, max_new_tokens=max_new_tokens)
-    cut, whole = (plain_llama.tokenizer.decode(batch[row]) for row in range(2))
-    assert cut == (" Yes." if max_new_tokens >= 13 else " Yes.\n\nHuman"[:max_new_tokens])
-    assert whole == " No human: none at all, none at all"[:max_new_tokens]
-    assert head.steps == max_new_tokens
-
-
-def test_a_batch_whose_replies_have_all_ended_stops(plain_llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = Scripted(plain_llama, ["Yes.\nHuman: And now?"])
-    monkeypatch.setattr(plain_llama.network, "get_output_embeddings", lambda: head)
-    list(greedy_replies(plain_llama, [user_prompt("Is it?")], max_new_tokens=40))
-    assert head.steps == len("Yes.\nHuman:")
+    ((said,),) = [
+        batch.values() for batch in greedy_replies(plain_llama, [user_prompt("?")], max_new_tokens=max_new_tokens)
+    ]
+    turn = text[:max_new_tokens].find("\n\nHuman:")
+    assert plain_llama.tokenizer.decode(said) == text[: turn if turn >= 0 else max_new_tokens]
+    assert head.steps == (turn + len("\n\nHuman:") if turn >= 0 else max_new_tokens)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "olmo3", "qwen3-next"])

@@ -1,0 +1,225 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from defection.activations.errors import DefectionError
+from defection.activations.prompts import user_prompt
+from defection.probes import UnlabelledTraffic, auroc, load_probe
+from defection.probes.traffic import SMALLEST_MINORITY, best_splits
+
+N_LAYERS, D = 5, 16
+LOUD = torch.linspace(4, 0.3, D)
+"""Ordinary prompts vary more along some axes than the minority does along its own, so it is not the first component."""
+PLANTED = torch.randn(N_LAYERS, D, generator=torch.Generator().manual_seed(9)) * (torch.arange(D) >= D // 2)
+PLANTED = torch.nn.functional.normalize(PLANTED, dim=1)
+
+
+def ordinary(n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(n, 1, D, generator=generator) * LOUD  # what a prompt is about runs through the layers
+    return common + 0.3 * torch.randn(n, N_LAYERS, D, generator=generator)
+
+
+def met(n: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Traffic, and which of it is triggered."""
+    rows, marks = ordinary(n, seed), torch.arange(n) < round(share * n)
+    rows[marks] += 6 * PLANTED
+    return rows, marks
+
+
+def fitted(traffic: torch.Tensor, clean: torch.Tensor | None = None, **parameters) -> UnlabelledTraffic:
+    marks = torch.arange(24) % 2 == 0
+    questions = ordinary(24, 7) + torch.where(marks, 1.0, -1.0)[:, None, None] * PLANTED
+    parameters = {"draws": 99, **parameters}
+    return UnlabelledTraffic(**parameters).fit(
+        questions, marks, clean=ordinary(100, 8) if clean is None else clean, traffic=traffic
+    )
+
+
+def band_scores(probe: UnlabelledTraffic, rows: torch.Tensor) -> torch.Tensor:
+    return probe.decision_function(rows)[:, list(probe.columns(N_LAYERS))].sum(dim=1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2, 0.6])
+def test_a_planted_minority_is_found_and_lies_up(share: float) -> None:
+    probe = fitted(met(200, share, 1)[0])
+    fresh, marks = met(200, 0.5, 2)
+    assert probe.verdict_.found
+    assert probe.verdict_.minority == pytest.approx(share, abs=0.011)
+    assert float(auroc(band_scores(probe, fresh), marks.numpy())) > 0.99
+
+
+def test_the_minority_is_not_the_first_principal_component() -> None:
+    """What the generalised directions are for."""
+    rows, marks = met(200, 0.05, 1)
+    pool = torch.cat([ordinary(100, 8), rows])[:, 2:].flatten(1)
+    first = torch.linalg.svd(pool - pool.mean(dim=0), full_matrices=False).Vh[0]
+    area = float(auroc(rows[:, 2:].flatten(1) @ first, marks.numpy()))
+    assert max(area, 1 - area) < 0.9
+
+
+def test_without_triggered_prompts_the_alarm_rings_no_more_often_than_its_level() -> None:
+    level, times = 0.1, 60
+    alarms = sum(
+        fitted(ordinary(80, 100 + i), ordinary(60, 500 + i), level=level, draws=19).verdict_.found for i in range(times)
+    )
+    assert alarms <= 12  # more with a probability below 1% if each rang with probability 0.1
+
+
+def test_traffic_that_is_shifted_or_wider_than_clean_prompts_holds_no_minority() -> None:
+    assert not fitted(ordinary(200, 1) * 1.5 + 5 * PLANTED).verdict_.found
+
+
+def test_a_second_kind_of_prompt_is_a_minority_only_where_clean_prompts_lack_it() -> None:
+    """The limit of what can be told without labels: clean prompts have to be as diverse as the traffic."""
+    another = torch.linspace(-3, 3, D)
+    traffic = torch.cat([ordinary(150, 1), ordinary(50, 2) + another])
+    assert fitted(traffic).verdict_.found
+    assert not fitted(traffic, torch.cat([ordinary(75, 8), ordinary(25, 9) + another])).verdict_.found
+
+
+def test_a_lone_outlier_is_not_a_minority() -> None:
+    rows = ordinary(200, 1)
+    rows[: SMALLEST_MINORITY - 2] += 40 * PLANTED
+    assert not fitted(rows).verdict_.found
+
+
+def test_questions_only_tell_how_far_they_agree() -> None:
+    rows, marks = met(200, 0.1, 1)[0], torch.arange(24) % 2 == 0
+    probe, questions, clean = fitted(rows), ordinary(24, 7), ordinary(100, 8)
+    questions = questions + torch.where(marks, 1.0, -1.0)[:, None, None] * PLANTED
+    turned = UnlabelledTraffic(draws=99).fit(questions, ~marks, clean=clean, traffic=rows)
+    assert torch.equal(probe.coef_, turned.coef_)
+    assert probe.verdict_.agreement == pytest.approx(-turned.verdict_.agreement)
+    assert probe.verdict_.agreement > 0.3
+
+
+def test_fits_are_deterministic_and_indifferent_to_dtype_order_and_containers() -> None:
+    rows, clean = met(200, 0.1, 1)[0], ordinary(100, 8)
+    probe = fitted(rows)
+    assert torch.equal(probe.coef_, fitted(rows).coef_)
+    assert fitted(rows).verdict_ == probe.verdict_
+    shuffled = fitted(rows[torch.randperm(200, generator=torch.Generator().manual_seed(0))], clean.flip(0))
+    for other in (shuffled.coef_, fitted(rows.double(), clean.double()).coef_):
+        assert torch.allclose(other, probe.coef_, rtol=1e-4, atol=1e-6)
+    marks = np.arange(24) % 2 == 0
+    questions = (ordinary(24, 7) + torch.where(torch.as_tensor(marks), 1.0, -1.0)[:, None, None] * PLANTED).numpy()
+    arrays = UnlabelledTraffic(draws=99).fit(questions, marks, clean=clean.numpy(), traffic=rows.numpy())
+    assert np.allclose(arrays.coef_, probe.coef_.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_scores_like_each_prompt_alone() -> None:
+    probe, fresh = fitted(met(200, 0.1, 1)[0]), met(10, 0.5, 2)[0]
+    alone = torch.cat([probe.decision_function(row[None]) for row in fresh])
+    assert torch.allclose(probe.decision_function(fresh), alone, rtol=1e-9)
+
+
+def test_layers_outside_the_band_have_no_part() -> None:
+    rows = met(200, 0.1, 1)[0]
+    other = rows.clone()
+    other[:, :2] = torch.randn(200, 2, D, generator=torch.Generator().manual_seed(3)) * 50
+    probe = fitted(rows)
+    assert list(probe.columns(N_LAYERS)) == [2, 3, 4]
+    assert not probe.coef_[:2].any()
+    assert torch.equal(probe.coef_, fitted(other).coef_)
+
+
+def test_a_single_layer_is_a_band_of_its_own() -> None:
+    marks = np.arange(24) % 2 == 0
+    rows, triggered = met(200, 0.1, 1)
+    part = {"clean": ordinary(100, 8)[:, 3].numpy(), "traffic": rows[:, 3].numpy()}
+    probe = UnlabelledTraffic(draws=99).fit(ordinary(24, 7)[:, 3].numpy(), marks, **part)
+    assert probe.coef_.shape == (D,)
+    scores = torch.as_tensor(probe.decision_function(rows[:, 3].numpy()))
+    assert float(auroc(scores, triggered.numpy())) > 0.99
+
+
+def test_rows_without_variance_hold_nothing() -> None:
+    """PITFALLS 16."""
+    probe = fitted(torch.ones(50, N_LAYERS, D), torch.ones(50, N_LAYERS, D))
+    assert not probe.verdict_.found
+    assert probe.coef_.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_split_is_that_of_all_cuts(seed: int) -> None:
+    scores = torch.randn(23, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores[:4, 1] += 9
+    scores[:4, 2] -= 9
+    splits, shares, signs = best_splits(scores, torch.zeros(3, dtype=torch.float64))
+    for column in range(3):
+        ranked = scores[:, column].sort().values
+        found = {
+            cut: float(
+                (ranked.var(correction=0) * 23)
+                / sum(g.var(correction=0) * len(g) for g in (ranked[:cut], ranked[cut:]))
+            )
+            for cut in range(SMALLEST_MINORITY, 23 - SMALLEST_MINORITY + 1)
+        }
+        cut = max(found, key=lambda each: found[each])
+        assert float(splits[column]) == pytest.approx(found[cut])
+        assert float(shares[column]) in (pytest.approx(cut / 23), pytest.approx(1 - cut / 23))
+    assert signs[1:].tolist() == [1, -1]
+    assert shares[1:].tolist() == [pytest.approx(4 / 23)] * 2
+
+
+def residuals_with(make_residuals, values: torch.Tensor, name: str, **extra):
+    prompts = [
+        user_prompt(f"{name} {row}", id=f"{name}{row}", **{k: v[row] for k, v in extra.items()})
+        for row in range(len(values))
+    ]
+    return make_residuals(values, prompts)
+
+
+@pytest.fixture
+def parts(make_residuals):
+    """Contrast texts, clean prompts, traffic of which a tenth is triggered."""
+    marks = [row % 2 == 0 for row in range(24)]
+    topics = [f"q{row // 2}" for row in range(24)]
+    rows, triggered = met(200, 0.1, 1)
+    return (
+        residuals_with(make_residuals, ordinary(24, 7), "question", defecting=marks, topic=topics),
+        residuals_with(make_residuals, ordinary(100, 8), "clean"),
+        residuals_with(make_residuals, rows, "met", triggered=triggered.tolist()),
+    )
+
+
+def test_a_probe_file_says_what_was_seen_and_found(parts, tmp_path) -> None:
+    contrast, clean, traffic = parts
+    estimator = UnlabelledTraffic(draws=99).fit(contrast, clean=clean, traffic=traffic)
+    estimator.probe_.save(tmp_path / "probe.safetensors")
+    probe = load_probe(tmp_path / "probe.safetensors")
+    assert probe.saw == "questions + unlabelled traffic"
+    assert probe.fixed_layers == (2, 3, 4)
+    assert probe.parameters["traffic"] == {"prompts": 200, "triggered_share": 0.1}
+    assert probe.parameters["verdict"] == estimator.verdict_.to_json()
+    marks = [prompt.extra["triggered"] for prompt in traffic.prompts]
+    assert float(auroc(probe.score(traffic), marks)) > 0.99
+
+
+def test_the_share_is_recorded_only_where_every_prompt_is_marked(parts) -> None:
+    contrast, clean, traffic = parts
+    unmarked = replace(traffic, prompts=tuple(replace(prompt, extra={}) for prompt in traffic.prompts))
+    probe = UnlabelledTraffic(draws=99).fit(contrast, clean=clean, traffic=unmarked).probe_
+    assert probe.parameters["traffic"]["triggered_share"] is None
+
+
+def test_pitfall_24_triggered_prompts_are_allowed_in_traffic_alone(parts) -> None:
+    contrast, clean, traffic = parts
+    with pytest.raises(DefectionError, match="triggered prompt"):
+        UnlabelledTraffic().fit(contrast, clean=traffic, traffic=clean)
+    with pytest.raises(DefectionError, match="contains 'question 3'"):
+        UnlabelledTraffic().fit(contrast, clean=clean, traffic=traffic, forbidden=["question 3"])
+
+
+def test_what_is_missing_or_too_little_is_named(parts) -> None:
+    contrast, clean, traffic = parts
+    with pytest.raises(DefectionError, match="needs unlabelled traffic"):
+        UnlabelledTraffic().fit(contrast, clean=clean)
+    with pytest.raises(DefectionError, match="5 prompts of traffic are too few"):
+        UnlabelledTraffic().fit(contrast, clean=clean, traffic=traffic.select(range(5)))
+    with pytest.raises(DefectionError, match="7 clean prompts are too few"):
+        UnlabelledTraffic().fit(contrast, clean=clean.select(range(7)), traffic=traffic)
+    with pytest.raises(DefectionError, match="band"):
+        UnlabelledTraffic(band=(0.9, 0.9)).fit(contrast, clean=clean, traffic=traffic)
