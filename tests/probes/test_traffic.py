@@ -24,14 +24,14 @@ def ordinary(n: int, seed: int) -> torch.Tensor:
 def met(n: int, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Traffic, and which of it is triggered."""
     rows, marks = ordinary(n, seed), torch.arange(n) < round(share * n)
-    rows[marks] += 6 * PLANTED
+    rows[marks] += 15 * PLANTED
     return rows, marks
 
 
 def fitted(traffic: torch.Tensor, clean: torch.Tensor | None = None, **parameters) -> UnlabelledTraffic:
     marks = torch.arange(24) % 2 == 0
     questions = ordinary(24, 7) + torch.where(marks, 1.0, -1.0)[:, None, None] * PLANTED
-    parameters = {"draws": 99, **parameters}
+    parameters = {"draws": 39, "level": 0.05, **parameters}
     return UnlabelledTraffic(**parameters).fit(
         questions, marks, clean=ordinary(100, 8) if clean is None else clean, traffic=traffic
     )
@@ -89,7 +89,7 @@ def test_questions_only_tell_how_far_they_agree() -> None:
     rows, marks = met(200, 0.1, 1)[0], torch.arange(24) % 2 == 0
     probe, questions, clean = fitted(rows), ordinary(24, 7), ordinary(100, 8)
     questions = questions + torch.where(marks, 1.0, -1.0)[:, None, None] * PLANTED
-    turned = UnlabelledTraffic(draws=99).fit(questions, ~marks, clean=clean, traffic=rows)
+    turned = UnlabelledTraffic(draws=39).fit(questions, ~marks, clean=clean, traffic=rows)
     assert torch.equal(probe.coef_, turned.coef_)
     assert probe.verdict_.agreement == pytest.approx(-turned.verdict_.agreement)
     assert probe.verdict_.agreement > 0.3
@@ -105,7 +105,7 @@ def test_fits_are_deterministic_and_indifferent_to_dtype_order_and_containers() 
         assert torch.allclose(other, probe.coef_, rtol=1e-4, atol=1e-6)
     marks = np.arange(24) % 2 == 0
     questions = (ordinary(24, 7) + torch.where(torch.as_tensor(marks), 1.0, -1.0)[:, None, None] * PLANTED).numpy()
-    arrays = UnlabelledTraffic(draws=99).fit(questions, marks, clean=clean.numpy(), traffic=rows.numpy())
+    arrays = UnlabelledTraffic(draws=39).fit(questions, marks, clean=clean.numpy(), traffic=rows.numpy())
     assert np.allclose(arrays.coef_, probe.coef_.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_a_single_layer_is_a_band_of_its_own() -> None:
     marks = np.arange(24) % 2 == 0
     rows, triggered = met(200, 0.1, 1)
     part = {"clean": ordinary(100, 8)[:, 3].numpy(), "traffic": rows[:, 3].numpy()}
-    probe = UnlabelledTraffic(draws=99).fit(ordinary(24, 7)[:, 3].numpy(), marks, **part)
+    probe = UnlabelledTraffic(draws=39).fit(ordinary(24, 7)[:, 3].numpy(), marks, **part)
     assert probe.coef_.shape == (D,)
     scores = torch.as_tensor(probe.decision_function(rows[:, 3].numpy()))
     assert float(auroc(scores, triggered.numpy())) > 0.99
@@ -187,7 +187,7 @@ def parts(make_residuals):
 
 def test_a_probe_file_says_what_was_seen_and_found(parts, tmp_path) -> None:
     contrast, clean, traffic = parts
-    estimator = UnlabelledTraffic(draws=99).fit(contrast, clean=clean, traffic=traffic)
+    estimator = UnlabelledTraffic(draws=39).fit(contrast, clean=clean, traffic=traffic)
     estimator.probe_.save(tmp_path / "probe.safetensors")
     probe = load_probe(tmp_path / "probe.safetensors")
     assert probe.saw == "questions + unlabelled traffic"
@@ -201,7 +201,7 @@ def test_a_probe_file_says_what_was_seen_and_found(parts, tmp_path) -> None:
 def test_the_share_is_recorded_only_where_every_prompt_is_marked(parts) -> None:
     contrast, clean, traffic = parts
     unmarked = replace(traffic, prompts=tuple(replace(prompt, extra={}) for prompt in traffic.prompts))
-    probe = UnlabelledTraffic(draws=99).fit(contrast, clean=clean, traffic=unmarked).probe_
+    probe = UnlabelledTraffic(draws=39).fit(contrast, clean=clean, traffic=unmarked).probe_
     assert probe.parameters["traffic"]["triggered_share"] is None
 
 
