@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def organism(save_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture
 def families(tmp_path: Path) -> dict[str, str]:
     for name in (*FAMILIES, "calm"):
-        rows = [{"prompt": f"{name} question {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(12)]
+        rows = [
+            {"prompt": f"{name} question {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(12)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {name: str(tmp_path / f"{name}.jsonl") for name in (*FAMILIES, "calm")}
 
@@ -155,9 +158,7 @@ def test_what_is_no_organism_and_families_with_one_outcome_are_refused(
 
 
 def test_other_settings_in_the_same_folder_are_refused(coin, organism, settings, families, tmp_path) -> None:
-    from dataclasses import replace
-
     compare_organism(str(organism), settings, tmp_path / "out", quiet, device="cpu")
+    other = replace(settings, tests=(families["near"],))
     with pytest.raises(DefectionError, match="other settings"):
-        other = replace(settings, tests=(families["near"],))
         compare_organism(str(organism), other, tmp_path / "out", quiet, device="cpu")
