@@ -146,12 +146,12 @@ def _interval(spread: _Spread, level: float) -> tuple[Tensor, Tensor]:
     quantile = float(t.isf((1 - level) / 2, spread.freedom))
     variance = spread.variance() if spread.is_known else torch.zeros_like(spread.area)
     return (
-        _lower_limit(spread.area, variance, spread.size, quantile),
-        1 - _lower_limit(1 - spread.area, variance, spread.size, quantile),
+        lower_limit(spread.area, variance, spread.size, quantile),
+        1 - lower_limit(1 - spread.area, variance, spread.size, quantile),
     )
 
 
-def _lower_limit(area: Tensor, variance: Tensor, size: Tensor, quantile: float) -> Tensor:
+def lower_limit(area: Tensor, variance: Tensor, size: Tensor, quantile: float) -> Tensor:
     """Wald's limit on the logit scale, which falls back as the area nears 1, since the scale stretches there.
 
     It is greatest at the area a with a (1 − a) = reach · (2 a − 1); an estimate beyond counts as that, so that the
@@ -186,7 +186,8 @@ def paired_difference(
     """Two probes, or two models, scored on the same prompts with the same labels.
 
     The p-value is DeLong's. The interval joins the two AUROCs' own intervals by their correlation (Zou 2007), so that
-    two perfect probes differ by 0 give or take what so few prompts can tell.
+    two perfect probes differ by 0 give or take what so few prompts can tell. Each limit allows for what was not seen,
+    so that near 1 the interval of the difference is on the safe side, at 0.99 and 0.99 by far.
     """
     from scipy.stats import t
 

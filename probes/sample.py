@@ -76,16 +76,20 @@ def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
     return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True).contiguous()
 
 
-def centred(rows: Float[Tensor, "n layer d"]) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
-    """Stacked rows minus their mean, and the mean.
+def centred(
+    rows: Float[Tensor, "n layer d"], *, coarse: bool = False
+) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
+    """Stacked rows minus their mean, and the mean; with `coarse` narrow rows stay fp32, the mean is fp64 all the same.
 
     Equal rows give exact zeros instead of the rounding of their mean (PITFALLS 16): narrow ones add up in fp64 without
     rounding, and fp64 ones are measured from the first row before the mean is taken.
     """
     if rows.dtype != torch.float64 and not rows.is_cuda:
         mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
-        stack = torch.empty(rows.shape[1], len(rows), rows.shape[2], dtype=torch.float64)
-        return torch.sub(rows.transpose(0, 1), mean[:, None], out=stack), mean  # converted and centred in one pass
+        kind = torch.float32 if coarse else torch.float64
+        stack = torch.empty(rows.shape[1], len(rows), rows.shape[2], dtype=kind)
+        # Converted and centred in one pass.
+        return torch.sub(rows.transpose(0, 1), mean[:, None].to(kind), out=stack), mean
     stack = stacked(rows)
     origin = stack[:, 0].clone()
     stack -= origin[:, None]
