@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +50,12 @@ def compare(
     """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture."""
     from .comparison import Settings, compare_organism, comparison_lines
 
-    given = {"probes": probes, "contrasts": contrasts, "tests": prompts, "development": choose_on}
-    settings = replace(
-        Settings(limit=limit), **{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values}
+    settings = Settings(
+        probes=_once(probes) or Settings.probes,
+        contrasts=_once(contrasts) or Settings.contrasts,
+        development=_once(choose_on) or Settings.development,
+        tests=_once(prompts) or Settings.tests,
+        limit=limit,
     )
 
     def say(line: str) -> None:
@@ -66,3 +68,8 @@ def compare(
         typer.echo(json.dumps({"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}))
     else:
         typer.echo("\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
+
+
+def _once(names: list[str] | None) -> tuple[str, ...]:
+    """The names in their order, each once."""
+    return tuple(dict.fromkeys(names or ()))

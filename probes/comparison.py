@@ -225,4 +225,6 @@ def read_comparison(folder: Path) -> list[ComparisonRow]:
     if record.get("schema_version") != SCHEMA_VERSION:
         raise DefectionError(f"{folder / 'comparison.json'} has schema version {record.get('schema_version')!r}")
     rows: list[dict[str, Any]] = record["rows"]
-    return [ComparisonRow(**{k: float("nan") if v is None else v for k, v in row.items()}) for row in rows]
+    for row in rows:
+        row.update({name: float("nan") for name, value in row.items() if value is None})
+    return [ComparisonRow(**row) for row in rows]
