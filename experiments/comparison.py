@@ -120,7 +120,7 @@ def compare_organism(
     clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
     recipes = [each.recipe for each in fitted]
     families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say)
-    best = best_recipe(families)
+    best = best_recipe(recipes, families)
     choice = {"chosen_on": [family.name for family in families], **asdict(recipes[best])}
     choice |= {"worst_set_auroc": float(worst_set_aurocs(families)[best])}
     write_once(out / "choice.json", {"schema_version": 1, **choice})
@@ -191,7 +191,8 @@ def comparison_lines(rows: Sequence[ComparisonRow], count: int = 12) -> list[str
     marked = [row for row in ranked if row.is_best or row.is_paper]
     lines = [f"AUROC on the worst of {len({row.test_set for row in tests})} test families (95% interval)"]
     for row in [*marked, *[row for row in ranked if row not in marked][:count]]:
-        note = " ← chosen on development prompts" if row.is_best else " ← the paper's" if row.is_paper else ""
+        note = " (a control)" if row.recipe.is_control else ""
+        note = " ← chosen on development prompts" if row.is_best else " ← the paper's" if row.is_paper else note
         lines.append(
             f"  {row.auroc:.3f} ({row.auroc_low:.3f}–{row.auroc_high:.3f}) on {row.test_set}: {row.recipe.name}{note}"
         )

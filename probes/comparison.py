@@ -28,6 +28,7 @@ from .metrics import auroc, clopper_pearson, fpr_threshold
 SCHEMA_VERSION = 1
 TARGET_FPR = 0.01
 DEVELOPMENT, TEST = "development", "test"
+CONTROLS = ("truth", "ambiguous")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Recipe:
     def name(self) -> str:
         """What tables and pictures call it."""
         return f"{self.probe}, {self.contrast}" if self.contrast else self.probe
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the questions are of a set that no detector should be made of: obvious truths, or unanswerable."""
+        return self.contrast.split("-")[0] in CONTROLS
 
 
 PAPER = Recipe("mean-difference", "six")
@@ -87,7 +93,7 @@ class ComparisonRow:
     n_negative: int
     n_topics: int
     is_best: bool
-    """Whether the recipe was chosen: the highest AUROC on its worst development family."""
+    """Whether it was chosen: of recipes that are no control, the highest AUROC on its worst development family."""
     is_paper: bool
     difference_to_best: float
     difference_to_best_low: float
@@ -120,9 +126,16 @@ def worst_set_aurocs(families: Sequence[Family]) -> Float[Tensor, "recipe"]:
     return torch.stack([auroc(family.scores, family.marks) for family in families]).amin(dim=0)
 
 
-def best_recipe(families: Sequence[Family]) -> int:
-    """Which recipe does best on its worst family; of equals the first, so that chance settles nothing."""
-    return int(worst_set_aurocs(families).argmax())
+def best_recipe(recipes: Sequence[Recipe], families: Sequence[Family]) -> int:
+    """Which recipe does best on its worst family; of equals the first, so that chance settles nothing.
+
+    Only questions that could make a detector are chosen from: monitors and controls are there to be compared with.
+    """
+    eligible = torch.tensor([bool(recipe.contrast) and not recipe.is_control for recipe in recipes])
+    if not eligible.any():
+        raise DefectionError("there is nothing to choose from: give a contrast set that is no control (--contrasts)")
+    areas = worst_set_aurocs(families)
+    return int(torch.where(eligible, areas, -torch.inf).argmax())
 
 
 def compare(

@@ -105,6 +105,7 @@ def test_pitfall_20_the_best_recipe_is_chosen_and_written_before_a_test_prompt_i
     assert seen == [("contrast", False), ("clean", False), ("development", False), ("test", True)]
     choice = json.loads((out / "choice.json").read_text())
     worst = {row.recipe: row.auroc for row in rows if row.role == "development" and row.is_worst_set}
+    worst = {recipe: area for recipe, area in worst.items() if recipe.contrast == "six"}  # no control, no monitor
     assert choice["worst_set_auroc"] == max(worst.values()) == worst[Recipe(choice["probe"], choice["contrast"])]
     assert {row.recipe for row in rows if row.is_best} == {Recipe(choice["probe"], choice["contrast"])}
     assert {row.recipe for row in rows if row.is_paper} == {PAPER}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from defection.activations import DefectionError
 from defection.probes.comparison import (
     DEVELOPMENT,
     PAPER,
@@ -45,7 +46,7 @@ def families() -> list[Family]:
 
 @pytest.fixture
 def rows(families: list[Family]) -> list[ComparisonRow]:
-    return compare(RECIPES, ["questions only"] * 4, families, best_recipe(families[:2]))
+    return compare(RECIPES, ["questions only"] * 4, families, best_recipe(RECIPES, families[:2]))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
@@ -61,9 +62,17 @@ def test_holm_is_the_closed_test_of_bonferroni(values: list[float]) -> None:
 def test_the_best_recipe_is_best_on_its_worst_family() -> None:
     steady, brilliant = torch.tensor([2.0, 3.0]), torch.tensor([2.0, 0.0])
     both = [family("a", DEVELOPMENT, 1, steady), family("b", DEVELOPMENT, 2, brilliant)]
-    assert best_recipe(both) == 0
+    assert best_recipe(RECIPES[:2], both) == 0
     areas = torch.stack([auroc(f.scores, f.marks) for f in both])
     assert torch.equal(worst_set_aurocs(both), areas.min(dim=0).values)
+
+
+def test_neither_a_control_nor_a_monitor_is_chosen(families: list[Family]) -> None:
+    """However well obvious truths do, they are what the questions have to beat."""
+    recipes = [PAPER, Recipe("whitened", "truth-carried"), Recipe("mean-difference", "ambiguous"), Recipe("pc1", "")]
+    assert best_recipe(recipes, families) == 0
+    with pytest.raises(DefectionError, match="nothing to choose from"):
+        best_recipe(recipes[1:], families)
 
 
 def test_rows_are_those_of_each_recipe_and_family(rows: list[ComparisonRow], families: list[Family]) -> None:
@@ -134,7 +143,7 @@ def test_a_picture_of_many_recipes_keeps_the_leaders_of_every_kind_and_set() -> 
     recipes = [Recipe(f"probe-{i}", f"set-{j}") for i in range(9) for j in range(9)]
     strengths = torch.linspace(0, 2, len(recipes))
     families = [family("a", DEVELOPMENT, 1, strengths, n=40), family("b", TEST, 2, strengths, n=40)]
-    rows = compare(recipes, [""] * len(recipes), families, best_recipe(families[:1]))
+    rows = compare(recipes, [""] * len(recipes), families, best_recipe(recipes, families[:1]))
     shown = shown_recipes(rows)
     assert len(shown) <= MOST
     assert {recipe.probe for recipe in shown} == {f"probe-{i}" for i in range(9)}
