@@ -27,7 +27,7 @@ def partial_auroc_interval(
 
     The variance is the jackknife's over clusters (Efron and Stein 1981; over prompts without clusters), which allows
     for the threshold at `max_fpr` being an estimate too. The limits are then those of an AUROC (`delong_interval`), of
-    a sample as small as the negatives that reach beyond that threshold.
+    a sample as small as the negatives that reach beyond that threshold. How often it covers has not been simulated.
     Raises DefectionError for one class only, a class within one cluster, or a non-finite score.
     """
     from scipy.stats import t
