@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
+from .comparison_command import compare
 from .store_command import store_app
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.command()(compare)
 MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
 PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
 PROBES_HELP = (

@@ -12,7 +12,7 @@ from .guard import Evidence
 from .intervals import delong_interval, paired_difference
 from .logistic import LogisticProbe, LogisticProbeCV
 from .mean_difference import MeanDifference
-from .metrics import auroc, auroc_interval, partial_auroc, tpr_at_fpr
+from .metrics import auroc, partial_auroc, tpr_at_fpr
 from .mlp import MLPProbe
 from .monitors import FirstComponent, Mahalanobis
 from .nulls import best_layer
@@ -52,7 +52,6 @@ __all__ = [
     "UnlabelledTraffic",
     "Whitened",
     "auroc",
-    "auroc_interval",
     "best_layer",
     "conformal_p_values",
     "conformal_threshold",

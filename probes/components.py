@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
@@ -14,8 +16,8 @@ from .estimator import Hyperplane, LinearProbe
 from .fitting import answer_pairs
 from .guard import Evidence
 from .mean_difference import plane_through
-from .products import inner_products
-from .sample import Sample, centred, class_means, stacked
+from .products import squared_norm, summed_products
+from .sample import Sample, centred, class_means, weighted_sums
 
 DIRECT = 96
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
@@ -26,58 +28,81 @@ MAX_RESTARTS = 40
 FORMED = 1024
 """Up to so many rows or dimensions the product is formed and multiplied by, instead of the rows twice."""
 CONVERGED = 1e-8
-ROUGHLY = 1e-5
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 
 
-def leading_components(
-    rows: Float[Tensor, "layer n d"], count: int, *, coarse: bool = False
-) -> Float[Tensor, "layer component d"]:
-    """Orthonormal leading principal components of centred rows, the largest first, to rounding.
+def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Tensor, "layer component d"]:
+    """Orthonormal leading principal components of centred rows, the largest first, in fp64.
 
-    With `coarse` (rows that came in fp32) the iteration begins on fp32 products and ends on the rows in fp64.
+    To rounding for fp64 rows. Of fp32 rows the inner products have fp32 terms, which moves a component by some 1e-8
+    over the gap that parts it from the next, relative to the largest.
     Components without variance (PITFALLS 16) are zero vectors, which project nothing away.
     """
     layers, n, d = rows.shape
     if count == 0:
-        return rows.new_zeros(layers, 0, d)
-    if min(n, d) <= max(DIRECT, 2 * (count + SPARE)):
-        eigenvalues, vectors = torch.linalg.eigh(inner_products(rows, coarse=False))
-        top, spreads = vectors[:, :, -count:].flip(-1), eigenvalues[:, -count:].flip(-1).clamp_min(0).sqrt()
+        return rows.new_zeros(layers, 0, d, dtype=torch.float64)
+    size = min(n, d)
+    if size > max(FORMED, 2 * (count + SPARE)):
+        rows = rows.double()
+        top, values = _iterated(lambda vectors: _twice(rows, vectors), rows, count)
     else:
-        top, spreads = _iterated(rows, count, coarse=coarse)
-    components = (top.mT @ rows) if n < d else top.mT
-    total = rows.square().sum(dim=(1, 2)).sqrt()
+        product = summed_products(rows)
+        if product.is_cuda and size > max(DIRECT, 2 * (count + SPARE)):
+            top, values = _iterated(lambda vectors: product @ vectors, rows, count)
+        else:
+            top, values = _leading_eigenvectors(product, count)
+    components = (top.mT.to(rows) @ rows).double() if n < d else top.mT
+    total, spreads = squared_norm(rows).double().sqrt(), values.clamp_min(0).sqrt()
     norms = components.norm(dim=2)
     real = (spreads > DEAD * total[:, None]) & (norms > 0)
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
 
 
-def _iterated(
-    rows: Float[Tensor, "layer n d"], count: int, *, coarse: bool
+def _leading_eigenvectors(
+    product: Float[Tensor, "layer m m"], count: int
 ) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
-    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, and the roots of their eigenvalues, from a fixed start."""
-    wide, size = rows.shape[1] < rows.shape[2], min(rows.shape[1:])
+    """The leading eigenvectors and their eigenvalues; PyTorch only ever finds all of them, in many times the time."""
+    if product.is_cuda:
+        values, vectors = torch.linalg.eigh(product)
+        return vectors[:, :, -count:].flip(-1), values[:, -count:].flip(-1)
+    found = [_of_one(matrix, count) for matrix in product.numpy()]
+    values, vectors = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True))
+    return vectors.flip(-1), values.flip(-1)
+
+
+def _of_one(matrix: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By ARPACK's restarted Lanczos iteration from a fixed start; small or stubborn matrices by LAPACK."""
+    from scipy.linalg import eigh
+    from scipy.sparse.linalg import ArpackError, eigsh
+
+    size = len(matrix)
+    if size > max(DIRECT, 2 * (count + SPARE)) and np.trace(matrix) > 0:
+        try:
+            values, vectors = eigsh(matrix, count, v0=np.random.default_rng(0).normal(size=size), tol=CONVERGED)
+            order = np.argsort(values)
+            return values[order], vectors[:, order]
+        except ArpackError:
+            pass
+    values, vectors = eigh(matrix, subset_by_index=[size - count, size - 1], check_finite=False)
+    return values, vectors
+
+
+def _twice(rows: Float[Tensor, "layer n d"], vectors: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
+    """The product of the rows, which is not formed, times some vectors."""
+    wide = rows.shape[1] < rows.shape[2]
+    return rows @ (rows.mT @ vectors) if wide else rows.mT @ (rows @ vectors)
+
+
+def _iterated(
+    times: Callable[[Tensor], Tensor], rows: Float[Tensor, "layer n d"], count: int
+) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
+    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, given as `times`, and their eigenvalues; a fixed start."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(size, count + SPARE, generator=generator, dtype=torch.float64).to(rows.device)
+    start = torch.randn(min(rows.shape[1:]), count + SPARE, generator=generator, dtype=torch.float64).to(rows.device)
     block = torch.linalg.qr(start.expand(len(rows), *start.shape)).Q
-    product = inner_products(rows, coarse=coarse) if size <= FORMED else None
-
-    def by_product(vectors: Tensor) -> Tensor:
-        assert product is not None
-        return product @ vectors
-
-    def by_rows(vectors: Tensor) -> Tensor:
-        return rows @ (rows.mT @ vectors) if wide else rows.mT @ (rows @ vectors)
-
-    if product is not None and product.dtype == torch.float64:
-        block, values = _krylov(by_product, block, count, CONVERGED)
-    else:
-        if product is not None:
-            block = torch.linalg.qr(_krylov(by_product, block.float(), count, ROUGHLY)[0].double()).Q
-        block, values = _krylov(by_rows, block, count, CONVERGED)
-    return block[..., :count], values[:, :count].clamp_min(0).sqrt()
+    block, values = _krylov(times, block, count, CONVERGED)
+    return block[..., :count], values[:, :count]
 
 
 def _krylov(
@@ -123,8 +148,8 @@ class PCAProbe(LinearProbe):
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
-        rows, mean = centred(sample.rows)
-        return plane_through(signed(leading_components(rows, 1, coarse=sample.coarse)[:, 0], sample), mean)
+        rows, mean = centred(sample.rows, coarse=sample.coarse)
+        return plane_through(signed(leading_components(rows, 1)[:, 0], sample), mean)
 
 
 class PairPCAProbe(PCAProbe):
@@ -141,11 +166,12 @@ class PairPCAProbe(PCAProbe):
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
-        rows = stacked(sample.rows)
         pairs = checked_pairs(sample, self.name)
-        gaps = rows[:, pairs[:, 0]] - rows[:, pairs[:, 1]]
-        component = leading_components(gaps, 1, coarse=sample.coarse)[:, 0]
-        return plane_through(signed(component, sample), rows.mean(dim=1))
+        kind = torch.promote_types(sample.rows.dtype, torch.float32)
+        gaps = sample.rows[pairs[:, 0]].to(kind) - sample.rows[pairs[:, 1]].to(kind)
+        component = leading_components(gaps.transpose(0, 1).contiguous(), 1)[:, 0]
+        share = torch.full((1, len(sample.rows)), 1 / len(sample.rows), dtype=torch.float64, device=gaps.device)
+        return plane_through(signed(component, sample), weighted_sums(sample.rows, share)[0])
 
 
 def signed(directions: Float[Tensor, "layer d"], sample: Sample) -> Float[Tensor, "layer d"]:

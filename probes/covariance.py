@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from .products import inner_products, solve_products
+from .products import inner_products, solve_products, squared_norm
 
 RULES = ("ledoit-wolf", "oas")
 SMALLEST_RIDGE = 1e-10
@@ -37,7 +37,7 @@ def shrinkage_of(
     _, n, d = rows.shape
     product = inner_products(rows, coarse=False) if product is None else product
     squares = product.double().square().sum(dim=(1, 2)) / n**2  # ‖S‖²
-    lengths = rows.square().sum(dim=2)
+    lengths = torch.linalg.vector_norm(rows, dim=2).square()
     mean = lengths.sum(dim=1) / (n * d)  # tr S / d
     if rule == "oas":
         spread = squares / d**2
@@ -61,7 +61,7 @@ def divide_by_covariance(
     Where the rows do not vary at all (PITFALLS 16) the vectors come back as they are.
     """
     _, n, d = rows.shape
-    spread = rows.square().sum(dim=(1, 2)) / d
+    spread = squared_norm(rows) / d
     flat = spread <= 0
     ridge = torch.where(flat, torch.ones_like(ridge), torch.maximum(ridge, SMALLEST_RIDGE * spread))
     if n >= d:

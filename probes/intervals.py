@@ -2,9 +2,15 @@
 
 An AUROC is a mean of placements (a positive's share of negatives below it), so its variance follows from the spread
 of the placements (DeLong, DeLong and Clarke-Pearson 1988); those of one topic are summed first (Obuchowski 1997).
-Taken on the logit scale with Student's quantile, 95% intervals hold the truth in 93–98% of simulated samples from
-20 + 20 prompts or 8 topics up, for AUROCs of 0.5 to 0.95. At 0.99 it is 92–99%: too often with few prompts, too rarely
-with 15 topics. (`auroc_interval`, the percentile bootstrap, falls to 86–88% there at 0.95, 80–82% at 0.99.)
+
+Near 1 that is too little. What the sample has not shown has no spread, and at exactly 1 there is none at all. So each
+limit supposes half a prompt more than was seen, one that speaks against it: placed by chance where the others are
+placed perfectly (the half is that of Jeffreys' prior; Agresti and Coull 1998 add whole ones to a proportion).
+How many prompts it is added to follows from how alike the ranks within a topic are (Kish 1965, "design effect").
+
+Simulated (2,000 draws; from 20 + 20 prompts or 8 topics up; AUROCs of 0.5 to 0.995): 95% intervals hold the truth of
+normal scores in 93–99% of samples, above 97% mostly near 1, where much is unseen; and in 92% or more where a few of the
+positives are missed altogether. Without the half prompt it was 87–98%, least with 10 topics at 0.99.
 """
 
 from __future__ import annotations
@@ -14,15 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations.errors import DefectionError
 from .metrics import Labels, bootstrap_aurocs
 from .ranking import class_marks, placements, split_classes
 
-STEPS = 60
-"""Halvings of a bracket of width 1: below the spacing of floating-point numbers."""
+UNSEEN = 0.5
+"""Weight of the prompt that was not seen and speaks against the limit."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class _Spread:
     """Clusters that hold a positive."""
     n_down: int
     n: int
+    size: Float[Tensor, "*batch"]
+    """Independent prompts that the smaller class is worth."""
 
     @property
     def factors(self) -> tuple[float, float, float]:
@@ -76,7 +84,33 @@ def _spread(scores: Float[Tensor, "*batch n"], labels: Labels, clusters: Sequenc
         return torch.zeros(*area.shape, n, dtype=torch.float64).index_add_(-1, of, parts)
 
     n_up, n_down = (len(member[each].unique()) for each in (marks, ~marks))
-    return _Spread(area, summed(above, member[marks]), summed(below, member[~marks]), n_up, n_down, n)
+    sizes = [effective_size(scores[..., each].double(), member[each]) for each in (marks, ~marks)]
+    up, down = summed(above, member[marks]), summed(below, member[~marks])
+    return _Spread(area, up, down, n_up, n_down, n, torch.minimum(*sizes))
+
+
+def effective_size(scores: Float[Tensor, "*batch n"], member: Int[Tensor, "n"]) -> Float[Tensor, "*batch"]:
+    """How many independent prompts those of one class are worth: n over Kish's design effect 1 + (k − 1) ρ.
+
+    k is the size of the cluster that a prompt lies in, on average; ρ the intraclass correlation of the ranks within
+    the class, by analysis of variance (Donner 1986). Ranks within a class say how much topics matter even where no
+    positive and negative are out of order. A class within one cluster is worth one prompt.
+    """
+    _, numbers, counts = member.unique(return_inverse=True, return_counts=True)
+    n, clusters = len(member), len(counts)
+    if clusters in (1, n):
+        return torch.full(scores.shape[:-1], float(clusters), dtype=torch.float64)
+    ranked, wanted = scores.sort(dim=-1).values.contiguous(), scores.contiguous()
+    ranks = (torch.searchsorted(ranked, wanted) + torch.searchsorted(ranked, wanted, side="right")).double() / 2
+    ranks = ranks - n / 2
+    sizes = counts.double()
+    means = torch.zeros(*scores.shape[:-1], clusters, dtype=torch.float64).index_add_(-1, numbers, ranks) / sizes
+    between = (sizes * means.square()).sum(dim=-1) / (clusters - 1)
+    within = (ranks - means[..., numbers]).square().sum(dim=-1) / (n - clusters)
+    typical = (n - float(sizes.square().sum()) / n) / (clusters - 1)
+    total = between + (typical - 1) * within
+    alike = torch.where(total > 0, (between - within) / total.clamp_min(1e-300), 1.0).clamp(0, 1)
+    return n / (1 + (float(sizes.square().sum()) / n - 1) * alike)
 
 
 def delong_covariance(
@@ -97,48 +131,38 @@ def delong_covariance(
 def delong_interval(
     scores: Float[Tensor, "*batch n"], labels: Labels, clusters: Sequence[str] | None = None, *, level: float = 0.95
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Interval of the AUROC on the logit scale, which keeps it inside 0 … 1 and covers far better near 1.
+    """Interval of the AUROC on the logit scale, which keeps it inside 0 … 1, with Student's quantile.
 
-    Where the sample shows no spread (an AUROC of exactly 1, one topic of a class) Newcombe's interval takes over,
-    with clusters as the sample size: perfect separation of few prompts is never an interval of no width.
+    Each limit supposes half a prompt that speaks against it (see above), so that the perfect separation of few prompts
+    is never an interval of no width, and no better than that of one pair out of order less. A class within one topic
+    has no variance to go by, and leaves an interval that says little or nothing.
     """
     return _interval(_spread(scores, labels, clusters), level)
 
 
 def _interval(spread: _Spread, level: float) -> tuple[Tensor, Tensor]:
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    area, variance = spread.area, spread.variance()
-    inside = (area > 0) & (area < 1) & (variance > 0) & spread.is_known
-    safe = torch.where(inside, area, 0.5)
-    half = float(t.isf((1 - level) / 2, spread.freedom)) * variance.sqrt() / (safe * (1 - safe))
-    low, high = (safe.logit() - half).sigmoid(), (safe.logit() + half).sigmoid()
-    edge_low, edge_high = newcombe_interval(area, spread.n_up, spread.n_down, float(norm.isf((1 - level) / 2)))
-    return torch.where(inside, low, edge_low), torch.where(inside, high, edge_high)
-
-
-def hanley_mcneil_variance(area: Float[Tensor, "*batch"], n_up: int, n_down: int) -> Float[Tensor, "*batch"]:
-    """Variance of an AUROC from its size alone (Hanley and McNeil 1982), the class sizes averaged (Newcombe 2006)."""
-    more = (n_up + n_down) / 2 - 1
-    spread = 1 + more * (1 - area) / (2 - area) + more * area / (1 + area)
-    return area * (1 - area) * spread / (n_up * n_down)
+    quantile = float(t.isf((1 - level) / 2, spread.freedom))
+    variance = spread.variance() if spread.is_known else torch.zeros_like(spread.area)
+    return (
+        lower_limit(spread.area, variance, spread.size, quantile),
+        1 - lower_limit(1 - spread.area, variance, spread.size, quantile),
+    )
 
 
-def newcombe_interval(
-    area: Float[Tensor, "*batch"], n_up: int, n_down: int, quantile: float
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """All AUROCs that lie within `quantile` of their own standard errors of the one found (Newcombe 2006, method 5)."""
+def lower_limit(area: Tensor, variance: Tensor, size: Tensor, quantile: float) -> Tensor:
+    """Wald's limit on the logit scale, which falls back as the area nears 1, since the scale stretches there.
 
-    def bound(end: float) -> Tensor:
-        # From the estimate outwards; the last value that is still in the interval, found by halving.
-        kept, refused = area.clone(), torch.full_like(area, end)
-        for _ in range(STEPS):
-            middle = (kept + refused) / 2
-            near = (area - middle).square() <= quantile**2 * hanley_mcneil_variance(middle, n_up, n_down)
-            kept, refused = torch.where(near, middle, kept), torch.where(near, refused, middle)
-        return refused
-
-    return bound(0.0), bound(1.0)
+    It is greatest at the area a with a (1 − a) = reach · (2 a − 1); an estimate beyond counts as that, so that the
+    better of two samples has the higher limit.
+    """
+    unseen = UNSEEN * (area / 2).square() / size.square()  # its placement is half of the others'
+    reach = quantile * (variance + unseen).sqrt()
+    turn = (1 - 2 * reach + (1 + 4 * reach.square()).sqrt()) / 2
+    held = torch.minimum(area, turn).clamp_min(1e-300)
+    limit = (held.logit() - reach / (held * (1 - held)).clamp_min(1e-300)).sigmoid()
+    return torch.where(area > 0, limit, torch.zeros_like(limit))
 
 
 @dataclass(frozen=True)
@@ -162,7 +186,8 @@ def paired_difference(
     """Two probes, or two models, scored on the same prompts with the same labels.
 
     The p-value is DeLong's. The interval joins the two AUROCs' own intervals by their correlation (Zou 2007), so that
-    two perfect probes differ by 0 give or take what so few prompts can tell.
+    two perfect probes differ by 0 give or take what so few prompts can tell. Each limit allows for what was not seen,
+    so that near 1 the interval of the difference is on the safe side, at 0.99 and 0.99 by far.
     """
     from scipy.stats import t
 
@@ -179,8 +204,8 @@ def paired_difference(
         return (one.square() + other.square() - 2 * rho * one * other).clamp_min(0).sqrt()
 
     variance = var_a + var_b - 2 * shared
-    guess = 2 * hanley_mcneil_variance((a + b) / 2, spread.n_up, spread.n_down)
-    error = torch.where(variance > 1e-12, variance, guess).sqrt()
+    unseen = 2 * UNSEEN / 4 / spread.size.amin(dim=-1).square()
+    error = torch.where(variance > 1e-12, variance, unseen).sqrt()
     statistic = torch.where(a == b, 0.0, (a - b).abs() / error.clamp_min(1e-300))
     return Difference(
         difference=a - b,

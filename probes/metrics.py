@@ -81,35 +81,22 @@ def bootstrap_aurocs(
     return areas.reshape(*wins.shape[:-2], draws)
 
 
-def auroc_interval(
-    scores: Float[Tensor, "*batch n"],
-    labels: Labels,
-    clusters: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Percentile bootstrap interval that resamples whole clusters (topics), not prompts (PITFALLS 23).
-
-    The same draws serve every score of the batch. A draw without both classes is dropped.
-    It covers too rarely with few topics, and near 1, where an AUROC of exactly 1 has no width at all: with 15 topics
-    90–92% at 0.5, 86–88% at 0.95, 80–82% at 0.99 (simulated). `delong_interval` does not suffer from that.
-    """
-    areas = bootstrap_aurocs(scores, labels, clusters, draws=draws, seed=seed)
-    tail = (1 - level) / 2
-    return areas.nanquantile(tail, dim=-1), areas.nanquantile(1 - tail, dim=-1)
-
-
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
     """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
-    positive, negative = split_classes(scores, labels)
+    positive, _ = split_classes(scores, labels)
+    return (positive > fpr_threshold(scores, labels, target)[..., None]).double().mean(dim=-1)
+
+
+def fpr_threshold(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
+    """The lowest threshold that at most a share `target` of the negatives exceed; −inf where all of them may.
+
+    Flagged are scores strictly above it, so that tied negatives are either all flagged or none is.
+    """
+    _, negative = split_classes(scores, labels)
     allowed = int(np.floor(target * negative.shape[-1] + 1e-9))
     if allowed >= negative.shape[-1]:
-        return torch.ones(scores.shape[:-1], dtype=torch.float64)
-    # Flagged are scores strictly above the threshold, so that tied negatives are either all flagged or none is.
-    threshold = negative.sort(dim=-1, descending=True).values[..., allowed, None]
-    return (positive > threshold).double().mean(dim=-1)
+        return torch.full(scores.shape[:-1], -torch.inf, dtype=torch.float64)
+    return negative.sort(dim=-1, descending=True).values[..., allowed]
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:

@@ -91,6 +91,6 @@ class FirstComponent(LinearProbe):
             raise DefectionError("a pc1 probe needs clean prompts")
         rows = [rows for rows in (sample.clean, sample.traffic) if rows is not None]
         stack, mean = centred(torch.cat([r.to(torch.promote_types(r.dtype, torch.float32)) for r in rows]))
-        component = leading_components(stack, 1, coarse=sample.coarse)[:, 0]
+        component = leading_components(stack, 1)[:, 0]
         tail = torch.einsum("lnd,ld->ln", stack, component).pow(3).sum(dim=1)
         return plane_through(torch.where(tail[:, None] < 0, -component, component), mean)

@@ -16,8 +16,10 @@ from torch import Tensor
 COARSE_FROM = 128
 """Smaller matrices are not worth a second precision."""
 BLOCKS = 6
+TERMS = 1024
+"""Products summed in fp32 before the sum is carried on in fp64: what rounding is left is that of the products."""
 REFINEMENTS = 10
-REFINED = 1e-11
+REFINED = 1e-10
 
 
 def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[Tensor, "layer m m"]:
@@ -38,6 +40,27 @@ def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[T
         product[:, start:end, start:] = tall[:, :, start:end].mT @ tall[:, :, start:]
         product[:, end:, start:end] = product[:, start:end, end:].mT
     return product
+
+
+def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m m"]:
+    """`inner_products` in fp64, of fp32 rows too: their terms are fp32, and summed in fp64 every thousand.
+
+    Off by some 1e-8 of the largest eigenvalue at half the time: enough where nothing polishes afterwards.
+    """
+    if rows.dtype == torch.float64:
+        return inner_products(rows, coarse=False)
+    tall = rows if rows.shape[1] >= rows.shape[2] else rows.mT
+    total = torch.zeros(len(tall), tall.shape[2], tall.shape[2], dtype=torch.float64, device=tall.device)
+    for start in range(0, tall.shape[1], TERMS):
+        part = tall[:, start : start + TERMS]
+        total += inner_products(part, coarse=True) if part.shape[1] >= part.shape[2] else part.mT @ part
+    return total
+
+
+def squared_norm(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer"]:
+    """Sum of all squares, without a copy to hold them."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=(1, 2))
+    return norms.square()
 
 
 def solve_products(

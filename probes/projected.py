@@ -41,7 +41,7 @@ class Projected(LinearProbe):
             raise DefectionError(f"cannot remove {self.components} components with {len(sample.clean)} clean prompts")
         defecting, other = class_means(sample.rows, sample.marks)
         difference = defecting - other
-        components = leading_components(centred(sample.clean)[0], self.components, coarse=sample.coarse)
+        components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
         inside = torch.einsum("lkd,ld->lk", components, difference)
         coef = difference - torch.einsum("lkd,lk->ld", components, inside)
         return plane_through(coef, (defecting + other) / 2)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .guard import Evidence
 
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 4 * 2**30}
-"""Layers are solved together as long as their fp64 copies fit into so much: a processor's cache, a GPU's memory."""
-ROWS_AT_ONCE = 128
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 2 * 2**30}
+"""Layers are solved together while an fp64 copy of each kind of rows fits into so much: a cache, a GPU's memory."""
+AT_ONCE = 2**17
+"""Numbers converted to fp64 at a time: a megabyte, so that they stay in the cache and cost no fresh memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Sample:
 
     def chunks(self) -> Iterator[Sample]:
         """Consecutive layers, as many at a time as fit into memory in fp64."""
-        bytes_per_layer = sum(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
+        bytes_per_layer = max(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
         step = max(1, CHUNK_BYTES.get(self.values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
         for start in range(0, self.n_layers, step):
             cut = {
@@ -76,12 +77,20 @@ def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
     return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True).contiguous()
 
 
-def centred(rows: Float[Tensor, "n layer d"]) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
-    """Stacked rows minus their mean, and the mean.
+def centred(
+    rows: Float[Tensor, "n layer d"], *, coarse: bool = False
+) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
+    """Stacked rows minus their mean, and the mean; with `coarse` narrow rows stay fp32, the mean is fp64 all the same.
 
-    They are measured from the first row before the mean is taken, so that equal rows give exact zeros instead of the
-    rounding of their mean (PITFALLS 16).
+    Equal rows give exact zeros instead of the rounding of their mean (PITFALLS 16): narrow ones add up in fp64 without
+    rounding, and fp64 ones are measured from the first row before the mean is taken.
     """
+    if rows.dtype != torch.float64 and not rows.is_cuda:
+        mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
+        kind = torch.float32 if coarse else torch.float64
+        stack = torch.empty(rows.shape[1], len(rows), rows.shape[2], dtype=kind)
+        # Converted and centred in one pass.
+        return torch.sub(rows.transpose(0, 1), mean[:, None].to(kind), out=stack), mean
     stack = stacked(rows)
     origin = stack[:, 0].clone()
     stack -= origin[:, None]
@@ -103,7 +112,8 @@ def class_means(
 def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
     """Sums over rows, in fp64 but without an fp64 copy of them all: a few rows at a time, in one pass."""
     total = torch.zeros(len(weights), rows.shape[1] * rows.shape[2], dtype=torch.float64, device=rows.device)
-    step = ROWS_AT_ONCE if rows.device.type == "cpu" else len(rows)
+    width = rows.shape[1] * rows.shape[2]
+    step = max(1, AT_ONCE // max(1, width)) if rows.device.type == "cpu" else max(1, len(rows))
     for start in range(0, len(rows), step):
         part = rows[start : start + step].double()
         total += weights[:, start : start + step] @ part.reshape(len(part), -1)

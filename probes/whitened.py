@@ -13,7 +13,7 @@ from .covariance import divide_by_covariance, shrinkage_of
 from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
-from .products import inner_products
+from .products import inner_products, squared_norm
 from .sample import Sample, centred, class_means
 
 COVARIANCES = ("clean", "pooled")
@@ -77,7 +77,7 @@ def shrunk(
         product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
         share = shrinkage_of(rows, shrinkage, product)
         n, d = rows.shape[1:]
-        ridge = ridge.to(rows.device) + weight * share * rows.square().sum(dim=(1, 2)) / (n * d)
+        ridge = ridge.to(rows.device) + weight * share * squared_norm(rows) / (n * d)
         factor = weight * (1 - share) / n
         rows *= factor.sqrt()[:, None, None]
         product = None if product is None else product * factor[:, None, None].to(product)

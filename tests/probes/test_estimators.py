@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError, Residuals
-from defection.probes import MeanDifference, Projected, Whitened, auroc
+from defection.probes import MeanDifference, Projected, Whitened, auroc, components
 from defection.probes.components import leading_components
 from defection.probes.covariance import divide_by_covariance
 from defection.probes.sample import centred
@@ -178,17 +178,35 @@ def test_projecting_out_nothing_gives_the_mean_difference(contrast, clean) -> No
 
 
 def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
-    components = leading_components(centred(clean.values)[0], 5)
+    leading = leading_components(centred(clean.values)[0], 5)
     identity = torch.eye(5, dtype=torch.float64).expand(4, 5, 5)
-    assert torch.allclose(components @ components.transpose(1, 2), identity, atol=1e-9)
-    spread = torch.einsum("lkd,pld->lkp", components, clean.values.double()).std(dim=-1)
+    assert torch.allclose(leading @ leading.transpose(1, 2), identity, atol=1e-9)
+    spread = torch.einsum("lkd,pld->lkp", leading, clean.values.double()).std(dim=-1)
     assert (spread.diff(dim=1) <= 1e-9).all()
 
 
-@pytest.mark.parametrize("components", [-1, 12, 60])
-def test_more_components_than_there_are_is_refused(components, contrast, clean) -> None:
-    with pytest.raises(DefectionError, match=f"cannot remove {components} components"):
-        Projected(components=components).fit(contrast, clean=clean)
+@pytest.mark.parametrize(("n", "d"), [(150, 200), (200, 150)])
+def test_leading_components_are_the_same_along_every_road(n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All eigenvectors of a formed product, a few of them, and those of one that is never formed."""
+    rows = torch.randn(3, n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows *= torch.linspace(0.1, 3, d, dtype=torch.float64)
+    rows[1] = 0
+    rows -= rows.mean(dim=1, keepdim=True)
+    found = [leading_components(rows, 3)]
+    for name, value in (("DIRECT", 1000), ("FORMED", 50)):
+        monkeypatch.setattr(components, name, value)
+        found.append(leading_components(rows, 3))
+    assert torch.equal(found[0][1], torch.zeros(3, d, dtype=torch.float64))
+    for other in found[1:]:
+        overlap = torch.einsum("lkd,lkd->lk", found[0], other).abs()
+        assert torch.allclose(overlap[[0, 2]], torch.ones(2, 3, dtype=torch.float64), atol=1e-10)
+        assert torch.equal(other[1], found[0][1])
+
+
+@pytest.mark.parametrize("count", [-1, 12, 60])
+def test_more_components_than_there_are_is_refused(count, contrast, clean) -> None:
+    with pytest.raises(DefectionError, match=f"cannot remove {count} components"):
+        Projected(components=count).fit(contrast, clean=clean)
 
 
 @pytest.mark.parametrize("estimator", [Whitened(), Projected()], ids=named)

@@ -6,7 +6,6 @@ import torch
 from defection.activations import DefectionError
 from defection.probes.metrics import (
     auroc,
-    auroc_interval,
     bootstrap_aurocs,
     clopper_pearson,
     partial_auroc,
@@ -115,52 +114,6 @@ def clustered(seed: int, topics: int = 12, size: int = 6) -> tuple[torch.Tensor,
     return torch.from_numpy(scores), marks.tolist(), [f"topic-{i // size}" for i in range(topics * size)]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_pitfall_23_copies_of_prompts_inside_their_topics_do_not_shrink_the_interval(seed: int) -> None:
-    scores, marks, topics = clustered(seed)
-    once = auroc_interval(scores, marks, topics)
-    fourfold = auroc_interval(scores.repeat(4), marks * 4, topics * 4)
-    assert torch.allclose(torch.stack(once), torch.stack(fourfold), atol=1e-12)
-
-
-def test_pitfall_23_prompts_of_one_topic_count_for_less_than_independent_ones() -> None:
-    rng = np.random.default_rng(0)
-    marks = np.repeat([True, False] * 10, 20)
-    scores = torch.from_numpy(np.repeat(rng.normal(size=20), 20) + marks)
-    low, high = auroc_interval(scores, marks, [str(i // 20) for i in range(400)])
-    low_alone, high_alone = auroc_interval(scores, marks, [str(i) for i in range(400)])
-    assert float(high - low) > 2 * float(high_alone - low_alone)
-
-
-def test_interval_holds_the_estimate_and_is_the_same_on_every_call() -> None:
-    scores, marks, topics = clustered(7)
-    low, high = auroc_interval(scores, marks, topics)
-    assert low < auroc(scores, marks) < high
-    assert (low, high) == auroc_interval(scores, marks, topics)
-
-
-def test_draws_that_hold_one_class_only_are_dropped() -> None:
-    low, high = auroc_interval(torch.tensor([2.0, 1.0, 0.0]), [True, False, False], ["a", "b", "c"])
-    assert (float(low), float(high)) == (1.0, 1.0)
-
-
-def test_coverage_of_the_interval_over_topics() -> None:
-    """Positives N(1, 1) and negatives N(0, 1), each with a part its topic shares: the true AUROC is known."""
-    truth, shared, draws = norm.cdf(1 / np.sqrt(2)), 0.5, 240
-    rng = np.random.default_rng(0)
-    topics = [str(i // 4) for i in range(160)]
-    marks = np.tile([True, True, False, False], 40)
-    hits = 0
-    for _ in range(draws):
-        # Each class has its own part a topic, so that two scores are independent and the truth above holds.
-        common = rng.normal(size=(40, 2)) * np.sqrt(shared)
-        part = np.where(marks, np.repeat(common[:, 0], 4), np.repeat(common[:, 1], 4))
-        scores = torch.from_numpy(part + rng.normal(size=160) * np.sqrt(1 - shared) + marks)
-        low, high = auroc_interval(scores, marks, topics, draws=300)
-        hits += bool(low <= truth <= high)
-    assert 0.90 <= hits / draws <= 0.99
-
-
 @settings(max_examples=50)
 @given(st.integers(1, 200), st.data(), st.sampled_from([0.9, 0.95, 0.99]))
 def test_clopper_pearson_equals_scipys_exact_interval(n: int, data: st.DataObject, level: float) -> None:
@@ -226,7 +179,7 @@ def test_pitfall_23_each_bootstrap_draw_is_sklearns_auroc_of_the_prompts_drawn()
 
 def test_cluster_names_must_fit_the_labels() -> None:
     with pytest.raises(DefectionError, match="2 cluster names do not fit 3 labels"):
-        auroc_interval(torch.arange(3.0), [True, False, True], ["a", "b"])
+        bootstrap_aurocs(torch.arange(3.0), [True, False, True], ["a", "b"])
 
 
 @pytest.mark.parametrize("n", [10, 40, 100])

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from defection.activations import DefectionError
+from defection.probes.intervals import delong_interval
+from defection.probes.metrics import partial_auroc
+from defection.probes.partial import partial_auroc_interval
+
+
+def drawn(shift: float, draws: int, n: int = 200, size: int = 1, shared: float = 0.0) -> tuple[torch.Tensor, ...]:
+    """Normal scores, every other one positive; prompts of a topic of `size` have `shared` of their variance alike."""
+    rng = np.random.default_rng(0)
+    marks = np.arange(n) % 2 == 0
+    common = np.repeat(rng.normal(size=(draws, n // size)), size, axis=1) * np.sqrt(shared)
+    scores = common + rng.normal(size=(draws, n)) * np.sqrt(1 - shared) + shift * marks
+    return torch.from_numpy(scores), torch.from_numpy(marks), [str(i // size) for i in range(n)]
+
+
+@pytest.mark.parametrize("max_fpr", [0.1, 0.5, 1.0])
+def test_the_interval_holds_the_estimate_and_turns_into_the_whole_areas(max_fpr: float) -> None:
+    scores, marks, names = drawn(1.5, 5, size=4)
+    low, high = partial_auroc_interval(scores, marks, max_fpr, names)
+    found = partial_auroc(scores, marks, max_fpr)
+    assert ((low < found) & (found < high)).all()
+    if max_fpr == 1:
+        for ours, delongs in zip((low, high), delong_interval(scores, marks, names), strict=True):
+            assert torch.allclose(ours, delongs, atol=0.01)
+
+
+def test_batched_equals_single_and_perfection_leaves_an_interval() -> None:
+    scores, marks, names = drawn(1.5, 3, size=4)
+    low, high = partial_auroc_interval(scores, marks, 0.1, names)
+    for row in range(3):
+        single = partial_auroc_interval(scores[row], marks, 0.1, names)
+        assert (float(low[row]), float(high[row])) == pytest.approx([float(x) for x in single])
+    low, high = partial_auroc_interval(scores[0] + 100 * marks, marks, 0.1, names)
+    assert float(high) == 1.0
+    assert 0.5 < float(low) < 0.95
+
+
+def test_bad_input_is_refused() -> None:
+    marks = [True, False, True, False]
+    with pytest.raises(DefectionError, match="two topics"):
+        partial_auroc_interval(torch.arange(4.0), marks, 0.1, ["a", "b", "a", "b"])
+    with pytest.raises(DefectionError, match="1 cluster names do not fit 4 labels"):
+        partial_auroc_interval(torch.arange(4.0), marks, 0.1, ["a"])
