@@ -9,7 +9,11 @@ from itertools import pairwise
 Ids = Sequence[int]
 
 READING_COST = 100
-"""Tokens' worth of time that one more batch costs; a prefix is split off only if it saves more."""
+"""Tokens' worth of time that one more group of batches costs; a prefix is split off only if it saves more.
+
+On a CPU, with a 135M model, 25 to 30 were measured in fp32, 40 to 50 in bf16 and 70 to 90 in bf16 on two threads,
+whether 20 rows shared 3 tokens or 3 rows shared 96. Not measured on a GPU.
+"""
 REPLYING_COST = 600
 """The same where each batch is also decoded from, step by step."""
 MAX_ROWS = 64
