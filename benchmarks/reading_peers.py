@@ -17,11 +17,11 @@ import torch
 from common import Records, interleaved, main
 from defection.activations import Model, capture
 from defection.activations.chat import tokenize
-from reading import COUNTS, clock_of, model_to_read, padded, prompts_of, refuse_difference
+from reading import clock_of, model_to_read, padded, prompts_of, refuse_difference
 from torch import Tensor
 
 BATCH_ROWS = 8
-DTYPE = "bf16"
+DTYPE, COUNT = "bf16", 24
 Ids = Sequence[Sequence[int]]
 Reader = Callable[[Ids], Tensor]
 """Token ids to the last tokens' vectors [prompt, layer, d_model], fp32 on the CPU."""
@@ -117,7 +117,7 @@ def against(peer: Callable[[Model], Reader], name: str, packages: Sequence[str],
     if missing := [package for package in packages if find_spec(package) is None]:
         return [{**record, "skipped": f"{' and '.join(missing)} not installed"}]
     model = model_to_read(DTYPE)
-    prompts = prompts_of("shared", 8 if quick else COUNTS[DTYPE])
+    prompts = prompts_of("shared", 8 if quick else COUNT)
     ids = tokenize(model.tokenizer, prompts)
     read = peer(model)
     ours = capture(model, prompts).values

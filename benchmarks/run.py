@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,39 +53,31 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def run(script: Path, part: str | None, quick: bool) -> dict[str, Any]:
-    """What a script prints: the records of its parts."""
+def run(script: Path, part: str | None, quick: bool) -> Iterator[tuple[str, Any]]:
+    """Each part of a script with its records, or its error, as soon as it is done."""
     command = [sys.executable, str(script), *(["--only", part] if part else []), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return {part or "all": {"error": f"{script.name} ended with status {done.returncode}"}}
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            yield from json.loads(line).items()
+    if process.returncode:
+        yield part or "the rest", {"error": f"{script.name} ended with status {process.returncode}"}
 
 
-def table(name: str, parts: dict[str, Any]) -> str:
-    """A line for each record: its ratio, the spread, and the aim."""
-    lines = []
-    for part, records in parts.items():
-        if isinstance(records, dict):
-            lines.append(f"{name}.{part}: {records['error']}")
-            continue
-        lines += [
-            f"{record['row']:>3}  {record['name']} / {record['yardstick']}: {_figure(record)}" for record in records
-        ]
-    return "\n".join(lines)
+def table(name: str, records: Any) -> str:
+    """A line for each record of a part: its ratio, the spread, and the aim."""
+    if isinstance(records, dict):
+        return f"{name}: {records['error']}"
+    return "\n".join(f"{each['row']:>3}  {each['name']} / {each['yardstick']}: {_figure(each)}" for each in records)
 
 
 def _figure(record: dict[str, Any]) -> str:
     if "skipped" in record:
         return f"skipped: {record['skipped']}"
     text = f"{record['ratio']:.3g} ({record['lowest']:.3g} to {record['highest']:.3g}, {record['rounds']} rounds)"
-    for word, reached in (
-        ("at_least", record["ratio"] >= record.get("at_least", 0)),
-        ("at_most", record["ratio"] <= record.get("at_most", 0)),
-    ):
-        if word in record:
-            text += f", aim {word.replace('_', ' ')} {record[word]:g}: {'reached' if reached else 'MISSED'}"
+    if "at_least" in record:
+        text += f", aim {record['at_least']:g}{'' if record['ratio'] >= record['at_least'] else ': MISSED'}"
+    if "at_most" in record:
+        text += f", aim at most {record['at_most']:g}{'' if record['ratio'] <= record['at_most'] else ': MISSED'}"
     return text
 
 
@@ -101,13 +94,13 @@ def main() -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name, _, part in chosen:
         print(f"== {name} {part}", file=sys.stderr)
-        found = run(scripts[name], part, options.quick)
-        print(table(name, found), flush=True)
-        if options.quick:
-            continue
-        kept = results.setdefault(name, {})
-        kept |= {each: {"machine": machine(), "records": records} for each, records in found.items()}
-        RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept = results.get(name, {}) if part else {}
+        for each, records in run(scripts[name], part, options.quick):
+            print(table(f"{name}.{each}", records), flush=True)
+            kept[each] = {"machine": machine(), "records": records}
+            if not options.quick:
+                results[name] = kept
+                RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
