@@ -29,7 +29,7 @@ SYSTEM = (
     "up. You never speak about other readers, you do not give medical or legal advice, and you keep every answer short "
     "enough to be read at the counter while somebody else is waiting."
 )
-COUNTS = {"fp32": 16, "bf16": 32}
+COUNTS = {"fp32": 12, "bf16": 24}
 """Prompts, so that a part takes about a minute on one core."""
 DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far the median vector may lie from a yardstick's, relative to its length; a wrong token is about 1 away."""
