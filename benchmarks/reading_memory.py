@@ -24,7 +24,7 @@ KINDS = {"shared": "all", "alone": "all", "half": "0:15"}
 
 def memory(quick: bool) -> Records:
     """Row 4."""
-    return [against_one_batch(kind, 4 if quick else 32, 2 if quick else 5) for kind in KINDS]
+    return [against_one_batch(kind, 4 if quick else 24, 2 if quick else 5) for kind in KINDS]
 
 
 def against_one_batch(kind: str, count: int, rounds: int) -> dict[str, object]:

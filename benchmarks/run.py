@@ -91,16 +91,20 @@ def main() -> None:
     chosen = [name.partition(".") for name in options.only.split(",")]
     if unknown := [name for name, _, _ in chosen if name not in scripts]:
         parser.error(f"no benchmark {unknown[0]!r}: there are {', '.join(scripts)}")
-    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name, _, part in chosen:
         print(f"== {name} {part}", file=sys.stderr)
-        kept = results.get(name, {}) if part else {}
-        for each, records in run(scripts[name], part, options.quick):
+        for number, (each, records) in enumerate(run(scripts[name], part, options.quick)):
             print(table(f"{name}.{each}", records), flush=True)
-            kept[each] = {"machine": machine(), "records": records}
             if not options.quick:
-                results[name] = kept
-                RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                keep(name, each, records, afresh=not part and number == 0)
+
+
+def keep(script: str, part: str, records: Any, *, afresh: bool) -> None:
+    """Put a part's records into the results; `afresh` without any that the script's parts had."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept = {} if afresh else results.get(script, {})
+    results[script] = {**kept, part: {"machine": machine(), "records": records}}
+    RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
