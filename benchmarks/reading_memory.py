@@ -2,75 +2,76 @@
 
     python benchmarks/reading_memory.py [--quick]
 
-Each figure is the peak resident memory of a fresh process above what it held before it had a model, by the kernel's
-own account (Linux). The yardstick is the weights and the bare forward of the largest batch; what it leaves behind is
-nothing, so all the rest of a reading's time may take no more.
+Each figure is the peak resident memory of this process, by the kernel's own account (Linux), above what it held before
+it had a model. What a round has freed is given back before the next. The yardstick is the weights and the bare forward
+of the first batch, which is the largest; whatever reading does besides may take no more.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from common import Records, main, spread
+from defection.activations import Model, capture
+from defection.activations.chat import tokenize
+from defection.activations.memory import give_back_memory
+from reading import bare_forward, model_to_read, prompts_of
 
-KINDS = {"shared": "all", "alone": "all", "half": "0:15"}
-"""Which prompts, and which layers of them."""
+DTYPE = "bf16"
+KINDS = {"shared": "all layers, system prompt shared", "alone": "all layers", "half": "the first half of the layers"}
 
 
 def memory(quick: bool) -> Records:
-    """Row 4."""
-    return [against_one_batch(kind, 4 if quick else 24, 2 if quick else 5) for kind in KINDS]
-
-
-def against_one_batch(kind: str, count: int, rounds: int) -> dict[str, object]:
-    def peak(work: str) -> int:
-        command = [sys.executable, __file__, "--peak-of", work, "--kind", kind, "--count", str(count)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-    with ThreadPoolExecutor(os.cpu_count()) as processes:  # they do not share what is measured
-        peaks = list(processes.map(peak, ["one-batch", "ours"] * rounds))
-    pairs = list(zip(peaks[::2], peaks[1::2], strict=True))
-    return {
-        "row": 4,
-        "name": f"peak memory of reading, bf16, {kind}",
-        "yardstick": "weights and one batch of the bare forward",
-        "at_most": 1.1,
-        **spread([ours / theirs for theirs, ours in pairs]),
-        "bytes_theirs": pairs[0][0] * 1024,
-        "bytes_ours": pairs[0][1] * 1024,
-        "prompts": count,
-    }
-
-
-def peak_of(work: str, kind: str, count: int) -> int:
-    """Kilobytes of this process at its peak, above what it held with everything imported and no model."""
-    import torch
-    from defection.activations import capture
-    from defection.activations.chat import tokenize
-    from defection.activations.memory import give_back_memory
-    from reading import bare_forward, model_to_read, prompts_of
-
-    torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)  # loads the kernels
+    """Row 4, for the work of rows 1 to 3."""
+    product = torch.ones(64, 64, dtype=torch.bfloat16)
+    product @ product  # loads the kernels
     before = resident("VmRSS")
-    model = model_to_read("bf16")
+    model = model_to_read(DTYPE)
     sum(float(weights.sum()) for weights in model.network.parameters())  # pages of a mapped file count once touched
-    give_back_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    records = []
+    for kind, what in KINDS.items():
+        theirs, ours = works(model, kind, 4 if quick else 16)
+        theirs(), ours()
+        pairs = [(peak(theirs) - before, peak(ours) - before) for _ in range(2 if quick else 5)]
+        records.append(
+            {
+                "row": 4,
+                "name": f"peak memory of reading {what}, {DTYPE}",
+                "yardstick": "weights and one batch of the bare forward",
+                "at_most": 1.1,
+                **spread([b / a for a, b in pairs]),
+                "megabytes_theirs": pairs[-1][0] / 1024,
+                "megabytes_ours": pairs[-1][1] / 1024,
+            }
+        )
+    return records
+
+
+def works(model: Model, kind: str, count: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One batch of the bare forward, and our reading of all prompts."""
     prompts = prompts_of("shared" if kind == "shared" else "alone", count)
-    if work == "ours":
-        capture(model, prompts, layers=KINDS[kind], share_prefixes=kind == "shared")
-    else:
-        ids = tokenize(model.tokenizer, prompts)
-        if kind == "half":
-            decoder = model.network.get_decoder()
-            decoder.layers = decoder.layers[:15]
-        bare_forward(model, ids, batches=1)
-    return resident("VmHWM") - before
+    ids = tokenize(model.tokenizer, prompts)
+    decoder, blocks = model.network.get_decoder(), model.network.get_decoder().layers
+    kept = model.n_layers // 2 if kind == "half" else model.n_layers
+
+    def one_batch() -> None:
+        decoder.layers = blocks[:kept]
+        try:
+            bare_forward(model, ids, batches=1)
+        finally:
+            decoder.layers = blocks
+
+    return one_batch, lambda: capture(model, prompts, layers=slice(0, kept), share_prefixes=kind == "shared")
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Kilobytes of this process at its peak while it does the work."""
+    give_back_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    work()
+    return resident("VmHWM")
 
 
 def resident(name: str) -> int:
@@ -81,11 +82,4 @@ def resident(name: str) -> int:
 PARTS = {"memory": memory}
 
 if __name__ == "__main__":
-    if "--peak-of" in sys.argv:
-        parser = argparse.ArgumentParser()
-        for name in ("--peak-of", "--kind", "--count"):
-            parser.add_argument(name, required=True)
-        options = parser.parse_args()
-        print(peak_of(options.peak_of, options.kind, int(options.count)))
-    else:
-        main(PARTS, __doc__)
+    main(PARTS, __doc__)
