@@ -3,8 +3,8 @@
     python benchmarks/store.py [--only ten-thousand,hundred-thousand] [--quick]
 
 Yardsticks: `dd` of the same bytes with one flush at the end (writing); a raw memory map of the same bytes (reading).
-Everything is read back equal before anything is timed. It needs twice the bytes (7 GB) in the current directory, and
-removes what it wrote.
+Everything is read back equal before anything is timed, and lies in the system's cache whenever reading is timed. It
+needs twice the bytes (7 GB) in the current directory, and removes what it wrote.
 """
 
 from __future__ import annotations
@@ -111,9 +111,11 @@ def timed(folder: Path, rows: int, rounds: int) -> dict[str, list[float]]:
         for path in (whole, small):
             note(f"open_{path.name}", lambda path=path: [open_store(path) for _ in range(OPENINGS)])
         for _ in range(max(1, ENOUGH // rows)):
+            warm(raw)
             note("read_raw", lambda: read_raw(raw))
-            note("read", lambda: read(open_store(whole)))
             note("mean_raw", lambda: mean_raw(raw))
+            warm(whole)
+            note("read", lambda: read(open_store(whole)))
             note("mean", lambda: mean(open_store(whole)))
         note("verify", lambda: open_store(whole, verify=True))
         note("one_layer", lambda: read(open_store(whole), [LAYERS // 2]))
@@ -155,6 +157,12 @@ def fill_raw(raw: Path, block: torch.Tensor, rows: int) -> None:
         for start in range(0, rows, BLOCK):
             file.write(block[: rows - start].view(torch.uint8).numpy().data)
         file.truncate(rows * ROW_BYTES)
+
+
+def warm(path: Path) -> None:
+    """Bring the bytes into the system's cache: where memory is short, what was written first is gone from it by now."""
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
 
 
 def map_raw(raw: Path) -> torch.Tensor:
