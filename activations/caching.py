@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .batching import READING_COST, REPLYING_COST, plan_batches
 from .capture import Landing, parse_layers, tokenize_within_context, up_to_wanted
 from .errors import DefectionError
 from .files import Json, digest
-from .generate import reply_to_batch
+from .generate import plan_replies, reply_to_batch
 from .manifest import MANIFEST, read_manifest
 from .models import Model, choose_dtype
 from .plan import Plan, shard_rows
@@ -21,7 +20,7 @@ from .positions import LAST, parse_position, wanted_tokens
 from .processes import this_process
 from .progress import progress
 from .prompts import Prompt
-from .reading import LastPrefix, Reading, automatic_batch_tokens, modules_read, read_batch
+from .reading import LastPrefix, Reading, automatic_batch_tokens, modules_read, plan_reading, read_batch
 from .residuals import offsets_of
 from .shards import OFFSETS, REPLIES, RESIDUALS, Rows
 from .sites import AFTER
@@ -37,7 +36,7 @@ def cache(
     prompts: Sequence[Prompt],
     path: str | Path,
     *,
-    layers: str | Sequence[int] = "all",
+    layers: str | Sequence[int] | slice = "all",
     site: str = AFTER,
     position: str = LAST,
     dtype: str | torch.dtype | None = None,
@@ -141,8 +140,8 @@ class _Work:
         values = torch.empty(offsets[-1], len(self.reading.layers), self.model.d_model, dtype=self.dtype)
         replies = torch.full((len(needed), self.reply_tokens), NO_TOKEN, dtype=torch.int32)
         landing, last_prefix = Landing(values), LastPrefix()
-        group_cost = REPLYING_COST if self.reply_tokens else READING_COST
-        for batch in plan_batches(needed, max_tokens=self.max_tokens, group_cost=group_cost):
+        plan = plan_replies if self.reply_tokens else plan_reading
+        for batch in plan(self.model, needed, self.max_tokens):
             if self.reply_tokens:
                 said, read = reply_to_batch(self.model, needed, batch, self.reply_tokens, self.reading.layers)
                 for row, tokens in zip(batch.rows, said, strict=True):

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batching import plan_batches
 from .chat import tokenize
 from .errors import DefectionError
 from .models import Model, choose_device, choose_dtype
 from .positions import LAST, wanted_tokens
 from .progress import progress
 from .prompts import Prompt
-from .reading import LastPrefix, Reading, automatic_batch_tokens, read_batch
+from .reading import LastPrefix, Reading, automatic_batch_tokens, plan_reading, read_batch
 from .residuals import Residuals as Residuals  # noqa: PLC0414 (store.py imports it from here)
 from .residuals import offsets_of
 from .sites import AFTER
@@ -58,7 +57,7 @@ def capture(
     values = torch.empty(offsets[-1], len(reading.layers), model.d_model, dtype=kept_as, device=keep_on)
     landing, last_prefix = Landing(values), LastPrefix()
     with progress(what, total=len(rows), unit="prompts") as advance:
-        for batch in plan_batches(needed, max_tokens=budget, share_prefixes=share_prefixes and model.shares_prefixes):
+        for batch in plan_reading(model, needed, budget, share_prefixes=share_prefixes):
             seen = read_batch(model, needed, batch, reading, wanted, last_prefix)
             landing.put([place for row in batch.rows for place in range(offsets[row], offsets[row + 1])], seen)
             advance(len(batch.rows))

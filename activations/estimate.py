@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .batching import Batch, plan_batches
+from .batching import Batch
 from .capture import tokenize_within_context, up_to_wanted
 from .errors import DefectionError
 from .models import Model, choose_dtype
@@ -17,7 +17,7 @@ from .plan import shard_rows
 from .positions import wanted_tokens
 from .processes import Process
 from .prompts import Prompt
-from .reading import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, read_batch
+from .reading import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, plan_reading, read_batch
 
 MEASURED_SECONDS = 2.0
 """For how long batches are measured before the rest is extrapolated."""
@@ -83,7 +83,7 @@ def estimate(
     needed = up_to_wanted(ids, wanted)
     budget = max_tokens or automatic_batch_tokens(model, reading)
     counts = [1] * len(prompts) if reading.one_each else [len(tokens) for tokens in wanted]
-    shards = _plan(needed, budget, rows_per_shard or shard_rows(counts), model.shares_prefixes)
+    shards = _plan(model, needed, budget, rows_per_shard or shard_rows(counts))
     batches = [batch for shard in shards for batch in shard]
     computed = sum(sum(computed_tokens(needed, shard)) for shard in shards)
     vectors = sum(counts)
@@ -103,11 +103,11 @@ def estimate(
     )
 
 
-def _plan(ids: Sequence[Sequence[int]], budget: int, rows_per_shard: int, share: bool) -> list[list[Batch]]:
+def _plan(model: Model, ids: Sequence[Sequence[int]], budget: int, rows_per_shard: int) -> list[list[Batch]]:
     """The batches of each shard, numbered by all rows."""
     shards = []
     for rows in Process().rows(len(ids), rows_per_shard):
-        planned = plan_batches(ids[rows.start : rows.stop], max_tokens=budget, share_prefixes=share)
+        planned = plan_reading(model, ids[rows.start : rows.stop], budget)
         shards.append([Batch(tuple(rows.start + row for row in b.rows), b.prefix_length) for b in planned])
     return shards
 

@@ -34,11 +34,16 @@ def greedy_replies(
     """
     rows = list(prompts)
     ids = tokenize_within_context(model, rows, reply_tokens=max_new_tokens)
-    for batch in plan_batches(ids, max_tokens=max_tokens, group_cost=REPLYING_COST):
+    for batch in plan_replies(model, ids, max_tokens):
         if all(row in skip for row in batch.rows):
             continue
         replies, _ = reply_to_batch(model, ids, batch, max_new_tokens)
         yield dict(zip(batch.rows, replies, strict=True))
+
+
+def plan_replies(model: Model, ids: Sequence[Sequence[int]], max_tokens: int) -> list[Batch]:
+    """The batches in which `reply_to_batch` is to be given these rows: prefixes are shared only where the model can."""
+    return plan_batches(ids, max_tokens=max_tokens, share_prefixes=model.shares_prefixes, group_cost=REPLYING_COST)
 
 
 def reply_to_batch(

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DefectionError
 from .files import Json, read_json
@@ -24,7 +24,8 @@ SCHEMA_VERSION = 2
 READABLE = (1, 2)
 TABLES = ("shards", "ids", "n_tokens")
 SEAL = b'  "head_sha256": '
-LARGEST_HEAD = 1 << 20
+HEAD = 1 << 14
+"""Bytes into which a head mostly fits; no more of a manifest is read at first."""
 REQUIRED = ("key", "model", "layers", "position", "dtype", "d_model")
 
 
@@ -86,7 +87,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            head, seal = _split(file.read(LARGEST_HEAD))
+            head, seal = _head(file)
     except OSError as error:
         raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
     if seal is None:
@@ -101,13 +102,16 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(path, value, start)
 
 
-def _split(content: bytes) -> tuple[bytes, bytes | None]:
-    """The head's lines and the line that seals them."""
-    spot = content.find(b"\n" + SEAL) + 1
-    if spot == 0:
-        return content, None
-    end = content.find(b"\n", spot) + 1
-    return content[:spot], content[spot:end]
+def _head(file: IO[bytes]) -> tuple[bytes, bytes | None]:
+    """The head's lines and the line that seals them, reading little more than those; None where there is no seal."""
+    content = b""
+    while more := file.read(max(HEAD, len(content))):
+        content += more
+        spot = content.find(b"\n" + SEAL) + 1
+        end = content.find(b"\n", spot) + 1
+        if spot and end:
+            return content[:spot], content[spot:end]
+    return content, None
 
 
 def _unsealed(path: Path) -> Manifest:

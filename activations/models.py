@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from .chat import template_fingerprint
 from .embedded import EMBEDDED, ensure_embedded
 from .errors import DefectionError
-from .files import digest, file_digest, read_json
+from .files import Json, canonical, digest, file_digest, read_json
 from .memory import give_back_memory
 from .prefixes import reach
 from .processes import this_process
@@ -150,12 +150,12 @@ def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
 
 
 def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
-    """A model that is already in memory, fingerprinted by its tensors as they are now.
+    """A model that is already in memory, fingerprinted by its tensors and its config as they are now.
 
     A `PeftModel` is read as it is, its adapter beside the weights; the fingerprint covers both.
     """
     plain = _without_peft(network)
-    state = hashlib.sha256()
+    state = hashlib.sha256(canonical(_settings(plain)))
     for key, tensor in sorted(_unbridged(plain).items()):
         state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -174,6 +174,21 @@ def _unbridged(network: Any) -> dict[str, Tensor]:
         names = type(network)(network.config).state_dict().keys()
     plain = {key.replace(BRIDGED, ""): tensor for key, tensor in tensors.items()}
     return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
+
+
+def _settings(network: Any) -> Json:
+    """What beside its tensors decides a forward pass: the config, and that of an adapter on it (a LoRA's scaling)."""
+    adapters = getattr(network, "peft_config", {})
+    return {
+        "config": _deciding(json.loads(network.config.to_json_string(use_diff=False))),
+        "adapters": {name: _adapter_settings(adapter) for name, adapter in adapters.items()},
+    }
+
+
+def _adapter_settings(adapter: Any) -> Json:
+    settings = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.to_dict().items()}
+    settings.pop("base_model_name_or_path", None)
+    return cast(Json, json.loads(json.dumps(settings, default=str)))
 
 
 def _without_peft(network: Any) -> nn.Module:
@@ -373,7 +388,11 @@ def _weights_digests(folder: Path) -> list[str]:
 
 
 def _config_digest(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    for changes_nothing in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
-        config.pop(changes_nothing, None)
+    config = _deciding(read_json(folder / "config.json"))
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _deciding(config: Json) -> Json:
+    """A config without what changes nothing in a forward pass."""
+    nothing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+    return {name: value for name, value in config.items() if name not in nothing}

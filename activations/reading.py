@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .batching import Batch
+from .batching import Batch, plan_batches
 from .errors import DefectionError
 from .memory import batch_tokens, give_back_memory, is_out_of_memory
 from .models import Model
@@ -69,6 +69,13 @@ def automatic_batch_tokens(model: Model, reading: Reading) -> int:
         itemsize=itemsize,
         kept_bytes=kept,
     )
+
+
+def plan_reading(
+    model: Model, ids: Sequence[Sequence[int]], max_tokens: int, *, share_prefixes: bool = True
+) -> list[Batch]:
+    """The batches in which `read_batch` is to be given these rows: prefixes are shared only where the model can."""
+    return plan_batches(ids, max_tokens=max_tokens, share_prefixes=share_prefixes and model.shares_prefixes)
 
 
 def modules_read(model: Model, site: str) -> Sequence[nn.Module]:

@@ -22,7 +22,7 @@ Parts = Mapping[str, Callable[[bool], Records]]
 
 
 def main(parts: Parts, description: str | None) -> None:
-    """The command line of a script; prints one JSON object, the records (or the error) of each part."""
+    """The command line of a script; prints one JSON object a part as it is done: its name, and records or error."""
     parser = argparse.ArgumentParser(
         description=description or "", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +32,8 @@ def main(parts: Parts, description: str | None) -> None:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in parts]:
         parser.error(f"no part {unknown[0]!r}: there are {', '.join(parts)}")
-    print(json.dumps({name: attempt(parts[name], name, options.quick) for name in names}, indent=2))
+    for name in names:
+        print(json.dumps({name: attempt(parts[name], name, options.quick)}), flush=True)
 
 
 def attempt(part: Callable[[bool], Records], name: str, quick: bool) -> Records | dict[str, str]:

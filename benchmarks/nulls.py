@@ -1,20 +1,18 @@
 """AUROC of random directions and bootstrap draws at every layer, against a loop over `sklearn.metrics.roc_auc_score`.
 
-Prints one JSON object. Both sides run on one thread, which is all that scikit-learn's loop can use. Scores are given
+Both sides run on one thread, which is all that scikit-learn's loop can use. Scores are given
 to both; projecting the residuals is not timed. scikit-learn's loop runs over a fraction of the rows, evenly spread, and
 its time is scaled up to all of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from common import Records, main, medians, spread
 from defection.probes.metrics import auroc, bootstrap_aurocs
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -46,17 +44,13 @@ def theirs(scores: NDArray[np.float32], marks: NDArray[np.bool_]) -> float:
     return float(roc_auc_score(marks, scores))
 
 
-def main() -> None:
-    """Check that both give the same values, then time them in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--fraction", type=float, default=0.01, help="share of scikit-learn's calls that is run")
-    options = parser.parse_args()
+def nulls_and_draws(quick: bool) -> Records:
+    """Row 7: each part, and both together."""
+    rounds, step = (2, 1000) if quick else (5, 100)
     torch.set_num_threads(1)
     nulls, probe, marks, topics = make_scores()
     flat = nulls.view(-1, PROMPTS).numpy()
     draws = drawn_rows(topics)
-    step = round(1 / options.fraction)
     null_rows = list(range(0, len(flat), step + 1))  # rounded directions and others
     pairs = [(layer, draw) for layer in range(LAYERS) for draw in range(DRAWS)][::step]
 
@@ -76,38 +70,39 @@ def main() -> None:
     found = ours_draws()
     draw_error = np.abs(np.array([found[pair] for pair in pairs]) - sklearn_draws()).max()
     if max(null_error, draw_error) > 1e-9:
-        raise SystemExit(f"values differ from scikit-learn's by {max(null_error, draw_error)}")
+        raise SystemExit(f"values differ from scikit-learn's by {max(null_error, draw_error)}: nothing is timed")
 
-    def timed(work: object) -> float:
+    def timed(work: Callable[[], object]) -> float:
         start = time.perf_counter()
-        work()  # type: ignore[operator]
+        work()
         return time.perf_counter() - start
 
-    kinds = {
-        "null": (ours_nulls, sklearn_nulls, len(flat) / len(null_rows)),
-        "bootstrap": (ours_draws, sklearn_draws, LAYERS * DRAWS / len(pairs)),
+    null_pairs, draw_pairs = [], []
+    for _ in range(rounds):
+        null_pairs.append((timed(sklearn_nulls) * len(flat) / len(null_rows), timed(ours_nulls)))
+        draw_pairs.append((timed(sklearn_draws) * LAYERS * DRAWS / len(pairs), timed(ours_draws)))
+    both = [(n[0] + d[0], n[1] + d[1]) for n, d in zip(null_pairs, draw_pairs, strict=True)]
+    name = {
+        "both": f"AUROC, {DIRECTIONS} random directions and {DRAWS} bootstrap draws",
+        "nulls": f"AUROC, {DIRECTIONS} random directions",
+        "draws": f"AUROC, {DRAWS} bootstrap draws of {TOPICS} topics",
     }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
-    for _ in range(options.rounds):
-        for name, (ours, sklearns, scale) in kinds.items():
-            seconds[name].append((timed(ours), timed(sklearns) * scale))
-    together = [(n[0] + b[0], n[1] + b[1]) for n, b in zip(seconds["null"], seconds["bootstrap"], strict=True)]
-    report = {
-        "row": 7,
-        "work": f"AUROC of {DIRECTIONS} random directions x {LAYERS} layers x {PROMPTS} prompts (a tenth with ties), "
-        f"plus {DRAWS} bootstrap draws of {TOPICS} topics at each layer",
-        "yardstick": f"loop over sklearn.metrics.roc_auc_score, {options.fraction:.1%} of its calls run and scaled up",
-        "largest_difference": {"null": float(null_error), "bootstrap": float(draw_error)},
-        "rounds": options.rounds,
-        "ours_seconds": {name: statistics.median(a for a, _ in each) for name, each in seconds.items()},
-        "sklearn_seconds": {name: statistics.median(b for _, b in each) for name, each in seconds.items()},
-        "ratio_by_part": {name: statistics.median(b / a for a, b in each) for name, each in seconds.items()},
-        "ratio": statistics.median(b / a for a, b in together),
-        "aim": 100,
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-    }
-    print(json.dumps(report, indent=2))
+    return [
+        {
+            "row": 7,
+            "name": f"{name[part]}, {LAYERS} layers, {PROMPTS} prompts",
+            "yardstick": f"loop over sklearn.metrics.roc_auc_score, {1 / step:.1%} of its calls run and scaled up",
+            **({"at_least": 100.0} if part == "both" else {}),
+            "difference": float(max(null_error, draw_error)),
+            "threads": torch.get_num_threads(),
+            **spread([a / b for a, b in seconds]),
+            **medians(seconds),
+        }
+        for part, seconds in (("both", both), ("nulls", null_pairs), ("draws", draw_pairs))
+    ]
 
+
+PARTS = {"nulls": nulls_and_draws}
 
 if __name__ == "__main__":
-    main()
+    main(PARTS, __doc__)

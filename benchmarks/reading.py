@@ -1,31 +1,22 @@
 """Reading residual streams, against the bare forward pass and against what else one could use.
 
-    python benchmarks/reading.py --rows bare,layers,memory,neighbours --dtype fp32 --rounds 5
+    python benchmarks/reading.py [--only bare-bf16,neighbours] [--quick]
 
-Prints JSON, one record a comparison. Rounds are interleaved A B A B on the same prompts, threads and dtype, and results
-are compared before anything is timed. `speed` is the median over rounds of the yardstick's time divided by ours (above
-1: we are faster). On a CPU time is the process's CPU time on one thread, which other processes do not disturb; on a GPU
-it is wall time between synchronisations.
+Results are compared before anything is timed. On a CPU time is the process's CPU time on one thread, which other
+processes disturb least; on a GPU it is wall time between synchronisations. The neighbours are in `reading_peers.py`,
+memory in `reading_memory.py`.
 
-Prompts are the first of our `clean` set. `shared`: each after one system prompt of about ninety tokens. `alone`: no
-system prompt, and our sharing of prefixes switched off.
+Prompts are the first of our `clean` set. `shared`: each after one system prompt of about ninety tokens. `alone`:
+without it, and our sharing of prefixes switched off.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
+from common import Records, interleaved, main
 from defection.activations import Message, Model, Prompt, capture, load_model, load_prompts
 from defection.activations.batching import plan_batches
 from defection.activations.chat import tokenize
@@ -38,8 +29,10 @@ SYSTEM = (
     "up. You never speak about other readers, you do not give medical or legal advice, and you keep every answer short "
     "enough to be read at the counter while somebody else is waiting."
 )
-NEIGHBOUR_ROWS = 16
-"""Prompts a batch when a neighbour's user batches them in file order."""
+COUNTS = {"fp32": 12, "bf16": 24}
+"""Prompts, so that a part takes about a minute on one core."""
+DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""How far the median vector may lie from a yardstick's, relative to its length; a wrong token is about 1 away."""
 
 
 def prompts_of(kind: str, count: int) -> list[Prompt]:
@@ -58,214 +51,119 @@ def padded(model: Model, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor,
 
 
 @torch.inference_mode()
-def bare_forward(model: Model, ids: Sequence[Sequence[int]], max_tokens: int) -> None:
-    """The decoder without vocabulary matrix or cache, in our own batches (prefixes not shared)."""
-    for batch in plan_batches(ids, max_tokens=max_tokens, share_prefixes=False):
+def bare_forward(model: Model, ids: Sequence[Sequence[int]], batches: int | None = None) -> None:
+    """The decoder without vocabulary matrix or cache, in our own batches (prefixes not shared), or the first few."""
+    for batch in plan_batches(ids, max_tokens=CPU_BATCH_TOKENS, share_prefixes=False)[:batches]:
         tokens, mask, _ = padded(model, [ids[row] for row in batch.rows])
         model.network.get_decoder()(input_ids=tokens, attention_mask=mask, use_cache=False)
 
 
-def file_order(ids: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
-    return [ids[start : start + NEIGHBOUR_ROWS] for start in range(0, len(ids), NEIGHBOUR_ROWS)]
-
-
 @torch.inference_mode()
-def hugging_face(model: Model, ids: Sequence[Sequence[int]]) -> Tensor:
-    """`output_hidden_states` on the causal LM, padded in file order. Its last layer is after the final norm."""
-    parts = []
-    for rows in file_order(ids):
-        tokens, mask, last = padded(model, rows)
-        states = model.network(
-            input_ids=tokens, attention_mask=mask, output_hidden_states=True, use_cache=False
+def expected(model: Model, ids: Sequence[Sequence[int]]) -> Tensor:
+    """Each prompt through the model alone, by `output_hidden_states`; all layers but the last, which it has normed."""
+    rows = []
+    for row in ids:
+        states = model.network.get_decoder()(
+            input_ids=torch.tensor([row], device=model.device), output_hidden_states=True, use_cache=False
         ).hidden_states
-        parts.append(torch.stack([state[torch.arange(len(last)), last] for state in states[1:]], dim=1).float().cpu())
-    return torch.cat(parts)
+        rows.append(torch.stack([state[0, -1] for state in states[1:-1]]).float().cpu())
+    return torch.stack(rows)
 
 
-def transformer_lens(model: Model) -> Callable[[Sequence[Sequence[int]]], Tensor]:
-    """`run_with_cache` with a list of names, the vocabulary matrix left out as far as a bridge can."""
-    import copy
-
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge = TransformerBridge.boot_transformers(
-        str(model.files.base) if model.files else "model",
-        hf_model=copy.deepcopy(model.network),
-        tokenizer=model.tokenizer,
-        device=str(model.device),
-        dtype=model.dtype,
-    )
-    names = [f"blocks.{layer}.hook_out" for layer in range(model.n_layers)]
-
-    @torch.inference_mode()
-    def read(ids: Sequence[Sequence[int]]) -> Tensor:
-        parts = []
-        for rows in file_order(ids):
-            tokens, mask, last = padded(model, rows)
-            _, cache = bridge.run_with_cache(tokens, attention_mask=mask, names_filter=names, return_type=None)
-            parts.append(torch.stack([cache[n][torch.arange(len(last)), last] for n in names], dim=1).float().cpu())
-        return torch.cat(parts)
-
-    return read
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def compare(
-    name: str, ours: Callable[[], object], theirs: Callable[[], object], model: Model, rounds: int
-) -> dict[str, Any]:
-    """Interleaved rounds after one of each to warm up."""
-    ours(), theirs()
-    pairs = [(seconds(theirs, model.device), seconds(ours, model.device)) for _ in range(rounds)]
-    ratios = [a / b for a, b in pairs]
-    return {
-        "yardstick": name,
-        "speed": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-        "rounds": rounds,
-        "seconds_theirs": statistics.median(a for a, _ in pairs),
-        "seconds_ours": statistics.median(b for _, b in pairs),
-    }
-
-
-def refuse_difference(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
+def refuse_difference(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str) -> float:
     """The median vector's relative distance; a benchmark of something else is worth nothing."""
-    error = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
-    if not error <= (1e-4 if dtype == torch.float32 else 0.05):
+    error = float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).median())
+    if not error <= DIFFERENCE[dtype]:
         raise SystemExit(f"{what} differs from ours by {error:.1e}: nothing is timed")
     return error
 
 
-def against_bare(model: Model, count: int, rounds: int) -> list[dict[str, Any]]:
+def model_to_read(dtype: str) -> Model:
+    torch.set_num_threads(1)
+    return load_model("smollm2-135m", dtype=dtype)
+
+
+def clock_of(model: Model) -> Callable[[], float]:
+    def synchronized() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronized if model.device.type == "cuda" else time.process_time
+
+
+def bare(dtype: str, quick: bool) -> Records:
+    """Row 1: all layers, nothing shared and a system prompt shared."""
+    model = model_to_read(dtype)
     records = []
-    for kind in ("alone", "shared"):
-        prompts = prompts_of(kind, count)
+    for kind, aim in (("alone", 0.98), ("shared", 1.0)):
+        prompts = prompts_of(kind, 4 if quick else COUNTS[dtype])
         ids = tokenize(model.tokenizer, prompts)
         share = kind == "shared"
-        error = refuse_difference(
-            capture(model, prompts, layers=slice(0, -1), share_prefixes=share).values,
-            hugging_face(model, ids)[:, :-1],
-            model.dtype,
-            "Hugging Face",
-        )
-        record = compare(
-            "bare forward",
+        found = capture(model, prompts, share_prefixes=share).values[:, :-1]
+        error = refuse_difference(found, expected(model, ids), model.dtype, "each prompt alone")
+        times = interleaved(
+            lambda i=ids: bare_forward(model, i),
             lambda p=prompts, s=share: capture(model, p, share_prefixes=s),
-            lambda i=ids: bare_forward(model, i, CPU_BATCH_TOKENS),
-            model,
-            rounds,
+            rounds=2 if quick else 5,
+            clock=clock_of(model),
         )
-        records.append({"prompts": kind, "tokens": sum(map(len, ids)), "relative_error": error, **record})
+        records.append(
+            {
+                "row": 1,
+                "name": f"last token at all layers, {dtype}, prefixes {kind}",
+                "yardstick": "bare forward",
+                "at_least": aim,
+                "prompts": len(prompts),
+                "tokens": sum(map(len, ids)),
+                "difference": error,
+                "device": model.device.type,
+                **times,
+            }
+        )
     return records
 
 
-def against_some_layers(model: Model, count: int, rounds: int) -> list[dict[str, Any]]:
-    """The bare forward of a model that has no more blocks than are read."""
-    prompts = prompts_of("alone", count)
+def layers(dtype: str, quick: bool) -> Records:
+    """Row 3: against the bare forward of a model that has no more blocks than are read."""
+    model = model_to_read(dtype)
+    prompts = prompts_of("alone", 4 if quick else COUNTS[dtype])
     ids = tokenize(model.tokenizer, prompts)
     decoder = model.network.get_decoder()
-    blocks = decoder.layers
-    kept = model.n_layers // 2
+    blocks, kept = decoder.layers, model.n_layers // 2
 
     def some_blocks() -> None:
         decoder.layers = blocks[:kept]
         try:
-            bare_forward(model, ids, CPU_BATCH_TOKENS)
+            bare_forward(model, ids)
         finally:
             decoder.layers = blocks
 
-    record = compare(
-        f"bare forward of {kept} blocks",
-        lambda: capture(model, prompts, layers=slice(0, kept), share_prefixes=False),
+    found = capture(model, prompts, layers=slice(0, kept), share_prefixes=False).values
+    error = refuse_difference(found, expected(model, ids)[:, :kept], model.dtype, "each prompt alone")
+    times = interleaved(
         some_blocks,
-        model,
-        rounds,
+        lambda: capture(model, prompts, layers=slice(0, kept), share_prefixes=False),
+        rounds=2 if quick else 5,
+        clock=clock_of(model),
     )
-    return [{"prompts": "alone", "layers": kept, **record}]
-
-
-def against_neighbours(model: Model, count: int, rounds: int, only: str | None = None) -> list[dict[str, Any]]:
-    prompts = prompts_of("shared", count)
-    ids = tokenize(model.tokenizer, prompts)
-    ours = capture(model, prompts).values
-    readers: dict[str, Callable[[Sequence[Sequence[int]]], Tensor]] = {}
-    if only in (None, "hugging-face"):
-        readers["Hugging Face output_hidden_states"] = lambda rows: hugging_face(model, rows)
-    if only in (None, "transformer-lens"):
-        readers["TransformerBridge.run_with_cache"] = transformer_lens(model)
-    if find_spec("nnsight") is None:
-        print("nnsight is not installed: not compared", file=sys.stderr)
-    records = []
-    for name, read in readers.items():
-        error = refuse_difference(ours[:, :-1], read(ids)[:, :-1], model.dtype, name)
-        record = compare(name, lambda: capture(model, prompts), lambda r=read: r(ids), model, rounds)
-        records.append({"prompts": "shared", "relative_error": error, **record})
-    return records
-
-
-def peak_memory(dtype: str, count: int) -> list[dict[str, Any]]:
-    """Peak resident memory of a fresh process that reads, over that of one that runs the bare forward."""
-    peaks = {}
-    for work in ("nothing", "bare", "ours"):
-        command = [sys.executable, __file__, "--peak-of", work, "--dtype", dtype, "--count", str(count)]
-        peaks[work] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-    return [
-        {
-            "yardstick": "bare forward, peak resident memory",
-            "ratio": peaks["ours"] / peaks["bare"],
-            "bytes": {work: peak * 1024 for work, peak in peaks.items()},
-        }
-    ]
-
-
-def peak_of(work: str, dtype: str, count: int) -> None:
-    model = load_model("smollm2-135m", device="cpu", dtype=dtype)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    prompts = prompts_of("shared", count)
-    if work == "bare":
-        bare_forward(model, tokenize(model.tokenizer, prompts), CPU_BATCH_TOKENS)
-    elif work == "ours":
-        capture(model, prompts)
-    status = Path("/proc/self/status").read_text()
-    peak = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    print(peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="bare,layers,neighbours,memory")
-    parser.add_argument("--neighbour", choices=["hugging-face", "transformer-lens"])
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--count", type=int, default=64, help="prompts")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-of", choices=["nothing", "bare", "ours"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.peak_of:
-        peak_of(options.peak_of, options.dtype, options.count)
-        return
-    model = load_model("smollm2-135m", dtype=options.dtype)
-    work: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "bare": lambda: against_bare(model, options.count, options.rounds),
-        "layers": lambda: against_some_layers(model, options.count, options.rounds),
-        "neighbours": lambda: against_neighbours(model, options.count, options.rounds, options.neighbour),
-        "memory": lambda: peak_memory(options.dtype, options.count),
+    record = {
+        "row": 3,
+        "name": f"last token at the first {kept} layers, {dtype}",
+        "yardstick": f"bare forward of {kept} blocks",
+        "at_least": 0.98,
+        "prompts": len(prompts),
+        "difference": error,
+        "device": model.device.type,
     }
-    shape = {"dtype": options.dtype, "n_prompts": options.count, "device": model.device.type}
-    records = [{"row": name, **shape, **record} for name in options.rows.split(",") for record in work[name]()]
-    print(json.dumps(records, indent=2))
+    return [{**record, **times}]
 
+
+PARTS = {
+    "bare-fp32": lambda quick: bare("fp32", quick),
+    "bare-bf16": lambda quick: bare("bf16", quick),
+    "layers-fp32": lambda quick: layers("fp32", quick),
+    "layers-bf16": lambda quick: layers("bf16", quick),
+}
 
 if __name__ == "__main__":
-    main()
+    main(PARTS, __doc__)

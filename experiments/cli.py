@@ -47,6 +47,9 @@ TestSetsOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Bad input: one sentence on stderr, exit status 2."""
@@ -57,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DefectionError as error:
         typer.echo(f"defection: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("defection: interrupted; the same command continues from here", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's, silently
+            typer.echo("defection: interrupted; the same command continues from here", err=True)
+        raise
 
 
 def _say(as_json: bool) -> Callable[[str], None]:

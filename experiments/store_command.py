@@ -69,6 +69,10 @@ def _spelled(name: str, value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @store_app.command()
 def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
     """Compare every byte with the checksums; exit status 2 names what is missing or damaged."""
@@ -83,7 +87,9 @@ def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
             f"{path}: {', '.join(damaged)} missing, unfinished or damaged; `defection store repair` recomputes it"
         )
     if not as_json:
-        typer.echo(f"{path}: {len(store.shards)} shards and {len(store)} prompts are what was written")
+        typer.echo(
+            f"{path} is what was written: {_counted(len(store.shards), 'shard')}, {_counted(len(store), 'prompt')}"
+        )
 
 
 @store_app.command()

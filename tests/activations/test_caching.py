@@ -171,6 +171,27 @@ def test_replies_go_with_the_last_token_only(llama: Model, tmp_path: Path, optio
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("family", ["mamba", "qwen3-next"])
+@pytest.mark.parametrize("reply_tokens", [0, 1])
+def test_a_batch_of_a_model_with_a_running_state_keeps_to_its_budget(
+    any_model: Callable[[str], Model], tmp_path: Path, family: str, reply_tokens: int
+) -> None:
+    """Such a model computes each prompt whole, so it must not be planned as if a shared start were computed once."""
+    model, budget, widths = any_model(family), 400, []
+    system = Message("system", "A long rule that everybody has to obey. " * 4)
+    prompts = [Prompt(str(i), (system, Message("user", f"And {i}?"))) for i in range(8)]
+    handle = model.blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel()),
+        with_kwargs=True,
+    )
+    store = cache(model, prompts, tmp_path / "store", max_tokens=budget, reply_tokens=reply_tokens)
+    handle.remove()
+    assert widths
+    assert max(widths) <= budget
+    expected = capture(model, prompts, share_prefixes=False).values
+    torch.testing.assert_close(store.read().values, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -155,6 +155,39 @@ def test_a_model_in_memory_is_known_by_its_tensors(llama: Model) -> None:
     assert wrap(network, llama.tokenizer, "a").identity.fingerprint != before
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"rms_norm_eps": 1e-3}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+        ("mistral", {"sliding_window": 8}),
+        ("granite", {"residual_multiplier": 0.25}),
+    ],
+)
+def test_equal_tensors_under_another_config_are_another_model_in_memory(
+    any_model: Callable[[str], Model], mixed_prompts: list[Prompt], family: str, changes: dict[str, object]
+) -> None:
+    """PITFALLS 12: what such a setting changes is the residual stream, and no tensor shows it."""
+    model = any_model(family)
+    config = type(model.network.config)(**{**model.network.config.to_dict(), **changes})
+    network = type(model.network)(config)
+    network.load_state_dict(model.network.state_dict())
+    other = wrap(network, model.tokenizer, family)
+    assert not torch.allclose(capture(other, mixed_prompts).values, capture(model, mixed_prompts).values, rtol=1e-3)
+    assert other.identity.fingerprint != model.identity.fingerprint
+
+
+def test_the_scaling_of_an_adapter_beside_the_weights_is_in_the_fingerprint(llama: Model) -> None:
+    """PITFALLS 12: `lora_alpha` multiplies the adapter, and no tensor shows it."""
+    found = []
+    for alpha in (8, 16, 8):
+        torch.manual_seed(0)
+        settings = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        adapted = get_peft_model(copy.deepcopy(llama.network), settings)
+        found.append(wrap(adapted, llama.tokenizer).identity.fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
 def test_an_adapter_is_merged_into_its_base(llama: Model, adapter: Path, mixed_prompts: list[Prompt]) -> None:
     """PITFALLS 11: what is loaded is what PEFT computes with the adapter kept apart."""
     from peft import PeftModel

@@ -1,6 +1,7 @@
 """What is read is what was written, no more of it than asked for, and never after damage."""
 
 import ctypes
+import io
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from defection.activations import manifest
 from defection.activations.errors import DefectionError
 from defection.activations.plan import Plan
 from defection.activations.prompts import user_prompt
@@ -161,6 +163,36 @@ def test_shards_that_changed_places_are_detected(store: Store, tmp_path: Path) -
     (folder / FILES[2]).write_bytes((folder / FILES[3]).read_bytes())
     with pytest.raises(DefectionError, match=FILES[2]):
         open_store(folder).vectors()
+
+
+class Counted(io.BytesIO):
+    """A file that knows how much of it was read."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        self.taken += len(found)
+        return found
+
+
+def test_opening_reads_no_more_of_a_manifest_with_many_rows() -> None:
+    taken = []
+    for rows in (10, 100_000):
+        tables = {"shards": [{"file": "shard"}] * (rows // 10), "ids": [f"p{i}" for i in range(rows)], "n_tokens": []}
+        file = Counted(manifest.manifest_bytes({"key": "k"}, tables))
+        head, seal = manifest._head(file)
+        assert seal == manifest._seal(head)
+        taken.append(file.taken)
+    assert taken[1] <= manifest.HEAD
+
+
+def test_a_head_is_found_wherever_the_first_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = manifest.manifest_bytes({"key": "k" * 50}, {"shards": [], "ids": ["a"], "n_tokens": [1]})
+    expected = manifest._head(io.BytesIO(content))
+    for size in range(1, len(content) + 2):
+        monkeypatch.setattr(manifest, "HEAD", size)
+        assert manifest._head(io.BytesIO(content)) == expected
 
 
 def test_a_manifest_that_was_replaced_since_is_not_mixed_with_the_old_one(

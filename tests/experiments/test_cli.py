@@ -38,6 +38,19 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -
     return message
 
 
+def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, llama_folder, prompts, monkeypatch):
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("defection.activations.caching.read_batch", interrupted)
+    assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 130
+    assert "the same command continues" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 0
+    assert run("store", "verify", tmp_path / "store") == 0
+    assert "1 shard, 6 prompts" in capsys.readouterr().out
+
+
 def test_unknown_model(capsys, tmp_path, prompts):
     assert "no-such-model" in refused(capsys, tmp_path / "store", "cache", "no-such-model", prompts)
 
