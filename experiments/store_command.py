@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
-from .options import DeviceOption, JsonOption
+from .options import DeviceOption, JsonOption, print_result
 
 store_app = typer.Typer(
     help="Show, verify or repair a store that `defection cache` wrote.",
