@@ -26,7 +26,8 @@ from ..probes.asking import asked_outright
 from ..probes.baselines import two_components
 from ..probes.contrast import ContrastSet
 from ..probes.figures import Scores
-from ..probes.sweep import Subject, SweepRow, fit_probes, outright_rows, read_sweep, sweep, write_sweep
+from ..probes.sweep import Subject, fit_probes, outright_rows, sweep
+from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.evaluate import Completion, judge, perplexity, rates
 from ..training.measuring import reply_tokens

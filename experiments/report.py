@@ -11,7 +11,7 @@ from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_text
-from ..probes.sweep import SweepRow, read_sweep
+from ..probes.sweep_table import SweepRow, read_sweep
 from .measure import read_completions
 
 FIGURES = {

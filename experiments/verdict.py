@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..activations.errors import DefectionError
-from ..probes.sweep import SweepRow
+from ..probes.sweep_table import SweepRow
 from .preregistration import Preregistration
 
 SCHEMA_VERSION = 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..activations.files import written_aside
 from . import plots
-from .sweep import SweepRow
+from .sweep_table import SweepRow
 
 FORMATS = ("png", "svg")
 

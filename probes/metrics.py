@@ -101,15 +101,31 @@ def auroc_interval(
     return areas.nanquantile(tail, dim=-1), areas.nanquantile(1 - tail, dim=-1)
 
 
-def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
-    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
-    positive, negative = split_classes(scores, labels)
+def threshold_at_fpr(
+    scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01
+) -> Float[Tensor, "*batch"]:
+    """The lowest threshold that at most this share of the negatives lies strictly above; −∞ where all of them may.
+
+    Tied negatives are either all above it or none is, so the target is never overshot (PITFALLS 19).
+    """
+    _, negative = split_classes(scores, labels)
     allowed = int(np.floor(target * negative.shape[-1] + 1e-9))
     if allowed >= negative.shape[-1]:
-        return torch.ones(scores.shape[:-1], dtype=torch.float64)
-    # Flagged are scores strictly above the threshold, so that tied negatives are either all flagged or none is.
-    threshold = negative.sort(dim=-1, descending=True).values[..., allowed, None]
-    return (positive > threshold).double().mean(dim=-1)
+        return torch.full(scores.shape[:-1], -torch.inf, dtype=torch.float64)
+    return negative.sort(dim=-1, descending=True).values[..., allowed]
+
+
+def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
+    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
+    return tpr_above(scores, labels, threshold_at_fpr(scores, labels, target))
+
+
+def tpr_above(
+    scores: Float[Tensor, "*batch n"], labels: Labels, threshold: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """The share of positives strictly above a threshold."""
+    positive, _ = split_classes(scores, labels)
+    return (positive > threshold[..., None]).double().mean(dim=-1)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .sweep import SweepRow
+from .sweep_table import SweepRow
 
 Row = Mapping[str, Any]
 Table = Sequence[Any]

@@ -22,7 +22,7 @@ from .guard import refuse_leaks
 from .metrics import auroc, auroc_interval
 from .probe import Probe
 from .ragged import refuse_ragged
-from .sweep import band_name
+from .sweep_table import band_name
 
 
 @dataclass(frozen=True)
