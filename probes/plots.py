@@ -80,9 +80,10 @@ def choose(
 
 
 def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> None:
-    """AUROC at each layer with its 95% interval, over the central 95% of random directions.
+    """AUROC at each layer with its 95% interval, over the central 95% of random directions of both kinds.
 
-    Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high.
+    Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high; where they are there null_covariance_low,
+    null_covariance_high and is_best_layer, whose layer is circled.
     """
     rows = tidy(table)
     layers = column(rows, "layer").astype(int)
@@ -91,9 +92,15 @@ def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> 
         ax.axvspan(min(fixed_layers) - 0.5, max(fixed_layers) + 0.5, color=BAND, alpha=0.28, lw=0, label="fixed layers")
     null = (column(rows, "null_low"), column(rows, "null_high"))
     ax.fill_between(layers, *null, color=NULL, alpha=0.45, lw=0, label="95% of random directions")
+    if all(np.isfinite(row.get("null_covariance_low", np.nan)) for row in rows):
+        for end, name in (("low", "95% in the clean prompts' covariance"), ("high", None)):
+            ax.plot(layers, column(rows, f"null_covariance_{end}"), color="#777777", lw=0.8, ls="--", label=name)
     ax.axhline(0.5, color="black", lw=0.6, ls=":")
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
     ax.plot(layers, column(rows, "auroc"), color=tone, label="probe (95% interval)")
+    for row in (row for row in rows if row.get("is_best_layer")):
+        kept = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
+        ax.plot(row["layer"], row["auroc"], "o", color=tone, **kept, label="highest layer (no evidence)")
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 

@@ -19,7 +19,8 @@ from ..activations.prompts import by_set
 from ..activations.residuals import Residuals
 from .alignment import LinearMap
 from .guard import refuse_leaks
-from .metrics import auroc, auroc_interval
+from .intervals import delong_interval
+from .metrics import auroc
 from .probe import Probe
 from .ragged import refuse_ragged
 from .sweep_table import band_name
@@ -130,7 +131,7 @@ def _row(
     part: Residuals,
     mapped: str,
 ) -> TransferRow:
-    low, high = auroc_interval(scores[None], marks, [prompt.topic for prompt in part.prompts])
+    low, high = delong_interval(scores[None], marks, [prompt.topic for prompt in part.prompts])
     positive = int(marks.sum())
     return TransferRow(
         *names,
