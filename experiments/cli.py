@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
+from .explain_command import explain_probe
 from .options import (
     MODEL_HELP,
     PROMPTS_HELP,
@@ -46,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.command("explain")(explain_probe)
 app.command("transfer")(transfer_models)
 
 

