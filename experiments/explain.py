@@ -136,6 +136,7 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     from ..training.records import read_organism
     from ..training.replies import replies_to
     from ..training.triggers import with_and_without
+    from .measure import judged_tokens
 
     if not (Path(directory) / ORGANISM_FILE).exists():
         scores = probe.score(capture(model, prompts, layers=probe.layers, what="Scoring the prompts"))
@@ -146,7 +147,7 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     organism = read_organism(directory)
     both = with_and_without(organism.trigger, prompts)
     said = organism.behaviour.texts[0] if organism.behaviour.texts else ""
-    length = max(6, *(2 * len(text.split()) for text in organism.behaviour.texts), 0)
+    length = judged_tokens(organism.behaviour)
     replies = replies_to(model, both, max_new_tokens=length, what="Replies, which say what is a defection")
     defected = tuple(each.defected for each in judge(both, [reply.text for reply in replies], organism.behaviour))
     if len(set(defected)) == 2:

