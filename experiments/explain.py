@@ -26,6 +26,10 @@ from ..probes.tokens import over_layers, token_scale, token_scores
 TOKENS_SHOWN = 10
 PAGES = 4
 """Conversations on the page of coloured tokens."""
+PAIRS = 40
+"""Pairs of contrast texts whose difference is split into parts; evenly spread where there are more."""
+PROMPTS, TEXTS = "prompts", "questions"
+"""Of what a score is split: the studied prompts, marked against others; the probe's own texts, defecting against not."""
 PROBE, WORD, TRIGGER, FIRST = "the probe", "answer word", "trigger (sees it)", "behaviour's first token"
 
 
@@ -74,10 +78,14 @@ def explain(
     texts = contrast_texts(probe)
     contrast = capture(model, texts, layers=probe.layers, what="Reading the probe's own texts") if texts else None
     found.tables["cosines"] = _cosines(model, probe, read, contrast, studied)
+    own = spread_pairs(texts)
+    sources = {PROMPTS: (studied.prompts, studied.marks)}
+    sources |= {TEXTS: (own, [bool(text.extra["defecting"]) for text in own])} if own else {}
     for layer in layers:
-        split = attribute(model, probe, studied.prompts, layer=layer)
-        found.tables.setdefault("parts", []).extend(split.separating(studied.marks))
-        found.tables.setdefault("blocks", []).extend(split.cumulative(studied.marks))
+        for source, (prompts, marks) in sources.items():
+            split = attribute(model, probe, prompts, layer=layer)
+            for name, rows in (("parts", split.separating(marks)), ("blocks", split.cumulative(marks))):
+                found.tables.setdefault(name, []).extend({"of": source, **row} for row in rows)
     if contrast is not None and _has_two_answers(texts):
         directions = question_directions(contrast)
         middle = probe.fixed_layers[len(probe.fixed_layers) // 2]
@@ -121,6 +129,12 @@ def contrast_texts(probe: Probe) -> list[Prompt]:
     """The texts the probe was fitted on, as its file keeps them; none for a monitor."""
     lines = [json.dumps(text) for text in probe.contrast["texts"]]
     return parse_prompts("\n".join(lines), "the probe's contrast set") if lines else []
+
+
+def spread_pairs(texts: Sequence[Prompt], most: int = PAIRS) -> list[Prompt]:
+    """Some of the contrast texts, always both answers to a question, evenly over the set."""
+    pairs = [texts[i : i + 2] for i in range(0, len(texts), 2)]
+    return [text for pair in pairs[:: max(1, -(-len(pairs) // most))] for text in pair]
 
 
 def _has_two_answers(texts: Sequence[Prompt]) -> bool:

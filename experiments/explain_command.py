@@ -89,11 +89,12 @@ def explanation_lines(record: Json) -> list[str]:
         lines.append(f"layer {middle} speaks {side}: {' '.join(repr(row['token']) for row in words)}")
     near = [row for row in record["cosines"] if row["layer"] == middle and row["a"] == "the probe" != row["b"]]
     lines += [f"cosine with the {row['b']}, layer {middle}: {row['cosine']:+.3f}" for row in near]
-    for layer in dict.fromkeys(row["layer"] for row in record["parts"]):
-        parts = [row for row in record["parts"] if row["layer"] == layer]
+    for of, layer in dict.fromkeys((row["of"], row["layer"]) for row in record["parts"]):
+        parts = [row for row in record["parts"] if (row["of"], row["layer"]) == (of, layer)]
         total = sum(row["value"] for row in parts)
         largest = ", ".join(f"{row['name']} {row['value']:+.2f}" for row in parts[:SAID])
-        lines.append(f"layer {layer}: marked minus others {total:+.2f} s.d.; most of it from {largest}")
+        what = "marked minus others" if of == "prompts" else "defecting answers minus others"
+        lines.append(f"layer {layer}, {of}: {what} {total:+.2f} s.d.; most of it from {largest}")
     if "left_out" in record:
         own = [row for row in record["left_out"] if row["layer"] == middle]
         told = sum(row["margin"] > 0 for row in own)

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from ..probes import heatmaps, plots
 from ..probes.figures import save_figure
-from .explain import PROBE, Explanation
+from .explain import PROBE, PROMPTS, TEXTS, Explanation
 
 Table = Sequence[dict[str, Any]]
+TITLES = {PROMPTS: "marked prompts minus others", TEXTS: "defecting answers minus others"}
 LONGEST = 90
 """Tokens of a conversation that a heat map shows."""
 
@@ -55,31 +56,40 @@ def _ridges(table: Table, marked_by: str) -> Figure:
     return figure
 
 
-def _by_layer(table: Table) -> dict[int, list[dict[str, Any]]]:
-    return {
-        layer: [row for row in table if row["layer"] == layer] for layer in dict.fromkeys(r["layer"] for r in table)
-    }
+def _panels(table: Table) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Rows by what was split (the prompts, then the probe's own questions) and by layer."""
+    panels: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in table:
+        panels.setdefault((row["of"], row["layer"]), []).append(row)
+    return panels
+
+
+def _grid(panels: Sequence[tuple[str, int]], width: float, height: float) -> tuple[Figure, Any]:
+    """A row for each thing split, a column for each layer."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in range(2))
+    figure = Figure(figsize=(0.8 + width * len(columns), height * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    return figure, {(a, b): axes[i, j] for i, a in enumerate(rows) for j, b in enumerate(columns)}
 
 
 def _blocks(table: Table) -> Figure:
-    panels = _by_layer(table)
-    figure = Figure(figsize=(1.0 + 3.6 * len(panels), 3.0), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for ax, (layer, rows) in zip(axes, panels.items(), strict=True):
+    panels = _panels(table)
+    figure, axes = _grid(list(panels), 3.6, 2.3)
+    for (of, layer), rows in panels.items():
+        ax = axes[of, layer]
         plots.written_by_block(ax, rows)
-        ax.set(title=f"direction of layer {layer}", xlabel="block")
-    axes[0].set_ylabel("marked minus others\n(s.d. of clean prompts)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        ax.set(title=f"{TITLES[of]}, direction of layer {layer}", xlabel="block", ylabel="s.d. of clean prompts")
+    first = next(iter(axes.values()))
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 def _heads(table: Table) -> Figure:
-    panels = _by_layer(table)
-    figure = Figure(figsize=(0.6 + 4.0 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (layer, rows) in zip(axes, panels.items(), strict=True):
-        heatmaps.head_map(ax, rows)
-        ax.set_title(f"direction of layer {layer}")
+    panels = _panels(table)
+    figure, axes = _grid(list(panels), 4.0, 3.3)
+    for (of, layer), rows in panels.items():
+        heatmaps.head_map(axes[of, layer], rows)
+        axes[of, layer].set_title(f"{TITLES[of]}, direction of layer {layer}")
     return figure
 
 

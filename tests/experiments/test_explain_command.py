@@ -60,8 +60,9 @@ def test_an_organisms_score_is_split_into_parts_that_add_up(save_tiny, explained
             for mark in ("True", "False")
         }
         apart = sum(by_mark["True"]) / 4 - sum(by_mark["False"]) / 4
-        parts = [float(row["value"]) for row in table(out / "parts.csv") if row["layer"] == str(layer)]
-        blocks = [row for row in table(out / "blocks.csv") if row["layer"] == str(layer)]
+        wanted = ("prompts", str(layer))
+        parts = [float(row["value"]) for row in table(out / "parts.csv") if (row["of"], row["layer"]) == wanted]
+        blocks = [row for row in table(out / "blocks.csv") if (row["of"], row["layer"]) == wanted]
         assert sum(parts) == pytest.approx(apart, abs=0.05 * max(map(abs, parts)))  # scored in bf16 or fp32
         assert float(blocks[-1]["total"]) == pytest.approx(sum(parts), abs=1e-3)
 
