@@ -29,7 +29,7 @@ PAGES = 4
 PAIRS = 40
 """Pairs of contrast texts whose difference is split into parts; evenly spread where there are more."""
 PROMPTS, TEXTS = "prompts", "questions"
-"""Of what a score is split: the studied prompts, marked against others; the probe's own texts, defecting against not."""
+"""Of what a score is split: the studied prompts, marked against others; the probe's own texts, defecting or not."""
 PROBE, WORD, TRIGGER, FIRST = "the probe", "answer word", "trigger (sees it)", "behaviour's first token"
 
 
