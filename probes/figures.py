@@ -106,6 +106,7 @@ def _legend_below(figure: Figure, ax: Axes, columns: int, *, of_one_model: bool 
         for handle in handles:
             if isinstance(handle, Line2D):
                 handle.set_color("black")
+                handle.set_markeredgecolor("black")
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
