@@ -96,3 +96,12 @@ def test_a_choice_that_cannot_be_made_is_refused(make, message: str) -> None:
 
 def test_a_choice_by_hand_says_so_by_its_rule() -> None:
     assert LayerChoice("middle", (1,), 3).standing((1,), "any") == "recorded"
+
+
+def test_a_choice_says_why_in_words_that_survive_the_file(tmp_path) -> None:
+    fixed = middle_layers(30)
+    assert "four layers around the middle one, 30 // 2" in fixed.reason
+    fixed.save(tmp_path / "choice.json")
+    assert load_layer_choice(tmp_path / "choice.json") == fixed
+    chosen = choose_layers({"a": torch.linspace(0, 1, 10), "b": torch.linspace(0, 1, 10)}, width=2)
+    assert "two neighbouring layers best on the worst of 2 development organisms" in chosen.reason
