@@ -23,12 +23,13 @@ def save_explanation_figures(found: Explanation, folder: Path) -> list[Path]:
     tables = found.tables
     with plots.style():
         figures = {
-            "cosines-by-layer": _cosines(tables["cosines"]),
             "scores-by-layer": _ridges(tables["scores"], str(found.about["marked_by"])),
             "written-by-block": _blocks(tables["blocks"]),
             "heads": _heads(tables["parts"]),
             "tokens-by-layer": _tokens(tables["tokens"]),
         }
+        if any(row["b"] != PROBE for row in tables["cosines"]):
+            figures["cosines-by-layer"] = _cosines(tables["cosines"])
         if "questions" in tables:
             figures["questions"] = _questions(tables["questions"], found.about["families"])
             figures["left-out"] = _left_out(tables["left_out"], found.about["fixed_layers"])
