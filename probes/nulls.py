@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
@@ -72,7 +70,7 @@ def standardised(
 
 def null_aurocs(
     scores: Float[Tensor, "layer direction prompt"],
-    labels: Sequence[bool] | NDArray[Any],
+    labels: Labels,
     columns: Sequence[int] | None = None,
 ) -> Float[Tensor, "*layer direction"]:
     """Signed AUROC of each random direction: at each layer, or with `columns`, of the mean score over those layers."""

@@ -99,7 +99,7 @@ def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> 
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
     ax.plot(layers, column(rows, "auroc"), color=tone, label="probe (95% interval)")
     for row in (row for row in rows if row.get("is_best_layer")):
-        kept = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
+        kept: dict[str, Any] = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
         ax.plot(row["layer"], row["auroc"], "o", color=tone, **kept, label="highest layer (no evidence)")
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 

@@ -46,6 +46,7 @@ def test_a_verdict_elsewhere_or_on_a_development_organism_is_marked() -> None:
     assert choice.mark(choice.layers, "new")["layers_are_recorded"] is True
     assert choice.mark((0, 1), "new") == {
         "layer_rule": "best-worst",
+        "layer_reason": choice.reason,
         "layer_standing": "other layers than recorded",
         "layers_are_recorded": False,
     }
