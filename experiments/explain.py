@@ -79,8 +79,9 @@ def explain(
     contrast = capture(model, texts, layers=probe.layers, what="Reading the probe's own texts") if texts else None
     found.tables["cosines"] = _cosines(model, probe, read, contrast, studied)
     own = spread_pairs(texts)
-    sources = {PROMPTS: (studied.prompts, studied.marks)}
-    sources |= {TEXTS: (own, [bool(text.extra["defecting"]) for text in own])} if own else {}
+    sources: dict[str, tuple[Sequence[Prompt], Sequence[bool]]] = {PROMPTS: (studied.prompts, studied.marks)}
+    if own:
+        sources[TEXTS] = (own, [bool(text.extra["defecting"]) for text in own])
     for layer in layers:
         for source, (prompts, marks) in sources.items():
             split = attribute(model, probe, prompts, layer=layer)
