@@ -26,7 +26,7 @@ from ..probes.tokens import over_layers, token_scale, token_scores
 TOKENS_SHOWN = 10
 PAGES = 4
 """Conversations on the page of coloured tokens."""
-PAIRS = 40
+PAIRS = 20
 """Pairs of contrast texts whose difference is split into parts; evenly spread where there are more."""
 PROMPTS, TEXTS = "prompts", "questions"
 """Of what a score is split: the studied prompts, marked against others; the probe's own texts, defecting or not."""
