@@ -245,7 +245,8 @@ def test_pitfall_16_a_layer_without_variance_leaves_the_other_rows_as_they_are(s
         if now.layer == 0:
             assert (now.auroc, now.salience, now.null_low, now.null_high) == (0.5, 0, 0.5, 0.5)
         else:
-            assert same_row(replace(now, null_best_high=0), replace(then, null_best_high=0))  # of all layers together
+            of_all = {"is_best_layer": False, "p_best_layer": 0.0, "null_best_high": 0.0}  # of all layers together
+            assert same_row(replace(now, **of_all), replace(then, **of_all))
 
 
 def test_a_prompt_without_label_is_refused(subject, labels) -> None:
