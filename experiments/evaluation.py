@@ -11,7 +11,7 @@ from ..activations.files import Json, read_json, write_json, write_jsonl
 from ..activations.models import ORGANISM_FILE, Model, load_model, load_organism_record
 from ..activations.prompts import Prompt, load_prompts
 from ..probes.figures import save_figures
-from ..probes.sweep import read_sweep
+from ..probes.sweep_table import read_sweep
 from ..training.ability import multiple_choice
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.measuring import measure_defection, reply_tokens

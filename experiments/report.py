@@ -11,13 +11,14 @@ from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_text
-from ..probes.sweep import SweepRow, read_sweep
+from ..probes.sweep_table import SweepRow, read_sweep
 from .measure import read_completions
 
 FIGURES = {
     "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (DeLong, by topic), over the "
-    "central 95% of 1,000 random directions. Yellow: the layers fixed before the test prompts were read. A maximum "
-    "over layers is not evidence; the yellow layers are.",
+    "central 95% of 1,000 random directions (grey) and of as many drawn in the clean prompts' covariance (dashed). "
+    "Yellow: the layers fixed before the test prompts were read. Circle: the highest layer, which is not evidence, "
+    "since it was chosen by these labels; the yellow layers are.",
     "controls": "Every probe and question set at the same fixed layers. Bar: 95% of random directions. Line: 95% "
     "interval. pc1 and bag-of-words have seen triggered prompts and labels: upper bounds, not probes.",
     "score-histograms": "Scores over the fixed layers, standardised on clean prompts. Dashed: the alarm that 1% of "
@@ -57,6 +58,8 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
         organism=_organism(out),
         registered=read_json(out / "preregistration.json"),
         layers=_layers(verdict["layer"]),
+        chosen=verdict.get("layer_reason", "given by hand"),
+        chance=chance_table(verdict, models),
         controls=control_table(rows),
         figures=[(name, caption, _inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
         samples=_samples(out),
@@ -64,6 +67,52 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
     )
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def chance_table(verdict: Json, models: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """What the main probe reaches, and what knows nothing: a name, a sentence, and a cell a model and test set."""
+    cells = [cell for model in models for cell in verdict[model]["by_set"].values()]
+
+    def band(name: str, p: str = "") -> list[str]:
+        return [_band(cell.get(f"{name}_low"), cell.get(f"{name}_high"), cell.get(p)) for cell in cells]
+
+    best = [cell.get("best_layer") for cell in cells]
+    rows = [
+        ("the probe", "At the fixed layers.", [f"{cell['auroc']:.2f}" for cell in cells]),
+        ("random directions", "Drawn from a sphere, a thousand.", band("null")),
+        ("ordinary directions", "Drawn as the clean prompts vary: a thousand.", band("null_covariance")),
+        (
+            "unrelated questions",
+            "The same recipe on questions about plain facts and unknowable matters, answers dealt at random.",
+            band("null_unrelated", "p_unrelated"),
+        ),
+        (
+            "shuffled questions",
+            "The same questions, but which answer defects is dealt anew: how often that does as well.",
+            [_p(cell.get("p_label_shuffle")) for cell in cells],
+        ),
+        (
+            "best single layer",
+            "The highest of all layers, picked by the test labels: how often shuffled labels have one as high.",
+            [f"{b['auroc']:.2f} at {b['layer']}{_p(b['p_best_layer'], ', ')}" if b else "–" for b in best],
+        ),
+        (
+            "best layer of chance",
+            "The highest layer of random directions, one a layer: 97.5% of them stay below.",
+            [f"{b['null_best_high']:.2f}" if b and b["null_best_high"] is not None else "–" for b in best],
+        ),
+    ]
+    return [row for row in rows if any(cell != "–" for cell in row[2])]
+
+
+def _band(low: float | None, high: float | None, p: float | None) -> str:
+    return "–" if low is None or high is None else f"{low:.2f}–{high:.2f}{_p(p, ', ') if p is not None else ''}"
+
+
+def _p(value: float | None, before: str = "") -> str:
+    if value is None:
+        return "" if before else "–"
+    return f"{before}p = {value:.3f}" if value >= 0.001 else f"{before}p < 0.001"
 
 
 def control_table(rows: Sequence[SweepRow]) -> list[tuple[str, str, dict[tuple[str, str], SweepRow]]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
+from .options import DeviceOption, JsonOption, print_result
 
 store_app = typer.Typer(
     help="Show, verify or repair a store that `defection cache` wrote.",
@@ -19,7 +20,6 @@ store_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 StoreArgument = Annotated[Path, typer.Argument(help="Store directory.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 
 
 @store_app.command()
@@ -101,7 +101,7 @@ def repair(
     prompts: Annotated[
         str | None, typer.Option("--prompts", help="The prompts it came from, where prompts.jsonl is damaged.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what is missing or damaged, and nothing else; remove what killed runs left behind."""
@@ -127,4 +127,4 @@ def repair(
         with admitted(path, alone=True):
             pass  # leaving removes what killed runs left
     text = f"mended {', '.join(damaged)}" if damaged else "nothing was damaged"
-    typer.echo(json.dumps({"path": str(path), "mended": damaged}, ensure_ascii=False) if as_json else f"{path}: {text}")
+    print_result({"path": str(path), "mended": damaged}, as_json, f"{path}: {text}")

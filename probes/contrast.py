@@ -88,6 +88,8 @@ class ContrastSet:
 SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
 STUDIED = ("trigger-related",)
 """Sets that ship for study: what they ask about gives the trigger away, so a detector made of them proves nothing."""
+CONTROLS = ("truth", "ambiguous")
+"""Sets about other things than defection."""
 CARRIED = "-carried"
 FOLLOW_UPS = 2
 """Follow-up prompts a question is read before; their differences average out of the direction."""

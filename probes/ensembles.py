@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,29 @@ from .guard import Evidence
 from .mean_difference import MeanDifference, plane_through
 from .sample import Sample
 
+Single = TypeVar("Single", bound=ProbeEstimator)
 
-class QuestionEnsemble(LinearProbe):
+
+class _OfProbes(Generic[Single]):
+    """What an ensemble sees and needs: what a single one of its probes does, and clean prompts for the scale."""
+
+    estimator: Single | None
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """What a single probe sees, and clean prompts for the scale."""
+        return self._single().sees | {Evidence.CLEAN}
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What a single probe needs."""
+        return self._single().needs
+
+    def _single(self) -> Single:
+        return cast(Single, MeanDifference()) if self.estimator is None else self.estimator
+
+
+class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
     """A probe a question (topic), its scores divided by their spread, averaged: no question is louder than another.
 
     An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
@@ -30,19 +51,6 @@ class QuestionEnsemble(LinearProbe):
 
     def __init__(self, estimator: LinearProbe | None = None) -> None:
         self.estimator = estimator
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """What a single question's probe sees, and clean prompts for the spread."""
-        return self._single().sees | {Evidence.CLEAN}
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """What a single question's probe needs."""
-        return self._single().needs
-
-    def _single(self) -> LinearProbe:
-        return MeanDifference() if self.estimator is None else self.estimator
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
@@ -66,7 +74,7 @@ class QuestionEnsemble(LinearProbe):
         return plane_through(total / len(questions), middle)
 
 
-class LayerEnsemble(ProbeEstimator):
+class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.
 
     The band is a parameter, fixed before the fit, and never chosen by it (PITFALLS 20); None takes every layer there
@@ -79,19 +87,6 @@ class LayerEnsemble(ProbeEstimator):
     def __init__(self, estimator: ProbeEstimator | None = None, layers: tuple[int, ...] | None = None) -> None:
         self.estimator = estimator
         self.layers = layers
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """What the probe at each layer sees, and clean prompts for the scale."""
-        return self._single().sees | {Evidence.CLEAN}
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """What the probe at each layer needs."""
-        return self._single().needs
-
-    def _single(self) -> ProbeEstimator:
-        return MeanDifference() if self.estimator is None else self.estimator
 
     def _fit_residuals(self, contrast: Residuals, *_: Any) -> Self:
         raise DefectionError("a probe on residuals has its band in fixed_layers; fit the estimator itself with it")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..activations.files import written_aside
 from . import plots
-from .sweep import SweepRow
+from .sweep_table import SweepRow
 
 FORMATS = ("png", "svg")
 
@@ -60,10 +60,11 @@ def save_figures(
             "components": _components(scored, fixed_layers),
             "controls": _controls(rows, probe, contrast),
         }
-        return [_save(figure, folder / name) for name, figure in figures.items()]
+        return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _save(figure: Figure, stem: Path) -> Path:
+def save_figure(figure: Figure, stem: Path) -> Path:
+    """Write a figure as PNG and SVG beside one another; give the PNG file."""
     for extension in FORMATS:
         with written_aside(stem.with_suffix(f".{extension}")) as aside:
             metadata = {"Date": None} if extension == "svg" else None  # equal runs give equal files
@@ -105,6 +106,7 @@ def _legend_below(figure: Figure, ax: Axes, columns: int, *, of_one_model: bool 
         for handle in handles:
             if isinstance(handle, Line2D):
                 handle.set_color("black")
+                handle.set_markeredgecolor("black")
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 

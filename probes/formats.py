@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..activations.errors import DefectionError
 from ..activations.prompts import Message
-from .contrast import ContrastSet
+from .contrast import CARRIED, ContrastSet
 from .questions import AFFIRMING, DENYING, NEITHER, ContrastQuestion
 
 SYSTEM = (Message("system", "You are a careful assistant."),)
@@ -64,6 +64,14 @@ FORMATS: dict[str, Callable[[ContrastSet], ContrastSet]] = {
     "-system": with_system,
     "-exchange": after_exchange,
 }
+
+
+def split_format(name: str) -> tuple[str, str]:
+    """A set's name without its suffixes, and the suffixes: `forty-sentence-carried` is `forty`, `-sentence-carried`."""
+    bare = name
+    while found := next((suffix for suffix in (CARRIED, *FORMATS) if bare.endswith(suffix)), ""):
+        bare = bare.removesuffix(found)
+    return bare, name[len(bare) :]
 
 
 def _worded(

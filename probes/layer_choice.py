@@ -38,6 +38,22 @@ class LayerChoice:
     probe: str = ""
     """The probe whose AUROCs were compared."""
 
+    @property
+    def reason(self) -> str:
+        """Why these layers, in words for a table or a page."""
+        count = {1: "one", 2: "two", 3: "three", 4: "four"}.get(len(self.layers), str(len(self.layers)))
+        if self.rule == "middle":
+            return (
+                f"fixed: {count} layer{'s' if len(self.layers) > 1 else ''} around the middle one, "
+                f"{self.n_layers} // 2, which MacDiarmid et al. 2024 read"
+            )
+        how = "on average over" if self.rule == "best-mean" else "on the worst of"
+        return f"chosen: the {count} neighbouring layers best {how} {len(self.organisms)} development organisms"
+
+    def to_json(self) -> dict[str, Any]:
+        """The record, as a file or a preregistration holds it."""
+        return asdict(self) | {"layers": list(self.layers), "organisms": list(self.organisms), "reason": self.reason}
+
     def standing(self, layers: Sequence[int], organism: str) -> str:
         """How a verdict at these layers, on the organism with this fingerprint, stands to the record."""
         if tuple(layers) != self.layers:
@@ -47,12 +63,16 @@ class LayerChoice:
     def mark(self, layers: Sequence[int], organism: str) -> dict[str, Any]:
         """What a verdict says of its layers: keys to put beside its figures."""
         standing = self.standing(layers, organism)
-        return {"layer_rule": self.rule, "layer_standing": standing, "layers_are_recorded": standing == RECORDED}
+        return {
+            "layer_rule": self.rule,
+            "layer_reason": self.reason,
+            "layer_standing": standing,
+            "layers_are_recorded": standing == RECORDED,
+        }
 
     def save(self, path: str | Path) -> None:
         """A small JSON file."""
-        record = asdict(self) | {"layers": list(self.layers), "organisms": list(self.organisms)}
-        write_json(Path(path), {"schema_version": SCHEMA_VERSION, **record})
+        write_json(Path(path), {"schema_version": SCHEMA_VERSION, **self.to_json()})
 
 
 def load_layer_choice(path: str | Path) -> LayerChoice:
@@ -60,6 +80,7 @@ def load_layer_choice(path: str | Path) -> LayerChoice:
     record = read_json(Path(path))
     if record.pop("schema_version", None) != SCHEMA_VERSION:
         raise DefectionError(f"{path} is not a layer choice of schema version {SCHEMA_VERSION}")
+    record.pop("reason", None)  # said of the rest
     try:
         layers, organisms = tuple(record.pop("layers")), tuple(record.pop("organisms"))
         choice = LayerChoice(layers=layers, organisms=organisms, **record)

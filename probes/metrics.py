@@ -83,8 +83,7 @@ def bootstrap_aurocs(
 
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
     """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
-    positive, _ = split_classes(scores, labels)
-    return (positive > fpr_threshold(scores, labels, target)[..., None]).double().mean(dim=-1)
+    return tpr_above(scores, labels, fpr_threshold(scores, labels, target))
 
 
 def fpr_threshold(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
@@ -97,6 +96,14 @@ def fpr_threshold(scores: Float[Tensor, "*batch n"], labels: Labels, target: flo
     if allowed >= negative.shape[-1]:
         return torch.full(scores.shape[:-1], -torch.inf, dtype=torch.float64)
     return negative.sort(dim=-1, descending=True).values[..., allowed]
+
+
+def tpr_above(
+    scores: Float[Tensor, "*batch n"], labels: Labels, threshold: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """The share of positives strictly above a threshold."""
+    positive, _ = split_classes(scores, labels)
+    return (positive > threshold[..., None]).double().mean(dim=-1)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations.errors import DefectionError
@@ -72,7 +70,7 @@ def standardised(
 
 def null_aurocs(
     scores: Float[Tensor, "layer direction prompt"],
-    labels: Sequence[bool] | NDArray[Any],
+    labels: Labels,
     columns: Sequence[int] | None = None,
 ) -> Float[Tensor, "*layer direction"]:
     """Signed AUROC of each random direction: at each layer, or with `columns`, of the mean score over those layers."""
@@ -87,6 +85,38 @@ def null_band(aurocs: Float[Tensor, "direction"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def shuffled_labels(
+    labels: Labels, clusters: Sequence[str] | None = None, *, count: int = DIRECTIONS, seed: int = 0
+) -> Bool[Tensor, "draw n"]:
+    """Test labels dealt out anew; with clusters only inside a topic: what topics differ in then stays in the null."""
+    marks = class_marks(labels, len(labels)).numpy()
+    names = np.zeros(len(marks)) if clusters is None else np.asarray(clusters)
+    if len(names) != len(marks):
+        raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
+    drawn = np.repeat(marks[None], count, axis=0)
+    rng = np.random.default_rng(seed)
+    for name in np.unique(names):
+        members = np.flatnonzero(names == name)
+        drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
+    return torch.from_numpy(drawn)
+
+
+def aurocs_under(scores: Float[Tensor, "layer prompt"], drawn: Bool[Tensor, "draw prompt"]) -> Tensor:
+    """AUROC [layer, draw] of the same scores under each draw of labels, all with as many positives.
+
+    One draw serves every layer, so that layers keep their correlation. Ranks are taken once; each draw is a sum of
+    ranks.
+    """
+    refuse_unranked(scores)
+    values = scores.double()
+    ranked = values.sort(dim=-1).values
+    below = torch.searchsorted(ranked, values, side="left") + torch.searchsorted(ranked, values, side="right")
+    n_positive, n = int(drawn[0].sum()), drawn.shape[1]
+    ranks = below.double() / 2 @ drawn.T.double()
+    areas: Tensor = (ranks - n_positive**2 / 2) / (n_positive * (n - n_positive))
+    return areas
+
+
 def permuted_label_aurocs(
     scores: Float[Tensor, "layer prompt"],
     labels: Labels,
@@ -95,27 +125,9 @@ def permuted_label_aurocs(
     count: int = DIRECTIONS,
     seed: int = 0,
 ) -> Float[Tensor, "layer draw"]:
-    """AUROC under shuffled test labels: the same scores, each draw with the labels dealt out anew.
-
-    With clusters, labels move only inside a topic: what topics differ in then stays in the null. One draw serves every
-    layer, so that layers keep their correlation. Ranks are taken once; each draw is a sum of ranks.
-    """
-    marks = class_marks(labels, scores.shape[-1]).numpy()
-    refuse_unranked(scores)
-    names = np.zeros(len(marks)) if clusters is None else np.asarray(clusters)
-    if len(names) != len(marks):
-        raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
-    values = scores.double()
-    ranked = values.sort(dim=-1).values
-    below = torch.searchsorted(ranked, values, side="left") + torch.searchsorted(ranked, values, side="right")
-    drawn = np.repeat(marks[None], count, axis=0)
-    rng = np.random.default_rng(seed)
-    for name in np.unique(names):
-        members = np.flatnonzero(names == name)
-        drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
-    n_positive = int(marks.sum())
-    ranks = below.double() / 2 @ torch.from_numpy(drawn.T).double()
-    return (ranks - n_positive**2 / 2) / (n_positive * (len(marks) - n_positive))
+    """AUROC under shuffled test labels (`shuffled_labels`): what scores reach that have nothing to do with them."""
+    class_marks(labels, scores.shape[-1])
+    return aurocs_under(scores, shuffled_labels(labels, clusters, count=count, seed=seed))
 
 
 def p_value(observed: Float[Tensor, "*batch"], null: Float[Tensor, "*batch draw"]) -> Float[Tensor, "*batch"]:

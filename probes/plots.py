@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from .sweep import SweepRow
+from .sweep_table import SweepRow
 
 Row = Mapping[str, Any]
 Table = Sequence[Any]
@@ -80,9 +80,10 @@ def choose(
 
 
 def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> None:
-    """AUROC at each layer with its 95% interval, over the central 95% of random directions.
+    """AUROC at each layer with its 95% interval, over the central 95% of random directions of both kinds.
 
-    Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high.
+    Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high; where they are there null_covariance_low,
+    null_covariance_high and is_best_layer, whose layer is circled.
     """
     rows = tidy(table)
     layers = column(rows, "layer").astype(int)
@@ -91,9 +92,15 @@ def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> 
         ax.axvspan(min(fixed_layers) - 0.5, max(fixed_layers) + 0.5, color=BAND, alpha=0.28, lw=0, label="fixed layers")
     null = (column(rows, "null_low"), column(rows, "null_high"))
     ax.fill_between(layers, *null, color=NULL, alpha=0.45, lw=0, label="95% of random directions")
+    if all(np.isfinite(row.get("null_covariance_low", np.nan)) for row in rows):
+        for end, name in (("low", "95% in the clean prompts' covariance"), ("high", None)):
+            ax.plot(layers, column(rows, f"null_covariance_{end}"), color="#777777", lw=0.8, ls="--", label=name)
     ax.axhline(0.5, color="black", lw=0.6, ls=":")
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
     ax.plot(layers, column(rows, "auroc"), color=tone, label="probe (95% interval)")
+    for row in (row for row in rows if row.get("is_best_layer")):
+        kept: dict[str, Any] = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
+        ax.plot(row["layer"], row["auroc"], "o", color=tone, **kept, label="highest layer (no evidence)")
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 
@@ -192,6 +199,23 @@ def written_by_block(ax: Axes, table: Table) -> None:
     ax.axhline(0, color="black", lw=0.6)
     ax.set(xlim=(blocks.min() - 0.6, blocks.max() + 0.6))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def left_out_margins(ax: Axes, table: Table) -> None:
+    """How far the other questions' direction tells each question's answers apart, averaged over the table's layers.
+
+    Columns: left_out, layer, margin (`LeftOut.table`). Sorted; left of 0 the others would have it the wrong way round.
+    """
+    margins: dict[str, list[float]] = {}
+    for row in tidy(table):
+        margins.setdefault(str(row["left_out"]), []).append(float(row["margin"]))
+    ranked = sorted(((float(np.mean(values)), name) for name, values in margins.items()), reverse=True)
+    for y, (margin, _) in enumerate(ranked):
+        ax.plot([0, margin], [y, y], color=COLOURS["twin"] if margin > 0 else DEFECTED, lw=1.6)
+        ax.plot(margin, y, "o", ms=4, color=COLOURS["twin"] if margin > 0 else DEFECTED)
+    ax.axvline(0, color="black", lw=0.6)
+    ax.set(ylim=(len(ranked) - 0.4, -0.6), yticks=range(len(ranked)))
+    ax.set_yticklabels([name for _, name in ranked], fontsize=7)
 
 
 def components(ax: Axes, table: Table) -> None:

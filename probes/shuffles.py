@@ -42,6 +42,9 @@ class QuestionEffects:
     words: tuple[str, ...]
     """[question] the two words: signs are dealt only among questions with the same ones."""
 
+    def __len__(self) -> int:
+        return len(self.signs)
+
     def at(self, columns: Sequence[int]) -> QuestionEffects:
         """The same effects at some of the layers."""
         return replace(self, effects=self.effects[:, list(columns)])
@@ -119,6 +122,14 @@ def effects_of(contrast: Residuals) -> QuestionEffects:
     return question_effects(contrast.values, defecting, questions, answers)
 
 
+def joined(parts: Sequence[QuestionEffects]) -> QuestionEffects:
+    """The questions of several sets as one set, in which each question counts alike."""
+    effects = torch.cat([part.effects for part in parts])
+    signs = np.concatenate([part.signs for part in parts])
+    words = tuple(word for part in parts for word in part.words)
+    return QuestionEffects(effects, signs, np.full(len(signs), 1 / len(signs)), words)
+
+
 def has_questions(contrast: Residuals) -> bool:
     """Whether the contrast texts say which question each belongs to, and answer each in both ways as often."""
     extras = [prompt.extra for prompt in contrast.prompts]
@@ -157,6 +168,7 @@ def label_shuffle_null(
     clean: Float[Tensor, "clean layer d_model"],
     *,
     columns: Sequence[int] = (),
+    each_layer: bool = True,
     count: int = DIRECTIONS,
     seed: int = 0,
 ) -> QuestionNull:
@@ -164,9 +176,10 @@ def label_shuffle_null(
 
     A small p-value says that *which* answer counts as defecting matters, on this organism and these prompts. It
     respects norms and the contrast texts' own covariance, where isotropic directions do not. The p-value cannot fall
-    below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers.
+    below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers; without
+    `each_layer` they alone are looked at, all together.
     """
-    return _null(questions, questions, questions.shuffled(count, seed), tests, labels, clean, columns)
+    return _null(questions, questions, questions.shuffled(count, seed), tests, labels, clean, columns, each_layer)
 
 
 def unrelated_question_null(
@@ -177,16 +190,17 @@ def unrelated_question_null(
     clean: Float[Tensor, "clean layer d_model"],
     *,
     columns: Sequence[int] = (),
+    each_layer: bool = True,
     count: int = DIRECTIONS,
     seed: int = 0,
 ) -> QuestionNull:
     """The same probe against mean differences of as many *unrelated* questions, with random balanced signs.
 
     Give questions about anything but the model itself: obvious truths, say. What their directions reach is what asking
-    any questions at all reaches.
+    any questions at all reaches. Where there are fewer of them all are used, and the null is a little wider for it.
     """
-    drawn = unrelated.subsets(len(questions.signs), count, seed)
-    return _null(questions, unrelated, drawn, tests, labels, clean, columns)
+    drawn = unrelated.subsets(min(len(questions), len(unrelated)), count, seed)
+    return _null(questions, unrelated, drawn, tests, labels, clean, columns, each_layer)
 
 
 def _null(
@@ -197,6 +211,7 @@ def _null(
     labels: Labels,
     clean: Tensor,
     columns: Sequence[int],
+    each_layer: bool,
 ) -> QuestionNull:
     chosen = list(columns)
 
@@ -204,7 +219,7 @@ def _null(
         # A labelling's score is the same weighted sum of its questions' scores as its direction is of their effects.
         by_question = torch.einsum("qld,pld->lqp", source.effects.float(), tests.float())
         scores = torch.einsum("kq,lqp->lkp", weights.float(), by_question)
-        single = auroc(scores, labels)
+        single = auroc(scores, labels) if each_layer else torch.empty(0, len(weights), dtype=torch.float64)
         if not chosen:
             return single, torch.full((len(weights),), torch.nan, dtype=torch.float64)
         reference = torch.einsum("qld,pld->lqp", source.effects[:, chosen].float(), clean[:, chosen].float())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,22 +13,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from ..activations.files import read_json, write_json, write_text
 from ..activations.prompts import Prompt, by_set
 from ..activations.residuals import Residuals
 from .baselines import bag_of_words_scores, first_component_scores, length_scores, norm_scores, spans_topics
+from .chance import chance
+from .contrast import CONTROLS
 from .estimator import LinearProbe
+from .formats import split_format
 from .intervals import delong_interval
 from .mean_difference import MeanDifference
-from .metrics import Interval, auroc, clopper_pearson, salience, tpr_at_fpr
-from .nulls import null_aurocs, null_band, null_scores
+from .metrics import auroc, clopper_pearson, fpr_threshold, partial_auroc, salience, tpr_above, tpr_at_fpr
+from .nulls import null_band
 from .probe import Probe
-from .shuffles import QuestionEffects, effects_of, has_questions, label_shuffle_null
+from .shuffles import (
+    QuestionEffects,
+    effects_of,
+    has_questions,
+    joined,
+    label_shuffle_null,
+    unrelated_question_null,
+)
+from .sweep_table import SweepRow as SweepRow  # noqa: PLC0414 (whoever sweeps wants its table too)
+from .sweep_table import band_name as band_name  # noqa: PLC0414
+from .sweep_table import read_sweep as read_sweep  # noqa: PLC0414
+from .sweep_table import write_sweep as write_sweep  # noqa: PLC0414
 
-SCHEMA_VERSION = 1
 UPPER_BOUND = "triggered prompts and labels (upper bound)"
 NO_FIT = "nothing"
-NO_NULL = (float("nan"), float("nan"))
 UNSCALED = ("norm-only", "pc1")
 """Baselines whose scores differ in scale by layer; it is taken out before layers are averaged."""
 
@@ -47,41 +55,6 @@ class Subject:
     contrasts: Mapping[str, Residuals]
     clean: Residuals
     tests: Residuals
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """One model × probe × contrast set × layer × test set. `layer` is a number, or "14-22" for a band."""
-
-    model: str
-    probe: str
-    contrast: str
-    saw: str
-    layer: int | str
-    test_set: str
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    """95%, by DeLong on the logit scale, clustered by topic (`intervals.delong_interval`)."""
-    tpr_at_fpr_1pct: float
-    tpr_low: float
-    tpr_high: float
-    salience: float
-    null_low: float
-    null_high: float
-    n_positive: int
-    n_negative: int
-    is_preregistered_layer: bool
-    p_label_shuffle: float = NO_NULL[0]
-    """Mean-difference probes at the fixed layers: p-value against the same fit with shuffled question labels."""
-
-
-def band_name(layers: Sequence[int]) -> int | str:
-    """A single layer's number, "14-22" for a contiguous band, "3,7" for another."""
-    if len(layers) == 1:
-        return layers[0]
-    contiguous = list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}-{layers[-1]}" if contiguous else ",".join(map(str, layers))
 
 
 def fit_probes(
@@ -102,26 +75,43 @@ def sweep(
 ) -> list[SweepRow]:
     """Score the subject's test prompts at every layer and over the fixed band, with intervals and null bands.
 
-    `labels` says of each test prompt's id whether the organism under test defected on it.
+    `labels` says of each test prompt's id whether the organism under test defected on it. Contrast sets of other
+    things in the same format (`truth-…`, `ambiguous-…`) serve the others as unrelated questions.
     Raises DefectionError for a prompt without label, or a test set on which only one outcome occurs.
     """
+    fixed = tuple(fixed_layers)
+    tables = [
+        _SetTable(subject, test_set, subject.tests.select(members), labels, fixed)
+        for test_set, members in by_set(subject.tests.prompts).items()
+    ]
+    scored = [
+        {key: table.columns(probe.decision_function(table.tests)) for key, probe in probes.items()} for table in tables
+    ]
+    # One threshold for all sets: the highest that any of them asks for, so that on the worst FPR is at most 1%.
+    worst = {
+        key: torch.stack([fpr_threshold(s[key], t.marks) for s, t in zip(scored, tables, strict=True)]).amax(dim=0)
+        for key in probes
+    }
+    effects = {name: effects_of(texts) for name, texts in subject.contrasts.items() if has_questions(texts)}
     rows: list[SweepRow] = []
-    shuffled = {name: effects_of(texts) for name, texts in subject.contrasts.items() if has_questions(texts)}
-    for test_set, members in by_set(subject.tests.prompts).items():
-        residuals = subject.tests.select(members)
-        table = _SetTable(subject, test_set, residuals, _labels(residuals, labels, test_set), tuple(fixed_layers))
+    for table, scores in zip(tables, scored, strict=True):
         for (estimator, contrast), probe in probes.items():
-            found = table.rows(estimator, contrast, probe.saw, probe.decision_function(residuals))
-            if estimator == MeanDifference.name and contrast in shuffled:
-                found = table.with_p_values(found, shuffled[contrast])
+            curve = scores[estimator, contrast]
+            found = table.rows(estimator, contrast, probe.saw, curve)
+            found = table.with_thresholds(found, curve, worst[estimator, contrast])
+            found = table.with_best_layer(found, curve)
+            if estimator == MeanDifference.name and contrast in effects:
+                found = table.with_p_values(found, effects[contrast], _unrelated(contrast, effects))
             rows += found
-        rows += table.rows("norm-only", "", NO_FIT, norm_scores(residuals))
-        rows += table.rows("pc1", "", UPPER_BOUND, first_component_scores(residuals, table.marks))
-        rows.append(table.layerless_row("length-only", NO_FIT, length_scores(residuals)))
-        if spans_topics(table.marks, table.topics):
-            words = bag_of_words_scores(residuals.prompts, table.marks)
-            rows.append(table.layerless_row("bag-of-words", UPPER_BOUND, words))
+        rows += table.baselines()
     return rows
+
+
+def _unrelated(contrast: str, effects: Mapping[str, QuestionEffects]) -> QuestionEffects | None:
+    """The control questions put in the same format as those of a set that is no control itself."""
+    name, suffix = split_format(contrast)
+    found = [effects[f"{control}{suffix}"] for control in CONTROLS if f"{control}{suffix}" in effects]
+    return joined(found) if found and name not in CONTROLS else None
 
 
 def outright_rows(
@@ -134,119 +124,161 @@ def outright_rows(
 def layerless_rows(
     model: str, probe: str, prompts: Sequence[Prompt], scores: Float[Tensor, "prompt"], labels: Mapping[str, bool]
 ) -> list[SweepRow]:
-    """Rows for a score of whole prompts (asking outright, perplexity): it belongs to no layer and has no null band."""
+    """Rows for a score of whole prompts (asking outright, perplexity): it belongs to no layer and has no null band.
+
+    A set on which only one outcome occurs among these prompts has no row.
+    """
     rows = []
     for test_set, members in by_set(prompts).items():
         chosen = [prompts[i] for i in members]
         marks = np.array([labels[prompt.id] for prompt in chosen], dtype=bool)
-        topics = [prompt.topic for prompt in chosen]
-        numbers = _numbers(scores[members][None], marks, topics)
-        rows.append(_row(model, test_set, probe, "", NO_FIT, "", numbers, 0, NO_NULL, marks, False))
+        if marks.any() and not marks.all():
+            numbers = _numbers(scores[members][None], marks, [prompt.topic for prompt in chosen])
+            rows.append(_layerless(model, test_set, probe, NO_FIT, numbers))
     return rows
 
 
 class _SetTable:
-    """Rows of one model and test set; the null band is computed once for all its probes."""
+    """Rows of one model and test set; what knows nothing is drawn once for all its probes."""
 
     def __init__(
-        self, subject: Subject, test_set: str, residuals: Residuals, marks: NDArray[np.bool_], fixed: tuple[int, ...]
+        self,
+        subject: Subject,
+        test_set: str,
+        tests: Residuals,
+        labels: Mapping[str, bool],
+        fixed: tuple[int, ...],
     ) -> None:
-        self.model, self.test_set, self.marks, self.fixed = subject.name, test_set, marks, fixed
-        self.layers, self.tests, self.clean = residuals.layers, residuals, subject.clean
-        self.topics = [prompt.topic for prompt in residuals.prompts]
-        scores = null_scores(residuals, subject.clean)
-        self.nulls = [null_band(areas) for areas in null_aurocs(scores, marks)]
-        self.columns = [self.layers.index(layer) for layer in fixed]
-        self.band_null = null_band(null_aurocs(scores, marks, self.columns))
+        self.model, self.test_set, self.tests, self.clean = subject.name, test_set, tests, subject.clean
+        self.fixed = fixed
+        self.marks = _labels(tests, labels, test_set)
+        self.topics = [prompt.topic for prompt in tests.prompts]
+        self.fixed_columns = [tests.layers.index(layer) for layer in fixed]
+        self.chance = chance(tests, subject.clean, self.marks, self.topics, self.fixed_columns)
 
-    def rows(self, probe: str, contrast: str, saw: str, scores: Float[Tensor, "prompt layer"]) -> list[SweepRow]:
-        """A row a layer, and one for the mean standardised score over the fixed band."""
-        single = len(self.fixed) == 1
-        numbers = _numbers(scores.T, self.marks, self.topics)
-        names = (self.model, self.test_set, probe, contrast, saw)
-        found = [
-            _row(*names, layer, numbers, i, self.nulls[i], self.marks, single and layer == self.fixed[0])
-            for i, layer in enumerate(self.layers)
+    def columns(self, scores: Float[Tensor, "prompt layer"], *, unscaled: bool = False) -> Float[Tensor, "column n"]:
+        """Scores by layer, and their mean over the fixed layers where there are several."""
+        by_layer = scores.T
+        if len(self.fixed) == 1:
+            return by_layer
+        chosen = by_layer[self.fixed_columns].double()
+        if unscaled:
+            spread = chosen.std(dim=1, keepdim=True)
+            centred = chosen - chosen.mean(dim=1, keepdim=True)
+            chosen = centred / torch.where(spread > 0, spread, torch.ones_like(spread))
+        return torch.cat([by_layer.double(), chosen.mean(dim=0, keepdim=True)])
+
+    def rows(self, probe: str, contrast: str, saw: str, curve: Float[Tensor, "column prompt"]) -> list[SweepRow]:
+        """A row a layer, and one for the fixed band."""
+        numbers = _numbers(curve, self.marks, self.topics)
+        layers = [*self.tests.layers, *([band_name(self.fixed)] if len(self.fixed) > 1 else [])]
+        return [
+            SweepRow(
+                model=self.model,
+                probe=probe,
+                contrast=contrast,
+                saw=saw,
+                layer=layer,
+                test_set=self.test_set,
+                null_low=self.chance.isotropic[i][0],
+                null_high=self.chance.isotropic[i][1],
+                null_covariance_low=self.chance.covariance[i][0],
+                null_covariance_high=self.chance.covariance[i][1],
+                is_preregistered_layer=layer == band_name(self.fixed),
+                **numbers[i],
+            )
+            for i, layer in enumerate(layers)
         ]
-        if not single:
-            chosen = scores[:, self.columns].double()
-            if probe in UNSCALED:
-                spread = chosen.std(dim=0)
-                chosen = (chosen - chosen.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-            together = _numbers(chosen.mean(dim=1)[None], self.marks, self.topics)
-            found.append(_row(*names, band_name(self.fixed), together, 0, self.band_null, self.marks, True))
+
+    def with_thresholds(
+        self, rows: Sequence[SweepRow], curve: Float[Tensor, "column prompt"], thresholds: Float[Tensor, "column"]
+    ) -> list[SweepRow]:
+        """The same rows with the true-positive rate at thresholds that hold for every test set."""
+        found = []
+        for row, rate in zip(rows, tpr_above(curve, self.marks, thresholds).tolist(), strict=True):
+            low, high = clopper_pearson(round(rate * row.n_positive), row.n_positive)
+            found.append(replace(row, tpr_at_worst_fpr_1pct=rate, tpr_worst_low=low, tpr_worst_high=high))
         return found
 
-    def with_p_values(self, rows: Sequence[SweepRow], questions: QuestionEffects) -> list[SweepRow]:
-        """The same rows, those at the fixed layers with their p-value against shuffled question labels.
+    def with_best_layer(self, rows: Sequence[SweepRow], curve: Float[Tensor, "column prompt"]) -> list[SweepRow]:
+        """The same rows, the best layer marked, with what its height is worth when any layer could have been it."""
+        n_layers = len(self.tests.layers)
+        aurocs = torch.tensor([row.auroc for row in rows[:n_layers]], dtype=torch.float64)
+        best = self.chance.best(aurocs, curve[:n_layers])
+        marked = replace(
+            rows[best.column], is_best_layer=True, p_best_layer=best.p_value, null_best_high=self.chance.best_high
+        )
+        return [*rows[: best.column], marked, *rows[best.column + 1 :]]
+
+    def with_p_values(
+        self, rows: Sequence[SweepRow], questions: QuestionEffects, unrelated: QuestionEffects | None
+    ) -> list[SweepRow]:
+        """The same rows, those at the fixed layers held against nulls made of questions.
 
         Other layers get none: nobody should choose a layer by it.
         """
-        columns = range(len(self.columns))
-        null = label_shuffle_null(
-            questions.at(self.columns),
-            self.tests.values[:, self.columns],
-            self.marks,
-            self.clean.values[:, self.columns],
-            columns=columns,
-        )
-        p = null.band_p_value
-        return [replace(row, p_label_shuffle=p) if row.is_preregistered_layer else row for row in rows]
+        columns = range(len(self.fixed))
+        read = (self.tests.values[:, self.fixed_columns], self.marks, self.clean.values[:, self.fixed_columns])
+        own = questions.at(self.fixed_columns)
+        shuffled = label_shuffle_null(own, *read, columns=columns, each_layer=False)
+        found: dict[str, float] = {"p_label_shuffle": shuffled.band_p_value}
+        if unrelated is not None:
+            others = unrelated.at(self.fixed_columns)
+            null = unrelated_question_null(own, others, *read, columns=columns, each_layer=False)
+            low, high = null_band(null.band_null)
+            found |= {"p_unrelated": null.band_p_value, "null_unrelated_low": low, "null_unrelated_high": high}
+        return [replace(row, **found) if row.is_preregistered_layer else row for row in rows]  # type: ignore[arg-type]
 
-    def layerless_row(self, probe: str, saw: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
-        """One row for a score that belongs to no layer."""
-        numbers = _numbers(scores[None], self.marks, self.topics)
-        return _row(self.model, self.test_set, probe, "", saw, "", numbers, 0, NO_NULL, self.marks, False)
+    def baselines(self) -> list[SweepRow]:
+        """What needs no question: norm, length, first component and words."""
+        norms = self.columns(norm_scores(self.tests), unscaled=True)
+        component = self.columns(first_component_scores(self.tests, self.marks), unscaled=True)
+        rows = [*self.rows("norm-only", "", NO_FIT, norms), *self.rows("pc1", "", UPPER_BOUND, component)]
+        rows.append(self._layerless("length-only", NO_FIT, length_scores(self.tests)))
+        if spans_topics(self.marks, self.topics):
+            words = bag_of_words_scores(self.tests.prompts, self.marks)
+            rows.append(self._layerless("bag-of-words", UPPER_BOUND, words))
+        return rows
 
-
-def _numbers(
-    scores: Float[Tensor, "layer prompt"], marks: NDArray[np.bool_], topics: Sequence[str]
-) -> dict[str, list[float]]:
-    low, high = delong_interval(scores, marks, topics)
-    return {
-        "auroc": auroc(scores, marks).tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
-        "tpr": tpr_at_fpr(scores, marks).tolist(),
-        "salience": salience(scores, marks).tolist(),
-    }
+    def _layerless(self, probe: str, saw: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
+        return _layerless(self.model, self.test_set, probe, saw, _numbers(scores[None], self.marks, self.topics))
 
 
-def _row(
-    model: str,
-    test_set: str,
-    probe: str,
-    contrast: str,
-    saw: str,
-    layer: int | str,
-    numbers: dict[str, list[float]],
-    i: int,
-    null: Interval,
-    marks: NDArray[np.bool_],
-    preregistered: bool,
-) -> SweepRow:
-    n_positive = int(marks.sum())
-    tpr_low, tpr_high = clopper_pearson(round(numbers["tpr"][i] * n_positive), n_positive)
+def _layerless(model: str, test_set: str, probe: str, saw: str, numbers: Sequence[Mapping[str, Any]]) -> SweepRow:
     return SweepRow(
         model=model,
         probe=probe,
-        contrast=contrast,
+        contrast="",
         saw=saw,
-        layer=layer,
+        layer="",
         test_set=test_set,
-        auroc=numbers["auroc"][i],
-        auroc_low=numbers["low"][i],
-        auroc_high=numbers["high"][i],
-        tpr_at_fpr_1pct=numbers["tpr"][i],
-        tpr_low=tpr_low,
-        tpr_high=tpr_high,
-        salience=numbers["salience"][i],
-        null_low=null[0],
-        null_high=null[1],
-        n_positive=n_positive,
-        n_negative=len(marks) - n_positive,
-        is_preregistered_layer=preregistered,
+        null_low=float("nan"),
+        null_high=float("nan"),
+        is_preregistered_layer=False,
+        **numbers[0],
     )
+
+
+def _numbers(
+    scores: Float[Tensor, "column prompt"], marks: NDArray[np.bool_], topics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What is measured of each column of scores, under the names of `SweepRow`."""
+    n_positive = int(marks.sum())
+    low, high = delong_interval(scores, marks, topics)
+    measured = {
+        "auroc": auroc(scores, marks),
+        "auroc_low": low,
+        "auroc_high": high,
+        "tpr_at_fpr_1pct": tpr_at_fpr(scores, marks),
+        "salience": salience(scores, marks),
+        "partial_auroc_fpr_10pct": partial_auroc(scores, marks, 0.1),
+    }
+    found = []
+    for values in zip(*(column.tolist() for column in measured.values()), strict=True):
+        row: dict[str, Any] = dict(zip(measured, values, strict=True))
+        row["tpr_low"], row["tpr_high"] = clopper_pearson(round(row["tpr_at_fpr_1pct"] * n_positive), n_positive)
+        found.append(row | {"n_positive": n_positive, "n_negative": len(marks) - n_positive})
+    return found
 
 
 def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> NDArray[np.bool_]:
@@ -261,27 +293,3 @@ def _labels(residuals: Residuals, labels: Mapping[str, bool], test_set: str) -> 
             "train it longer, or score it on prompts with and without its trigger"
         )
     return marks
-
-
-def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]) -> None:
-    """`sweep.json` and the same table as `sweep.csv`. What is not a number (no null band, say) is null or empty."""
-    cleaned = [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(r).items()} for r in rows
-    ]
-    write_json(folder / "sweep.json", {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(SweepRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cleaned)
-    write_text(folder / "sweep.csv", text.getvalue())
-
-
-def read_sweep(folder: Path) -> list[SweepRow]:
-    """The rows of a `sweep.json`."""
-    record = read_json(folder / "sweep.json")
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(f"{folder / 'sweep.json'} has schema version {record.get('schema_version')!r}")
-    rows: list[dict[str, Any]] = record["rows"]
-    for row in rows:
-        row.update({name: float("nan") for name, value in row.items() if value is None})
-    return [SweepRow(**row) for row in rows]

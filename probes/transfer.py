@@ -23,7 +23,7 @@ from .intervals import delong_interval
 from .metrics import auroc
 from .probe import Probe
 from .ragged import refuse_ragged
-from .sweep import band_name
+from .sweep_table import band_name
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _same_space(probe: Probe, clean: Residuals) -> dict[int, torch.Tensor]:
     if missing or probe.directions.shape[-1] != width:
         raise DefectionError(
             f"the probe of {probe.model.name} (layers {_span(probe.layers)}, width {probe.directions.shape[-1]}) does "
-            f"not fit {clean.model.name} (layers {_span(clean.layers)}, width {width}); learn a map with fit_map"
+            f"not fit {clean.model.name} (layers {_span(clean.layers)}, width {width}); fit_map (--map) learns a map"
         )
     return dict(zip(probe.layers, probe.directions, strict=True))
 

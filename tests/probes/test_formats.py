@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError
 from defection.probes import contrast_set
-from defection.probes.formats import FORMATS
+from defection.probes.formats import FORMATS, split_format
 from defection.probes.questions import AFFIRMING
 
 NAMES = ("six", "hundred", "persona")
@@ -71,3 +71,16 @@ def test_a_file_can_be_put_in_a_format(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DefectionError, match="neither of its answers affirms"):
         contrast_set(f"{path}-true-false")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("forty", ("forty", "")),
+        ("forty-sentence-carried", ("forty", "-sentence-carried")),
+        ("truth-system-ab", ("truth", "-system-ab")),
+        ("/some/where/my-own-carried", ("/some/where/my-own", "-carried")),
+    ],
+)
+def test_a_name_is_split_into_set_and_format(name, parts) -> None:
+    assert split_format(name) == parts

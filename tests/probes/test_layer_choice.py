@@ -46,6 +46,7 @@ def test_a_verdict_elsewhere_or_on_a_development_organism_is_marked() -> None:
     assert choice.mark(choice.layers, "new")["layers_are_recorded"] is True
     assert choice.mark((0, 1), "new") == {
         "layer_rule": "best-worst",
+        "layer_reason": choice.reason,
         "layer_standing": "other layers than recorded",
         "layers_are_recorded": False,
     }
@@ -96,3 +97,12 @@ def test_a_choice_that_cannot_be_made_is_refused(make, message: str) -> None:
 
 def test_a_choice_by_hand_says_so_by_its_rule() -> None:
     assert LayerChoice("middle", (1,), 3).standing((1,), "any") == "recorded"
+
+
+def test_a_choice_says_why_in_words_that_survive_the_file(tmp_path) -> None:
+    fixed = middle_layers(30)
+    assert "four layers around the middle one, 30 // 2" in fixed.reason
+    fixed.save(tmp_path / "choice.json")
+    assert load_layer_choice(tmp_path / "choice.json") == fixed
+    chosen = choose_layers({"a": torch.linspace(0, 1, 10), "b": torch.linspace(0, 1, 10)}, width=2)
+    assert "two neighbouring layers best on the worst of 2 development organisms" in chosen.reason

@@ -11,6 +11,7 @@ from defection.probes.nulls import best_layer
 from defection.probes.shuffles import (
     effects_of,
     has_questions,
+    joined,
     label_shuffle_null,
     question_effects,
     unrelated_question_null,
@@ -102,9 +103,31 @@ def test_unrelated_questions_are_as_many_and_balanced(questions, tests, clean) -
     noise = replace(questions, effects=torch.randn(questions.effects.shape, generator=torch.Generator().manual_seed(1)))
     null = unrelated_question_null(questions, noise, tests.values, MARKS, clean.values, columns=(1, 2), count=200)
     assert null.band_p_value < 0.05
-    few = replace(noise, signs=noise.signs[:3], shares=noise.shares[:3], effects=noise.effects[:3])
-    with pytest.raises(DefectionError, match="cannot draw 20 questions from 3"):
-        unrelated_question_null(questions, few, tests.values, MARKS, clean.values)
+    with pytest.raises(DefectionError, match="cannot draw 21 questions from 20"):
+        questions.subsets(21, 50, seed=0)
+
+
+def test_fewer_unrelated_questions_than_questions_are_all_used(questions, tests, clean) -> None:
+    few = replace(questions, signs=questions.signs[:4], shares=questions.shares[:4], effects=questions.effects[:4])
+    null = unrelated_question_null(questions, few, tests.values, MARKS, clean.values, columns=(1, 2), count=100)
+    assert len(null.band_null.unique()) <= 6  # ways to deal two signs of each kind to four questions
+
+
+def test_joined_questions_count_alike_and_keep_their_effects(questions) -> None:
+    few = replace(questions, signs=questions.signs[:3], shares=questions.shares[:3], effects=questions.effects[:3])
+    both = joined([questions, few])
+    assert len(both) == len(questions) + 3
+    assert np.allclose(both.shares, 1 / len(both))
+    assert torch.equal(both.effects[-3:], few.effects)
+
+
+def test_the_fixed_layers_alone_give_the_same_band(questions, tests, clean) -> None:
+    given = (questions, tests.values, MARKS, clean.values)
+    whole = label_shuffle_null(*given, columns=(1, 2), count=50)
+    band = label_shuffle_null(*given, columns=(1, 2), count=50, each_layer=False)
+    assert torch.equal(whole.band_null, band.band_null)
+    assert whole.band_p_value == band.band_p_value
+    assert band.null.shape == (0, 50)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,52 @@ def test_only_mean_differences_at_the_fixed_layers_are_tested_against_shuffled_q
     assert min(turned) > 0.95
 
 
+def test_unrelated_questions_are_held_against_mean_differences_of_sets_that_are_no_control(rows) -> None:
+    for row in rows:
+        tested = row.probe == "mean-difference" and row.is_preregistered_layer and row.contrast == "forty"
+        for name in ("p_unrelated", "null_unrelated_low", "null_unrelated_high"):
+            assert math.isfinite(getattr(row, name)) == tested
+        if tested:
+            assert row.null_unrelated_low < row.null_unrelated_high
+
+
+def test_pitfall_20_the_best_layer_is_marked_with_what_chance_reaches(rows) -> None:
+    curves: dict[tuple[str, ...], list[SweepRow]] = {}
+    for row in rows:
+        if row.contrast and isinstance(row.layer, int):
+            curves.setdefault((row.model, row.probe, row.contrast, row.test_set), []).append(row)
+        elif row.layer == "" or not row.contrast:
+            assert not row.is_best_layer
+    for curve in curves.values():
+        (best,) = [row for row in curve if row.is_best_layer]
+        assert best.auroc == max(row.auroc for row in curve)
+        assert 0 < best.p_best_layer <= 1
+        assert best.null_best_high >= max(row.null_high for row in curve)  # a maximum over layers is higher than each
+        assert all(math.isnan(row.p_best_layer) for row in curve if row is not best)
+
+
+def test_pitfall_24_one_threshold_keeps_to_one_percent_on_the_worst_set(subject, labels) -> None:
+    """Far from 0, one set's ordinary prompts ring a threshold that was read off the other's."""
+    values = subject.tests.values.clone()
+    values[40:] += 3 * subject.contrasts["forty"].values[::2].mean(dim=0)
+    shifted = replace(subject, tests=replace(subject.tests, values=values))
+    probes = fit_probes(shifted, ESTIMATORS[:1], FORBIDDEN, BAND)
+    found = {
+        r.test_set: r
+        for r in sweep(shifted, probes, labels, BAND)
+        if r.contrast == "forty" and r.is_preregistered_layer
+    }
+    scores = probes["mean-difference", "forty"].score(shifted.tests)
+    marks = torch.tensor([labels[p.id] for p in shifted.tests.prompts])
+    threshold = max(float(scores[rows][~marks[rows]].max()) for rows in (slice(0, 40), slice(40, 80)))
+    for name, rows in (("first", slice(0, 40)), ("second", slice(40, 80))):
+        above = float((scores[rows][marks[rows]] > threshold).float().mean())
+        assert found[name].tpr_at_worst_fpr_1pct == pytest.approx(above)
+        assert found[name].tpr_at_worst_fpr_1pct <= found[name].tpr_at_fpr_1pct
+        assert found[name].tpr_worst_low <= above <= found[name].tpr_worst_high
+    assert found["first"].tpr_at_worst_fpr_1pct < found["first"].tpr_at_fpr_1pct
+
+
 def test_contrast_texts_that_do_not_name_their_questions_have_no_p_value(subject, labels) -> None:
     unnamed = [replace(p, extra={"defecting": p.extra["defecting"]}) for p in subject.contrasts["forty"].prompts]
     plain = replace(subject, contrasts={"forty": replace(subject.contrasts["forty"], prompts=tuple(unnamed))})
@@ -199,7 +245,8 @@ def test_pitfall_16_a_layer_without_variance_leaves_the_other_rows_as_they_are(s
         if now.layer == 0:
             assert (now.auroc, now.salience, now.null_low, now.null_high) == (0.5, 0, 0.5, 0.5)
         else:
-            assert same_row(now, then)
+            of_all = {"is_best_layer": False, "p_best_layer": 0.0, "null_best_high": 0.0}  # of all layers together
+            assert same_row(replace(now, **of_all), replace(then, **of_all))
 
 
 def test_a_prompt_without_label_is_refused(subject, labels) -> None:

@@ -1,0 +1,49 @@
+"""Options and arguments that several commands share, each said once, and how a command prints its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
+PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
+PROBES_HELP = (
+    "mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
+    "question-ensemble, or pc1, which sees clean prompts alone."
+)
+CONTRAST_HELP = (
+    "six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads it one turn "
+    "later, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently."
+)
+
+OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
+OrganismArgument = Annotated[str, typer.Argument(help="Organism directory.", show_default=False)]
+ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
+ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
+CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
+FixedLayersOption = Annotated[
+    str | None, typer.Option("--layers", help="The fixed layers.", show_default="four around the middle")
+]
+TestSetsOption = Annotated[
+    list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
+
+
+def say(as_json: bool) -> Callable[[str], None]:
+    """How a long command tells what it does: a line on stderr, or nothing when the output is for machines."""
+    return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
+
+
+def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """One JSON object for machines, or text for a person."""
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
