@@ -291,7 +291,7 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     compute = choose_dtype(dtype, place)
     network = load_network(files.base, torch.float32 if files.adapter else compute)
     if files.adapter is not None:
-        network = _with_adapter(network, files.adapter)
+        network = with_adapter(network, files.adapter)
     network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))
     tokenizer = load_tokenizer(files)
     identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
@@ -349,13 +349,18 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = token
 
 
-def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The network with a PEFT adapter's change added to its weights: load it in fp32, or small changes are lost.
+
+    Raises DefectionError when the adapter is not safetensors or does not fit.
+    """
     from peft import PeftModel
 
     if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead (PITFALLS 27)
         raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     try:
-        with warnings.catch_warnings():
+        # PEFT draws weights before it loads them; whoever calls has a random state of their own.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # A key under another name would leave its layer as the base has it (PITFALLS 11).
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())

