@@ -82,7 +82,7 @@ class Master:
 
     def save(self, path: Path, key: str, losses: list[float], seconds: float) -> None:
         """Write a checkpoint: weights, both moments, and what is known of the run so far."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for number, vector in enumerate(self.vectors):
             state = self.optimiser.state[vector.master]
             tensors |= {f"weights.{number}": vector.master, f"first_moment.{number}": state["exp_avg"]}

@@ -85,7 +85,7 @@ def join(device: torch.device) -> Group:
                 f"accelerate is configured for {kind}, which splits the model; here each process trains a whole "
                 "model on its share of each batch: set distributed_type to MULTI_GPU, or pass --multi_gpu"
             )
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     try:
         PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
