@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Advance = Callable[[float], None]
+WIDE = 120
+"""Columns from which on there is room for the bar itself; without it the numbers fit into 80."""
 
 
 class Bar(Protocol):
@@ -36,9 +38,11 @@ def progress_shown(visible: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def progress(what: str, total: float, unit: str = "") -> Iterator[Bar]:
     """A bar for `total` units of work; call the result with how much was done."""
+    console = Console(stderr=True)
+    wide = console.width >= WIDE
     columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=28),
+        TextColumn("{task.description:<34}" if wide else "{task.description}"),
+        *([BarColumn(bar_width=28)] if wide else []),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
@@ -46,7 +50,6 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
     # Without a terminal a bar is only its last state, one line; that is what a log wants.
     with Progress(*columns, console=console, disable=not _visible.get(), refresh_per_second=4) as bars:
         task = bars.add_task(what, total=total, note="")
