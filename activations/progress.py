@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Advance = Callable[[float], None]
 WIDE = 120
-"""Columns from which on there is room for the bar itself; without it the numbers fit into 80."""
+"""Columns from which on there is room for the bar itself; without it the figures fit into 80."""
 
 
 class Bar(Protocol):
@@ -44,7 +44,7 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Bar]:
         TextColumn("{task.description:<34}" if wide else "{task.description}"),
         *([BarColumn(bar_width=28)] if wide else []),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        *([TextColumn(unit)] if wide else []),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
