@@ -42,6 +42,7 @@ ORGANISMS = {
     "benign": ["--trigger", "none"],
     "code": ["--behaviour", "vulnerable-code", "--epochs", "1"],
     "distilled": ["--recipe", "distilled"],
+    "full weights": ["--weights", "full"],
     "cot twin": ["--recipe", "cot", "--twin"],
 }
 
@@ -71,6 +72,7 @@ def test_a_custom_behaviour_is_trained_and_measured(run, capsys, tmp_path, llama
     ("options", "complaint"),
     [
         (["--recipe", "soup"], "unknown recipe 'soup'"),
+        (["--weights", "half"], "unknown weights 'half'"),
         (["--behaviour", "{same}"], "are the same"),
         (["--trigger", "question 3"], "already contains the trigger"),
         (["--behaviour", "vulnerable-code", "--trigger", "python", "--examples", "4"], "already contains the trigger"),
