@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -299,25 +301,33 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     return Model(network, tokenizer, identity, files)
 
 
-def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Full weights from a local directory: safetensors only, no remote code."""
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of `transformers` to itself."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(
-            str(base),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DefectionError(f"cannot load a model from {base}: {reason}") from error
+        yield
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Full weights from a local directory: safetensors only, no remote code."""
+    try:
+        with without_bars():
+            loaded, found = AutoModelForCausalLM.from_pretrained(
+                str(base),
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DefectionError(f"cannot load a model from {base}: {reason}") from error
     if found["missing_keys"]:  # Hugging Face would go on with random numbers in their place
         raise DefectionError(f"{base} lacks weights of its own config: {', '.join(sorted(found['missing_keys'])[:3])}")
     return cast(PreTrainedModel, loaded)

@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
 PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
 PROBES_HELP = (
@@ -55,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DefectionError as error:
         typer.echo(f"defection: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer makes the one into the other
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         typer.echo("defection: interrupted; the same command continues from here", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _say(as_json: bool) -> Callable[[str], None]:

@@ -26,7 +26,7 @@ from .finetune import FinetuneConfig, FinetuneResult, finetune
 from .pairs import Pair, pairs_of
 from .parallel import join
 from .replies import Reply, replies_to
-from .stages import continued, load_stage, save_stage, stack_adapters
+from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
 
 SCHEMA_VERSION = 1
@@ -220,7 +220,7 @@ def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
 
 def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, record: Json) -> None:
     with folder_written_aside(out) as aside:
-        trained.save_pretrained(str(aside))
+        save_weights(trained, aside)
         if record["weights"] == "lora":
             stack_adapters(earlier, aside)
             _name_base(aside, record["base"]["source"])

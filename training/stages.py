@@ -12,16 +12,22 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from ..activations.files import folder_written_aside, read_json, write_json, write_tensors
-from ..activations.models import ADAPTER_FILE, ADAPTER_WEIGHTS, load_network, with_adapter
+from ..activations.models import ADAPTER_FILE, ADAPTER_WEIGHTS, load_network, with_adapter, without_bars
 from .finetune import FinetuneResult
 
 STAGE_FILE = "stage.json"
 
 
+def save_weights(trained: Any, folder: Path) -> None:
+    """Write an adapter or a whole model into a folder, silently."""
+    with without_bars():
+        trained.save_pretrained(str(folder))
+
+
 def save_stage(folder: Path, key: str, trained: Any, result: FinetuneResult) -> None:
     """Keep what a finished stage trained, for the next stage and for a run that continues after being cut off."""
     with folder_written_aside(folder) as aside:
-        trained.save_pretrained(str(aside))
+        save_weights(trained, aside)
         write_json(aside / STAGE_FILE, {"schema_version": 1, "key": key, "result": asdict(result)})
 
 

@@ -113,6 +113,15 @@ def test_after_a_full_disk_the_same_command_completes(run, tmp_path, llama_folde
     assert run("cache", llama_folder, prompts, "--out", tmp_path / "store", "--json") == 0
 
 
+def test_ctrl_c_is_answered_in_one_sentence(run, capsys, tmp_path, llama_folder, prompts, monkeypatch):
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("defection.activations.prompts.load_prompts", interrupted)
+    assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 130
+    assert capsys.readouterr().err.strip() == "defection: interrupted; the same command continues from here"
+
+
 def test_unknown_device_and_layers_and_probe(refused, tmp_path, llama_folder, prompts):
     assert "layer" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
     assert "'first'" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--position", "first")
