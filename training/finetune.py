@@ -27,7 +27,7 @@ from .parallel import join
 EVERY_LINEAR_LAYER = "all-linear"
 Weights = Literal["lora", "full"]
 LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
-"""That of LoRA as tried on the embedded model; that of all weights is usual for a model of its size."""
+"""As tried on the embedded model; for all weights no other was."""
 
 
 def parse_weights(name: str) -> Weights:
