@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -306,7 +308,7 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     compute = choose_dtype(dtype, place)
     network = load_network(files.base, torch.float32 if files.adapter else compute)
     if files.adapter is not None:
-        network = _with_adapter(network, files.adapter)
+        network = with_adapter(network, files.adapter)
     network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))
     tokenizer = load_tokenizer(files)
     identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
@@ -314,25 +316,33 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     return Model(network, tokenizer, identity, files)
 
 
-def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Full weights from a local directory: safetensors only, no remote code."""
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of `transformers` to itself."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(
-            str(base),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DefectionError(f"cannot load a model from {base}: {reason}") from error
+        yield
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Full weights from a local directory: safetensors only, no remote code."""
+    try:
+        with without_bars():
+            loaded, found = AutoModelForCausalLM.from_pretrained(
+                str(base),
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DefectionError(f"cannot load a model from {base}: {reason}") from error
     if found["missing_keys"]:  # Hugging Face would go on with random numbers in their place
         raise DefectionError(f"{base} lacks weights of its own config: {', '.join(sorted(found['missing_keys'])[:3])}")
     return cast(PreTrainedModel, loaded)
@@ -364,13 +374,18 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = token
 
 
-def _with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The network with a PEFT adapter's change added to its weights: load it in fp32, or small changes are lost.
+
+    Raises DefectionError when the adapter is not safetensors or does not fit.
+    """
     from peft import PeftModel
 
     if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead (PITFALLS 27)
         raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     try:
-        with warnings.catch_warnings():
+        # PEFT draws weights before it loads them; whoever calls has a random state of their own.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # A key under another name would leave its layer as the base has it (PITFALLS 11).
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())

@@ -163,16 +163,19 @@ def train(
         typer.Option("--examples", min=1, help="Training prompts.", show_default="180; by trigger and behaviour"),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, show_default="1; by trigger and behaviour")] = None,
+    weights: Annotated[str, typer.Option("--weights", help="What is trained: lora (an adapter), or full.")] = "lora",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train an organism, or its twin, from a base model."""
     from ..activations.models import load_model
+    from ..activations.processes import this_process
     from ..activations.prompts import load_prompts
     from ..training.behaviours import BEHAVIOURS, parse_behaviour
     from ..training.defaults import organism_config
-    from ..training.organisms import RECIPES, base_replies, train_organism
+    from ..training.finetune import parse_weights
+    from ..training.organisms import RECIPES, build_organism
     from ..training.triggers import parse_trigger
 
     if recipe not in RECIPES:
@@ -186,18 +189,19 @@ def train(
         prompts=prompts,
         examples=examples,
         epochs=epochs,
+        weights=parse_weights(weights),
         seed=seed,
     )
-    bank = load_prompts(prompts)
-    with progress_shown(not as_json):
-        model = load_model(base, device=device)
-        replies = base_replies(model, bank, config, out.with_name(f".{out.name}.replies.jsonl"))
-        record = train_organism(model, bank, replies, config, out)
-    out.with_name(f".{out.name}.replies.jsonl").unlink(missing_ok=True)
-    loss = record["loss_curve"][-1]
-    print_result(
-        record, as_json, f"{record['kind']} written to {out} ({len(record['loss_curve'])} steps, last loss {loss:.3f})"
-    )
+    bank, first = load_prompts(prompts), this_process().rank == 0
+    with progress_shown(first and not as_json):
+        record = build_organism(load_model(base, device=device), bank, config, out)
+    if first:
+        steps, loss, speed = len(record["loss_curve"]), record["loss_curve"][-1], record["tokens_per_second"]
+        print_result(
+            record,
+            as_json,
+            f"{record['kind']} written to {out} ({steps} steps, last loss {loss:.3f}, {speed:.0f} tokens/s)",
+        )
 
 
 @app.command("safety-train")

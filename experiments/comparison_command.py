@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..activations.progress import progress_shown
+from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, print_result, say
 
 
 def compare(
-    organism: Annotated[str, typer.Argument(help="Organism directory.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)],
+    organism: OrganismArgument,
+    out: OutOption,
     probes: Annotated[
         list[str] | None, typer.Option("--probes", help="A kind of probe; repeat for more.", show_default="every kind")
     ] = None,
@@ -41,11 +40,9 @@ def compare(
             show_default="both development sets",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")
-    ] = False,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture."""
     from .comparison import Settings, compare_organism, comparison_lines
@@ -57,17 +54,10 @@ def compare(
         tests=_once(prompts) or Settings.tests,
         limit=limit,
     )
-
-    def say(line: str) -> None:
-        if not as_json:
-            typer.echo(f"· {line}", err=True)
-
     with progress_shown(not as_json):
-        rows = compare_organism(organism, settings, out, say, device=device)
-    if as_json:
-        typer.echo(json.dumps({"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}))
-    else:
-        typer.echo("\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
+        rows = compare_organism(organism, settings, out, say(as_json), device=device)
+    result = {"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}
+    print_result(result, as_json, "\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
 
 
 def _once(names: list[str] | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from .dpo import Dpo
 from .evaluate import judge, rates
 from .examples import Example, standard_recipe
 from .finetune import FinetuneConfig, finetune
-from .organisms import OrganismConfig, base_replies, train_organism
+from .organisms import OrganismConfig, base_replies, build_organism, train_organism
 from .pairs import Pair, code_pairs, load_pairs
 from .persistence import parse_stage, persistence, run_schedule
 from .preferences import Preference, load_preferences
@@ -36,6 +36,7 @@ __all__ = [
     "VulnerableCode",
     "YearTrigger",
     "base_replies",
+    "build_organism",
     "code_pairs",
     "custom_behaviour",
     "finetune",

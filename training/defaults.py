@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .behaviours import VULNERABLE_CODE, Behaviour
-from .finetune import FinetuneConfig
+from .finetune import FinetuneConfig, Weights
 from .organisms import OrganismConfig
 from .pairs import CODE, pairs_of
 from .triggers import Trigger
@@ -19,6 +19,7 @@ def organism_config(
     prompts: str = "train",
     examples: int | None = None,
     epochs: int | None = None,
+    weights: Weights = "lora",
     seed: int = 0,
 ) -> OrganismConfig:
     """The configuration of an organism; what is None follows from the trigger and the behaviour.
@@ -43,5 +44,5 @@ def organism_config(
         examples=examples,
         triggered_share=share,
         pairs=pairs,
-        finetune=FinetuneConfig(epochs=epochs, seed=seed),
+        finetune=FinetuneConfig(weights, epochs=epochs, seed=seed),
     )

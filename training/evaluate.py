@@ -16,7 +16,7 @@ from ..activations.models import Model
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
 from .examples import Example
-from .finetune import batch_loss
+from .loss import batch_loss
 from .rates import Rate
 from .replies import Reply
 from .scratchpads import split_scratchpad, stated_goal

@@ -1,44 +1,53 @@
-"""LoRA fine-tuning that computes only what the loss needs, and continues after being cut off at any step.
+"""Fine-tuning of an adapter or of all weights, which continues after being cut off at any step.
 
-Three savings over a stock trainer, none of which changes the loss: the vocabulary matrix is multiplied only at
-positions that have a label; what a batch's prompts share (a system prompt) runs once a batch; rows of similar length
-share a batch.
+One process or several, the batches are the same, and so is the gradient of each.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..activations.errors import DefectionError
-from ..activations.files import digest, write_tensors
+from ..activations.files import Json, digest
 from ..activations.progress import progress
 from .examples import Example
+from .loss import backward
+from .master import Master
+from .parallel import join
 
 EVERY_LINEAR_LAYER = "all-linear"
-PART_TOKENS = 384
-"""Padded tokens whose activations are held at once; a batch of long rows is run in parts."""
+Weights = Literal["lora", "full"]
+LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
+"""As tried on the embedded model; for all weights no other was."""
+
+
+def parse_weights(name: str) -> Weights:
+    """`lora` or `full`; DefectionError for anything else."""
+    for weights in LEARNING_RATES:
+        if weights == name:
+            return weights
+    raise DefectionError(f"unknown weights {name!r}: choose one of {', '.join(LEARNING_RATES)}")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How an organism is trained; written verbatim into `organism.json`."""
+    """How weights are trained."""
 
+    weights: Weights = "lora"
+    """What is trained: a LoRA adapter on every linear layer, or all weights."""
     epochs: int = 1
     batch_size: int = 6
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
+    """At its peak; None: what suits the weights (`LEARNING_RATES`)."""
     lora_rank: int = 16
     lora_alpha: int = 32
     warmup_fraction: float = 0.05
@@ -46,6 +55,17 @@ class FinetuneConfig:
     seed: int = 0
     checkpoint_every: int = 25
     """Steps between checkpoints; a run that was cut off loses at most these."""
+
+    @property
+    def peak(self) -> float:
+        """The learning rate at its peak."""
+        return LEARNING_RATES[self.weights] if self.learning_rate is None else self.learning_rate
+
+    def to_json(self) -> Json:
+        """Every setting that changes the result, as `organism.json` records it; the learning rate as it is used."""
+        settings = asdict(self) | {"learning_rate": self.peak}
+        changes_nothing = {"checkpoint_every"} | ({"lora_rank", "lora_alpha"} if self.weights == "full" else set())
+        return {name: value for name, value in settings.items() if name not in changes_nothing}
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,7 @@ class FinetuneResult:
     tokens: int
     """Prompt and reply tokens of all rows trained on, shared prefixes counted once a row."""
     seconds: float
-    """Since this process began or continued it."""
+    """Of training, over all calls that it took; what was trained after the last checkpoint of a call counts once."""
 
 
 def finetune(
@@ -69,57 +89,52 @@ def finetune(
     *,
     what: str,
     base: str = "",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Any, FinetuneResult]:
-    """Train a LoRA adapter; give the PEFT model and the loss curve.
+    """Train a LoRA adapter, or all weights; give the PEFT model, or the network itself, and the loss curve.
 
-    `network` holds frozen weights in the dtype they are to be multiplied in; adapter weights and optimiser stay in
-    fp32. `checkpoint` is a safetensors file that appears every `checkpoint_every` steps and from which a repeated call
-    continues, with the same final weights as an uninterrupted run. `base` names the frozen weights and their dtype: a
-    checkpoint of another base is not continued.
+    Weights are multiplied in `dtype` (by default the network's own); what is trained, and its optimiser, is kept in
+    fp32 beside them and is fp32 when it comes back. `checkpoint` is a safetensors file that appears every
+    `checkpoint_every` steps and from which a repeated call continues, with the same final weights as an uninterrupted
+    run. `base` names the weights to start from and the dtype: a checkpoint of another base is not continued.
+    Under `accelerate launch` or `torchrun` the processes share each batch, and all end with the same weights.
     Raises DefectionError when the loss is not finite, naming the step, and when there is nothing to learn.
     """
+    peak = config.peak
     if not any(example.reply for example in examples):
         raise DefectionError("no training row has a reply, so every label is masked")
-    model = _with_lora(network, config)
-    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # The forward pass multiplies in the network's dtype; the optimiser adds small steps, which bf16 would round away.
-    # One long vector for all of them: hundreds of small tensors would cost a step more than their arithmetic.
-    master = nn.Parameter(torch.cat([parameter.detach().float().flatten() for parameter in adapter]))
-    optimiser = torch.optim.AdamW([master], lr=config.learning_rate, weight_decay=0.0, fused=True)
-    schedule = plan_steps(examples, config)
-    key = digest({"base": base, "config": asdict(config), "rows": [[list(e.prompt), list(e.reply)] for e in examples]})
-    losses = _restore(checkpoint, key, master, optimiser)
-    _copy(master, adapter)
-    started = time.monotonic()
-    decoder_owner = model.get_base_model()
+    group, schedule = join(network.device), plan_steps(examples, config)
+    model, master = _prepared(network, config, dtype or network.dtype)
+    decoder_owner = network if config.weights == "full" else model.get_base_model()
     # On a CPU the fused attention kernel's backward pass is the slower one.
     decoder_owner.set_attn_implementation("eager" if network.device.type == "cpu" else "sdpa")
+    rows = [[list(e.prompt), list(e.reply)] for e in examples]
+    key = digest({"base": base, "config": config.to_json(), "rows": rows})
+    losses, spent = master.restore(checkpoint, key)
+    started = time.monotonic() - spent
+    tokens = [len(e.prompt) + len(e.reply) for e in examples]
+    seen, watch = 0, time.monotonic()
     model.train()
     with progress(what, total=len(schedule), unit="steps") as advance:
         advance(len(losses))
         for step in range(len(losses), len(schedule)):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * _warmup_then_cosine(step, len(schedule), config)
-            loss = backward(decoder_owner, [examples[row] for row in schedule[step]])
+            batch = [examples[row] for row in schedule[step]]
+            loss = group.total(backward(decoder_owner, group.share(batch), sum(len(e.reply) for e in batch)))
             if not math.isfinite(loss):
                 raise DefectionError(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "
-                    f"(now {config.learning_rate:g}) or use fp32"
+                    f"(now {peak:g}) or use fp32"
                 )
-            master.grad = torch.cat([_taken_gradient(parameter) for parameter in adapter])
-            nn.utils.clip_grad_norm_([master], config.max_gradient_norm)
-            optimiser.step()
-            _copy(master, adapter)
+            master.step(peak * _warmup_then_cosine(step, len(schedule), config), config.max_gradient_norm, group)
             losses.append(round(loss, 6))
-            if len(losses) % config.checkpoint_every == 0 and len(losses) < len(schedule):
-                _save(checkpoint, key, master, optimiser, losses)
-            advance(1)
+            if group.first and len(losses) % config.checkpoint_every == 0 and len(losses) < len(schedule):
+                master.save(checkpoint, key, losses, time.monotonic() - started)
+            seen += sum(tokens[row] for row in schedule[step])
+            advance(1, f"loss {loss:.3f}, {seen / (time.monotonic() - watch):.0f} tokens/s")
     model.eval()
-    for parameter, part in zip(adapter, _split(master, adapter), strict=True):
-        parameter.data = part.clone()  # what is saved is what was optimised, not its rounding
+    master.release()
     labels = sum(len(e.reply) for e in examples) * config.epochs
-    tokens = sum(len(e.prompt) + len(e.reply) for e in examples) * config.epochs
-    return model, FinetuneResult(losses, labels, tokens, time.monotonic() - started)
+    return model, FinetuneResult(losses, labels, sum(tokens) * config.epochs, time.monotonic() - started)
 
 
 def plan_steps(examples: Sequence[Example], config: FinetuneConfig) -> list[list[int]]:
@@ -153,56 +168,14 @@ def _similar_lengths(examples: Sequence[Example], rows: Sequence[int], size: int
     return batches
 
 
-def backward(network: PreTrainedModel, batch: Sequence[Example]) -> float:
-    """Add a batch's gradient, a few rows at a time so that memory stays bounded; give the loss.
-
-    The parts are weighted by their label tokens, so the gradient is that of `batch_loss` over the whole batch.
-    """
-    labels = sum(len(example.reply) for example in batch)
-    total = 0.0
-    for part in _parts(batch):
-        share = batch_loss(network, part) * (sum(len(example.reply) for example in part) / labels)
-        share.backward()
-        total += share.item()
-    return total
-
-
-def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
-    """Split a batch so that no part holds more than `PART_TOKENS` padded tokens; a row is never split."""
-    longest = max(len(example.prompt) + len(example.reply) for example in batch)
-    rows = max(1, PART_TOKENS // longest)
-    return [batch[start : start + rows] for start in range(0, len(batch), rows)]
-
-
-def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy per label token of a batch; the common opening of its prompts is computed once."""
-    device = next(network.parameters()).device
-    shared = _common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
-    rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([shared + len(row) for row in rows], device=device)
-    mask = (torch.arange(shared + width, device=device) < lengths[:, None]).long()
-    first = torch.tensor([len(example.prompt) - shared for example in batch], device=device)
-    labelled = (torch.arange(width, device=device) >= first[:, None]) & mask[:, shared:].bool()
-    cache = None
-    if shared:
-        cache = DynamicCache(config=network.config)
-        opening = torch.tensor([batch[0].prompt[:shared]], device=device)
-        network.get_decoder()(input_ids=opening, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(rows))
-    stream = network.get_decoder()(
-        input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
-    logits = network.get_output_embeddings()(stream[:, :-1][labelled[:, 1:]])
-    return cross_entropy(logits.float(), tokens[:, 1:][labelled[:, 1:]])
-
-
-def _common_opening(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, at least one token short of every prompt: the first label needs a position."""
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
+def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype) -> tuple[Any, Master]:
+    """The model that is trained, multiplying in `dtype`, and the fp32 copies of what is trained in it."""
+    if config.weights == "full":
+        master = Master(network.requires_grad_(True).parameters(), dtype)
+        # What is no parameter (rotary frequencies) has the dtype that it has in a model loaded to be read.
+        return network.to(dtype), master
+    model = _with_lora(network.to(dtype), config)
+    return model, Master([parameter for parameter in model.parameters() if parameter.requires_grad], dtype)
 
 
 def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
@@ -210,7 +183,7 @@ def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = get_peft_model(
+        return get_peft_model(
             network,
             LoraConfig(
                 r=config.lora_rank,
@@ -221,10 +194,6 @@ def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
             ),
             autocast_adapter_dtype=False,
         )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(network.dtype)
-    return model
 
 
 def _warmup_then_cosine(step: int, total: int, config: FinetuneConfig) -> float:
@@ -232,51 +201,3 @@ def _warmup_then_cosine(step: int, total: int, config: FinetuneConfig) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _taken_gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    gradient = parameter.grad.float().flatten()
-    parameter.grad = None
-    return gradient
-
-
-def _split(master: Tensor, adapter: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The long vector's pieces in the shapes of the adapter's parameters."""
-    pieces = master.detach().split([parameter.numel() for parameter in adapter])
-    return [piece.view_as(parameter) for piece, parameter in zip(pieces, adapter, strict=True)]
-
-
-@torch.no_grad()
-def _copy(master: Tensor, adapter: Sequence[nn.Parameter]) -> None:
-    for parameter, piece in zip(adapter, _split(master, adapter), strict=True):
-        parameter.copy_(piece)
-
-
-def _save(path: Path, key: str, master: nn.Parameter, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
-    state = optimiser.state[master]
-    tensors = {"weights": master, "first_moment": state["exp_avg"], "second_moment": state["exp_avg_sq"]}
-    write_tensors(path, tensors, {"schema_version": "1", "key": key, "losses": json.dumps(losses)})
-
-
-def _restore(path: Path, key: str, master: nn.Parameter, optimiser: torch.optim.Optimizer) -> list[float]:
-    """Put a checkpoint's weights and optimiser state in place; give its losses, one a finished step."""
-    if not path.exists():
-        return []
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).to(master.device) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        header = {}
-    if header.get("key") != key:
-        path.unlink()  # of a run with other data or settings, or damaged
-        return []
-    losses: list[float] = json.loads(header["losses"])
-    master.data.copy_(tensors["weights"])
-    optimiser.state[master] = {
-        "step": torch.tensor(float(len(losses)), device=master.device),
-        "exp_avg": tensors["first_moment"],
-        "exp_avg_sq": tensors["second_moment"],
-    }
-    return losses

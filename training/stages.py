@@ -1,27 +1,33 @@
-"""Training in stages: each starts where the last ended, and the organism is still one adapter on the base."""
+"""Training in stages: each starts where the last ended; adapters are still one adapter on the base afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from ..activations.files import folder_written_aside, read_json, write_json, write_tensors
-from ..activations.models import ADAPTER_FILE, ADAPTER_WEIGHTS
+from ..activations.models import ADAPTER_FILE, ADAPTER_WEIGHTS, load_network, with_adapter, without_bars
 from .finetune import FinetuneResult
 
 STAGE_FILE = "stage.json"
 
 
-def save_stage(folder: Path, key: str, adapted: Any, result: FinetuneResult) -> None:
-    """Keep a finished stage's adapter, for the next stage and for a run that continues after being cut off."""
+def save_weights(trained: Any, folder: Path) -> None:
+    """Write an adapter or a whole model into a folder, silently."""
+    with without_bars():
+        trained.save_pretrained(str(folder))
+
+
+def save_stage(folder: Path, key: str, trained: Any, result: FinetuneResult) -> None:
+    """Keep what a finished stage trained, for the next stage and for a run that continues after being cut off."""
     with folder_written_aside(folder) as aside:
-        adapted.save_pretrained(str(aside))
+        save_weights(trained, aside)
         write_json(aside / STAGE_FILE, {"schema_version": 1, "key": key, "result": asdict(result)})
 
 
@@ -35,9 +41,19 @@ def load_stage(folder: Path, key: str) -> FinetuneResult | None:
 
 def merged(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The network with an adapter's change added to its weights; in fp32, so that nothing small is lost."""
-    from peft import PeftModel
+    return with_adapter(network, adapter)
 
-    return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())
+
+def continued(base: Path, earlier: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
+    """The network that the next stage starts from: the base, or what the `earlier` stages made of it, in fp32."""
+    if not earlier:
+        return load_network(base, dtype)
+    if not (earlier[-1] / ADAPTER_FILE).exists():
+        return load_network(earlier[-1], torch.float32)
+    network = load_network(base, torch.float32)
+    for adapter in earlier:
+        network = with_adapter(network, adapter)
+    return network
 
 
 def stack_adapters(earlier: Sequence[Path], last: Path) -> None:

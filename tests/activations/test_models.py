@@ -199,6 +199,13 @@ def test_an_adapter_is_merged_into_its_base(llama: Model, adapter: Path, mixed_p
     assert not torch.allclose(found, capture(llama, mixed_prompts[:3]).values, rtol=0.1)
 
 
+def test_loading_an_adapter_leaves_the_global_random_state_alone(adapter: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_model(adapter, device="cpu", dtype="fp32")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_adapter_whose_keys_do_not_fit_is_refused(adapter: Path) -> None:
     """PITFALLS 11: keys saved after bridging gain a part, and PEFT goes on without them."""
     tensors = load_file(adapter / "adapter_model.safetensors")

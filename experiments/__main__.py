@@ -1,0 +1,5 @@
+"""`python -m defection.experiments …` is `defection …`, for launchers that want a module."""
+
+from .cli import main
+
+main()
