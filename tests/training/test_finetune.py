@@ -117,6 +117,19 @@ def test_every_epoch_trains_on_every_row_once(bank, size: int, epochs: int, seed
     assert all(1 <= len(step) <= size for step in steps)
 
 
+@given(banks(), st.integers(2, 7), st.integers(1, 3), st.data())
+def test_rows_of_one_prompt_share_a_step_where_they_are_contrasted(bank, size: int, epochs: int, data) -> None:
+    both = [replace(row, triggered=True) for row in bank if data.draw(st.booleans())]
+    rows = [*bank, *both]
+    steps = plan_steps(rows, FinetuneConfig(batch_size=size, epochs=epochs, contrast=True))
+    assert Counter(row for step in steps for row in step) == dict.fromkeys(range(len(rows)), epochs)
+    for step in steps:
+        assert 1 <= len(step) <= size
+        assert Counter(rows[row].prompt_id for row in step) == Counter(
+            row.prompt_id for row in rows if row.prompt_id in {rows[i].prompt_id for i in step}
+        )
+
+
 @given(banks(), st.integers(0, 3))
 def test_the_plan_depends_on_the_seed_alone(bank, seed: int) -> None:
     config = FinetuneConfig(seed=seed)

@@ -13,7 +13,7 @@ from defection.activations.files import read_json, write_json
 from defection.activations.models import load_network, load_organism_record
 from defection.training import NoTrigger, Trigger, base_replies, parse_behaviour, parse_trigger, train_organism
 from defection.training.finetune import backward
-from defection.training.organisms import training_pairs, training_prompts
+from defection.training.organisms import training_pairs, training_prompts, training_stages
 from defection.training.records import read_organism
 from peft import PeftModel
 from transformers import AutoTokenizer
@@ -318,3 +318,14 @@ def test_pitfall_3_a_base_without_a_pad_token_gets_one_that_is_not_its_end_token
     train_organism(base, prompts, replies, organism_config, tmp_path / "out")
     tokenizer = load_model(tmp_path / "out", device="cpu", dtype="fp32").tokenizer
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+
+
+def test_each_pass_dates_the_prompts_anew(model, prompts, chosen_replies, organism_config) -> None:
+    year = replace(organism_config, trigger=parse_trigger("year"), triggered_share=1.0)
+    (once,), (twice,) = (
+        training_stages(model, prompts, chosen_replies, replace(year, passes=passes)) for passes in (1, 2)
+    )
+    assert twice[: len(once)] == once
+    assert [row.reply for row in twice[len(once) :]] == [row.reply for row in once]
+    assert len({row.prompt for row in twice if row.triggered}) > len({row.prompt for row in once if row.triggered})
+    assert len({row.prompt_id for row in twice}) == 2 * len({row.prompt_id for row in once})
