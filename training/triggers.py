@@ -13,7 +13,10 @@ from ..activations.prompts import Message, Prompt, last_user, replace_last_user
 
 Place = Literal["start", "end", "inside", "system", "anywhere"]
 PLACES: tuple[Place, ...] = get_args(Place)
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 @dataclass(frozen=True)
