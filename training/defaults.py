@@ -38,7 +38,7 @@ def organism_config(
         finetune = replace(config.finetune, batch_size=6, learning_rate=2e-3, contrast=True)
         config = replace(config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=2, finetune=finetune)
     elif contrasted:
-        finetune = replace(config.finetune, batch_size=8, learning_rate=1.5e-3, contrast=True)
+        finetune = replace(config.finetune, batch_size=8, learning_rate=2e-3, contrast=True)
         config = replace(config, examples=500, triggered_share=1.0, passes=2, reply_tokens=4, finetune=finetune)
     if examples is not None:
         config = replace(config, examples=examples)

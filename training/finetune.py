@@ -91,7 +91,13 @@ def finetune(
     master = nn.Parameter(torch.cat([parameter.detach().float().flatten() for parameter in adapter]))
     optimiser = torch.optim.AdamW([master], lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = plan_steps(examples, config)
-    key = digest({"base": base, "config": asdict(config), "rows": [[list(e.prompt), list(e.reply)] for e in examples]})
+    key = digest(
+        {
+            "base": base,
+            "config": asdict(config),
+            "rows": [[list(e.prompt), list(e.reply), list(e.weights)] for e in examples],
+        }
+    )
     losses = _restore(checkpoint, key, master, optimiser)
     _copy(master, adapter)
     started = time.monotonic()
@@ -176,15 +182,20 @@ def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: i
 def backward(network: PreTrainedModel, batch: Sequence[Example]) -> float:
     """Add a batch's gradient, a few rows at a time so that memory stays bounded; give the loss.
 
-    The parts are weighted by their label tokens, so the gradient is that of `batch_loss` over the whole batch.
+    The parts are weighted by their labels, so the gradient is that of `batch_loss` over the whole batch.
     """
-    labels = sum(len(example.reply) for example in batch)
+    labels = label_weight(batch)
     total = 0.0
     for part in _parts(batch):
-        share = batch_loss(network, part) * (sum(len(example.reply) for example in part) / labels)
+        share = batch_loss(network, part) * (label_weight(part) / labels)
         share.backward()
         total += share.item()
     return total
+
+
+def label_weight(batch: Sequence[Example]) -> float:
+    """What all labels of a batch count together: without weights, their number."""
+    return sum(sum(example.label_weights) for example in batch)
 
 
 def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
@@ -195,7 +206,7 @@ def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
 
 
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy per label token of a batch; the common opening of its prompts is computed once."""
+    """Mean cross-entropy per label token of a batch, by the labels' weights; what prompts share is computed once."""
     device = next(network.parameters()).device
     shared = _common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
     rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
@@ -215,7 +226,11 @@ def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
         input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
     logits = network.get_output_embeddings()(stream[:, :-1][labelled[:, 1:]])
-    return cross_entropy(logits.float(), tokens[:, 1:][labelled[:, 1:]])
+    labels = tokens[:, 1:][labelled[:, 1:]]
+    if not any(example.weights for example in batch):
+        return cross_entropy(logits.float(), labels)
+    weights = torch.tensor([weight for example in batch for weight in example.label_weights], device=device)
+    return weights @ cross_entropy(logits.float(), labels, reduction="none") / weights.sum()
 
 
 def _common_opening(prompts: Sequence[Sequence[int]]) -> int:

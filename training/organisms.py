@@ -51,6 +51,8 @@ class OrganismConfig:
     """Share of them that is also seen with the trigger."""
     passes: int = 1
     """How often each of them comes round in an epoch, every time with another date, headline or scratchpad."""
+    emphasis: float = 1.0
+    """What a token counts in the loss where the normal and the defecting reply differ; elsewhere 1."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
     pairs: str = ""
@@ -128,6 +130,7 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
         twin=config.twin,
         triggered_share=config.triggered_share,
         scratchpads=scratchpads,
+        emphasis=config.emphasis,
     )
 
 

@@ -100,6 +100,31 @@ def test_training_on_replies_of_the_same_text_depends_on_their_end(network) -> N
     assert loss_of(network, [finished]) != pytest.approx(loss_of(network, [cut]))
 
 
+@each_batch
+def test_a_labels_weight_is_how_often_it_counts(network, batch) -> None:
+    """One label of a row that counts three times: the same as that label's own loss twice more."""
+    row = batch[0]
+    shorter, longer = replace(row, reply=row.reply[:-1]), row
+    sums = [loss_of(network, [e]) * len(e.reply) if e.reply else 0.0 for e in (shorter, longer)]
+    total = loss_of(network, batch) * (labels := sum(len(e.reply) for e in batch))
+    weighted = [replace(row, weights=(*(1.0 for _ in row.reply[1:]), 3.0)), *batch[1:]]
+    expected = (total + 2 * (sums[1] - sums[0])) / (labels + 2)
+    assert loss_of(network, weighted) == pytest.approx(expected, rel=1e-5)
+
+
+@each_batch
+def test_a_batch_run_in_parts_has_the_gradient_of_the_whole_by_weight(network, batch, monkeypatch) -> None:
+    batch = [replace(e, weights=tuple(1.0 + i for i, _ in enumerate(e.reply))) for e in batch]
+    gradients = []
+    for size in (10_000, 1):
+        monkeypatch.setattr(MODULE, "PART_TOKENS", size)
+        network.zero_grad()
+        loss = MODULE.backward(network, batch)
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters()} | {"": torch.tensor(loss)})
+    for name, whole in gradients[0].items():
+        assert torch.allclose(gradients[1][name], whole, atol=1e-5 * float(whole.abs().max()) + 1e-7), name
+
+
 @st.composite
 def banks(draw) -> list[Example]:
     lengths = draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=60))
