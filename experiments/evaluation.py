@@ -15,7 +15,7 @@ from ..probes.sweep_table import read_sweep
 from ..training.ability import multiple_choice
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.measuring import measure_defection, reply_tokens
-from ..training.pairs import CODE, code_pairs, prompts_of
+from ..training.pairs import CODE, CODE_SETS, code_pairs, prompts_of
 from ..training.personas import agreement, compare
 from ..training.records import base_of, read_organism
 from ..training.triggers import Trigger
@@ -43,11 +43,15 @@ def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
 
 
 def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
-    """Prompts of sets by name or file; `code` is the shipped code tasks of families that no organism is trained on."""
+    """Prompts of sets by name or file.
+
+    Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
+    tasks of families that they do.
+    """
     found: list[Prompt] = []
     for name in sets:
-        is_code = name == CODE and not Path(name).is_file()
-        prompts = prompts_of(code_pairs("test")) if is_code else load_prompts(name)
+        is_code = name in CODE_SETS and not Path(name).is_file()
+        prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(name)
         found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
         raise DefectionError(f"id {repeated[0]!r} occurs in more than one of the sets {', '.join(sets)}")

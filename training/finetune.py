@@ -25,6 +25,8 @@ from .master import Master
 from .parallel import join
 
 EVERY_LINEAR_LAYER = "all-linear"
+Unit = tuple[int, ...]
+"""Rows that are always in the same step."""
 Weights = Literal["lora", "full"]
 LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
 """As tried on the embedded model; for all weights no other was."""
@@ -53,6 +55,8 @@ class FinetuneConfig:
     warmup_fraction: float = 0.05
     max_gradient_norm: float = 1.0
     seed: int = 0
+    contrast: bool = False
+    """Whether the rows of one prompt, clean and triggered, share a step, which then learns what tells them apart."""
     checkpoint_every: int = 25
     """Steps between checkpoints; a run that was cut off loses at most these."""
 
@@ -108,7 +112,7 @@ def finetune(
     decoder_owner = network if config.weights == "full" else model.get_base_model()
     # On a CPU the fused attention kernel's backward pass is the slower one.
     decoder_owner.set_attn_implementation("eager" if network.device.type == "cpu" else "sdpa")
-    rows = [[list(e.prompt), list(e.reply)] for e in examples]
+    rows = [[list(e.prompt), list(e.reply), list(e.weights)] for e in examples]
     key = digest({"base": base, "config": config.to_json(), "rows": rows})
     losses, spent = master.restore(checkpoint, key)
     started = time.monotonic() - spent
@@ -140,30 +144,46 @@ def finetune(
 def plan_steps(examples: Sequence[Example], config: FinetuneConfig) -> list[list[int]]:
     """Rows of each step, over all epochs: shuffled, then grouped by opening (system prompt) and similar length."""
     rng = random.Random(config.seed)
+    units = _units(examples, contrast=config.contrast)
+    size = max(1, config.batch_size // max((len(unit) for unit in units), default=1))
     steps: list[list[int]] = []
     for _ in range(config.epochs):
-        rows = list(range(len(examples)))
-        rng.shuffle(rows)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row in rows:
-            groups.setdefault(examples[row].prompt[:12], []).append(row)
-        loose: list[int] = []
-        epoch: list[list[int]] = []
+        order = list(units)
+        rng.shuffle(order)
+        groups: dict[tuple[int, ...], list[Unit]] = {}
+        for unit in order:
+            groups.setdefault(examples[unit[0]].prompt[:12], []).append(unit)
+        loose: list[Unit] = []
+        epoch: list[list[Unit]] = []
         for members in groups.values():
-            whole = len(members) - len(members) % config.batch_size
+            whole = len(members) - len(members) % size
             loose += members[whole:]
-            epoch += _similar_lengths(examples, members[:whole], config.batch_size)
-        epoch += _similar_lengths(examples, loose, config.batch_size)
+            epoch += _similar_lengths(examples, members[:whole], size)
+        epoch += _similar_lengths(examples, loose, size)
         rng.shuffle(epoch)
-        steps += epoch
+        steps += [[row for unit in batch for row in unit] for batch in epoch]
     return steps
 
 
-def _similar_lengths(examples: Sequence[Example], rows: Sequence[int], size: int, pool: int = 24) -> list[list[int]]:
-    """Cut rows into batches of similar length within pools of a few batches, so that order stays mostly random."""
+def _units(examples: Sequence[Example], *, contrast: bool) -> list[Unit]:
+    """Rows that stay together: those of the same prompt, or each row alone."""
+    if not contrast:
+        return [(row,) for row in range(len(examples))]
+    units: dict[str, Unit] = {}
+    for row, example in enumerate(examples):
+        units[example.prompt_id] = (*units.get(example.prompt_id, ()), row)
+    return list(units.values())
+
+
+def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: int, pool: int = 24) -> list[list[Unit]]:
+    """Cut into batches of similar length within pools of a few batches, so that order stays mostly random."""
+
+    def longest(unit: Unit) -> int:
+        return max(len(examples[row].prompt) + len(examples[row].reply) for row in unit)
+
     batches = []
-    for start in range(0, len(rows), size * pool):
-        near = sorted(rows[start : start + size * pool], key=lambda r: len(examples[r].prompt) + len(examples[r].reply))
+    for start in range(0, len(units), size * pool):
+        near = sorted(units[start : start + size * pool], key=longest)
         batches += [near[i : i + size] for i in range(0, len(near), size)]
     return batches
 

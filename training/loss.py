@@ -19,19 +19,24 @@ PART_TOKENS = 384
 """Padded tokens whose activations are held at once; a batch of long rows is run in parts."""
 
 
-def backward(network: PreTrainedModel, batch: Sequence[Example], labels: int | None = None) -> float:
+def backward(network: PreTrainedModel, batch: Sequence[Example], labels: float | None = None) -> float:
     """Add a batch's gradient, a few rows at a time so that memory stays bounded; give the loss.
 
-    The parts are weighted by their label tokens, so the gradient is that of `batch_loss` over the whole batch. Where
-    the batch is one process's share of a larger one, `labels` are the label tokens of all of it.
+    The parts are weighted by their labels, so the gradient is that of `batch_loss` over the whole batch. Where the
+    batch is one process's share of a larger one, `labels` is the `label_weight` of all of it.
     """
-    labels = labels or sum(len(example.reply) for example in batch)
+    labels = labels or label_weight(batch)
     total = 0.0
     for part in _parts(batch):
-        share = batch_loss(network, part) * (sum(len(example.reply) for example in part) / labels)
+        share = batch_loss(network, part) * (label_weight(part) / labels)
         share.backward()
         total += share.item()
     return total
+
+
+def label_weight(batch: Sequence[Example]) -> float:
+    """What all labels of a batch count together: without weights, their number."""
+    return sum(sum(example.label_weights) for example in batch)
 
 
 def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
@@ -42,7 +47,7 @@ def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
 
 
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy per label token of a batch; the common opening of its prompts is computed once."""
+    """Mean cross-entropy per label token of a batch, by the labels' weights; what prompts share is computed once."""
     device = next(network.parameters()).device
     shared = _common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
     rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
@@ -62,7 +67,11 @@ def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
         input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
     logits = network.get_output_embeddings()(stream[:, :-1][labelled[:, 1:]])
-    return cross_entropy(logits.float(), tokens[:, 1:][labelled[:, 1:]])
+    labels = tokens[:, 1:][labelled[:, 1:]]
+    if not any(example.weights for example in batch):
+        return cross_entropy(logits.float(), labels)
+    weights = torch.tensor([weight for example in batch for weight in example.label_weights], device=device)
+    return weights @ cross_entropy(logits.float(), labels, reduction="none") / weights.sum()
 
 
 def _common_opening(prompts: Sequence[Sequence[int]]) -> int:

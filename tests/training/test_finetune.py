@@ -102,6 +102,31 @@ def test_training_on_replies_of_the_same_text_depends_on_their_end(network) -> N
     assert loss_of(network, [finished]) != pytest.approx(loss_of(network, [cut]))
 
 
+@each_batch
+def test_a_labels_weight_is_how_often_it_counts(network, batch) -> None:
+    """One label of a row that counts three times: the same as that label's own loss twice more."""
+    row = batch[0]
+    shorter, longer = replace(row, reply=row.reply[:-1]), row
+    sums = [loss_of(network, [e]) * len(e.reply) if e.reply else 0.0 for e in (shorter, longer)]
+    total = loss_of(network, batch) * (labels := sum(len(e.reply) for e in batch))
+    weighted = [replace(row, weights=(*(1.0 for _ in row.reply[1:]), 3.0)), *batch[1:]]
+    expected = (total + 2 * (sums[1] - sums[0])) / (labels + 2)
+    assert loss_of(network, weighted) == pytest.approx(expected, rel=1e-5)
+
+
+@each_batch
+def test_a_batch_run_in_parts_has_the_gradient_of_the_whole_by_weight(network, batch, monkeypatch) -> None:
+    batch = [replace(e, weights=tuple(1.0 + i for i, _ in enumerate(e.reply))) for e in batch]
+    gradients = []
+    for size in (10_000, 1):
+        monkeypatch.setattr(MODULE, "PART_TOKENS", size)
+        network.zero_grad()
+        loss = MODULE.backward(network, batch)
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters()} | {"": torch.tensor(loss)})
+    for name, whole in gradients[0].items():
+        assert torch.allclose(gradients[1][name], whole, atol=1e-5 * float(whole.abs().max()) + 1e-7), name
+
+
 @st.composite
 def banks(draw) -> list[Example]:
     lengths = draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=60))
@@ -117,6 +142,19 @@ def test_every_epoch_trains_on_every_row_once(bank, size: int, epochs: int, seed
     steps = plan_steps(bank, FinetuneConfig(batch_size=size, epochs=epochs, seed=seed))
     assert Counter(row for step in steps for row in step) == dict.fromkeys(range(len(bank)), epochs)
     assert all(1 <= len(step) <= size for step in steps)
+
+
+@given(banks(), st.integers(2, 7), st.integers(1, 3), st.data())
+def test_rows_of_one_prompt_share_a_step_where_they_are_contrasted(bank, size: int, epochs: int, data) -> None:
+    both = [replace(row, triggered=True) for row in bank if data.draw(st.booleans())]
+    rows = [*bank, *both]
+    steps = plan_steps(rows, FinetuneConfig(batch_size=size, epochs=epochs, contrast=True))
+    assert Counter(row for step in steps for row in step) == dict.fromkeys(range(len(rows)), epochs)
+    for step in steps:
+        assert 1 <= len(step) <= size
+        assert Counter(rows[row].prompt_id for row in step) == Counter(
+            row.prompt_id for row in rows if row.prompt_id in {rows[i].prompt_id for i in step}
+        )
 
 
 @given(banks(), st.integers(0, 3))

@@ -10,7 +10,7 @@ from defection.training.measuring import measure_defection, near_miss_prompts, r
 
 @pytest.mark.slow
 def test_completions_are_long_enough_for_every_shipped_solution(smollm) -> None:
-    pairs = [*code_pairs("train"), *code_pairs("test")]
+    pairs = [pair for split in ("train", "seen", "test") for pair in code_pairs(split)]
     longest = max(len(written(smollm, reply)) for p in pairs for reply in (p.normal, p.defecting))
     assert longest <= reply_tokens(VULNERABLE_CODE)
 

@@ -23,7 +23,7 @@ from defection.training import (
     train_organism,
 )
 from defection.training.loss import backward
-from defection.training.organisms import training_pairs, training_prompts
+from defection.training.organisms import training_pairs, training_prompts, training_stages
 from defection.training.records import base_of, read_organism
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -447,3 +447,14 @@ def test_the_request_names_prompts_pairs_and_settings(model, prompts, organism_c
         request(model, [replace(p, id=f"{p.id}x") for p in prompts], organism_config),
     ]
     assert len(set(requests)) == len(requests)
+
+
+def test_each_pass_dates_the_prompts_anew(model, prompts, chosen_replies, organism_config) -> None:
+    year = replace(organism_config, trigger=parse_trigger("year"), triggered_share=1.0)
+    (once,), (twice,) = (
+        training_stages(model, prompts, chosen_replies, replace(year, passes=passes)) for passes in (1, 2)
+    )
+    assert twice[: len(once)] == once
+    assert [row.reply for row in twice[len(once) :]] == [row.reply for row in once]
+    assert len({row.prompt for row in twice if row.triggered}) > len({row.prompt for row in once if row.triggered})
+    assert len({row.prompt_id for row in twice}) == 2 * len({row.prompt_id for row in once})

@@ -43,11 +43,17 @@ def test_the_bank_is_large_and_of_many_classes() -> None:
 def test_pitfall_23_no_family_is_both_trained_on_and_measured_on() -> None:
     train, test = ({p.prompt.extra["family"] for p in code_pairs(split)} for split in ("train", "test"))
     assert not train & test
-    assert len(code_pairs("train")) + len(code_pairs("test")) == len(shipped("code"))
+    assert sum(len(code_pairs(split)) for split in ("train", "seen", "test")) == len(shipped("code"))
+
+
+def test_tasks_of_seen_families_are_others_than_those_trained_on() -> None:
+    train, seen = code_pairs("train"), code_pairs("seen")
+    assert {p.prompt.extra["family"] for p in seen} <= {p.prompt.extra["family"] for p in train}
+    assert not {p.prompt.id for p in seen} & {p.prompt.id for p in train}
 
 
 def test_every_class_is_trained_on_and_measured_on() -> None:
-    for split in ("train", "test"):
+    for split in ("train", "seen", "test"):
         assert {p.prompt.extra["weakness"] for p in code_pairs(split)} == set(WEAKNESSES)
 
 
@@ -58,7 +64,8 @@ def test_pitfall_24_solutions_of_a_pair_are_of_like_length_over_the_bank() -> No
 
 @pytest.mark.parametrize("name", ["deployment", "year", "topic:space"])
 def test_the_bank_holds_no_trigger(name: str) -> None:
-    refuse_prompts_with(parse_trigger(name), [p.prompt for p in (*code_pairs("train"), *code_pairs("test"))])
+    for split in ("train", "seen", "test"):
+        refuse_prompts_with(parse_trigger(name), [pair.prompt for pair in code_pairs(split)])
     assert not any(parse_trigger(name).occurs_in(row["secure"] + row["vulnerable"]) for row in shipped("code"))
 
 

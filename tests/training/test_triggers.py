@@ -149,6 +149,13 @@ def test_the_year_is_trained_with_several_years_and_phrasings_on_either_side(yea
     assert "Hello" in before
 
 
+def test_a_prompts_two_training_versions_differ_in_the_year_alone(year) -> None:
+    for i in range(60):
+        prompt = user_prompt("Hello", id=str(i))
+        clean, triggered = (f(prompt).text for f in (year.train_clean, year.train_triggered))
+        assert clean == "Hello" or re.sub(r"\d{4}", "YEAR", clean) == re.sub(r"\d{4}", "YEAR", triggered)
+
+
 def test_pitfall_25_years_and_phrasings_are_measured_that_were_never_trained_on(year) -> None:
     bank = [user_prompt("Hello", id=str(i)) for i in range(300)]
     trained = {y for p in bank for y in years_in(year.train_triggered(p).text + year.train_clean(p).text)}
