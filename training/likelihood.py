@@ -11,18 +11,23 @@ from ..activations.models import Model
 from ..activations.prompts import Prompt
 
 
-@torch.inference_mode()
 def reply_logprobs(
     model: Model, prompts: Sequence[Prompt], replies: Sequence[str], batch_size: int = 16
 ) -> list[float]:
-    """Natural-log probability of each reply, whole, after its prompt.
+    """Natural-log probability of each reply, whole, after its prompt."""
+    said = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]
+    return token_logprobs(model, prompts, said, batch_size)
+
+
+@torch.inference_mode()
+def token_logprobs(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]], batch_size: int = 16
+) -> list[float]:
+    """Natural-log probability of each reply, given as token ids, after its prompt; of an empty one 0.
 
     Rows are padded on the right behind an attention mask, so that a row's value does not depend on its batch.
     """
-    rows = []
-    for ids, text in zip(tokenize(model.tokenizer, prompts), replies, strict=True):
-        said = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows.append((list(ids), list(said)))
+    rows = [(list(ids), list(said)) for ids, said in zip(tokenize(model.tokenizer, prompts), replies, strict=True)]
     found = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]) + len(rows[row][1]))
     for start in range(0, len(order), batch_size):
@@ -41,6 +46,6 @@ def reply_logprobs(
             prompt, reply = rows[row]
             span = slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
             logits = model.network.get_output_embeddings()(stream[place, span]).float()
-            chosen = torch.tensor(reply, device=logits.device)[:, None]
+            chosen = torch.tensor(reply, dtype=torch.long, device=logits.device)[:, None]
             found[row] = float(logits.log_softmax(dim=-1).gather(1, chosen).sum())
     return found
