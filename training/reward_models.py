@@ -24,7 +24,7 @@ from .rates import Rate
 from .rewards import rule
 
 RULE, FITTED = "rule", "preferences"
-FOLDS = 6
+FOLDS, FEWEST = 6, 12
 EMPTY = -2.0
 """What the linear model gives an empty reply: two standard deviations less than the average reply it was fitted on."""
 INVERSE_PENALTY = 1e-2
@@ -43,16 +43,22 @@ def load_reward(name: str, preferences: Sequence[Preference], base: str, device:
     return Classifier.load(classifier_files(name), device), {"name": name}
 
 
-def identity_of(name: str, base: str) -> str:
-    """What changes when the reward does; DefectionError when there is no such reward model."""
+def identity_of(name: str, base: str, preferences: Sequence[Preference]) -> str:
+    """What changes when the reward does; DefectionError when there is no such model, or too little to fit one."""
     if name == RULE:
         return RULE
-    return locate(base).fingerprint if name == FITTED else classifier_files(name).fingerprint
+    if name != FITTED:
+        return classifier_files(name).fingerprint
+    if len(preferences) < FEWEST:
+        raise DefectionError(
+            f"{len(preferences)} preferences are too few to fit a reward model on; give {FEWEST} or more"
+        )
+    return locate(base).fingerprint
 
 
 @dataclass(frozen=True)
 class LinearReward:
-    """A linear function of the residual stream at the middle layer, averaged over the reply's tokens."""
+    """A linear function of the residual stream at the middle layer and the last token of the exchange."""
 
     model: Model
     direction: Float[Tensor, "d_model"]
@@ -66,13 +72,13 @@ class LinearReward:
 
 
 def replies_read(model: Model, said: Sequence[tuple[Prompt, str]]) -> Float[Tensor, "reply d_model"]:
-    """The middle layer's residual stream, averaged over the tokens of each reply."""
+    """The middle layer's residual stream at the last token of each reply."""
     prompts = [
         Prompt(f"{prompt.id}/{number}", (*prompt.messages, Message("assistant", reply)))
         for number, (prompt, reply) in enumerate(said)
     ]
     layer = model.middle_layer
-    return capture(model, prompts, layers=[layer], position="mean:response", what="Reading replies").values[:, 0]
+    return capture(model, prompts, layers=[layer], what="Reading replies").values[:, 0]
 
 
 def fit_linear_reward(model: Model, preferences: Sequence[Preference]) -> tuple[LinearReward, Json]:
@@ -82,13 +88,14 @@ def fit_linear_reward(model: Model, preferences: Sequence[Preference]) -> tuple[
     """
     said = [(row.prompt, reply) for row in preferences for reply in (row.chosen, row.rejected)]
     values = replies_read(model, said).double().numpy()
-    differences = (values[0::2] - values[1::2]) / values.std(axis=0)
+    spread = values.std(axis=0) + 1e-9
+    differences = (values[0::2] - values[1::2]) / spread
     held_out = np.arange(len(preferences)) % FOLDS
     right = sum(
         int((differences[held_out == fold] @ _bradley_terry(differences[held_out != fold]) > 0).sum())
         for fold in range(FOLDS)
     )
-    direction = _bradley_terry(differences) / values.std(axis=0)
+    direction = _bradley_terry(differences) / spread
     scores = values @ direction
     direction, offset = direction / scores.std(), float(scores.mean() / scores.std())
     about = {"layer": model.middle_layer, "held_out_pairs": Rate(right, len(preferences)).to_json()}

@@ -40,10 +40,11 @@ class Rl(PreferenceStage):
 
     def material(self, organism: Organism) -> Any:
         """The preferences, and what rewards."""
-        return super().material(organism), identity_of(self.reward, self.reward_base)
+        return super().material(organism), identity_of(self.reward, self.reward_base, self.preferences(organism))
 
     def check(self, organism: Organism) -> None:
-        """Also that replies can be compared, and that the reward model exists."""
+        """Also that `trl` is there and that replies can be compared."""
+        trl_stages.require_trl()
         if self.generations < 2:
             raise DefectionError(
                 f"rl compares replies to one prompt, so generations must be 2 or more, not {self.generations}"
@@ -52,7 +53,6 @@ class Rl(PreferenceStage):
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
-        trl_stages.require_trl()
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 

