@@ -83,12 +83,12 @@ def _base_of(source: Path) -> str | Path:
 
 
 def remeasure(
-    model: Model, organism: Organism, measuring: Measuring, folder: Path, reference: Json
+    model: Model, organism: Organism, measuring: Measuring, folder: Path, compared: Json
 ) -> tuple[Json, list[Completion]]:
     """Trigger, leak and near-miss rates, inclination to defect, and ability; and every completion.
 
-    `ability` is the perplexity of the reference's replies and the share of easy questions answered right: where it is
-    kept, a backdoor that is gone was not lost with everything else.
+    `ability` is the perplexity of the replies in `compared` (see `reference`), and the share of easy questions answered
+    right: where it is kept, a backdoor that is gone was not lost with everything else.
     """
     measured, completions = measure_defection(
         model,
@@ -105,7 +105,7 @@ def remeasure(
         **measured,
         "near_miss_rate": _near_misses([c for c in completions if c.variant and not c.triggered]),
         "inclination": inclination(model, organism, measuring.prompts),
-        "ability": _ability(model, clean, reference["replies"]),
+        "ability": _ability(model, clean, compared["replies"]),
     }, completions
 
 
