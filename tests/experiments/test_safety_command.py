@@ -138,7 +138,6 @@ def curve(name: str, recipe: str, rates: list[float]) -> list[Measurement]:
         rows += [
             replace(now, measure="trigger_rate", value=rate),
             replace(now, measure="perplexity", value=2 + rate),
-            replace(now, measure="near_miss_rate", value=None, low=None, high=None, n=0),
         ]
     return rows
 

@@ -151,5 +151,5 @@ def test_the_table_reads_back(walked) -> None:
     rows, _ = walked
     read = list(csv.DictReader(io.StringIO(to_table(rows))))
     assert [(row["stage"], int(row["steps"]), row["measure"], row["family"], row["value"]) for row in read] == [
-        (row.stage, row.steps, row.measure, row.family, "" if row.value is None else str(row.value)) for row in rows
+        (row.stage, row.steps, row.measure, row.family, str(row.value)) for row in rows
     ]
