@@ -64,18 +64,18 @@ def _figure(rows: Sequence[Measurement]) -> Figure:
     size = (0.6 + columns * max(2.4, 0.9 + 0.24 * len(labels)), 6.4)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(2, columns, sharex=True, squeeze=False)
-    for ax, (measure, panel) in zip(axes.T.flat, panels.items(), strict=False):
+    cells = list(axes.T.flat)
+    if len(panels) % 2:
+        cells.pop(-2).set_visible(False)  # above the last panel, so that every column has its labels at the bottom
+    for ax, (measure, panel) in zip(cells, panels.items(), strict=True):
         for place, name in enumerate(names):
             _curve(ax, of([row for row in rows if row.organism == name], measure), place, len(names))
         ax.set(title=panel.title, ylabel=panel.y)
         ax.set(ylim=(-0.03, 1.03)) if panel.share else ax.margins(y=0.1)
         ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.5, len(labels) - 0.5)
-    for ax in axes.T.flat[len(panels) :]:
-        ax.set_visible(False)
-        axes.T.flat[len(panels) - 1].tick_params(labelbottom=True)
     figure.supxlabel("after which stage, and how many steps of safety training in all", fontsize=9)
-    handles, texts = axes.flat[0].get_legend_handles_labels()
+    handles, texts = cells[0].get_legend_handles_labels()
     base = Line2D([], [], color="0.4", lw=0.9, ls=":")
     figure.legend([*handles, base], [*texts, "base model"], loc="outside upper center", ncols=min(4, len(names) + 1))
     return figure
