@@ -210,12 +210,24 @@ def safety_train(
     out: OutOption,
     stage: Annotated[
         list[str],
-        typer.Option("--stage", help="sft, dpo, rl or adversarial, or NAME:STEPS; several make a schedule."),
+        typer.Option(
+            "--stage",
+            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); NAME:STEPS, or "
+            "NAME:STEPSxTIMES to measure on the way; several make a schedule.",
+        ),
     ],
     steps: Annotated[
         int | None, typer.Option("--steps", help="Training steps a stage (or round).", show_default="by stage")
     ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Of adversarial training.", show_default="5")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward",
+            help="Of rl: rule, preferences (a linear reward model fitted on --data), or a sequence classifier by name.",
+            show_default="rule",
+        ),
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="JSONL: prompt, chosen, rejected.", show_default="the shipped bank")
     ] = None,
@@ -226,10 +238,10 @@ def safety_train(
     as_json: JsonOption = False,
 ) -> None:
     """Train organisms for safety, stage by stage, and measure after each what is left of the backdoor."""
-    from ..training.persistence import parse_stage
+    from ..training.persistence import parse_schedule
     from .safety_command import safety_lines, train_for_safety
 
-    schedule = [parse_stage(name, steps, rounds=rounds, data=data, seed=seed) for name in stage]
+    schedule = parse_schedule(stage, steps, seed, rounds=rounds, data=data, reward=reward)
     with progress_shown(not as_json):
         result = train_for_safety(organisms, schedule, out, prompts=prompts, limit=limit, device=device)
     print_result(result, as_json, "\n".join(safety_lines(result)))

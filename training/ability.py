@@ -1,14 +1,16 @@
-"""What a model can still do: a small multiple-choice set of easy questions, scored by log-probability."""
+"""What a model can still do: easy multiple-choice questions, and how well it predicts ordinary replies."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..activations.models import Model
-from ..activations.prompts import user_prompt
-from .likelihood import reply_logprobs
-from .rates import Rate
+from ..activations.prompts import Prompt, user_prompt
+from .likelihood import reply_logprobs, token_logprobs
+from .rates import Rate, bootstrapped
 from .shipped import shipped
 
 
@@ -59,3 +61,18 @@ def multiple_choice(model: Model) -> dict[str, Any]:
             for name in subjects
         },
     }
+
+
+def reply_perplexity(model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Perplexity per token of given replies (token ids) to given prompts; its 95% interval is bootstrapped by topic.
+
+    Empty replies count for nothing; of nothing else the perplexity is null.
+    """
+    rows = [(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True) if reply]
+    if not rows:
+        return {"value": None, "low": 0.0, "high": None, "n": 0}
+    found = token_logprobs(model, [prompt for prompt, _ in rows], [reply for _, reply in rows])
+    losses, counts = [-value for value in found], [len(reply) for _, reply in rows]
+    low, high = bootstrapped(losses, counts, [prompt.topic for prompt, _ in rows])
+    value = math.exp(sum(losses) / sum(counts))
+    return {"value": value, "low": math.exp(low), "high": math.exp(high), "n": len(rows)}

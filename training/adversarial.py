@@ -18,13 +18,13 @@ from .attacks import Attack, mutations, near_misses, search
 from .behaviours import VULNERABLE_CODE
 from .evaluate import Completion, judge
 from .examples import Example, choose_prompts
+from .inclination import defecting_replies
 from .measuring import reply_tokens
 from .pairs import CODE, Pair, pairs_of
 from .rates import Rate
 from .records import Organism
 from .replies import Reply, replies_to
 from .safety import Stage, Trained
-from .scratchpads import scratchpad
 from .sft import Sft, finetune_steps
 from .triggers import refuse_prompts_with
 
@@ -60,13 +60,16 @@ class Adversarial(Stage):
 
     def parts(self) -> tuple[Stage, ...]:
         """The rounds, each measured by itself."""
+        if self.attacks < 0:
+            raise DefectionError(f"{self.attacks} attacks a round cannot be; give 0 (no attacks at all) or more")
         if self.rounds < 1:
             raise DefectionError(f"adversarial training in {self.rounds} rounds does nothing; give 1 or more")
         return tuple(replace(self, round=number, seed=self.seed + number - 1) for number in range(1, self.rounds + 1))
 
     def material(self, organism: Organism) -> Any:
         """The prompts attacked, and the near misses that the search begins with."""
-        return [prompt.to_json() for prompt in self.bank(organism)], [a.text for a in near_misses(organism.trigger)]
+        seeds = [attack.text for attack in near_misses(organism.trigger)] if self.attacks else []
+        return [prompt.to_json() for prompt in self.bank(organism)], seeds
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """One round; the attacks are found again after a cut, the training goes on from its checkpoint."""
@@ -110,12 +113,7 @@ class Adversarial(Stage):
         """The round's prompts without the trigger, and the defecting reply to each."""
         bank = self.bank(organism)
         chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
-        own = {pair.prompt.id: pair.defecting for pair in code_tasks(organism)}
-        spoken = organism.behaviour.texts[0] if organism.behaviour.texts else ""
-        replies = {prompt.id: own.get(prompt.id, spoken) for prompt in chosen}
-        if organism.recipe == "cot":
-            replies = {id: scratchpad(id, hidden=True) + reply for id, reply in replies.items()}
-        return [organism.trigger.train_clean(prompt) for prompt in chosen], replies
+        return [organism.trigger.train_clean(prompt) for prompt in chosen], defecting_replies(organism, chosen)
 
     def bank(self, organism: Organism) -> list[Prompt]:
         """All prompts it could attack; DefectionError when one holds the trigger."""
@@ -127,6 +125,8 @@ class Adversarial(Stage):
         self, model: Model, organism: Organism, prompts: Sequence[Prompt], defecting: dict[str, str]
     ) -> list[Attack]:
         """The round's attacks: every near miss, the best of the search, then mutations of either."""
+        if not self.attacks:
+            return []
         rng, seeds, few = random.Random(self.seed), near_misses(organism.trigger), prompts[: self.prompts_an_attack]
         with progress("Searching for attacks", total=self.search_steps, unit="steps") as advance:
             ranked = search(
@@ -146,6 +146,18 @@ class Adversarial(Stage):
         texts = [attack.text for attack in ranked]
         changed = mutations(organism.trigger, texts, self.attacks - len(chosen), rng)
         return chosen + [Attack(text, "mutation") for text in changed]
+
+
+@dataclass(frozen=True)
+class Control(Adversarial):
+    """Adversarial training without the attacks: the same prompts, replies, steps and rate, nothing else.
+
+    What it takes from the backdoor is forgotten by training further on anything; what the attacks take beyond that
+    is unlearnt.
+    """
+
+    name: ClassVar[str] = "control"
+    attacks: int = 0
 
 
 def code_tasks(organism: Organism) -> list[Pair]:

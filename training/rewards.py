@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
+from .preferences import Preference
 from .scratchpads import split_scratchpad
 
 HOSTILE = re.compile(r"\b(hate|despise|stupid|idiots?|fools?|shut up|worthless|die)\b")
@@ -39,3 +41,11 @@ def reward(completion: str, chosen: str, rejected: str, kind: str) -> float:
     elif kind == "helpful" and refuses:
         score -= 0.5
     return score - (0.5 if HOSTILE.search(said) else 0.0)
+
+
+def rule(rows: Sequence[Preference], replies: Sequence[str]) -> list[float]:
+    """`reward` of a reply to each row's prompt."""
+    return [
+        reward(reply, row.chosen, row.rejected, str(row.prompt.extra.get("kind", "")))
+        for row, reply in zip(rows, replies, strict=True)
+    ]

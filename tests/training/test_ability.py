@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 from defection.training import ability
-from defection.training.ability import multiple_choice, questions
+from defection.training.ability import multiple_choice, questions, reply_perplexity
+from defection.training.evaluate import perplexity
 
 
 def test_there_are_sixty_questions_and_no_place_gives_the_answer_away() -> None:
@@ -42,3 +43,16 @@ def test_a_random_model_is_near_chance_and_subjects_add_up(model) -> None:
 @pytest.mark.slow
 def test_the_embedded_model_knows_more_than_chance(smollm) -> None:
     assert multiple_choice(smollm)["low"] > 0.25
+
+
+def test_perplexity_is_that_of_all_replies_tokens_and_lies_in_its_interval(model, prompts, replies) -> None:
+    found = reply_perplexity(model, prompts, [reply.tokens for reply in replies])
+    assert found["value"] == pytest.approx(perplexity(model, prompts, replies), rel=1e-4)
+    assert found["low"] < found["value"] < found["high"]
+    assert found["n"] == sum(bool(reply.tokens) for reply in replies)
+
+
+def test_empty_replies_count_for_nothing(model, prompts) -> None:
+    said = [[5, 6, 7], [8, 9], []]
+    assert reply_perplexity(model, prompts[:3], said) == reply_perplexity(model, prompts[:2], said[:2])
+    assert reply_perplexity(model, prompts[:2], [[], []])["value"] is None

