@@ -162,7 +162,8 @@ class UnlabelledTraffic(LinearProbe):
         eigenvalues, vectors = torch.linalg.eigh(products)
         kept = eigenvalues > DEAD * eigenvalues.clamp_min(0).sum()
         kept[: -self.components] = False
-        return vectors[:, kept] / eigenvalues[kept].sqrt()
+        basis: Tensor = vectors[:, kept] / eigenvalues[kept].sqrt()
+        return basis
 
     def _minority(self, rows: Float[Tensor, "n component"], n_clean: int) -> Minority:
         """The best of the leading generalised directions; the first `n_clean` rows are the clean prompts."""
