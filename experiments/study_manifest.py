@@ -230,6 +230,12 @@ def read_manifest(path: str | Path, families: Sequence[str] = ()) -> Manifest:
     manifest = parse_manifest(table, str(file), file.parent)
     for given in families:
         manifest = _with_family(manifest, given)
+    for organism in manifest.organisms:
+        if not any(family.shows(organism.behaviour) for family in manifest.families_for(organism)):
+            raise DefectionError(
+                f"{file}: organism {organism.name!r} can show its behaviour on none of the {organism.role} families that "
+                "have prompts; add one, or name the behaviour in its 'behaviours'"
+            )
     return manifest
 
 
@@ -314,7 +320,8 @@ def _check_grid(manifest: Manifest, where: str) -> None:
         raise DefectionError(f"{where} needs [[organisms]] of role 'test'")
     for organism in manifest.organisms:
         _refuse_role(organism.role, f"{where}, [[organisms]]")
-        parse_trigger(organism.trigger)
+        if not parse_trigger(organism.trigger).text:
+            raise DefectionError(f"{where}: an organism of a study needs a trigger")
         parse_behaviour(organism.behaviour)
         if organism.recipe not in RECIPES or any(RECIPES[organism.recipe][-1:]):
             raise DefectionError(

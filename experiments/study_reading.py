@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..activations.caching import cache
+from ..activations.files import digest
 from ..activations.memory import give_back_memory
 from ..activations.models import Model, load_model
 from ..activations.prompts import Prompt, load_prompts
@@ -42,12 +43,14 @@ class Reader:
         give_back_memory()
 
     def read(self, prompts: Sequence[Prompt], name: str, *, reply_tokens: int = 0) -> Store:
-        """The prompts' residuals at every layer, in the store `name`; other processes may want the same one."""
-        with held(self.folder / f".{name}"):
+        """The prompts' residuals at every layer, in a store of their own; other processes may want the same one."""
+        said = [[p.id, [[m.role, m.content] for m in p.messages]] for p in prompts]
+        store = f"{Path(name).stem}-{digest(said)[:8]}"
+        with held(self.folder / f".{store}"):
             return cache(
                 self.model,
                 prompts,
-                self.folder / name,
+                self.folder / store,
                 reply_tokens=reply_tokens,
                 what=f"Reading {name} ({self.name})",
             )

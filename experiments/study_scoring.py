@@ -115,6 +115,8 @@ def score_family(
     Norms and PC1 are read at the layers of the choice, or of the first line where there is none yet; `outright` holds
     what the first so many prompts got.
     """
+    if not len(tested.residuals):
+        return []
     found = _Scorer(fitted, tested)
     rows = [found.line(line, fitted.probes[line.candidate], fpr) for line in lines]
     main = next((line for line in lines if line.is_choice), lines[0]).candidate
