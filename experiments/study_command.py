@@ -15,7 +15,7 @@ from .study_cell import Cell
 from .study_manifest import DEVELOPMENT, TEST, read_manifest
 from .study_work import Say
 
-TRAIN_SECONDS_A_ROW, MEASURE_SECONDS_A_PROMPT = 0.35, 0.25
+TRAIN_SECONDS_A_ROW, MEASURE_SECONDS_A_PROMPT = 0.22, 0.25
 """Of the embedded model on two CPU cores, for an estimate before anything was run: one row through one epoch, and one
 prompt through all three models."""
 

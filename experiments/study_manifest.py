@@ -233,8 +233,8 @@ def read_manifest(path: str | Path, families: Sequence[str] = ()) -> Manifest:
     for organism in manifest.organisms:
         if not any(family.shows(organism.behaviour) for family in manifest.families_for(organism)):
             raise DefectionError(
-                f"{file}: organism {organism.name!r} can show its behaviour on none of the {organism.role} families that "
-                "have prompts; add one, or name the behaviour in its 'behaviours'"
+                f"{file}: organism {organism.name!r} can show its behaviour on none of the {organism.role} families "
+                "that have prompts; add one, or name the behaviour in its 'behaviours'"
             )
     return manifest
 
