@@ -122,12 +122,12 @@ def score_family(
     main = next((line for line in lines if line.is_choice), lines[0]).candidate
     columns, layers = found.at(main)
     norms = _standardised(norm_scores(tested.residuals)[:, columns])
-    named = {"layer_rule": main.layers, "layers": layers}
-    rows.append(found.row("norm-only", BASELINE, NO_FIT, norms, columns, **named))
+    rows.append(found.row("norm-only", BASELINE, NO_FIT, norms, columns, layer_rule=main.layers, layers=layers))
     rows.append(found.row("length-only", BASELINE, NO_FIT, length_scores(tested.residuals)))
     if tested.both:
         components = first_component_scores(tested.residuals, tested.defected)[:, columns]
-        rows.append(found.row("pc1", BASELINE, UPPER_BOUND, _standardised(components), columns, **named))
+        pc1 = _standardised(components)
+        rows.append(found.row("pc1", BASELINE, UPPER_BOUND, pc1, columns, layer_rule=main.layers, layers=layers))
         if spans_topics(tested.defected, tested.topics):
             words = bag_of_words_scores(tested.residuals.prompts, tested.defected)
             rows.append(found.row("bag-of-words", BASELINE, UPPER_BOUND, words))
