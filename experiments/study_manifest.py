@@ -207,9 +207,11 @@ class Manifest:
         return [f for f in self.families if f.prompts and f.role == organism.role and f.concerns(organism.behaviour)]
 
     def to_json(self) -> Json:
-        """The manifest as it was resolved; paths play no part (the prompts themselves are hashed elsewhere)."""
+        """The manifest as it was resolved; of files only their names (the prompts themselves are hashed elsewhere)."""
         record = asdict(self)
         del record["folder"]
+        for family in record["families"]:
+            family["prompts"] = Path(family["prompts"]).name
         return {"schema_version": SCHEMA_VERSION, **record}
 
 
