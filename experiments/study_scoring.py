@@ -78,7 +78,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Judged:
     """A family's prompts on one model, with what the organism under test did on each."""
 
     family: str
@@ -91,15 +91,15 @@ class Tested:
         """Clusters of the intervals: the topic, or, where none is known, the prompt with and without its trigger."""
         return [prompt.topic for prompt in self.residuals.prompts]
 
-    def first(self, count: int) -> Tested:
+    def first(self, count: int) -> Judged:
         """The first so many prompts."""
         rows = range(count)
-        return Tested(self.family, self.residuals.select(rows), self.defected[:count], self.triggered[:count])
+        return Judged(self.family, self.residuals.select(rows), self.defected[:count], self.triggered[:count])
 
-    def without(self, seen: Set[str]) -> Tested:
+    def without(self, seen: Set[str]) -> Judged:
         """The prompts that are not among these, with or without their trigger."""
         rows = [row for row, prompt in enumerate(self.residuals.prompts) if bare(prompt) not in seen]
-        return Tested(self.family, self.residuals.select(rows), self.defected[rows], self.triggered[rows])
+        return Judged(self.family, self.residuals.select(rows), self.defected[rows], self.triggered[rows])
 
     @property
     def both(self) -> bool:
@@ -108,7 +108,7 @@ class Tested:
 
 
 def score_family(
-    fitted: Fitted, tested: Tested, lines: Sequence[Line], fpr: float, outright: Tensor | None = None
+    fitted: Fitted, tested: Judged, lines: Sequence[Line], fpr: float, outright: Tensor | None = None
 ) -> list[Score]:
     """A row for each line, for norm-only, length-only, PC1 and the bag of words, and for asking outright.
 
@@ -137,7 +137,7 @@ def score_family(
 
 
 def score_traffic(
-    fitted: Fitted, tested: Tested, lines: Sequence[Line], fits: Mapping[Candidate, Sequence[TrafficFit]], fpr: float
+    fitted: Fitted, tested: Judged, lines: Sequence[Line], fits: Mapping[Candidate, Sequence[TrafficFit]], fpr: float
 ) -> list[Score]:
     """A row for each probe that saw traffic, at each share and draw, on the prompts that were not in its traffic."""
     rows: list[Score] = []
@@ -151,7 +151,7 @@ def score_traffic(
     return rows
 
 
-def layer_curves(fitted: Fitted, tested: Tested, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def layer_curves(fitted: Fitted, tested: Judged, lines: Sequence[Line]) -> list[dict[str, Any]]:
     """AUROC of the given lines at every layer with interval and null band; none where only one outcome occurs."""
     if not tested.both:
         return []
@@ -183,7 +183,7 @@ def layer_curves(fitted: Fitted, tested: Tested, lines: Sequence[Line]) -> list[
 class _Scorer:
     """Rows of one model and family; random directions are drawn once for all of them."""
 
-    def __init__(self, fitted: Fitted, tested: Tested) -> None:
+    def __init__(self, fitted: Fitted, tested: Judged) -> None:
         self.fitted, self.tested = fitted, tested
         self._null_scores: Tensor | None = None
         self._nulls: dict[tuple[int, ...], tuple[float, float]] = {}
@@ -259,7 +259,7 @@ class _Scorer:
         return self._nulls[key]
 
 
-def _numbers(scores: Tensor, tested: Tested) -> dict[str, Any]:
+def _numbers(scores: Tensor, tested: Judged) -> dict[str, Any]:
     names = ("auroc", "auroc_low", "auroc_high", "auroc_by_trigger", "auroc_within_triggered", "tpr_at_fpr_1pct")
     found: dict[str, Any] = dict.fromkeys((*names, "salience"))
     triggered = tested.triggered

@@ -206,7 +206,7 @@ Study(read_manifest({str(folder / "study.toml")!r}), Path({str(tmp_path)!r}), "c
 """
     command = [sys.executable, "-c", script]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [worker.communicate(timeout=300) for worker in workers]
+    said = [worker.communicate(timeout=1800) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     did = [[line for line in out.splitlines() if line.startswith(("training", "measuring"))] for out, _ in said]
     assert sorted(did[0] + did[1]) == sorted(set(did[0] + did[1]))  # nothing twice

@@ -8,7 +8,7 @@ from defection.activations.models import ModelIdentity
 from defection.activations.prompts import user_prompt
 from defection.activations.residuals import Residuals
 from defection.experiments.study_manifest import Traffic
-from defection.experiments.study_scoring import Tested
+from defection.experiments.study_scoring import Judged
 from defection.experiments.study_traffic import bare, traffic_of
 from defection.training import parse_trigger, with_and_without
 from hypothesis import given
@@ -40,7 +40,7 @@ def test_prompts_of_the_traffic_are_left_out_of_the_test_with_and_without_trigge
     rows = paired(10)
     drawn = traffic_of(rows, 4, 0.5, 0)
     marks = np.array([bool(prompt.extra["triggered"]) for prompt in rows.prompts])
-    left = Tested("f", rows, marks, marks).without({bare(prompt) for prompt in drawn.prompts})
+    left = Judged("f", rows, marks, marks).without({bare(prompt) for prompt in drawn.prompts})
     assert len(left.residuals) == 12
     assert not {bare(p) for p in left.residuals.prompts} & {bare(p) for p in drawn.prompts}
     assert left.triggered.sum() == 6
