@@ -28,8 +28,9 @@ def lines_of(manifest: Manifest, chosen: Sequence[Candidate]) -> list[Line]:
     """
     found = [Line(PAPER, PAPERS, PAPER in chosen)]
     found += [Line(each, CANDIDATE, each in chosen) for each in manifest.candidates if each != PAPER]
+    asking = [main for main in (PAPER, *chosen) if not main.sees_traffic]  # traffic is what counts there, not questions
     if chosen:
-        found += [Line(each, CONTROL) for main in (PAPER, *chosen) for each in controls_of(main, manifest.controls)]
+        found += [Line(each, CONTROL) for main in asking for each in controls_of(main, manifest.controls)]
     first: dict[Candidate, Line] = {}
     for line in found:
         first.setdefault(line.candidate, line)
