@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,11 +97,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., Pa
         yield folder
 
 
+READS: list[tuple[str, bool]] = []
+"""What the uninterrupted study read, in order, and whether the choice was on disk by then."""
+
+
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Study:
     """The study, run without interruption."""
-    study = open_study(folder, folder / "whole")
-    study.run()
+    study, real = open_study(folder, folder / "whole"), Reader.read
+
+    def watched(self, prompts, name, **options):
+        READS.append((name, (study.out / CHOICE).exists()))
+        return real(self, prompts, name, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "read", watched)
+        study.run()
     return study
 
 
@@ -132,17 +144,9 @@ def test_stores_are_not_kept(done):
     assert not list((done.out / "organisms").glob("*/stores"))
 
 
-def test_the_choice_is_on_disk_before_any_test_prompt_is_read(folder, tmp_path, monkeypatch):
-    real, seen = Reader.read, []
-
-    def watched(self, prompts, name, **options):
-        seen.append((name, (tmp_path / CHOICE).exists()))
-        return real(self, prompts, name, **options)
-
-    monkeypatch.setattr(Reader, "read", watched)
-    open_study(folder, tmp_path).run()
-    assert {chosen for name, chosen in seen if name == "far"} == {True}
-    assert {chosen for name, chosen in seen if name == "near"} == {False}
+def test_the_choice_is_on_disk_before_any_test_prompt_is_read(done):
+    assert {chosen for name, chosen in READS if name == "far"} == {True}
+    assert {chosen for name, chosen in READS if name == "near"} == {False}
 
 
 def test_the_choice_is_the_best_worst_candidate_of_each_league(done):
@@ -169,6 +173,10 @@ def test_cut_off_and_resumed_equals_uninterrupted(done, folder, tmp_path, monkey
             raise KeyboardInterrupt
         return real(*args)
 
+    if stage != "train":  # the same training gives the same organisms, as that stage shows
+        for organism in sorted((done.out / "organisms").iterdir()):
+            skipped = shutil.ignore_patterns("measured", "completions")
+            shutil.copytree(organism, tmp_path / "organisms" / organism.name, ignore=skipped)
     monkeypatch.setattr(studying, stage, dies_once)
     with pytest.raises(KeyboardInterrupt):
         open_study(folder, tmp_path).run()
@@ -192,6 +200,7 @@ def test_a_finished_study_does_nothing(done, monkeypatch):
     done.run()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_find_the_same(done, folder, tmp_path):
     script = f"""
 import sys
