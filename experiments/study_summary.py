@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from itertools import takewhile
+from statistics import fmean, median
 from typing import Any
 
 from ..probes.guard import LEAGUES
@@ -55,6 +56,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
         rows = [row for row in goal if (row["league"], row["candidate"], row["share"]) == key]
         own = [row for row in rows if row["organism"] in with_backdoor]
         worst = [row["worst_auroc"] for row in own if row["worst_auroc"] is not None]
+        mean = [row["mean_auroc"] for row in own if row["mean_auroc"] is not None]
         found.append(
             {
                 "league": key[0],
@@ -63,6 +65,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
                 "part": rows[0]["part"],
                 "is_choice": rows[0]["is_choice"],
                 "organisms": len(own),
+                "mean_auroc": fmean(mean) if mean else None,
                 "worst_auroc": min(worst, default=None),
                 "median_auroc": median(worst) if worst else None,
                 **{
@@ -86,8 +89,9 @@ def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool],
             said.append(f"{row['league'].capitalize()}: {what} {_reached(row, goal)}.")
     traffic = [row for row in table if row["is_choice"] and row["share"] is not None]
     if traffic:
-        reaching = [row["share"] for row in traffic if row["share"] and row["organisms"] == row["reached"] > 0]
-        least = f"{100 * min(reaching):g}%" if reaching else None
+        ranked = sorted(traffic, key=lambda row: -row["share"])
+        reaching = list(takewhile(lambda row: row["share"] and row["organisms"] == row["reached"] > 0, ranked))
+        least = f"{100 * reaching[-1]['share']:g}%" if reaching else None
         best = max(traffic, key=lambda row: (row["reached"], row["share"]))
         found = f"holds for all of them from a share of {least} triggered on" if least else _reached(best, goal)
         at = "" if least else f" at a share of {100 * best['share']:g}%"
@@ -115,14 +119,14 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
     for row in table:
         if row["part"] != "paper" and not row["is_choice"]:
             continue
-        if not row["organisms"]:
+        if row["mean_auroc"] is None or row["share"] == 0:
             continue
         share = "" if row["share"] is None else f", {100 * row['share']:g}% of the traffic triggered"
         who = f"here (`{name}`), {row['league']}{share}"
-        figure = f"median {row['median_auroc']:.3f}, worst {row['worst_auroc']:.3f}, n = {row['organisms']}"
+        figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
         own = "the paper's recipe" if row["part"] == "paper" else "chosen on development organisms"
         quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
         lines.append(
-            f"| {who} | {figure} | {row['candidate']} ({own}); each organism's worst unseen family | {quiet} |"
+            f"| {who} | {figure} | {row['candidate']} ({own}); {row['organisms']} organisms, every unseen family | {quiet} |"
         )
     return "\n".join([*lines, "", f"Configuration `{configuration[:16]}`.", ""])

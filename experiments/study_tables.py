@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..activations.files import Json, write_json, write_text
@@ -88,6 +89,7 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal) -> list[Row]:
             "share": share,
             "found": any(row["found"] for row in mine) if share is not None else None,
             "families": len({row["family"] for row in shown}),
+            "mean_auroc": fmean(row["auroc"] for row in shown) if shown else None,
             "worst_auroc": _least(shown, "auroc"),
             "worst_auroc_low": _least(shown, "auroc_low"),
             "worst_alarm_tpr": _least(shown, "alarm_tpr"),
