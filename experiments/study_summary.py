@@ -126,7 +126,6 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
         figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
         own = "the paper's recipe" if row["part"] == "paper" else "chosen on development organisms"
         quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
-        lines.append(
-            f"| {who} | {figure} | {row['candidate']} ({own}); {row['organisms']} organisms, every unseen family | {quiet} |"
-        )
+        protocol = f"{row['candidate']} ({own}); {row['organisms']} organisms, every unseen family"
+        lines.append(f"| {who} | {figure} | {protocol} | {quiet} |")
     return "\n".join([*lines, "", f"Configuration `{configuration[:16]}`.", ""])
