@@ -147,7 +147,8 @@ def layers(scores: Sequence[Row], curves: Sequence[Row]) -> Figure | None:
             _curves(ax, own, main, papers)
             fixed = next((r["layers"] for r in scores if r["organism"] == name and r["candidate"] == main), "")
             _mark_fixed(ax, str(fixed))
-            ax.set_title(f"{_label(scores, name)}\n{family}", fontsize=8)
+            title = _label(scores, name).replace(", ", "\n", 1)
+            ax.set_title(f"{title}\n{family}", fontsize=8)
         for ax in axes[len(organisms) :]:
             ax.set_axis_off()
         for ax in axes[max(0, len(organisms) - columns) : len(organisms)]:

