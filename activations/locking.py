@@ -21,11 +21,15 @@ LOCK = ".lock"
 WRITING = ".writing"
 
 
+class Busy(DefectionError):
+    """Another process holds the lock; it may be free later."""
+
+
 @contextlib.contextmanager
 def admitted(folder: Path, *, alone: bool) -> Iterator[None]:
     """Be the only writer of `folder`, or one of those that share the work. Who was alone leaves no rooms behind.
 
-    Raises DefectionError at once when another process is in the way, or the folder cannot be written.
+    Raises Busy at once when another process is in the way, DefectionError when the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,9 +40,7 @@ def admitted(folder: Path, *, alone: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DefectionError(
-                f"another process is writing to {folder}; wait for it or choose another --out"
-            ) from error
+            raise Busy(f"another process is writing to {folder}; wait for it or choose another --out") from error
         try:
             yield
         finally:

