@@ -49,10 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
-app.command()(compare)
-app.command()(study)
-app.command("explain")(explain_probe)
-app.command("transfer")(transfer_models)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -451,6 +447,12 @@ def report(
     recorded = folder / "demo.json" if (folder / "demo.json").exists() else folder / "preregistration.json"
     page = write_report(folder, {"configuration": read_json(recorded), "versions": versions()})
     print_result({"report": str(page)}, as_json, str(page))
+
+
+app.command()(compare)
+app.command("transfer")(transfer_models)
+app.command("explain")(explain_probe)
+app.command()(study)
 
 
 if __name__ == "__main__":
