@@ -16,6 +16,7 @@ from .mlp import MLPProbe
 from .monitors import FirstComponent, Mahalanobis
 from .projected import Projected
 from .ridge import RidgeProbe
+from .traffic import UnlabelledTraffic
 from .whitened import Whitened
 
 KINDS: tuple[type[ProbeEstimator], ...] = (
@@ -31,6 +32,7 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     ContrastConsistentSearch,
     QuestionEnsemble,
     FirstComponent,
+    UnlabelledTraffic,
     Mahalanobis,
     MLPProbe,
     AttentionProbe,
