@@ -19,14 +19,17 @@ def quiet(_: str) -> None:
     return None
 
 
-def tasks_in(folder: Path, count: int, pause: float = 0.05) -> list[Task]:
-    """Each appends its process to a file of its own; the last needs all the others."""
+def tasks_in(folder: Path, count: int, pause: float = 0.0, *, shared: bool = False) -> list[Task]:
+    """Each appends its process to a file of its own; the last needs all the others, the first takes until the second
+    is done, which somebody else has to do."""
 
     def make(number: int) -> Task:
         place = folder / str(number)
 
         def run() -> None:
             time.sleep(pause)
+            while number == 0 and shared and not (folder / "1" / "done").exists():
+                time.sleep(0.01)
             with open(place / "done", "a") as file:
                 file.write(f"{os.getpid()}\n")
 
@@ -37,12 +40,12 @@ def tasks_in(folder: Path, count: int, pause: float = 0.05) -> list[Task]:
 
 
 def test_two_processes_do_each_task_once_and_both_return(tmp_path):
-    tasks = tasks_in(tmp_path, 8)
+    tasks = tasks_in(tmp_path, 8, shared=True)
     workers = [FORK.Process(target=work_off, args=(tasks, quiet, 0.02)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(600)
         assert worker.exitcode == 0
     by = [(tmp_path / str(i) / "done").read_text().split() for i in range(8)]
     assert all(len(pids) == 1 for pids in by)
