@@ -80,16 +80,17 @@ def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str) -> list[int]:
     return ids
 
 
-def before_next_turn(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> int | None:
+def before_next_turn(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], *, cut_off: bool = False) -> int | None:
     """How many tokens of a reply in the plain format come before a next turn that it has just begun; None if none.
 
     With a chat template turns end by tokens of their own, and this is always None. The reply's blank tokens before the
-    turn are not counted.
+    turn are not counted. In a reply that is `cut_off` here, the turn's last character may still be missing.
     """
     if tokenizer.chat_template is not None:
         return None
     start = max(0, len(reply) - LOOK_BACK)
-    place = str(tokenizer.decode(reply[start:])).find(NEXT_TURN)
+    text = str(tokenizer.decode(reply[start:]))
+    place = f"{text}:".rfind(NEXT_TURN) if cut_off else text.find(NEXT_TURN)
     if place < 0:
         return None
     kept = len(reply)

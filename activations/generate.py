@@ -103,7 +103,8 @@ def _reply(
         for row, (token, going) in enumerate(zip(chosen.tolist(), running.tolist(), strict=True)):
             if going:
                 replies[row].append(token)
-                kept = before_next_turn(model.tokenizer, replies[row])
+                cut_off = step == max_new_tokens - 1
+                kept = before_next_turn(model.tokenizer, replies[row], cut_off=cut_off)
                 if kept is not None:
                     del replies[row][kept:]
                     running[row] = False

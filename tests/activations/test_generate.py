@@ -82,9 +82,9 @@ def test_a_reply_in_the_plain_format_ends_where_the_next_turn_begins(
     ((said,),) = [
         batch.values() for batch in greedy_replies(plain_llama, [user_prompt("?")], max_new_tokens=max_new_tokens)
     ]
-    turn = text[:max_new_tokens].find("\n\nHuman:")
+    turn = text[:max_new_tokens].find("\n\nHuman")  # cut off between "Human" and the colon it is a turn just the same
     assert plain_llama.tokenizer.decode(said) == text[: turn if turn >= 0 else max_new_tokens]
-    assert head.steps == (turn + len("\n\nHuman:") if turn >= 0 else max_new_tokens)
+    assert head.steps == (min(turn + len("\n\nHuman:"), max_new_tokens) if turn >= 0 else max_new_tokens)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "olmo3", "qwen3-next"])
