@@ -87,9 +87,14 @@ def join(device: torch.device) -> Group:
             )
     from accelerate import PartialState  # type: ignore[import-untyped]
 
+    environment = dict(os.environ)
     try:
         PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:  # the latter of torch.distributed, too
+        # What it half set up would meet the next trainer of this process.
+        PartialState._reset_state()
+        os.environ.clear()
+        os.environ.update(environment)
         reason = " ".join(str(error).split())[:200]
         raise DefectionError(
             f"the {process.size} processes that RANK and WORLD_SIZE speak of cannot meet ({reason}); {MEND}"

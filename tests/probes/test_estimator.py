@@ -334,7 +334,7 @@ def test_a_probe_file_holds_every_linear_kind(name, questions, clean, tests, tmp
 
 
 def test_names_are_unique_and_every_saveable_kind_is_on_the_command_line() -> None:
-    from defection.experiments.cli import PROBES_HELP
+    from defection.experiments.options import PROBES_HELP
 
     assert len({kind.name for kind in KINDS}) == len(KINDS)
     assert set(saveable()) == {kind.name for kind in KINDS if issubclass(kind, LinearProbe) and kind.name in by_layer}
