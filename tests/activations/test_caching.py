@@ -275,14 +275,17 @@ def test_a_killed_run_leaves_a_store_that_is_known_to_be_unfinished(
 def test_a_run_killed_again_and_again_gets_to_the_end(
     llama: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PITFALLS 26: each run keeps one shard more."""
-    folder = tmp_path / "store"
-    for first in (True, False, False):
+    """PITFALLS 26: each run keeps one file more at least; a shard that another thread was writing may be kept too."""
+    folder, kills = tmp_path / "store", 0
+    while True:
         with monkeypatch.context() as patch:
-            kill_at(patch, 3 if first else 1, done=True)
-            with pytest.raises(Killed):
+            kill_at(patch, 1, done=True)
+            try:
                 fill(llama, folder)
-    fill(llama, folder)
+                break
+            except Killed:
+                kills += 1
+    assert 2 < kills <= WRITES
     assert content(folder) == content(whole)
 
 
