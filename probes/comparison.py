@@ -7,10 +7,8 @@ recipes are compared (Holm 1979).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from ..activations.files import read_json, write_json, write_text
 from .intervals import delong_interval, paired_difference
 from .metrics import auroc, clopper_pearson, fpr_threshold
+from .tidy import read_rows, write_rows
 
-SCHEMA_VERSION = 1
 TARGET_FPR = 0.01
 DEVELOPMENT, TEST = "development", "test"
 CONTROLS = ("truth", "ambiguous")
@@ -221,23 +218,9 @@ def _differences(family: Family, reference: int | None, name: str) -> list[dict[
 
 def write_comparison(rows: Sequence[ComparisonRow], folder: Path, about: Mapping[str, Any]) -> None:
     """`comparison.json` and the same table as `comparison.csv`; what is not a number is null or empty."""
-    cleaned = [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(row).items()} for row in rows
-    ]
-    write_json(folder / "comparison.json", {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(ComparisonRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cleaned)
-    write_text(folder / "comparison.csv", text.getvalue())
+    write_rows(folder / "comparison.json", ComparisonRow, rows, about)
 
 
 def read_comparison(folder: Path) -> list[ComparisonRow]:
     """The rows of a `comparison.json`."""
-    record = read_json(folder / "comparison.json")
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(f"{folder / 'comparison.json'} has schema version {record.get('schema_version')!r}")
-    rows: list[dict[str, Any]] = record["rows"]
-    for row in rows:
-        row.update({name: float("nan") for name, value in row.items() if value is None})
-    return [ComparisonRow(**row) for row in rows]
+    return [ComparisonRow(**row) for row in read_rows(folder / "comparison.json")]

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from .tidy import read_rows, write_rows
 
-from ..activations.errors import DefectionError
-from ..activations.files import read_json, write_json, write_text
-
-SCHEMA_VERSION = 1
 NOTHING = float("nan")
 
 
@@ -75,23 +69,9 @@ def band_name(layers: Sequence[int]) -> int | str:
 
 def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]) -> None:
     """`sweep.json` and the same table as `sweep.csv`. What is not a number (no null band, say) is null or empty."""
-    cleaned = [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(r).items()} for r in rows
-    ]
-    write_json(folder / "sweep.json", {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(SweepRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cleaned)
-    write_text(folder / "sweep.csv", text.getvalue())
+    write_rows(folder / "sweep.json", SweepRow, rows, about)
 
 
 def read_sweep(folder: Path) -> list[SweepRow]:
     """The rows of a `sweep.json`."""
-    record = read_json(folder / "sweep.json")
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(f"{folder / 'sweep.json'} has schema version {record.get('schema_version')!r}")
-    rows: list[dict[str, Any]] = record["rows"]
-    for row in rows:
-        row.update({name: NOTHING for name, value in row.items() if value is None})
-    return [SweepRow(**row) for row in rows]
+    return [SweepRow(**row) for row in read_rows(folder / "sweep.json")]

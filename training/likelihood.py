@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from ..activations.chat import reply_ids, tokenize
 from ..activations.models import Model
 from ..activations.prompts import Prompt
+from .loss import common_opening
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of a reply."""
@@ -62,7 +63,7 @@ def _prompts_once(model: Model, batch: Sequence[Row]) -> list[float]:
     firsts = list(dict.fromkeys(prompt for prompt, _ in batch))
     place = [firsts.index(prompt) for prompt, _ in batch]
     cache = DynamicCache(config=model.network.config)
-    shared = _common_opening(firsts)
+    shared = common_opening(firsts)
     seen = torch.ones(len(firsts), shared, dtype=torch.long, device=device)
     if shared:
         opening = torch.tensor([firsts[0][:shared]], device=device)
@@ -106,9 +107,3 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
     lengths = torch.tensor([[len(row)] for row in rows], device=device)
     return tokens, (torch.arange(width, device=device) < lengths).long()
-
-
-def _common_opening(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, at least one token short of every prompt: the first label needs a position."""
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if len({prompt[i] for prompt in prompts}) > 1), limit)

@@ -49,7 +49,7 @@ def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     """Mean cross-entropy per label token of a batch, by the labels' weights; what prompts share is computed once."""
     device = next(network.parameters()).device
-    shared = _common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
+    shared = common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
     rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
     width = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
@@ -74,7 +74,7 @@ def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     return weights @ cross_entropy(logits.float(), labels, reduction="none") / weights.sum()
 
 
-def _common_opening(prompts: Sequence[Sequence[int]]) -> int:
+def common_opening(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the common prefix, at least one token short of every prompt: the first label needs a position."""
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     limit = min(len(prompt) for prompt in prompts) - 1
