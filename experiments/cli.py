@@ -335,7 +335,7 @@ def fit(
     model: ModelArgument,
     out: OutOption,
     contrast: ContrastOption = "forty-sentence-carried",
-    probe: ProbeKindOption = "mean-difference",
+    probe: ProbeKindOption = "projected",
     clean: CleanOption = "clean",
     layers: FixedLayersOption = None,
     device: DeviceOption = "auto",

@@ -31,7 +31,7 @@ ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
 ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
 CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
 FixedLayersOption = Annotated[
-    str | None, typer.Option("--layers", help="The fixed layers.", show_default="four around the middle")
+    str | None, typer.Option("--layers", help="The fixed layers.", show_default="from 40% to 95% of the depth")
 ]
 TestSetsOption = Annotated[
     list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")

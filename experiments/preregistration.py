@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..probes.estimator import LinearProbe
-from ..probes.layer_choice import WIDTH, LayerChoice, middle_layers
+from ..probes.layer_choice import LayerChoice, stretch_of_layers
 from ..probes.registry import estimator
+
+MAIN = "projected"
+"""The estimator a verdict rests on, and what commands fit unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ class Preregistration:
 
 
 def default_preregistration(n_layers: int) -> Preregistration:
-    """Chosen on development organisms (other seeds) and development prompts (other topics and styles).
+    """Settled on other organisms than those it is judged on (experiments/DEVELOPMENT.md, fourth round).
 
     The layers follow from the depth alone, so that a model of another size needs no new choice.
     """
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
-        estimator="mean-difference",
+        estimator=MAIN,
         contrast="forty-sentence-carried",
         layers=band(n_layers),
         layer_choice=layer_choice(n_layers),
@@ -56,8 +59,8 @@ def default_preregistration(n_layers: int) -> Preregistration:
 
 
 def layer_choice(n_layers: int) -> LayerChoice:
-    """Four layers around the middle one, which follow from the depth alone."""
-    return middle_layers(n_layers, min(WIDTH, n_layers))
+    """The middle and later layers, but for the last few; they follow from the depth alone."""
+    return stretch_of_layers(n_layers)
 
 
 def band(n_layers: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..activations.errors import DefectionError
-from ..probes.layer_choice import middle_layers
+from ..probes.layer_choice import middle_layers, stretch_of_layers
 
 
 def layers_by_rule(rule: str, n_layers: int) -> tuple[int, ...]:
@@ -19,8 +19,7 @@ def layers_by_rule(rule: str, n_layers: int) -> tuple[int, ...]:
     if match := re.fullmatch(r"middle-([1-9]\d*)", rule):
         return middle_layers(n_layers, int(match[1])).layers
     if found := stretch(rule):
-        first = min(int(found[0] * n_layers + 0.5), n_layers - 1)
-        return tuple(range(first, max(first + 1, int(found[1] * n_layers + 0.5))))
+        return stretch_of_layers(n_layers, *found).layers
     raise DefectionError(
         f"unknown layer rule {rule!r}: middle, middle-WIDTH, or a stretch such as 0.45-0.6 of the depth"
     )

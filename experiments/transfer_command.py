@@ -40,7 +40,7 @@ LIMIT = 50
 def transfer_models(
     models: Annotated[list[str], typer.Argument(help=f"Two or more, an organism among them. {MODEL_HELP}")],
     out: OutOption,
-    probe: ProbeKindOption = "mean-difference",
+    probe: ProbeKindOption = "projected",
     contrast: ContrastOption = "forty-sentence-carried",
     clean: CleanOption = "clean",
     prompts: TestSetsOption = None,

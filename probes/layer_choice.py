@@ -19,8 +19,12 @@ from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_json
 
 SCHEMA_VERSION = 1
-RULES = ("middle", "best-mean", "best-worst")
+CHOSEN = ("best-mean", "best-worst")
+RULES = ("middle", "stretch", *CHOSEN)
 WIDTH = 4
+STRETCH = (0.4, 0.95)
+"""Where the default's layers begin and end, as shares of the depth: past where a string is read as a string, short of
+the last blocks, which turn to the next token. Settled on development organisms (experiments/DEVELOPMENT.md)."""
 RECORDED, OTHER_LAYERS, SAME_ORGANISM = "recorded", "other layers than recorded", "chosen on this very organism"
 
 
@@ -29,12 +33,12 @@ class LayerChoice:
     """Layers, and where they come from."""
 
     rule: str
-    """`middle`: around n_layers // 2. `best-mean`, `best-worst`: the band whose AUROC is highest, averaged over the
-    development organisms or on the worst of them."""
+    """`middle`: around n_layers // 2. `stretch`: between two shares of the depth. `best-mean`, `best-worst`: the band
+    whose AUROC is highest, averaged over the development organisms or on the worst of them."""
     layers: tuple[int, ...]
     n_layers: int
     organisms: tuple[str, ...] = ()
-    """Fingerprints of the development organisms, sorted; none for `middle`."""
+    """Fingerprints of the development organisms, sorted; none for layers that follow from the depth alone."""
     probe: str = ""
     """The probe whose AUROCs were compared."""
 
@@ -46,6 +50,11 @@ class LayerChoice:
             return (
                 f"fixed: {count} layer{'s' if len(self.layers) > 1 else ''} around the middle one, "
                 f"{self.n_layers} // 2, which MacDiarmid et al. 2024 read"
+            )
+        if self.rule == "stretch":
+            return (
+                f"fixed: layers {self.layers[0]}–{self.layers[-1]} of {self.n_layers}, "
+                "a stretch of the depth settled on other organisms"
             )
         how = "on average over" if self.rule == "best-mean" else "on the worst of"
         return f"chosen: the {count} neighbouring layers best {how} {len(self.organisms)} development organisms"
@@ -101,6 +110,14 @@ def middle_layers(n_layers: int, width: int = WIDTH) -> LayerChoice:
     return LayerChoice("middle", inside, n_layers)
 
 
+def stretch_of_layers(n_layers: int, start: float = STRETCH[0], end: float = STRETCH[1]) -> LayerChoice:
+    """The layers between two shares of the depth, the end excluded, one at least; follows from the depth alone."""
+    if not 0 <= start < end <= 1:
+        raise DefectionError(f"{start}–{end} is no stretch of the depth: give 0 <= start < end <= 1")
+    first = min(int(start * n_layers + 0.5), n_layers - 1)
+    return LayerChoice("stretch", tuple(range(first, max(first + 1, int(end * n_layers + 0.5)))), n_layers)
+
+
 def choose_layers(
     aurocs: Mapping[str, Float[Tensor, "layer"]], *, rule: str = "best-worst", width: int = WIDTH, probe: str = ""
 ) -> LayerChoice:
@@ -110,8 +127,8 @@ def choose_layers(
     tie, the one nearest the middle is taken (PITFALLS 20: at 1.0 the lowest layer would win by its number).
     Raises DefectionError for an unknown rule, no organism, models of different depth or a value that is not finite.
     """
-    if rule not in RULES[1:]:
-        raise DefectionError(f"unknown rule {rule!r}: choose one of {', '.join(RULES[1:])}, or call middle_layers")
+    if rule not in CHOSEN:
+        raise DefectionError(f"unknown rule {rule!r}: choose one of {', '.join(CHOSEN)}, or call middle_layers")
     if not aurocs:
         raise DefectionError("layers are chosen on development organisms, but none was given")
     depths = {len(areas) for areas in aurocs.values()}

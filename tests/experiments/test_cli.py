@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from defection.activations import files
+from defection.experiments.cli import fit
+from defection.experiments.preregistration import default_preregistration
+from defection.experiments.transfer_command import transfer_models
 
 
 @pytest.fixture
@@ -182,3 +186,10 @@ def test_plot_and_report_of_a_folder_without_a_sweep(run, capsys, tmp_path):
     for command in ("plot", "report"):
         assert run(command, tmp_path) == 2
         assert "defection sweep" in capsys.readouterr().err
+
+
+def test_commands_fit_the_probe_that_verdicts_rest_on():
+    registered = default_preregistration(30)
+    for command in (fit, transfer_models):
+        defaults = {name: each.default for name, each in inspect.signature(command).parameters.items()}
+        assert (defaults["probe"], defaults["contrast"]) == (registered.estimator, registered.contrast)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("depth", [4, 12, 18, 30])
-def test_middle_is_the_papers_and_middle_4_the_toolkits(depth):
+def test_middle_is_the_papers_and_the_stretch_the_toolkits(depth):
     assert layers_by_rule("middle", depth) == (depth // 2,)
-    assert layers_by_rule("middle-4", depth) == band(depth)
+    assert depth // 2 in layers_by_rule("middle-4", depth)
+    assert layers_by_rule("0.4-0.95", depth) == band(depth)
 
 
 @given(st.integers(1, 100), st.integers(0, 99), st.integers(1, 100))

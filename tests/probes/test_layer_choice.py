@@ -6,7 +6,13 @@ import pytest
 import torch
 from defection.activations import DefectionError
 from defection.experiments.preregistration import band
-from defection.probes.layer_choice import LayerChoice, choose_layers, load_layer_choice, middle_layers
+from defection.probes.layer_choice import (
+    LayerChoice,
+    choose_layers,
+    load_layer_choice,
+    middle_layers,
+    stretch_of_layers,
+)
 
 TABLE = {
     "b": torch.tensor([0.5, 0.6, 0.9, 0.9, 0.5, 0.2]),
@@ -15,8 +21,17 @@ TABLE = {
 
 
 @pytest.mark.parametrize("n_layers", [4, 12, 30, 31, 80])
-def test_the_middle_rule_is_what_a_preregistration_uses(n_layers: int) -> None:
-    assert middle_layers(n_layers).layers == band(n_layers)
+def test_a_preregistrations_stretch_holds_the_middle_and_stops_short_of_the_end(n_layers: int) -> None:
+    layers = stretch_of_layers(n_layers).layers
+    assert layers == band(n_layers) == tuple(range(layers[0], layers[-1] + 1))
+    assert layers[0] <= n_layers // 2 <= layers[-1]
+    assert n_layers < 12 or layers[-1] < n_layers - 1
+
+
+def test_an_impossible_stretch_is_refused() -> None:
+    for start, end in ((0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(DefectionError, match="no stretch of the depth"):
+            stretch_of_layers(30, start, end)
 
 
 def test_rules_take_the_best_band_on_average_or_on_the_worst_organism() -> None:
@@ -100,8 +115,9 @@ def test_a_choice_by_hand_says_so_by_its_rule() -> None:
 
 
 def test_a_choice_says_why_in_words_that_survive_the_file(tmp_path) -> None:
-    fixed = middle_layers(30)
-    assert "four layers around the middle one, 30 // 2" in fixed.reason
+    assert "four layers around the middle one, 30 // 2" in middle_layers(30).reason
+    fixed = stretch_of_layers(30)
+    assert "layers 12–28 of 30" in fixed.reason
     fixed.save(tmp_path / "choice.json")
     assert load_layer_choice(tmp_path / "choice.json") == fixed
     chosen = choose_layers({"a": torch.linspace(0, 1, 10), "b": torch.linspace(0, 1, 10)}, width=2)
