@@ -48,8 +48,12 @@ CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
 
 
 def comparable() -> dict[str, ProbeEstimator]:
-    """Every kind of probe that reads one vector a prompt, at its defaults, by name."""
-    return {name: kind for name, kind in estimators().items() if name != AttentionProbe.name}
+    """Every kind of probe that reads one vector a prompt and needs no traffic, at its defaults, by name."""
+    return {
+        name: kind
+        for name, kind in estimators().items()
+        if name != AttentionProbe.name and Evidence.TRAFFIC not in kind.needs
+    }
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,12 @@ def test_a_second_run_reads_nothing_again_and_ends_alike(coin, organism, setting
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
+def test_every_kind_compared_by_default_can_be_fitted(coin, organism, settings, tmp_path) -> None:
+    every = replace(settings, probes=Settings.probes, contrasts=("six",))
+    rows = compare_organism(str(organism), every, tmp_path / "out", quiet, device="cpu")
+    assert {row.probe for row in rows} == set(Settings.probes) >= {"projected", "mlp", "mahalanobis"}
+
+
 def test_the_command_says_what_it_found(coin, organism, families, tmp_path, capsys) -> None:
     asked = ("compare", organism, "--probes", "mean-difference", "--contrasts", "six", "--device", "cpu")
     asked += ("--choose-on", families["chosen"], "--prompts", families["near"], "--out", tmp_path / "out")
@@ -135,6 +141,7 @@ def test_the_command_says_what_it_found(coin, organism, families, tmp_path, caps
     [
         (("--probes", "guess"), "unknown probe 'guess'"),
         (("--probes", "attention"), "unknown probe 'attention'"),
+        (("--probes", "unlabelled-traffic"), "unknown probe 'unlabelled-traffic'"),
         (("--contrasts", "seven"), "no contrast set 'seven'"),
         (("--prompts", "{chosen}"), "occurs in the development prompts and in the test prompts"),
         (("--prompts", "nowhere.jsonl"), "no prompts at nowhere.jsonl"),
