@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..activations.errors import DefectionError
-from ..activations.files import Json, write_json, write_text
-from ..training.measurements import Measurement, measurements, of, to_table
+from ..activations.files import Json, write_json
+from ..activations.tables import write_csv
+from ..training.measurements import Measurement, measurements, of
 from ..training.persistence import check_schedule, persistence
 from ..training.records import read_organism
 from ..training.remeasure import Measuring
@@ -57,14 +58,14 @@ def train_for_safety(
         check_schedule(directory, schedule, out / name)
     by_name = {name: measuring[directory] for name, directory in directories.items()}
     rows = persistence(directories, schedule, out, by_name, device=device)
-    record = {
+    record: Json = {
         "schema_version": 2,
         "schedule": [{"stage": stage.name, **stage.to_json()} for stage in schedule],
         "organisms": directories,
         "measurements": [asdict(row) for row in rows],
     }
     write_json(out / "persistence.json", record)
-    write_text(out / "persistence.csv", to_table(rows))
+    write_csv(out / "persistence.csv", record["measurements"])
     pictures = save_persistence_figure(rows, out / "figures")
     return {"path": str(out), "figures": [str(path) for path in pictures], "measurements": record["measurements"]}
 
