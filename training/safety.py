@@ -29,6 +29,7 @@ from ..activations.models import (
     load_network,
     locate,
 )
+from ..activations.processes import refuse_several
 from .organisms import SCHEMA_VERSION, versions
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism, read_organism
@@ -76,7 +77,8 @@ class Stage(ABC):
         """
 
     def check(self, organism: Organism) -> None:
-        """DefectionError when it could not be trained on this organism; asked before anything is."""
+        """DefectionError when it could not be trained on this organism, or here; asked before anything is."""
+        refuse_several("safety training")
         if self.steps < 1:
             raise DefectionError(f"{self.name} for {self.steps} steps trains nothing; give --steps 1 or more")
         self.parts()
