@@ -29,8 +29,9 @@ from ..probes.figures import Scores
 from ..probes.perplexity import perplexity_scores
 from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
 from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
+from ..training.ability import reply_perplexity
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
-from ..training.evaluate import Completion, judge_replies, perplexity, rates
+from ..training.evaluate import Completion, judge_replies, rates
 from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
@@ -227,10 +228,11 @@ def _evaluation(
     if base is not None:
         prompts = plan.clean[:ABILITY_PROMPTS]
         replies = replies_to(base.model, prompts, max_new_tokens=16, what="Base replies for the ability check")
-        record["ability"] = {
-            "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
-            **{source.name: perplexity(source.model, prompts, replies) for source in sources},
-        }
+        if any(said := [reply.tokens for reply in replies]):
+            record["ability"] = {
+                "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
+                **{source.name: reply_perplexity(source.model, prompts, said)["value"] for source in sources},
+            }
     write_json(path, record)
     return record
 
