@@ -58,7 +58,7 @@ def train_for_safety(
         check_schedule(directory, schedule, out / name)
     by_name = {name: measuring[directory] for name, directory in directories.items()}
     rows = persistence(directories, schedule, out, by_name, device=device)
-    record: Json = {
+    record = {
         "schema_version": 2,
         "schedule": [{"stage": stage.name, **stage.to_json()} for stage in schedule],
         "organisms": directories,

@@ -28,13 +28,14 @@ from ..activations.models import (
     load_model,
     load_network,
     locate,
+    with_adapter,
 )
 from ..activations.processes import refuse_several
 from .organisms import SCHEMA_VERSION, versions
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism, read_organism
 from .remeasure import REFERENCE, Measuring, reference, remeasure
-from .stages import merged, stack_adapters
+from .stages import stack_adapters
 
 EVALUATION, COMPLETIONS = "evaluation.json", "completions.jsonl"
 
@@ -222,7 +223,7 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
         else:
             network = load_network(model.files.base, torch.float32)
             for adapter in ([earlier] if earlier else []) + [aside]:
-                network = merged(network, adapter)
+                network = with_adapter(network, adapter)
             for file in aside.iterdir():
                 file.unlink()
             network.save_pretrained(str(aside))
