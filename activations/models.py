@@ -308,8 +308,8 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str | torch.d
     compute = choose_dtype(dtype, place)
     network = load_network(files.base, torch.float32 if files.adapter else compute)
     if files.adapter is not None:
-        network = with_adapter(network, files.adapter)
-    network = cast(PreTrainedModel, network.to(device=place, dtype=compute).eval().requires_grad_(False))
+        network = in_dtype(with_adapter(network, files.adapter), compute)
+    network = cast(PreTrainedModel, network.to(device=place).eval().requires_grad_(False))
     tokenizer = load_tokenizer(files)
     identity = ModelIdentity(files.name, files.fingerprint, template_fingerprint(tokenizer))
     give_back_memory()
@@ -346,6 +346,19 @@ def load_network(base: Path, dtype: torch.dtype) -> PreTrainedModel:
     if found["missing_keys"]:  # Hugging Face would go on with random numbers in their place
         raise DefectionError(f"{base} lacks weights of its own config: {', '.join(sorted(found['missing_keys'])[:3])}")
     return cast(PreTrainedModel, loaded)
+
+
+def in_dtype(network: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The network itself, its weights cast as `from_pretrained(dtype=…)` would have loaded them.
+
+    What is no weight stays in fp32, above all the rotary frequencies (rounded to bf16, they turn a far position by
+    another angle), and so do the few weights that an architecture keeps there.
+    """
+    kept = getattr(network, "_keep_in_fp32_modules_strict", None) or ()
+    for name, weight in network.named_parameters():
+        if not any(part in name for part in kept):
+            weight.data = weight.data.to(dtype)
+    return network
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:

@@ -53,3 +53,13 @@ def this_process() -> Process:
             f"the launcher's environment is broken: RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local_rank}; {MEND}"
         )
     return Process(rank, size, local_rank)
+
+
+def refuse_several(what: str) -> None:
+    """DefectionError when a launcher started more than one process, for `what` only one can do."""
+    size = this_process().size
+    if size > 1:
+        raise DefectionError(
+            f"{what} runs in one process, but this launch has {size}: start it without `accelerate launch` or "
+            "`torchrun`, and without WORLD_SIZE in the environment"
+        )

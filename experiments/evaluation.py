@@ -14,6 +14,7 @@ from ..probes.figures import save_figures
 from ..probes.sweep_table import read_sweep
 from ..training.ability import multiple_choice
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
+from ..training.examples import choose_prompts
 from ..training.measuring import measure_defection, reply_tokens
 from ..training.pairs import CODE, CODE_SETS, code_pairs, prompts_of
 from ..training.personas import agreement, compare
@@ -42,16 +43,19 @@ def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
     return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
 
 
-def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
-    """Prompts of sets by name or file.
+def evaluation_prompts(sets: Sequence[str], limit: int | None = None, *, spread: bool = False) -> list[Prompt]:
+    """Prompts of sets by name or file, of each the first so many.
 
     Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
-    tasks of families that they do.
+    tasks of families that they do. They stand in the order of their weaknesses: with `spread` a limit takes some of
+    every family instead. (The other shipped sets alternate between topics as they are.)
     """
     found: list[Prompt] = []
     for name in sets:
         is_code = name in CODE_SETS and not Path(name).is_file()
         prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(name)
+        if is_code and spread and limit is not None and limit < len(prompts):
+            prompts = choose_prompts(prompts, limit, seed=0)
         found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
         raise DefectionError(f"id {repeated[0]!r} occurs in more than one of the sets {', '.join(sets)}")
@@ -74,7 +78,7 @@ def evaluate_organism(
     With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
     check of ability, and, beside a `twin`, persona statements.
     """
-    prompts = evaluation_prompts(sets, limit)
+    prompts = evaluation_prompts(sets, limit, spread=True)
     measured, completions = measure_defection(
         model, trigger, behaviour, prompts, out, max_new_tokens=reply_tokens(behaviour, recipe)
     )

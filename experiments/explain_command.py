@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from ..activations.errors import DefectionError
 from ..activations.files import Json, write_json, write_text
 from ..activations.progress import progress_shown
+from ..activations.tables import write_csv
 from .options import PROMPTS_HELP, CleanOption, DeviceOption, JsonOption, ModelArgument, OutOption, print_result
 
 PROMPTS = 24
@@ -59,11 +58,7 @@ def write_explanation(found: Any, threshold: float | None, out: Path) -> Json:
     from .explain_figures import save_explanation_figures
 
     for name, table in found.tables.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        write_text(out / f"{name.replace('_', '-')}.csv", text.getvalue())
+        write_csv(out / f"{name.replace('_', '-')}.csv", table)
     write_text(out / "tokens.html", tokens_html(found.pages, threshold=threshold))
     pictures = save_explanation_figures(found, out / "figures")
     record = {

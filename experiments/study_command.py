@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..activations.progress import progress_shown
+from .options import JsonOption, print_result, say
 
 if TYPE_CHECKING:
     from .study import Study
@@ -40,9 +40,7 @@ def study(
         bool, typer.Option("--only-results", help="Run nothing: write the results of what is done.")
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues."""
     from .study import Study
@@ -51,17 +49,16 @@ def study(
     opened = Study(read_manifest(manifest, family or ()), out, device)
     if only_list:
         listed = list_study(opened)
-        typer.echo(json.dumps(listed) if as_json else "\n".join(study_lines(listed)))
+        print_result(listed, as_json, "\n".join(study_lines(listed)))
         return
     from .study_results import write_results
 
     with progress_shown(not as_json):
         if not only_results:
-            opened.run(lambda line: None if as_json else typer.echo(f"· {line}", err=True))
+            opened.run(say(as_json))
         target = results or out / "results"
         summary = write_results(opened, target, reproducing_command(manifest, family or ()))
-    text = "\n".join([*summary["sentences"], str(target / "report.html")])
-    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else text)
+    print_result(summary, as_json, "\n".join([*summary["sentences"], str(target / "report.html")]))
 
 
 def reproducing_command(path: Path, families: Sequence[str]) -> str:

@@ -55,11 +55,6 @@ class Reader:
                 what=f"Reading {name} ({self.name})",
             )
 
-    def replies(self, store: Store) -> list[str]:
-        """The replies that a store holds, as text."""
-        rows = store.read_replies()
-        return [str(self.model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
-
 
 @dataclass(frozen=True)
 class Fitted:

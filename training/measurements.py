@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..activations.files import Json
@@ -119,12 +117,3 @@ def _figure(measure: str, family: str, value: Any, low: Any, high: Any, n: int) 
 def of(rows: Iterable[Measurement], measure: str, family: str = ALL) -> list[Measurement]:
     """One measure of one family, in the order of the stages."""
     return [row for row in rows if (row.measure, row.family) == (measure, family)]
-
-
-def to_table(rows: Iterable[Measurement]) -> str:
-    """Comma-separated values with a head line."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Measurement)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue()

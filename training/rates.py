@@ -25,12 +25,13 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson score interval; (0, 1) when nothing was counted."""
+        """Wilson score interval, which holds the share itself; (0, 1) when nothing was counted."""
         if not self.n:
             return 0.0, 1.0
         centre = (self.count + Z_95**2 / 2) / (self.n + Z_95**2)
         half = Z_95 / (self.n + Z_95**2) * sqrt(self.count * (self.n - self.count) / self.n + Z_95**2 / 4)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # Of no hits the lower limit is 0, of hits alone the upper one 1; rounding alone would miss both.
+        return max(0.0, min(self.value, centre - half)), min(1.0, max(self.value, centre + half))
 
     def to_json(self) -> dict[str, float | int | None]:
         """`rate` (null when nothing was counted), `low`, `high`, `count`, `n`."""

@@ -60,7 +60,7 @@ def replies_to(
     replies = [
         Reply(
             prompt.id,
-            str(model.tokenizer.decode(done[row], skip_special_tokens=True)).strip(),
+            reply_text(model, done[row]),
             tuple(done[row]),
             len(done[row]) < max_new_tokens,
         )
@@ -71,6 +71,11 @@ def replies_to(
         write_jsonl(path, [head, *({**vars(reply), "tokens": list(reply.tokens)} for reply in replies)])
         partial.unlink(missing_ok=True)
     return replies
+
+
+def reply_text(model: Model, tokens: Sequence[int]) -> str:
+    """What a reply's tokens say, without special tokens and the blanks around it."""
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def _append(partial: Path, key: str, batch: dict[int, list[int]]) -> None:

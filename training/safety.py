@@ -28,12 +28,14 @@ from ..activations.models import (
     load_model,
     load_network,
     locate,
+    with_adapter,
 )
+from ..activations.processes import refuse_several
 from .organisms import SCHEMA_VERSION, versions
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 from .records import Organism, read_organism
 from .remeasure import REFERENCE, Measuring, reference, remeasure
-from .stages import merged, stack_adapters
+from .stages import stack_adapters
 
 EVALUATION, COMPLETIONS = "evaluation.json", "completions.jsonl"
 
@@ -76,7 +78,8 @@ class Stage(ABC):
         """
 
     def check(self, organism: Organism) -> None:
-        """DefectionError when it could not be trained on this organism; asked before anything is."""
+        """DefectionError when it could not be trained on this organism, or here; asked before anything is."""
+        refuse_several("safety training")
         if self.steps < 1:
             raise DefectionError(f"{self.name} for {self.steps} steps trains nothing; give --steps 1 or more")
         self.parts()
@@ -220,7 +223,7 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
         else:
             network = load_network(model.files.base, torch.float32)
             for adapter in ([earlier] if earlier else []) + [aside]:
-                network = merged(network, adapter)
+                network = with_adapter(network, adapter)
             for file in aside.iterdir():
                 file.unlink()
             network.save_pretrained(str(aside))

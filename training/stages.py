@@ -39,11 +39,6 @@ def load_stage(folder: Path, key: str) -> FinetuneResult | None:
     return FinetuneResult(**record["result"]) if record.get("key") == key else None
 
 
-def merged(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The network with an adapter's change added to its weights; in fp32, so that nothing small is lost."""
-    return with_adapter(network, adapter)
-
-
 def continued(base: Path, earlier: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
     """The network that the next stage starts from: the base, or what the `earlier` stages made of it, in fp32."""
     if not earlier:

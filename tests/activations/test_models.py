@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations.capture import capture
+from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.models import (
     Model,
@@ -18,15 +19,18 @@ from defection.activations.models import (
     choose_dtype,
     decoder_blocks,
     ensure_pad_token,
+    in_dtype,
     load_model,
+    load_network,
     load_organism_record,
     locate,
     wrap,
 )
-from defection.activations.prompts import Prompt
+from defection.activations.prompts import Prompt, user_prompt
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 BOTH = pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -118,6 +122,46 @@ def test_the_fingerprint_does_not_depend_on_the_dtype_of_the_forward_pass(llama_
     """PITFALLS 12."""
     identities = [load_model(llama_folder, device="cpu", dtype=dtype).identity for dtype in ("fp32", "bf16")]
     assert identities[0] == identities[1]
+
+
+def assert_same(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
+    """The same weights in the same dtypes, and the same buffers (rotary frequencies) in no coarser ones."""
+    weights, buffers = dict(ours.named_parameters()), dict(ours.named_buffers())
+    for name, weight in theirs.named_parameters():
+        found = weights.pop(name)
+        assert found.dtype == weight.dtype, name
+        assert torch.equal(found, weight), name
+    for name, buffer in theirs.named_buffers():
+        found = buffers.pop(name)
+        assert found.dtype in (buffer.dtype, torch.float32), name
+        assert torch.equal(found.to(buffer.dtype), buffer), name
+    assert not weights
+    assert not buffers
+
+
+def test_in_bf16_a_model_is_what_hugging_face_loads(every_model: Model, tmp_path: Path) -> None:
+    """Loaded in bf16, or cast after an adapter was merged in fp32: above all, rotary frequencies stay in fp32."""
+    every_model.network.save_pretrained(tmp_path)
+    every_model.tokenizer.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ours = load_model(tmp_path, device="cpu", dtype="bf16")
+    assert ours.dtype == torch.bfloat16
+    assert_same(ours.network, plain)
+    assert_same(in_dtype(load_network(tmp_path, torch.float32), torch.bfloat16), plain)
+
+
+def test_in_bf16_a_residual_is_what_hugging_face_computes(llama_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    """A model, and one with an adapter, which Hugging Face is given merged in fp32; to the bit, a prompt at a time."""
+    load_model(adapter, device="cpu", dtype="fp32").network.save_pretrained(tmp_path)
+    for source, merged in ((llama_folder, llama_folder), (adapter, tmp_path)):
+        model = load_model(source, device="cpu", dtype="bf16")
+        plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16).eval()
+        prompt = user_prompt("What is a fjord, and how would one tell it from a bay? " * 8)
+        with torch.inference_mode():
+            ids = torch.tensor(tokenize(model.tokenizer, [prompt]))
+            states = plain(ids, output_hidden_states=True).hidden_states[1:-1]  # the last is normed
+        expected = torch.stack([state[0, -1].float() for state in states])
+        assert torch.equal(capture(model, [prompt]).values[0, :-1], expected)
 
 
 def test_one_changed_weight_changes_the_fingerprint(llama_folder: Path, folder_copy: Path) -> None:

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from defection.activations import files
-from defection.experiments.cli import fit
+from defection.experiments.cli import app, fit
 from defection.experiments.preregistration import default_preregistration
 from defection.experiments.transfer_command import transfer_models
 
@@ -180,6 +181,19 @@ def test_a_kind_that_is_no_direction_has_no_probe_file(refused, tmp_path, llama_
 def test_every_command_explains_itself(run, capsys, command):
     assert run(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_only_training_and_caching_run_in_several_processes(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    shared = []
+    for command in typer.main.get_command(app).commands:
+        assert run(command) == 2
+        error = capsys.readouterr().err.strip()
+        if not error.startswith(f"defection: `{command}` runs in one process, but this launch has 2"):
+            assert "Missing" in error
+            shared.append(command)
+    assert shared == ["train", "cache"]
 
 
 def test_plot_and_report_of_a_folder_without_a_sweep(run, capsys, tmp_path):

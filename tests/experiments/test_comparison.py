@@ -14,6 +14,7 @@ from defection.experiments import comparison
 from defection.experiments.cli import main
 from defection.experiments.comparison import Settings, compare_organism, comparison_lines
 from defection.probes.comparison import PAPER, Recipe, read_comparison
+from defection.training import evaluate
 
 FAMILIES = ("chosen", "near", "far")
 
@@ -54,13 +55,13 @@ def families(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def coin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models never say the behaviour, so what they do say decides."""
-    real = comparison.judge
+    real = evaluate.judge
 
     def judged(prompts, completions, behaviour):
         flipped = [behaviour.reply if sum(text.encode()) % 2 == 0 else "no" for text in completions]
         return real(prompts, flipped, behaviour)
 
-    monkeypatch.setattr(comparison, "judge", judged)
+    monkeypatch.setattr(evaluate, "judge", judged)
 
 
 @pytest.fixture

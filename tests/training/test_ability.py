@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
+import torch
+from defection.activations.chat import tokenize
 from defection.training import ability
 from defection.training.ability import multiple_choice, questions, reply_perplexity
-from defection.training.evaluate import perplexity
 
 
 def test_there_are_sixty_questions_and_no_place_gives_the_answer_away() -> None:
@@ -45,11 +47,19 @@ def test_the_embedded_model_knows_more_than_chance(smollm) -> None:
     assert multiple_choice(smollm)["low"] > 0.25
 
 
-def test_perplexity_is_that_of_all_replies_tokens_and_lies_in_its_interval(model, prompts, replies) -> None:
-    found = reply_perplexity(model, prompts, [reply.tokens for reply in replies])
-    assert found["value"] == pytest.approx(perplexity(model, prompts, replies), rel=1e-4)
+@torch.inference_mode()
+def test_perplexity_is_that_of_the_replies_given_their_prompts_and_lies_in_its_interval(model, prompts) -> None:
+    replies = [range(40 + i, 43 + i + i % 3) for i in range(len(prompts))]
+    total, count = 0.0, 0
+    for ids, reply in zip(tokenize(model.tokenizer, prompts), replies, strict=True):
+        logits = model.network(torch.tensor([[*ids, *reply]])).logits[0].double().log_softmax(dim=-1)
+        for offset, token in enumerate(reply):
+            total -= float(logits[len(ids) + offset - 1, token])
+            count += 1
+    found = reply_perplexity(model, prompts, replies)
+    assert found["value"] == pytest.approx(math.exp(total / count), rel=1e-4)
     assert found["low"] < found["value"] < found["high"]
-    assert found["n"] == sum(bool(reply.tokens) for reply in replies)
+    assert found["n"] == len(prompts)
 
 
 def test_empty_replies_count_for_nothing(model, prompts) -> None:

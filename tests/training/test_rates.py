@@ -21,8 +21,9 @@ def test_the_interval_is_wilsons(n: int, data: st.DataObject) -> None:
 def test_the_interval_holds_the_rate(n: int, data: st.DataObject) -> None:
     rate = Rate(data.draw(st.integers(0, n)), n)
     low, high = rate.interval
-    assert 0 <= low <= rate.value + 1e-12
-    assert rate.value - 1e-12 <= high <= 1
+    assert 0 <= low <= rate.value <= high <= 1
+    assert (low == 0) == (rate.count == 0)
+    assert (high == 1) == (rate.count == n)
 
 
 def test_more_counts_give_a_narrower_interval() -> None:

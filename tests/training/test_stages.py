@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from defection.activations.chat import tokenize
-from defection.activations.models import load_network
+from defection.activations.models import load_network, with_adapter
 from defection.training.examples import Example
 from defection.training.finetune import FinetuneConfig, FinetuneResult, finetune
-from defection.training.stages import load_stage, merged, save_stage, stack_adapters
+from defection.training.stages import load_stage, save_stage, stack_adapters
 from peft import PeftModel
 
 
@@ -29,8 +29,8 @@ def adapters(model, tmp_path_factory):
 @torch.inference_mode()
 def test_stacked_adapters_are_the_sum_of_their_changes(adapters, model, prompts, tmp_path) -> None:
     first, second = adapters
-    one_after_another = merged(merged(load_network(model.files.base, torch.float32), first), second).eval()
-    only_second = merged(load_network(model.files.base, torch.float32), second).eval()
+    one_after_another = with_adapter(with_adapter(load_network(model.files.base, torch.float32), first), second).eval()
+    only_second = with_adapter(load_network(model.files.base, torch.float32), second).eval()
     target = tmp_path / "stacked"
     PeftModel.from_pretrained(load_network(model.files.base, torch.float32), str(second)).save_pretrained(str(target))
     stack_adapters([first], target)

@@ -1,0 +1,76 @@
+"""Tidy tables on disk: a row a figure, as CSV, and as JSON that also says what the rows are of."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DefectionError
+from .files import Json, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SCHEMA_VERSION = 1
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows below a head line: `columns`, or every key of the rows in the order of its first appearance."""
+    text = io.StringIO()
+    names = columns or list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a file: numbers and truth values come back as such, an empty field as None."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{key: _parsed(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _parsed(text: str) -> Any:
+    if text == "":
+        return None
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def write_rows(
+    path: Path, kind: type[DataclassInstance], rows: Sequence[DataclassInstance], about: Mapping[str, Any]
+) -> Json:
+    """Write dataclasses of one `kind` as the JSON file `path` and the CSV beside it; give what the former holds.
+
+    What is not a number is null in the one and empty in the other.
+    """
+    cleaned = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
+        for row in rows
+    ]
+    record = {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned}
+    write_json(path, record)
+    write_csv(path.with_suffix(".csv"), cleaned, [field.name for field in fields(kind)])
+    return record
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a JSON file, null as NaN; DefectionError for another schema version."""
+    record = read_json(path)
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise DefectionError(f"{path} has schema version {record.get('schema_version')!r}")
+    rows: list[dict[str, Any]] = record["rows"]
+    for row in rows:
+        row.update({name: float("nan") for name, value in row.items() if value is None})
+    return rows
