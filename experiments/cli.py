@@ -37,6 +37,7 @@ from .options import (
     print_result,
     say,
 )
+from .score_command import score_prompts
 from .store_command import store_app
 from .study_command import study
 from .transfer_command import transfer_models
@@ -366,35 +367,7 @@ def fit(
     print_result(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
 
 
-@app.command()
-def score(
-    model: ModelArgument,
-    prompts: PromptsArgument,
-    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
-    out: OutOption,
-    layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl."""
-    from ..activations.capture import capture
-    from ..activations.files import write_jsonl
-    from ..activations.models import load_model
-    from ..activations.prompts import load_prompts
-    from ..probes import load_probe
-
-    fitted = load_probe(probe)
-    rows = load_prompts(prompts)
-    with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
-        fitted.refuse_model(loaded.identity)
-        scores = fitted.score(capture(loaded, rows, layers=fitted.layers), None if layer is None else (layer,))
-    write_jsonl(out, ({"id": row.id, "score": value} for row, value in zip(rows, scores.tolist(), strict=True)))
-    alarms = int((scores > fitted.threshold).sum()) if fitted.threshold is not None and layer is None else None
-    rung = "" if alarms is None else f"; {alarms} above the threshold that 1% of clean prompts exceed"
-    print_result(
-        {"path": str(out), "prompts": len(rows), "alarms": alarms}, as_json, f"{len(rows)} scores in {out}{rung}"
-    )
+app.command("score")(score_prompts)
 
 
 @app.command()
