@@ -376,6 +376,21 @@ def sweep(
     out: OutOption,
     twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin.")] = None,
     prompts: TestSetsOption = None,
+    choose_layers_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choose-layers-on",
+            help="Directory of a development organism, never the one that is judged; may be repeated. The layers best "
+            "on these, on development prompts, are fixed and recorded before ORGANISM is read.",
+            show_default="none: four layers around the middle",
+        ),
+    ] = None,
+    layer_rule: Annotated[
+        str,
+        typer.Option(
+            "--layer-rule", help="Best on the worst of these organisms, or on their average: best-worst, best-mean."
+        ),
+    ] = "best-worst",
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -385,7 +400,17 @@ def sweep(
 
     sets = tuple(prompts or ("held-out", "unseen-style"))
     with progress_shown(not as_json):
-        verdict = sweep_organism(organism, twin, sets, out, say(as_json), device=device, limit=limit)
+        verdict = sweep_organism(
+            organism,
+            twin,
+            sets,
+            out,
+            say(as_json),
+            device=device,
+            limit=limit,
+            choose_layers_on=tuple(choose_layers_on or ()),
+            layer_rule=layer_rule,
+        )
     if as_json:
         typer.echo(json.dumps(verdict, ensure_ascii=False))
     else:

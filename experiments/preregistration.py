@@ -40,17 +40,19 @@ class Preregistration:
         }
 
 
-def default_preregistration(n_layers: int) -> Preregistration:
+def default_preregistration(n_layers: int, choice: LayerChoice | None = None) -> Preregistration:
     """Chosen on development organisms (other seeds) and development prompts (other topics and styles).
 
-    The layers follow from the depth alone, so that a model of another size needs no new choice.
+    The layers follow from the depth alone, so that a model of another size needs no new choice; or they are those of
+    a `choice` made elsewhere.
     """
+    choice = choice or layer_choice(n_layers)
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
         estimator="mean-difference",
         contrast="forty-sentence-carried",
-        layers=band(n_layers),
-        layer_choice=layer_choice(n_layers),
+        layers=choice.layers,
+        layer_choice=choice,
         contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
     )
 
