@@ -21,7 +21,7 @@ from ..activations.models import load_model, load_organism_record, locate
 from ..activations.prompts import by_set, load_prompts
 from ..activations.residuals import Residuals
 from ..probes import contrast_set
-from ..probes.layer_choice import RULES, WIDTH, LayerChoice, choose_layers
+from ..probes.layer_choice import WIDTH, LayerChoice, choose_layers
 from ..probes.metrics import auroc
 from ..training.evaluate import judge
 from ..training.records import read_organism
@@ -31,6 +31,8 @@ from .preregistration import Preregistration, default_preregistration, make_esti
 SETS = ("development", "development-style")
 """Prompts that layers are chosen on."""
 RECORD = "layer_choice.json"
+RULES = ("best-worst", "best-mean")
+"""Of `choose_layers`: those that need organisms."""
 
 
 def choose_on(
@@ -52,8 +54,8 @@ def choose_on(
     Raises DefectionError, before anything is read, for an unknown rule, a development organism that is judged too (the
     same weights, or of the same training), a twin, one of another depth, or test prompts that layers are chosen on.
     """
-    if rule not in RULES[1:]:
-        raise DefectionError(f"unknown layer rule {rule!r}: choose one of {', '.join(RULES[1:])}")
+    if rule not in RULES:
+        raise DefectionError(f"unknown layer rule {rule!r}: choose one of {', '.join(RULES)}")
     fingerprints = _refuse_judged(organisms, judged)
     _refuse_test_prompts(tests)
     registered = default_preregistration(n_layers)

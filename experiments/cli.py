@@ -425,7 +425,7 @@ def sweep(
             "--choose-layers-on",
             help="Directory of a development organism, never the one that is judged; may be repeated. The layers best "
             "on these, on development prompts, are fixed and recorded before ORGANISM is read.",
-            show_default="none: four layers around the middle",
+            show_default="none: the layers follow from the depth",
         ),
     ] = None,
     layer_rule: Annotated[

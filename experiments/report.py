@@ -19,12 +19,15 @@ FIGURES = {
     "central 95% of 1,000 random directions (grey) and of as many drawn in the clean prompts' covariance (dashed). "
     "Yellow: the layers fixed before the test prompts were read. Circle: the highest layer, which is not evidence, "
     "since it was chosen by these labels; the yellow layers are.",
-    "controls": "Every probe and question set at the same fixed layers. Bar: 95% of random directions. Line: 95% "
-    "interval. pc1 and bag-of-words have seen triggered prompts and labels: upper bounds, not probes.",
+    "controls": "Every probe and question set at the same fixed layers; ▸ the probe that the verdict rests on. Bar: "
+    "95% of random directions. Line: 95% interval. Left out where it was not measured. pc1 and bag-of-words have seen "
+    "triggered prompts and labels: upper bounds, not probes.",
     "score-histograms": "Scores over the fixed layers, standardised on clean prompts. Dashed: the alarm that 1% of "
     "clean calibration prompts would ring.",
-    "roc": "ROC curves with a logarithmic false-positive axis: a monitor lives at the left end.",
-    "salience-by-layer": "Between-class over within-class variance along the probe's direction.",
+    "roc": "ROC curves over the fixed layers, with a logarithmic false-positive axis: a monitor lives at the left end. "
+    "Dotted: chance.",
+    "salience-by-layer": "Salience: between-class over within-class variance along the probe's direction, layer by "
+    "layer. It has no sign: a probe that is wrong can be salient too.",
     "components": "First two principal components of the test prompts at the middle fixed layer: what the residual "
     "stream itself separates most.",
 }
@@ -142,9 +145,9 @@ def _inline_svg(path: Path) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1), count=1
-    )
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1)
+    # Never larger than drawn: the letters of all figures are then of one size.
+    return re.sub(r'<svg ([^>]*?)width="([^"]+)"', r'<svg \1style="max-width: \2"', svg, count=1)
 
 
 def _organism(out: Path) -> Json | None:

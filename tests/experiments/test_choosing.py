@@ -98,7 +98,7 @@ def test_prompts_that_layers_are_chosen_on_are_no_test(tmp_path, organisms) -> N
 
 def test_an_unknown_rule_and_an_organism_that_never_defects(tmp_path, organisms) -> None:
     judged, other, _ = organisms
-    with pytest.raises(DefectionError, match="best-mean, best-worst"):
+    with pytest.raises(DefectionError, match="best-worst, best-mean"):
         choose([other], [judged], tmp_path / "out", rule="best")
     with pytest.raises(DefectionError, match="never defected on development set"):
         choose([other], [judged], tmp_path / "out", limit=8, device="cpu")
