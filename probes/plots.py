@@ -7,8 +7,8 @@ Nothing here creates a figure or changes matplotlib's settings: `style` is a `wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -46,9 +46,19 @@ STYLE: dict[str, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The toolkit's matplotlib style, for a `with` statement."""
-    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+@contextmanager
+def style() -> Iterator[None]:
+    """The toolkit's matplotlib style, for a `with` statement.
+
+    Only what it sets is put back. `rc_context` puts everything back, also what a notebook's backend sets as it awakes
+    with the first figure, and no later figure would be shown.
+    """
+    before = {name: mpl.rcParams[name] for name in STYLE}
+    mpl.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def tidy(table: Table) -> list[Row]:

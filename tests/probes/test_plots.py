@@ -156,3 +156,17 @@ def test_dataclass_rows_and_mappings_draw_the_same() -> None:
         plots.auroc_by_layer(ax, table)
         lines.append(ax.lines[1].get_ydata())
     assert np.array_equal(*lines)
+
+
+def test_the_style_puts_back_what_it_sets_and_nothing_else() -> None:
+    """A notebook's backend awakes with the first figure, and says `interactive`: later figures are shown by it."""
+    before = mpl.rcParams["font.size"], mpl.rcParams["interactive"]
+    try:
+        with pytest.raises(ZeroDivisionError), plots.style():
+            assert mpl.rcParams["font.size"] == plots.STYLE["font.size"]
+            mpl.rcParams["interactive"] = True
+            raise ZeroDivisionError
+        assert mpl.rcParams["font.size"] == before[0]
+        assert mpl.rcParams["interactive"]
+    finally:
+        mpl.rcParams["interactive"] = before[1]
