@@ -13,7 +13,7 @@ import typer
 from ..activations.errors import DefectionError
 from ..activations.files import Json, write_json, write_text
 from ..activations.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, OutOption, print_result
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, print_result
 
 PROMPTS = 24
 SAID = 6
@@ -22,7 +22,9 @@ SAID = 6
 def explain_probe(
     probe: Annotated[Path, typer.Argument(help="A probe file fitted on this model.", show_default=False)],
     model: ModelArgument,
-    out: OutOption,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory for tables, pictures and the page.", show_default=False)
+    ],
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "held-out",
     clean: Annotated[
         str, typer.Option("--clean", help=f"Clean prompts, which say what is ordinary at each token. {PROMPTS_HELP}")

@@ -29,7 +29,7 @@ OutOption = Annotated[
     Path,
     typer.Option(
         "--out",
-        help="Directory for the results, made if missing; run again into it, a cut-off command continues.",
+        help="Directory for the results, made if missing; the same command, run again, continues there.",
         show_default=False,
     ),
 ]
