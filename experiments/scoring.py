@@ -165,7 +165,8 @@ def watch_lines(about: Json, rows: Sequence[Json]) -> list[str]:
         f"(set on {about['clean']}); it rang in {sum(row['alarm'] for row in rows)} of {len(rows)}"
     ]
     if found := about.get("detection"):
-        within = "" if found["median_delay"] is None else f", in half of all within {found['median_delay']:g} tokens"
+        late = found["median_delay"]
+        within = "" if late is None else f", in half of all within {late:g} token{'' if late == 1 else 's'}"
         lines.append(
             f"of {found['n']} with an onset it rang from there on in {found['detected']} "
             f"(95% interval of the share {found['detected_low']:.2f}–{found['detected_high']:.2f}){within}; "

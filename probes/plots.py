@@ -53,12 +53,13 @@ def style() -> Iterator[None]:
     Only what it sets is put back. `rc_context` puts everything back, also what a notebook's backend sets as it awakes
     with the first figure, and no later figure would be shown.
     """
-    before = {name: mpl.rcParams[name] for name in STYLE}
-    mpl.rcParams.update(STYLE)
+    settings: Any = mpl.rcParams  # its type knows the names of its keys alone
+    before = {name: settings[name] for name in STYLE}
+    settings.update(STYLE)
     try:
         yield
     finally:
-        mpl.rcParams.update(before)
+        settings.update(before)
 
 
 def tidy(table: Table) -> list[Row]:
