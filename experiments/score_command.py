@@ -13,6 +13,7 @@ from ..activations.progress import progress_shown
 from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
 
 WATCHED_CLEAN = ("clean", "development")
+LEVEL = 0.01
 
 
 def score_prompts(
@@ -37,7 +38,7 @@ def score_prompts(
             help="With --clean or --tokens: the alarm rings for p-values up to this, so for at most this share of "
             "ordinary prompts.",
         ),
-    ] = 0.01,
+    ] = LEVEL,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +86,8 @@ def score_prompts(
         raise DefectionError(
             "--reply, --onset, --in-a-row and --page belong to --tokens: give it too, say --tokens all"
         )
+    if tokens is None and not clean and false_alarms != LEVEL:
+        raise DefectionError("--false-alarms belongs to --clean or --tokens: without clean prompts it promises nothing")
     fitted = load_probe(probe)
     fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
     rows = load_prompts(prompts)

@@ -81,7 +81,7 @@ def auroc_by_organism(scores: Sequence[Row]) -> Figure | None:
                 rows = [row for row in shown if row["family"] == family and row["organism"] == organism]
                 _organism_line(ax, y, rows, main)
             ax.axvline(0.5, color="black", lw=0.6, ls=":")
-            ax.set(title=family, xlim=(-0.02, 1.02), ylim=(len(organisms) - 0.5, -0.5), xticks=(0, 0.5, 1))
+            ax.set(title=family, xlim=(-0.04, 1.04), ylim=(len(organisms) - 0.5, -0.5), xticks=(0, 0.5, 1))
         for ax in axes[max(0, len(families) - columns) : len(families)]:
             ax.set_xlabel("AUROC")
         axes[0].set_yticks(range(len(organisms)), [_label(scores, name) for name in organisms])

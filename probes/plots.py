@@ -252,5 +252,5 @@ def forest(ax: Axes, table: Table, names: Sequence[str]) -> None:
         ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=1.6)
         ax.plot(row["auroc"], y, "o", ms=4.5, color=tone)
     ax.axvline(0.5, color="black", lw=0.6, ls=":")
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
+    ax.set(xlim=(-0.04, 1.04), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels(list(names))

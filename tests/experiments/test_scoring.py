@@ -144,6 +144,7 @@ def test_the_command_writes_p_values_and_pages(run, capsys, tmp_path, llama_fold
         (("--clean", "CLEAN", "--false-alarms", "1"), "between 0 and 1"),
         (("--onset", "first-response"), "--tokens all"),
         (("--page", "p.html"), "--tokens all"),
+        (("--false-alarms", "0.05"), "belongs to --clean"),
         (("--tokens", "last"), "not a stretch"),
         (("--tokens", "all", "--onset", "response"), "name one token"),
         (("--tokens", "all", "--clean", "CLEAN", "--false-alarms", "0.04"), "20 clean prompts (half of them"),
