@@ -169,3 +169,13 @@ def test_the_style_puts_back_what_it_sets_and_nothing_else() -> None:
         assert mpl.rcParams["interactive"]
     finally:
         mpl.rcParams["interactive"] = interactive
+
+
+def test_many_columns_are_numbered_as_the_rows_are() -> None:
+    names = [f"direction {i}" for i in range(heatmaps.SLANTED + 1)]
+    ax = Figure().subplots()
+    heatmaps.cosine_matrix(ax, [{"layer": 0, "a": a, "b": b, "cosine": 0.0} for a in names for b in names])
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    for number, (row, name) in enumerate(zip(ax.get_yticklabels(), names, strict=True), start=1):
+        assert row.get_text() == f"{name}  {number}"
+        assert columns[number - 1] == str(number)
