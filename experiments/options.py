@@ -9,34 +9,68 @@ from typing import Annotated, Any
 
 import typer
 
-MODEL_HELP = "Embedded name, local directory (model, adapter, organism) or Hugging Face id."
-PROMPTS_HELP = "JSONL file, or a shipped set: train, clean, development, development-style, held-out, unseen-style."
+MODEL_HELP = (
+    "Model: an embedded name (see `defection models`), local directory (model, adapter, organism) or Hugging Face id."
+)
+PROMPTS_HELP = (
+    "JSONL file (an object a line, with 'prompt' or 'messages'), or a shipped set: train, clean, development, "
+    "development-style, held-out, unseen-style."
+)
 PROBES_HELP = (
-    "mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
+    "Kind of probe: mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
     "question-ensemble, or pc1, which sees clean prompts alone."
 )
 CONTRAST_HELP = (
-    "six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads it one turn "
+    "Questions: six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads the answer one turn "
     "later, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently."
 )
 
-OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Directory for the results, made if missing; the same command, run again, continues there.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
-OrganismArgument = Annotated[str, typer.Argument(help="Organism directory.", show_default=False)]
+OrganismArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Organism: a directory that `defection train` wrote, or one like it (training/ORGANISMS.md).",
+        show_default=False,
+    ),
+]
 ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
 ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
 CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
 FixedLayersOption = Annotated[
-    str | None, typer.Option("--layers", help="The fixed layers.", show_default="from 40% to 95% of the depth")
+    str | None,
+    typer.Option(
+        "--layers",
+        help="Layers whose scores are averaged: 15, 3,15 or 14:18 (end excluded).",
+        show_default="from 40% to 95% of the depth",
+    ),
 ]
 TestSetsOption = Annotated[
-    list[str] | None, typer.Option("--prompts", help=PROMPTS_HELP, show_default="both test sets")
+    list[str] | None,
+    typer.Option("--prompts", help=f"May be repeated. {PROMPTS_HELP}", show_default="held-out and unseen-style"),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=8, help="Use only so many prompts of each set.")]
+MeasuredSetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompts",
+        help=f"May be repeated. {PROMPTS_HELP} Of tasks for vulnerable-code: code, or code-seen.",
+        show_default="held-out and unseen-style; vulnerable-code: code",
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=8, help="Use only the first so many prompts of each set.")
+]
 
 
 def say(as_json: bool) -> Callable[[str], None]:

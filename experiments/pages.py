@@ -10,8 +10,11 @@ from typing import Any
 from ..activations.errors import DefectionError
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from one of the package's templates; a value that the template names and nobody gave is an error."""
+def render(template: str, source: Path, **values: Any) -> str:
+    """A page from one of the package's templates, about the results in `source`.
+
+    Raises DefectionError when the page shows something that these results do not hold.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -19,7 +22,13 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {"rate": _percent, "figure": _number}
     text = (resources.files(__package__) / "templates" / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(values)
+    try:
+        return environment.from_string(text).render(values)
+    except jinja2.UndefinedError as error:
+        raise DefectionError(
+            f"{source} was written by another version of this toolkit, whose results the page cannot show ({error}); "
+            "measure again, into a new directory"
+        ) from error
 
 
 def _percent(value: float | None) -> str:
@@ -31,7 +40,7 @@ def _number(value: float | None) -> str:
 
 
 def inline_svg(path: Path) -> str:
-    """The figure as an element of a page that may hold others, as wide as its place.
+    """The figure as an element of a page that may hold others, as wide as its place but no wider than drawn.
 
     Raises DefectionError when it was not drawn.
     """
@@ -44,6 +53,6 @@ def inline_svg(path: Path) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1), count=1
-    )
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1)
+    # Never larger than drawn: the letters of all figures are then of one size.
+    return re.sub(r'<svg ([^>]*?)width="([^"]+)"', r'<svg \1style="max-width: \2"', svg, count=1)

@@ -43,17 +43,19 @@ class Preregistration:
         }
 
 
-def default_preregistration(n_layers: int) -> Preregistration:
+def default_preregistration(n_layers: int, choice: LayerChoice | None = None) -> Preregistration:
     """Settled on other organisms than those it is judged on (experiments/DEVELOPMENT.md, fourth round).
 
-    The layers follow from the depth alone, so that a model of another size needs no new choice.
+    The layers follow from the depth alone, so that a model of another size needs no new choice; or they are those of
+    a `choice` made elsewhere.
     """
+    choice = choice or layer_choice(n_layers)
     sets = ("six", "forty", "truth", "ambiguous")
     return Preregistration(
         estimator=MAIN,
         contrast="forty-sentence-carried",
-        layers=band(n_layers),
-        layer_choice=layer_choice(n_layers),
+        layers=choice.layers,
+        layer_choice=choice,
         contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
     )
 

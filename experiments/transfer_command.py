@@ -39,7 +39,7 @@ LIMIT = 50
 
 
 def transfer_models(
-    models: Annotated[list[str], typer.Argument(help=f"Two or more, an organism among them. {MODEL_HELP}")],
+    models: Annotated[list[str], typer.Argument(help=f"Two models or more, an organism among them. {MODEL_HELP}")],
     out: OutOption,
     probe: ProbeKindOption = "projected",
     contrast: ContrastOption = "forty-sentence-carried",
@@ -49,7 +49,7 @@ def transfer_models(
     by_map: Annotated[
         str | None,
         typer.Option(
-            "--map", help="Carry directions through a linear map learned on clean prompts: ridge, procrustes."
+            "--map", help="Carry directions through a linear map learned on clean prompts: ridge or procrustes."
         ),
     ] = None,
     limit: LimitOption = LIMIT,

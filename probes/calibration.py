@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,13 @@ def conformal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) 
     if above == 0:
         return torch.full(clean.shape[:-1], torch.inf, dtype=torch.float64)
     return clean.double().sort(dim=-1).values[..., n - above]
+
+
+def least_clean_prompts(target: float) -> int:
+    """How many clean prompts it takes to promise a false-positive rate of `target`: fewer give no finite threshold."""
+    if not 0 < target < 1:
+        raise DefectionError(f"a target false-positive rate lies between 0 and 1, not at {target}")
+    return ceil(1 / target - 1e-9) - 1
 
 
 def conformal_p_values(
@@ -122,8 +129,7 @@ def worst_set_fpr(
 
 
 def _check(clean: Tensor, target: float) -> None:
-    if not 0 < target < 1:
-        raise DefectionError(f"a target false-positive rate lies between 0 and 1, not at {target}")
+    least_clean_prompts(target)  # refuses a target that is none
     if clean.shape[-1] == 0:
         raise DefectionError("calibration needs at least one clean prompt")
     refuse_unranked(clean)

@@ -53,7 +53,7 @@ def dots(ax: Axes, rows: Sequence[ComparisonRow], recipes: Sequence[Recipe]) -> 
         tone = BEST if row.is_best else PAPER if row.is_paper else OTHER
         ax.plot([row.auroc_low, row.auroc_high], [y, y], color=tone, lw=1.4)
         ax.plot(row.auroc, y, MARKERS[tone], ms=4.5, color=tone, mfc=tone if row.is_worst_set else "white")
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(recipes) - 0.4, -0.6), yticks=range(len(recipes)), xlabel="AUROC")
+    ax.set(xlim=(-0.04, 1.04), ylim=(len(recipes) - 0.4, -0.6), yticks=range(len(recipes)), xlabel="AUROC")
     ax.set_yticklabels([f"{recipe.name} (control)" if recipe.is_control else recipe.name for recipe in recipes])
     ax.set_title(f"{first.test_set} ({first.role})")
 

@@ -20,6 +20,8 @@ from .plots import Table, column, tidy
 DIVERGING = LinearSegmentedColormap.from_list("defection", ["#003C67", "#0072B2", "#FFFFFF", "#D55E00", "#6B2E00"])
 WRITTEN_OUT = 12
 """Matrices up to this many rows have their numbers written in the cells."""
+SLANTED = 8
+"""Columns up to which they have labels, slanted; more of them are numbered as the rows are."""
 FULL_LABELS = 60
 
 
@@ -137,6 +139,10 @@ def _draw(ax: Axes, values: NDArray[Any], *, limit: float, middle: float, label:
 
 
 def _name_ticks(ax: Axes, rows: Sequence[str], cols: Sequence[str]) -> None:
+    if len(cols) > SLANTED and list(rows) == list(cols):  # narrow columns have room for numbers alone
+        ax.set_yticks(range(len(rows)), [f"{name}  {number}" for number, name in enumerate(rows, start=1)])
+        ax.set_xticks(range(len(cols)), [str(number) for number in range(1, len(cols) + 1)])
+        return
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_xticks(range(len(cols)), list(cols), rotation=40, ha="right", rotation_mode="anchor")
 

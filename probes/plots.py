@@ -7,8 +7,8 @@ Nothing here creates a figure or changes matplotlib's settings: `style` is a `wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -46,9 +46,20 @@ STYLE: dict[str, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The toolkit's matplotlib style, for a `with` statement."""
-    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+@contextmanager
+def style() -> Iterator[None]:
+    """The toolkit's matplotlib style, for a `with` statement.
+
+    Only what it sets is put back. `rc_context` puts everything back, also what a notebook's backend sets as it awakes
+    with the first figure, and no later figure would be shown.
+    """
+    settings: Any = mpl.rcParams  # its type knows the names of its keys alone
+    before = {name: settings[name] for name in STYLE}
+    settings.update(STYLE)
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 def tidy(table: Table) -> list[Row]:
@@ -241,5 +252,5 @@ def forest(ax: Axes, table: Table, names: Sequence[str]) -> None:
         ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=1.6)
         ax.plot(row["auroc"], y, "o", ms=4.5, color=tone)
     ax.axvline(0.5, color="black", lw=0.6, ls=":")
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
+    ax.set(xlim=(-0.04, 1.04), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels(list(names))

@@ -72,6 +72,25 @@ class Probe:
         columns = [self.layers.index(layer) for layer in wanted]
         return self.decision_function(residuals)[:, columns].mean(dim=1)
 
+    def at(self, layers: Sequence[int]) -> Probe:
+        """The same probe at some of its layers alone, which become its fixed ones; for reading no more than is needed.
+
+        The threshold, which belongs to the layers fixed before, goes where they change.
+        Raises DefectionError for a layer that the probe was not fitted at.
+        """
+        if missing := [layer for layer in layers if layer not in self.layers]:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        columns = [self.layers.index(layer) for layer in layers]
+        return replace(
+            self,
+            directions=self.directions[columns],
+            offsets=self.offsets[columns],
+            scales=self.scales[columns],
+            layers=tuple(layers),
+            fixed_layers=tuple(layers),
+            threshold=self.threshold if tuple(layers) == self.fixed_layers else None,
+        )
+
     def refuse_mismatch(self, residuals: Residuals) -> None:
         """DefectionError saying which of model, chat template, position and site differs."""
         refuse_mismatch(self.model, self.position, self.site, residuals)

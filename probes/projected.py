@@ -38,7 +38,10 @@ class Projected(LinearProbe):
         assert sample.marks is not None
         assert sample.clean is not None
         if not 0 <= self.components < min(len(sample.clean), sample.clean.shape[-1]):
-            raise DefectionError(f"cannot remove {self.components} components with {len(sample.clean)} clean prompts")
+            raise DefectionError(
+                f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more of them, or "
+                "use mean-difference"
+            )
         defecting, other = class_means(sample.rows, sample.marks)
         difference = defecting - other
         components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)

@@ -23,6 +23,9 @@ from ..activations.prompts import Prompt
 from .guard import refuse_leaks
 from .probe import Probe
 
+AT_ONCE = 64
+"""Prompts whose residuals at every token are held in memory together."""
+
 
 @dataclass(frozen=True)
 class TokenScale:
@@ -66,7 +69,8 @@ def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt]) -> TokenSca
     end = end[: min(len(row) for row in ids) - len(begin)][::-1]
     bare = TokenScale(tuple(begin), tuple(end), torch.empty(0), torch.empty(0))
     measured: dict[int, list[Tensor]] = {place: [] for place in range(len(begin) + 1 + len(end))}
-    for row, projections in zip(ids, _projections(model, probe, clean), strict=True):
+    said = _projections(model, probe, clean, "Reading tokens of clean prompts")
+    for row, projections in zip(ids, said, strict=True):
         for place, values in zip(bare.places(row), projections, strict=True):
             measured[place].append(values)
     rows = [torch.stack(values) if values else torch.zeros(1, len(probe.layers)) for values in measured.values()]
@@ -94,14 +98,36 @@ def token_scores(
     wanted = probe.layers if layers is None else tuple(layers)
     if missing := [layer for layer in wanted if layer not in probe.layers]:
         raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(probe.layers)}")
-    ids = tokenize_within_context(model, [prompt])[0]
-    places = scale.places(ids)
-    scores = (_projections(model, probe, [prompt])[0] - scale.offsets[places]) / scale.scales[places]
+    (scores,) = _standardised(model, probe, [prompt], scale, "Reading tokens")
     return [
         {"prompt": prompt.id, "position": position, "token": text, "layer": layer, "score": float(scores[position, i])}
-        for position, text in enumerate(_texts(model, prompt, ids))
+        for position, text in enumerate(token_texts(model, prompt))
         for i, layer in ((probe.layers.index(layer), layer) for layer in wanted)
     ]
+
+
+def token_streams(
+    model: Model, probe: Probe, prompts: Sequence[Prompt], scale: TokenScale, *, what: str = "Reading tokens"
+) -> list[Float[Tensor, "token"]]:
+    """Each prompt's standardised score at every token, the mean over all of the probe's layers (take `probe.at(…)`).
+
+    Raises DefectionError for another model's probe.
+    """
+    probe.refuse_model(model.identity)
+    parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
+    return [scores.mean(dim=1) for part in parts for scores in _standardised(model, probe, part, scale, what)]
+
+
+def _standardised(
+    model: Model, probe: Probe, prompts: Sequence[Prompt], scale: TokenScale, what: str
+) -> list[Float[Tensor, "token layer"]]:
+    """For each prompt, every token's score against what clean prompts score at that place."""
+    ids = tokenize_within_context(model, prompts)
+    found = []
+    for row, projections in zip(ids, _projections(model, probe, prompts, what), strict=True):
+        places = scale.places(row)
+        found.append((projections - scale.offsets[places]) / scale.scales[places])
+    return found
 
 
 def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[dict[str, Any]]:
@@ -119,9 +145,11 @@ def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[
     return rows
 
 
-def _projections(model: Model, probe: Probe, prompts: Sequence[Prompt]) -> list[Float[Tensor, "token layer"]]:
+def _projections(
+    model: Model, probe: Probe, prompts: Sequence[Prompt], what: str
+) -> list[Float[Tensor, "token layer"]]:
     """For each prompt, every token's residual along the probe's direction of each layer."""
-    read = capture(model, prompts, layers=probe.layers, position="all")
+    read = capture(model, prompts, layers=probe.layers, position="all", what=what)
     return [torch.einsum("tld,ld->tl", read.of(row), probe.directions.float()) for row in range(len(read))]
 
 
@@ -130,9 +158,9 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _texts(model: Model, prompt: Prompt, ids: Sequence[int]) -> list[str]:
+def token_texts(model: Model, prompt: Prompt) -> list[str]:
     """Each token's own piece of the rendered text, so that the pieces read as the conversation."""
-    tokenizer = model.tokenizer
+    ids, tokenizer = tokenize_within_context(model, [prompt])[0], model.tokenizer
     if not tokenizer.is_fast:
         return [str(tokenizer.decode([token])) for token in ids]
     text = render(tokenizer, prompt)

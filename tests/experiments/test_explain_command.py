@@ -97,7 +97,8 @@ def test_a_probe_without_questions_has_no_questions_to_show(save_tiny, explained
 
 def test_another_models_probe_or_layer_is_refused(save_tiny, tmp_path, prompts, capsys) -> None:
     mine, other, path = save_tiny("llama", seed=55), save_tiny("llama", seed=56), tmp_path / "p.safetensors"
-    assert run("fit", mine, "--contrast", "six", "--clean", prompts, "--device", "cpu", "--out", path) == 0
+    fitted = ("--contrast", "six", "--probe", "mean-difference", "--clean", prompts, "--device", "cpu", "--out", path)
+    assert run("fit", mine, *fitted) == 0
     capsys.readouterr()
     shown = ("--prompts", prompts, "--clean", prompts, "--device", "cpu", "--out", tmp_path / "out")
     assert run("explain", path, other, *shown) == 2

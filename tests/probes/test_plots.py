@@ -156,3 +156,26 @@ def test_dataclass_rows_and_mappings_draw_the_same() -> None:
         plots.auroc_by_layer(ax, table)
         lines.append(ax.lines[1].get_ydata())
     assert np.array_equal(*lines)
+
+
+def test_the_style_puts_back_what_it_sets_and_nothing_else() -> None:
+    """A notebook's backend awakes with the first figure, and says `interactive`: later figures are shown by it."""
+    size, interactive = mpl.rcParams["font.size"], mpl.rcParams["interactive"]
+    try:
+        with plots.style():
+            assert mpl.rcParams["font.size"] == plots.STYLE["font.size"] != size
+            mpl.rcParams["interactive"] = True
+        assert mpl.rcParams["font.size"] == size
+        assert mpl.rcParams["interactive"]
+    finally:
+        mpl.rcParams["interactive"] = interactive
+
+
+def test_many_columns_are_numbered_as_the_rows_are() -> None:
+    names = [f"direction {i}" for i in range(heatmaps.SLANTED + 1)]
+    ax = Figure().subplots()
+    heatmaps.cosine_matrix(ax, [{"layer": 0, "a": a, "b": b, "cosine": 0.0} for a in names for b in names])
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    for number, (row, name) in enumerate(zip(ax.get_yticklabels(), names, strict=True), start=1):
+        assert row.get_text() == f"{name}  {number}"
+        assert columns[number - 1] == str(number)

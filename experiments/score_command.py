@@ -1,0 +1,123 @@
+"""`defection score`: a probe's verdict on prompts, with p-values, or token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..activations.errors import DefectionError
+from ..activations.files import Json, write_jsonl, write_text
+from ..activations.progress import progress_shown
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
+
+WATCHED_CLEAN = ("clean", "development")
+LEVEL = 0.01
+
+
+def score_prompts(
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The scores: a JSONL file.", show_default=False)],
+    layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--clean",
+            help="Ordinary prompts, best others than the probe was fitted with; may be repeated. Adds to each score "
+            "`p_value`, the share of them (itself counted) that score as high, and `alarm`. " + PROMPTS_HELP,
+            show_default="none; with --tokens clean and development",
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms",
+            help="With --clean or --tokens: the alarm rings for p-values up to this, so for at most this share of "
+            "ordinary prompts.",
+        ),
+    ] = LEVEL,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            help="Score every token of: all (of the prompt and its reply, if its last message is one), response, or "
+            "START:END. `score` is then the highest, `first_alarm` the first token to ring.",
+        ),
+    ] = None,
+    reply: Annotated[
+        int,
+        typer.Option(
+            "--reply", min=0, help="With --tokens: let the model reply to prompts with so many tokens, and score these."
+        ),
+    ] = 0,
+    onset: Annotated[
+        str | None,
+        typer.Option(
+            "--onset",
+            help='With --tokens: where defection begins: first-response, a token\'s number, or after:"TEXT" (in '
+            "the reply if there is one). Adds `delay`, the tokens from there to the alarm; prompts to which it does "
+            "not apply count as ordinary.",
+        ),
+    ] = None,
+    in_a_row: Annotated[
+        int,
+        typer.Option("--in-a-row", min=1, help="With --tokens: ring when so many tokens one after another are high."),
+    ] = 1,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="With --tokens: also an HTML page, the conversations coloured by score."),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens."""
+    from ..activations.models import load_model
+    from ..activations.prompts import load_prompts
+    from ..probes import load_probe
+    from ..probes.tokens_html import tokens_html
+    from .evaluation import forbidden_texts
+    from .scoring import Watch, refuse_too_few, score_rows, watch, watch_lines
+
+    how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms)
+    if tokens is None and (how != Watch(level=false_alarms) or page is not None):
+        raise DefectionError(
+            "--reply, --onset, --in-a-row and --page belong to --tokens: give it too, say --tokens all"
+        )
+    if tokens is None and not clean and false_alarms != LEVEL:
+        raise DefectionError("--false-alarms belongs to --clean or --tokens: without clean prompts it promises nothing")
+    fitted = load_probe(probe)
+    fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
+    rows = load_prompts(prompts)
+    names = dict.fromkeys(clean or (WATCHED_CLEAN if tokens else ()))
+    calm = [prompt for name in names for prompt in load_prompts(name)]
+    if calm:
+        refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None)
+    about: Json = {"path": str(out), "prompts": len(rows)}
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device)
+        fitted.refuse_model(loaded.identity)
+        if tokens is not None:
+            found = watch(loaded, fitted, rows, calm, how)
+            scored, about, lines = found.rows, about | found.about, watch_lines(found.about, found.rows)
+        else:
+            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms), []
+    write_jsonl(out, scored)
+    if calm:
+        about["alarms"] = sum(row["alarm"] for row in scored)
+    elif fitted.threshold is not None:
+        about["alarms"] = sum(row["score"] > fitted.threshold for row in scored)
+    else:
+        about["alarms"] = None
+    if tokens is None and calm:
+        about |= {"clean": len(calm), "level": false_alarms}
+        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} of {false_alarms:g} or less"]
+    elif tokens is None and fitted.threshold is not None:
+        lines = [f"{about['alarms']} above the threshold that 1% of clean prompts exceed"]
+    if page is not None:
+        write_text(page, tokens_html(found.tables(), threshold=found.threshold))
+        about["page"] = str(page)
+        lines.append(str(page))
+    print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
