@@ -39,8 +39,8 @@ class Projected(LinearProbe):
         assert sample.clean is not None
         if not 0 <= self.components < min(len(sample.clean), sample.clean.shape[-1]):
             raise DefectionError(
-                f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more of them, or "
-                "use mean-difference"
+                f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
+                "take mean-difference"
             )
         defecting, other = class_means(sample.rows, sample.marks)
         difference = defecting - other

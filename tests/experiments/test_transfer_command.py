@@ -63,7 +63,7 @@ def test_the_diagonal_is_what_the_probe_scores_at_home(capsys, tmp_path, models,
     from defection.probes import MeanDifference, auroc, contrast_set
     from defection.training import judge, replies_to, with_and_without
 
-    assert run("transfer", *models[:2], *asked, "--out", tmp_path / "out", "--json") == 0
+    assert run("transfer", *models[:2], *asked, "--probe", "mean-difference", "--out", tmp_path / "out", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     model = load_model(models[0], device="cpu")
     clean = capture(model, load_prompts(tmp_path / "calm.jsonl"))
