@@ -7,15 +7,13 @@ fp32, at twice the speed, and each solution is then refined against residuals in
 
 from __future__ import annotations
 
-from itertools import pairwise
-
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 COARSE_FROM = 128
 """Smaller matrices are not worth a second precision."""
-BLOCKS = 6
 TERMS = 1024
 """Products summed in fp32 before the sum is carried on in fp64: what rounding is left is that of the products."""
 REFINEMENTS = 10
@@ -31,15 +29,11 @@ def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[T
     size = tall.shape[2]
     if coarse and size >= COARSE_FROM:
         tall = tall.float()
-    if size < COARSE_FROM or tall.is_cuda:
+    if tall.is_cuda:
         return tall.mT @ tall
-    # The matrix is symmetric: only the blocks on and above its diagonal are multiplied out.
-    product = tall.new_empty(len(tall), size, size)
-    edges = [size * block // BLOCKS for block in range(BLOCKS + 1)]
-    for start, end in pairwise(edges):
-        product[:, start:end, start:] = tall[:, :, start:end].mT @ tall[:, :, start:]
-        product[:, end:, start:end] = product[:, start:end, end:].mT
-    return product
+    # NumPy sees that the product is symmetric and computes one half of it (BLAS syrk); PyTorch computes both.
+    columns = tall.numpy()
+    return torch.from_numpy(np.matmul(columns.transpose(0, 2, 1), columns))
 
 
 def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m m"]:
