@@ -52,7 +52,7 @@ def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m 
 
 
 def times(matrix: Float[Tensor, "layer a b"], vectors: Float[Tensor, "layer b k"]) -> Float[Tensor, "layer a k"]:
-    """The product of each layer's matrix with a few vectors, on a CPU by NumPy: PyTorch takes up to ten times as long."""
+    """Each layer's matrix times a few vectors, on a CPU by NumPy: PyTorch takes up to ten times as long."""
     if matrix.is_cuda:
         return matrix @ vectors
     return torch.from_numpy(np.matmul(matrix.numpy(), vectors.numpy()))
