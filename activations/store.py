@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
-BATCH_ROWS = 512
+BATCH_ROWS = 128
+"""Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
 FEW = 8
 """Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}

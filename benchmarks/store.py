@@ -27,7 +27,7 @@ import torch
 from common import Records, main, medians, spread
 from defection.activations.plan import Plan
 from defection.activations.prompts import user_prompt
-from defection.activations.store import Store, open_store
+from defection.activations.store import BATCH_ROWS, Store, open_store
 from defection.activations.writing import write_store
 
 LAYERS, D_MODEL = 30, 576
@@ -226,26 +226,26 @@ def map_raw(raw: Path) -> torch.Tensor:
 
 def read_raw(raw: Path) -> None:
     values = map_raw(raw)
-    for start in range(0, len(values), BLOCK):
-        values[start : start + BLOCK].clone()
+    for start in range(0, len(values), BATCH_ROWS):
+        values[start : start + BATCH_ROWS].clone()
 
 
 def read(store: Store, layers: list[int] | None = None) -> None:
-    for batch in store.batches(BLOCK, layers=layers):
+    for batch in store.batches(layers=layers):
         batch.values.clone()  # a batch that is a part of the memory map has not been read yet
 
 
 def mean_raw(raw: Path) -> torch.Tensor:
     """A streaming fit: the mean of each layer, in double precision (PITFALLS 14)."""
     values, total = map_raw(raw), torch.zeros(LAYERS, D_MODEL, dtype=torch.float64)
-    for start in range(0, len(values), BLOCK):
-        total += values[start : start + BLOCK].float().sum(dim=0)
+    for start in range(0, len(values), BATCH_ROWS):
+        total += values[start : start + BATCH_ROWS].float().sum(dim=0)
     return total / len(values)
 
 
 def mean(store: Store) -> torch.Tensor:
     total = torch.zeros(LAYERS, D_MODEL, dtype=torch.float64)
-    for batch in store.batches(BLOCK, dtype=torch.float32):
+    for batch in store.batches(dtype=torch.float32):
         total += batch.values.sum(dim=0)
     return total / len(store)
 
@@ -275,7 +275,9 @@ def streaming_memory(store: Path) -> float:
 
 def print_growth(path: Path) -> None:
     store = open_store(path)
-    torch.zeros(BLOCK, LAYERS, D_MODEL).sum(dim=0)  # what torch itself needs, and one batch in fp32, is not counted
+    torch.zeros(BATCH_ROWS, LAYERS, D_MODEL).sum(
+        dim=0
+    )  # what torch itself needs, and one batch in fp32, is not counted
     before = peak_memory()
     mean(store)
     print(peak_memory() - before)
