@@ -86,6 +86,17 @@ def write_bytes(
             left = memoryview(piece).cast("B") if len(piece) else memoryview(b"")
             while left:  # one call of the system writes 2 GiB at most
                 left = left[file.write(left) :]
+        if not flush:
+            _set_going(file.fileno())
+
+
+def _set_going(descriptor: int) -> None:
+    """Have the disk begin with what was written, without waiting for it: the flush to come then finds little left.
+
+    Linux begins when told that pages are no longer needed; those it has not written yet stay in memory all the same.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync(folder: Path, names: Iterable[str]) -> None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
-BATCH_ROWS = 512
+BATCH_ROWS = 128
+"""Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
 FEW = 8
 """Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -181,9 +182,10 @@ class Store:
         columns = self._columns(layers)
         self._refuse_unfinished()
         wanted = range(len(self)) if rows is None else rows
-        outside = [row for row in wanted if not 0 <= row < len(self)] if rows is not None else []
+        count = len(self)
+        outside = [row for row in wanted if not 0 <= row < count] if rows is not None else []
         if outside:
-            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {len(self) - 1}")
+            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {count - 1}")
         pieces = list(self._pieces(wanted))
         counts = np.ones(len(wanted), dtype=np.int64)
         if self.ragged:
@@ -284,9 +286,13 @@ def in_batches(
     if size < 1:
         raise DefectionError(f"a batch needs at least one row, not {size}")
     for start in range(0, len(source), size):
-        found = source.vectors(layers, range(start, min(start + size, len(source))))
-        values = found.values.to(device=device, dtype=dtype or found.values.dtype)
-        yield Vectors(values, found.offsets.to(device), found.rows)
+        # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
+        yield _moved(source.vectors(layers, range(start, min(start + size, len(source)))), device, dtype)
+
+
+def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:
+    values = found.values.to(device=device, dtype=dtype or found.values.dtype)
+    return Vectors(values, found.offsets.to(device), found.rows)
 
 
 def _spread(starts: Numbers, counts: Numbers) -> slice | Tensor:

@@ -1,29 +1,33 @@
 """The store against the disk itself: write and read `rows` × 30 × 576 bf16 vectors, and what each costs as it grows.
 
-    python benchmarks/store.py [--only ten-thousand,hundred-thousand] [--quick]
+    python benchmarks/store.py [--only ten-thousand,hundred-thousand,twenty-thousand-read] [--quick]
 
 Yardsticks: `dd` of the same bytes with one flush at the end (writing); a raw memory map of the same bytes (reading).
-Everything is read back equal before anything is timed, and lies in the system's cache whenever reading is timed. It
-needs twice the bytes (7 GB) in the current directory, and removes what it wrote.
+Everything is read back equal before anything is timed. Both sides write to a folder that was emptied and synced just
+before, and both read from the disk: what the system holds of a file in memory is dropped first, and a round in which
+less than the file's bytes came from the disk is refused. It needs twice the bytes (7 GB) in the current directory, and
+removes what it wrote.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from common import Records, main, medians, spread
 from defection.activations.plan import Plan
 from defection.activations.prompts import user_prompt
-from defection.activations.store import Store, open_store
+from defection.activations.store import BATCH_ROWS, Store, open_store
 from defection.activations.writing import write_store
 
 LAYERS, D_MODEL = 30, 576
@@ -31,97 +35,153 @@ ROW_BYTES = LAYERS * D_MODEL * 2
 BLOCK = 512
 """Rows in a shard, and in a block of `dd`."""
 OPENINGS = 50
-ENOUGH = 30_000
-"""Rows that are read in a round: a small store is read several times."""
 SMALL = 2_000
 """Rows of the store that shows how opening and memory grow."""
-COMPARISONS = {
-    "written": ("dd", "write_dd", "write"),
-    "read": ("raw memory map", "read_raw", "read"),
-    "streamed into a mean": ("raw memory map", "mean_raw", "mean"),
-}
+COLD = 0.95
+"""The share of a file's bytes that must come from the disk for a reading of it to count as cold."""
 
 
-def measured(rows: int, rounds: int) -> Records:
-    """Row 5: speed against the yardsticks, opening and memory against those of a small store."""
-    if shutil.disk_usage(Path()).free < 2.1 * rows * ROW_BYTES:
-        raise SystemExit(f"{Path().absolute()} needs {2.1 * rows * ROW_BYTES / 1e9:.0f} GB free")
-    with tempfile.TemporaryDirectory(dir=Path()) as folder:
-        seconds = timed(Path(folder), rows, rounds)
-        growth = {name: streaming_memory(Path(folder) / name) for name in ("small", "whole")}
-    what = f"{rows:,} x {LAYERS} x {D_MODEL} bf16 ({rows * ROW_BYTES / 1e9:.2g} GB)"
-    records: Records = []
-    for name, (yardstick, theirs, ours) in COMPARISONS.items():
-        pairs = list(zip(seconds[theirs], seconds[ours], strict=True))
-        ratios = spread([a / b for a, b in pairs])
-        record = {"row": 5, "name": f"{what} {name}", "yardstick": yardstick, "at_least": 0.8, "difference": 0.0}
-        records.append({**record, **ratios, **medians(pairs)})
-    opening = list(zip(seconds["open_whole"], seconds["open_small"], strict=True))
-    records += [
+def writing(rows: int, rounds: int) -> Records:
+    """Speed against `dd`; opening, and memory while streaming, against those of a small store."""
+    block, plan = make_block(), make_plan(rows)
+    pairs, openings = [], []
+    with scratch(rows) as folder:
+        whole, small, raw = folder / "whole", folder / "small", folder / "raw"
+        fill(small, make_plan(SMALL), block)
+        for _ in range(rounds):
+            empty(raw, whole)
+            dd_seconds = seconds(lambda: dd(raw, rows))
+            empty(raw, whole)
+            pairs.append((dd_seconds, seconds(lambda: fill(whole, plan, block))))
+            openings.append(tuple(seconds(lambda path=path: open_often(path)) for path in (whole, small)))
+        refuse_unwritten(whole, block)
+        growth = {path: streaming_memory(path) for path in (whole, small)}
+        verified = seconds(lambda: open_store(whole, verify=True))
+    found, size = medians(pairs), rows * ROW_BYTES / 1e9
+    beside = {"row": 5, "yardstick": f"a store of {SMALL:,} rows", "at_most": 1.5}
+    return [
         {
             "row": 5,
-            "name": f"{what} opened",
-            "yardstick": f"a store of {SMALL:,} rows",
-            "at_most": 1.5,
-            **spread([a / b for a, b in opening]),
-            "milliseconds": 1e3 * statistics.median(seconds["open_whole"]) / OPENINGS,
+            "name": f"{described(rows)} written",
+            "yardstick": "dd",
+            "at_least": 0.8,
+            "difference": 0.0,
+            **spread([a / b for a, b in pairs]),
+            **found,
+            "microseconds_a_vector": 1e6 * found["seconds_ours"] / rows / LAYERS,
+            "gigabytes_a_second": {
+                "theirs": size / found["seconds_theirs"],
+                "ours": size / found["seconds_ours"],
+                "verified": size / verified,
+            },
         },
         {
-            "row": 5,
-            "name": f"{what}: memory while streaming",
-            "yardstick": f"a store of {SMALL:,} rows",
-            "at_most": 1.5,
-            **spread([growth["whole"] / growth["small"]]),
-            "megabytes": growth["whole"],
+            **beside,
+            "name": f"{described(rows)} opened",
+            **spread([a / b for a, b in openings]),
+            "milliseconds": 1e3 * statistics.median(a for a, _ in openings) / OPENINGS,
+        },
+        {
+            **beside,
+            "name": f"{described(rows)}: memory while streaming",
+            **spread([growth[whole] / growth[small]]),
+            "megabytes": growth[whole],
         },
     ]
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    records[0]["microseconds_a_vector"] = 1e6 * middle["write"] / rows / LAYERS
-    records[0]["gigabytes_a_second"] = {
-        name: rows * ROW_BYTES / middle[name] / 1e9 for name in ("write_dd", "write", "read_raw", "read", "verify")
-    }
-    records[0]["seconds"] = {name: middle[name] for name in ("one_layer", "rows_1000_scattered")}
+
+
+def reading(rows: int, rounds: int) -> Records:
+    """Speed against a raw memory map, neither file in memory: every vector copied out, and every layer's mean."""
+    block = make_block()
+    comparisons = {"read": (read_raw, read), "streamed into a mean": (mean_raw, mean)}
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in comparisons}
+    few, scattered = [], []
+    with scratch(rows) as folder:
+        whole, raw = folder / "whole", folder / "raw"
+        fill(whole, make_plan(rows), block)
+        fill_raw(raw, block, rows)
+        refuse_unwritten(whole, block)
+        refuse_unequal(whole, raw)
+        subprocess.run(["sync", "-f", folder], check=True)
+        for turn in range(rounds):
+            for name, (theirs, ours) in comparisons.items():
+                a = cold_seconds(raw, lambda theirs=theirs: theirs(raw))
+                pairs[name].append((a, cold_seconds(whole, lambda ours=ours: ours(open_store(whole)))))
+            few.append(cold_seconds(whole, lambda: read(open_store(whole), [LAYERS // 2]), share=0))
+            picked = torch.randperm(rows, generator=torch.Generator().manual_seed(turn))[:1000].tolist()
+            pick = lambda picked=picked: open_store(whole).vectors(rows=picked)  # noqa: E731
+            scattered.append(cold_seconds(whole, pick, share=0))
+    records: Records = [
+        {
+            "row": 5,
+            "name": f"{described(rows)} {name}",
+            "yardstick": "raw memory map, both cold (posix_fadvise DONTNEED)",
+            "at_least": 0.8,
+            "difference": 0.0,
+            **spread([a / b for a, b in found]),
+            **medians(found),
+        }
+        for name, found in pairs.items()
+    ]
+    middle = {"one_layer": statistics.median(few), "rows_1000_scattered": statistics.median(scattered)}
+    records[0] |= {"seconds": middle, "gigabytes_a_second": rows * ROW_BYTES / 1e9 / records[0]["seconds_ours"]}
     return records
 
 
-def timed(folder: Path, rows: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, round after round; what it wrote stays in the folder."""
-    block = torch.randn(BLOCK, LAYERS, D_MODEL, generator=torch.Generator().manual_seed(0)).bfloat16()
-    seconds: dict[str, list[float]] = {}
+def described(rows: int) -> str:
+    return f"{rows:,} x {LAYERS} x {D_MODEL} bf16 ({rows * ROW_BYTES / 1e9:.2g} GB)"
+
+
+@contextmanager
+def scratch(rows: int) -> Iterator[Path]:
+    """A folder on this disk with room for two files of so many rows; one thread of PyTorch on both sides."""
+    if shutil.disk_usage(Path()).free < 2.1 * rows * ROW_BYTES:
+        raise SystemExit(f"{Path().absolute()} needs {2.1 * rows * ROW_BYTES / 1e9:.0f} GB free")
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        yield Path(folder)
 
-    def note(name: str, work: Callable[[], object]) -> None:
-        start = time.perf_counter()
-        work()
-        seconds.setdefault(name, []).append(time.perf_counter() - start)
 
-    plan = make_plan(rows)
-    whole, small, raw = folder / "whole", folder / "small", folder / "raw"
-    fill(small, make_plan(SMALL), block)
-    for turn in range(rounds):
-        shutil.rmtree(whole, ignore_errors=True)
-        raw.unlink(missing_ok=True)
-        subprocess.run(["sync", "-f", folder], check=True)
-        note("write_dd", lambda: dd(raw, rows))
-        note("write", lambda: fill(whole, plan, block))
-        fill_raw(raw, block, rows)
-        if turn == 0:
-            refuse_unequal(whole, raw, block)
-        subprocess.run(["sync", "-f", folder], check=True)  # or the raw file's pages are still on their way out
-        for path in (whole, small):
-            note(f"open_{path.name}", lambda path=path: [open_store(path) for _ in range(OPENINGS)])
-        for _ in range(max(1, ENOUGH // rows)):
-            warm(raw)
-            note("read_raw", lambda: read_raw(raw))
-            note("mean_raw", lambda: mean_raw(raw))
-            warm(whole)
-            note("read", lambda: read(open_store(whole)))
-            note("mean", lambda: mean(open_store(whole)))
-        note("verify", lambda: open_store(whole, verify=True))
-        note("one_layer", lambda: read(open_store(whole), [LAYERS // 2]))
-        picked = torch.randperm(rows, generator=torch.Generator().manual_seed(turn))[:1000].tolist()
-        note("rows_1000_scattered", lambda picked=picked: open_store(whole).vectors(rows=picked))
-    return seconds
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def empty(raw: Path, whole: Path) -> None:
+    """Remove both and wait for the disk, so that neither side writes while the other's leavings are cleared away."""
+    raw.unlink(missing_ok=True)
+    shutil.rmtree(whole, ignore_errors=True)
+    subprocess.run(["sync", "-f", raw.parent], check=True)
+
+
+def open_often(path: Path) -> None:
+    for _ in range(OPENINGS):
+        open_store(path)
+
+
+def cold_seconds(path: Path, work: Callable[[], object], share: float = COLD) -> float:
+    """Seconds of work on files that the system does not hold in memory; `share` of their bytes must be read anew."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    for file in files:
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = read_from_disk()
+    found = seconds(work)
+    fresh, size = read_from_disk() - before, sum(file.stat().st_size for file in files)
+    if fresh < share * size:
+        raise SystemExit(f"only {fresh} of the {size} bytes of {path} came from the disk: its reading was not cold")
+    return found
+
+
+def read_from_disk() -> int:
+    """Bytes that this process has had read from a disk (Linux)."""
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").split("\n")
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+
+def make_block() -> torch.Tensor:
+    return torch.randn(BLOCK, LAYERS, D_MODEL, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
 def make_plan(rows: int) -> Plan:
@@ -153,16 +213,9 @@ def dd(raw: Path, rows: int) -> None:
 
 def fill_raw(raw: Path, block: torch.Tensor, rows: int) -> None:
     """The store's bytes in one file, for the memory map."""
-    with open(raw, "r+b") as file:
+    with open(raw, "wb") as file:
         for start in range(0, rows, BLOCK):
             file.write(block[: rows - start].view(torch.uint8).numpy().data)
-        file.truncate(rows * ROW_BYTES)
-
-
-def warm(path: Path) -> None:
-    """Bring the bytes into the system's cache: where memory is short, what was written first is gone from it by now."""
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
 
 
 def map_raw(raw: Path) -> torch.Tensor:
@@ -173,40 +226,45 @@ def map_raw(raw: Path) -> torch.Tensor:
 
 def read_raw(raw: Path) -> None:
     values = map_raw(raw)
-    for start in range(0, len(values), BLOCK):
-        values[start : start + BLOCK].clone()
+    for start in range(0, len(values), BATCH_ROWS):
+        values[start : start + BATCH_ROWS].clone()
 
 
 def read(store: Store, layers: list[int] | None = None) -> None:
-    for batch in store.batches(BLOCK, layers=layers):
+    for batch in store.batches(layers=layers):
         batch.values.clone()  # a batch that is a part of the memory map has not been read yet
 
 
 def mean_raw(raw: Path) -> torch.Tensor:
     """A streaming fit: the mean of each layer, in double precision (PITFALLS 14)."""
     values, total = map_raw(raw), torch.zeros(LAYERS, D_MODEL, dtype=torch.float64)
-    for start in range(0, len(values), BLOCK):
-        total += values[start : start + BLOCK].float().sum(dim=0)
+    for start in range(0, len(values), BATCH_ROWS):
+        total += values[start : start + BATCH_ROWS].float().sum(dim=0)
     return total / len(values)
 
 
 def mean(store: Store) -> torch.Tensor:
     total = torch.zeros(LAYERS, D_MODEL, dtype=torch.float64)
-    for batch in store.batches(BLOCK, dtype=torch.float32):
+    for batch in store.batches(dtype=torch.float32):
         total += batch.values.sum(dim=0)
     return total / len(store)
 
 
-def refuse_unequal(whole: Path, raw: Path, block: torch.Tensor) -> None:
+def refuse_unwritten(whole: Path, block: torch.Tensor) -> None:
+    """Nothing is reported of a store that does not hold what it was given."""
+    for batch in open_store(whole, verify=True).batches(BLOCK):
+        if not torch.equal(batch.values, block[: len(batch.rows)]):
+            raise SystemExit(f"rows from {batch.rows[0]} on differ from what was written: nothing is reported")
+
+
+def refuse_unequal(whole: Path, raw: Path) -> None:
     """Nothing is timed that is not equal."""
-    store, values = open_store(whole, verify=True), map_raw(raw)
+    store, values = open_store(whole), map_raw(raw)
     if len(values) != len(store) or not torch.equal(mean(store), mean_raw(raw)):
         raise SystemExit("the store differs from the raw file: nothing is timed")
     for batch in store.batches(BLOCK):
-        start = batch.rows[0]
-        raws = values[start : start + BLOCK]
-        if not (torch.equal(batch.values, raws) and torch.equal(batch.values, block[: len(batch.rows)])):
-            raise SystemExit(f"rows from {start} on differ from what was written: nothing is timed")
+        if not torch.equal(batch.values, values[batch.rows[0] : batch.rows[0] + BLOCK]):
+            raise SystemExit(f"rows from {batch.rows[0]} on differ from the raw file: nothing is timed")
 
 
 def streaming_memory(store: Path) -> float:
@@ -217,7 +275,9 @@ def streaming_memory(store: Path) -> float:
 
 def print_growth(path: Path) -> None:
     store = open_store(path)
-    torch.zeros(BLOCK, LAYERS, D_MODEL).sum(dim=0)  # what torch itself needs, and one batch in fp32, is not counted
+    torch.zeros(BATCH_ROWS, LAYERS, D_MODEL).sum(
+        dim=0
+    )  # what torch itself needs, and one batch in fp32, is not counted
     before = peak_memory()
     mean(store)
     print(peak_memory() - before)
@@ -229,10 +289,17 @@ def peak_memory() -> float:
     return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
+def of_both(rows: int, rounds: int) -> Records:
+    """Writing and reading, where neither takes long."""
+    return writing(rows, rounds) + reading(rows, rounds)
+
+
 PARTS = {
-    "ten-thousand": lambda quick: measured(SMALL, 2) if quick else measured(10_000, 5),
-    "hundred-thousand": lambda quick: measured(SMALL, 2) if quick else measured(100_000, 3),
+    "ten-thousand": lambda quick: of_both(SMALL, 2) if quick else of_both(10_000, 5),
+    "hundred-thousand": lambda quick: writing(SMALL, 2) if quick else writing(100_000, 5),
+    "twenty-thousand-read": lambda quick: reading(SMALL, 2) if quick else reading(20_000, 5),
 }
+
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--mean-of"]:

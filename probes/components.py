@@ -16,7 +16,7 @@ from .estimator import Hyperplane, LinearProbe
 from .fitting import answer_pairs
 from .guard import Evidence
 from .mean_difference import plane_through
-from .products import squared_norm, summed_products
+from .products import squared_norm, summed_products, times
 from .sample import Sample, centred, class_means, weighted_sums
 
 DIRECT = 96
@@ -52,7 +52,7 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
             top, values = _iterated(lambda vectors: product @ vectors, rows, count)
         else:
             top, values = _leading_eigenvectors(product, count)
-    components = (top.mT.to(rows) @ rows).double() if n < d else top.mT
+    components = times(rows.mT, top.to(rows)).mT.double() if n < d else top.mT
     total, spreads = squared_norm(rows).double().sqrt(), values.clamp_min(0).sqrt()
     norms = components.norm(dim=2)
     real = (spreads > DEAD * total[:, None]) & (norms > 0)

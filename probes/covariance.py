@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations.errors import DefectionError
-from .products import inner_products, solve_products, squared_norm
+from .products import inner_products, solve_products, squared_norm, times
 
 RULES = ("ledoit-wolf", "oas")
 SMALLEST_RIDGE = 1e-10
@@ -67,8 +67,8 @@ def divide_by_covariance(
     if n >= d:
         return solve_products(rows, ridge, vectors, product, coarse=coarse)
     if bool((flat | (ridge > WOODBURY_RIDGE * spread)).all()):
-        inside = solve_products(rows, ridge, rows @ vectors, product, coarse=coarse)
-        return (vectors - rows.mT @ inside) / ridge[:, None, None]
+        inside = solve_products(rows, ridge, times(rows, vectors), product, coarse=coarse)
+        return (vectors - times(rows.mT, inside)) / ridge[:, None, None]
     covariance = rows.mT @ rows
     covariance.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     return torch.cholesky_solve(vectors, torch.linalg.cholesky(covariance))

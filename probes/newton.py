@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .products import COARSE_FROM, inner_products
+from .products import COARSE_FROM, inner_products, times
 
 TOLERANCE = 1e-14
 """A layer is done when its squared Newton decrement falls below this share of its objective."""
@@ -122,7 +122,7 @@ class Primal:
         rough = self.rough if self.coarse else self.rows
         system = inner_products(rough * weights.sqrt().to(rough)[:, :, None], coarse=self.coarse)
         system.diagonal(dim1=1, dim2=2).add_(1)
-        both = self.rows.mT @ torch.stack([pull, weights], dim=2)
+        both = times(self.rows.mT, torch.stack([pull, weights], dim=2))
         missing, crossed = both[..., 0] - theta, both[..., 1]
         solved = _solve(system, torch.stack([missing, crossed], dim=2))
         above = pull.sum(dim=1) - (crossed * solved[..., 0]).sum(dim=1)
@@ -227,4 +227,4 @@ def _solve(system: Float[Tensor, "layer m m"], right: Float[Tensor, "layer m k"]
 
 
 def _times(matrix: Float[Tensor, "layer a b"], vector: Float[Tensor, "layer b"]) -> Float[Tensor, "layer a"]:
-    return torch.bmm(matrix, vector[..., None])[..., 0]
+    return times(matrix, vector[..., None])[..., 0]

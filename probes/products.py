@@ -7,15 +7,13 @@ fp32, at twice the speed, and each solution is then refined against residuals in
 
 from __future__ import annotations
 
-from itertools import pairwise
-
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 COARSE_FROM = 128
 """Smaller matrices are not worth a second precision."""
-BLOCKS = 6
 TERMS = 1024
 """Products summed in fp32 before the sum is carried on in fp64: what rounding is left is that of the products."""
 REFINEMENTS = 10
@@ -31,15 +29,11 @@ def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[T
     size = tall.shape[2]
     if coarse and size >= COARSE_FROM:
         tall = tall.float()
-    if size < COARSE_FROM or tall.is_cuda:
+    if tall.is_cuda:
         return tall.mT @ tall
-    # The matrix is symmetric: only the blocks on and above its diagonal are multiplied out.
-    product = tall.new_empty(len(tall), size, size)
-    edges = [size * block // BLOCKS for block in range(BLOCKS + 1)]
-    for start, end in pairwise(edges):
-        product[:, start:end, start:] = tall[:, :, start:end].mT @ tall[:, :, start:]
-        product[:, end:, start:end] = product[:, start:end, end:].mT
-    return product
+    # NumPy sees that the product is symmetric and computes one half of it (BLAS syrk); PyTorch computes both.
+    columns = tall.numpy()
+    return torch.from_numpy(np.matmul(columns.transpose(0, 2, 1), columns))
 
 
 def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m m"]:
@@ -55,6 +49,13 @@ def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m 
         part = tall[:, start : start + TERMS]
         total += inner_products(part, coarse=True) if part.shape[1] >= part.shape[2] else part.mT @ part
     return total
+
+
+def times(matrix: Float[Tensor, "layer a b"], vectors: Float[Tensor, "layer b k"]) -> Float[Tensor, "layer a k"]:
+    """Each layer's matrix times a few vectors, on a CPU by NumPy: PyTorch takes up to ten times as long."""
+    if matrix.is_cuda:
+        return matrix @ vectors
+    return torch.from_numpy(np.matmul(matrix.numpy(), vectors.numpy()))
 
 
 def squared_norm(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer"]:
@@ -81,7 +82,7 @@ def solve_products(
         solution = torch.cholesky_solve(right.float(), factor).double()
         wide, wanted = rows.shape[1] < rows.shape[2], REFINED * right.norm(dim=1, keepdim=True)
         for _ in range(REFINEMENTS):
-            image = rows @ (rows.mT @ solution) if wide else rows.mT @ (rows @ solution)
+            image = times(rows, times(rows.mT, solution)) if wide else times(rows.mT, times(rows, solution))
             residual = right - image - ridge[:, None, None] * solution
             if bool((residual.norm(dim=1, keepdim=True) <= wanted).all()):
                 return solution

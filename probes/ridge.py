@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
-from .products import solve_products, squared_norm
+from .products import solve_products, squared_norm, times
 from .sample import Sample, centred
 
 
@@ -38,5 +38,5 @@ def ridge_solve(
     # A relative floor of a rounding error or two lets alpha = 0 pass where the rows have full rank or do not vary.
     ridge = (1e-14 * squared_norm(rows) + 1e-300).clamp_min(alpha)
     if n < d:
-        return (rows.mT @ solve_products(rows, ridge, right, coarse=coarse))[..., 0]
-    return solve_products(rows, ridge, rows.mT @ right, coarse=coarse)[..., 0]
+        return times(rows.mT, solve_products(rows, ridge, right, coarse=coarse))[..., 0]
+    return solve_products(rows, ridge, times(rows.mT, right), coarse=coarse)[..., 0]
