@@ -55,7 +55,7 @@ def dots(ax: Axes, rows: Sequence[ComparisonRow], recipes: Sequence[Recipe]) -> 
         ax.plot(row.auroc, y, MARKERS[tone], ms=4.5, color=tone, mfc=tone if row.is_worst_set else "white")
     ax.set(xlim=(-0.04, 1.04), ylim=(len(recipes) - 0.4, -0.6), yticks=range(len(recipes)), xlabel="AUROC")
     ax.set_yticklabels([f"{recipe.name} (control)" if recipe.is_control else recipe.name for recipe in recipes])
-    ax.set_title(f"{first.test_set} ({first.role})")
+    ax.set_title(f"{first.test_set}\n({first.role})")
 
 
 def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure:
