@@ -130,7 +130,7 @@ def test_pitfall_24_one_threshold_keeps_its_promise_on_the_worst_family() -> Non
 
 def test_the_picture_has_a_panel_a_family_and_a_line_a_recipe(rows: list[ComparisonRow], tmp_path: Path) -> None:
     figure = comparison_figure(rows)
-    assert [ax.get_title() for ax in figure.axes] == ["a (development)", "b (development)", "c (test)", "d (test)"]
+    assert [ax.get_title() for ax in figure.axes] == ["a\n(development)", "b\n(development)", "c\n(test)", "d\n(test)"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == [recipe.name for recipe in shown_recipes(rows)]
     assert names[0] == "whitened, forty"
