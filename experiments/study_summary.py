@@ -124,7 +124,7 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
         share = "" if row["share"] is None else f", {100 * row['share']:g}% of the traffic triggered"
         who = f"here (`{name}`), {row['league']}{share}"
         figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
-        own = "the paper's recipe" if row["part"] == "paper" else "chosen on development organisms"
+        own = "the paper's recipe" if row["part"] == "paper" else "settled before the test organisms were read"
         quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
         protocol = f"{row['candidate']} ({own}); {row['organisms']} organisms, every unseen family"
         lines.append(f"| {who} | {figure} | {protocol} | {quiet} |")
