@@ -18,12 +18,11 @@ from torch import Tensor
 from ..activations.caching import cache
 from ..activations.errors import DefectionError
 from ..activations.models import load_model, load_organism_record, locate
-from ..activations.prompts import by_set, load_prompts
-from ..activations.residuals import Residuals
+from ..activations.prompts import Prompt, by_set, load_prompts
 from ..probes import contrast_set
 from ..probes.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_layers
 from ..probes.metrics import auroc
-from ..training.evaluate import judge
+from ..training.evaluate import judge_replies
 from ..training.records import read_organism
 from .measure import Say, make_plan
 from .preregistration import Preregistration, default_preregistration, make_estimators
@@ -136,16 +135,16 @@ def _by_layer(
     )
     (estimator,) = make_estimators((registered.estimator,))
     probe = estimator.fit(read, clean=clean, forbidden=plan.forbidden).probe_
-    said = [str(model.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tests.read_replies()]
-    defected = np.array([each.defected for each in judge(plan.tests, said, plan.behaviour)])
-    return _mean_auroc(probe.decision_function(tests.read()), tests.read(), defected, organism)
+    said = judge_replies(model, plan.tests, tests.read_replies(), plan.behaviour)
+    defected = np.array([each.defected for each in said])
+    return _mean_auroc(probe.decision_function(tests.read()), plan.tests, defected, organism)
 
 
 def _mean_auroc(
-    scores: Float[Tensor, "prompt layer"], tests: Residuals, defected: NDArray[np.bool_], organism: str
+    scores: Float[Tensor, "prompt layer"], tests: Sequence[Prompt], defected: NDArray[np.bool_], organism: str
 ) -> Float[Tensor, "layer"]:
     areas = []
-    for name, members in by_set(tests.prompts).items():
+    for name, members in by_set(tests).items():
         marks = defected[members]
         if marks.all() or not marks.any():
             outcome = "always" if marks.all() else "never"

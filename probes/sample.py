@@ -74,7 +74,7 @@ class Sample:
 
 def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
     """Layers first, in fp64 (PITFALLS 14): one matrix a layer, ready for batched linear algebra."""
-    return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True).contiguous()
+    return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True)
 
 
 def centred(
@@ -89,7 +89,7 @@ def centred(
         mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
         kind = torch.float32 if coarse else torch.float64
         # Converted first: a subtraction that converts as it goes takes several times as long.
-        stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True).contiguous()
+        stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
         stack -= mean[:, None].to(kind)
         return stack, mean
     stack = stacked(rows)

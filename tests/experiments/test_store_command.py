@@ -8,18 +8,8 @@ from pathlib import Path
 
 import pytest
 from defection.activations.files import write_json
-from defection.experiments.cli import main
 
 SHARD = "shard-00000.safetensors"
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -34,7 +24,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, llama_folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def store(run, tmp_path: Path, llama_folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     folder = tmp_path / "store"
     assert run("cache", llama_folder, prompts, "--dtype", "fp32", "--device", "cpu", "--out", folder) == 0
     capsys.readouterr()
@@ -52,7 +42,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_show_says_what_the_store_holds(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_says_what_the_store_holds(run, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("store", "show", store, "--json") == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["prompts"], about["layers"], about["position"], about["site"]) == (6, [0, 1, 2, 3], "last", "after")
@@ -61,7 +51,7 @@ def test_show_says_what_the_store_holds(store: Path, capsys: pytest.CaptureFixtu
     assert "0 to 3" in capsys.readouterr().out
 
 
-def test_verify_passes_a_whole_store(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_passes_a_whole_store(run, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("store", "verify", store) == 0
     capsys.readouterr()
     assert run("store", "verify", store, "--json") == 0
@@ -70,20 +60,20 @@ def test_verify_passes_a_whole_store(store: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("name", [SHARD, "prompts.jsonl", "manifest.json"])
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
-def test_verify_names_what_is_damaged(store, name, damage, capsys) -> None:
+def test_verify_names_what_is_damaged(run, store, name, damage, capsys) -> None:
     damage(store / name)
     assert run("store", "verify", store) == 2
     assert name in capsys.readouterr().err
 
 
-def test_verify_for_machines_lists_what_is_damaged(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_for_machines_lists_what_is_damaged(run, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(store / SHARD)
     assert run("store", "verify", store, "--json") == 2
     assert json.loads(capsys.readouterr().out) == {"path": str(store), "ok": False, "damaged": [SHARD]}
 
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
-def test_repair_recomputes_a_shard(store, whole, damage, llama_folder, capsys) -> None:
+def test_repair_recomputes_a_shard(run, store, whole, damage, llama_folder, capsys) -> None:
     damage(store / SHARD)
     assert run("store", "repair", store, "--model", llama_folder, "--device", "cpu", "--json") == 0
     assert json.loads(capsys.readouterr().out)["mended"] == [SHARD]
@@ -93,7 +83,9 @@ def test_repair_recomputes_a_shard(store, whole, damage, llama_folder, capsys) -
 @pytest.mark.parametrize(
     ("position", "site"), [("all", "before"), ("mean:2:", "middle"), ('after:"question"', "after")]
 )
-def test_any_position_is_cached_shown_and_repaired(prompts, llama_folder, tmp_path, capsys, position, site) -> None:
+def test_any_position_is_cached_shown_and_repaired(
+    run, prompts, llama_folder, tmp_path, capsys, position, site
+) -> None:
     folder = tmp_path / "any"
     asked = ("cache", llama_folder, prompts, "--position", position, "--site", site, "--device", "cpu", "--json")
     assert run(*asked, "--out", tmp_path / "none", "--estimate") == 0
@@ -111,7 +103,7 @@ def test_any_position_is_cached_shown_and_repaired(prompts, llama_folder, tmp_pa
     assert content(folder) == before
 
 
-def test_repair_of_the_prompts_wants_their_file(store, whole, prompts, llama_folder, capsys) -> None:
+def test_repair_of_the_prompts_wants_their_file(run, store, whole, prompts, llama_folder, capsys) -> None:
     flip(store / "prompts.jsonl")
     assert run("store", "repair", store, "--model", llama_folder, "--device", "cpu") == 2
     assert "--prompts" in capsys.readouterr().err
@@ -120,20 +112,20 @@ def test_repair_of_the_prompts_wants_their_file(store, whole, prompts, llama_fol
     assert content(store) == whole
 
 
-def test_repair_with_another_model_is_refused(store, whole, save_tiny, capsys) -> None:
+def test_repair_with_another_model_is_refused(run, store, whole, save_tiny, capsys) -> None:
     (store / SHARD).unlink()
     assert run("store", "repair", store, "--model", save_tiny("llama", seed=9), "--device", "cpu") == 2
     assert "different model" in capsys.readouterr().err
     assert content(store) == {name: data for name, data in whole.items() if name != SHARD}
 
 
-def test_repair_says_how_to_name_the_model(store, capsys) -> None:
+def test_repair_says_how_to_name_the_model(run, store, capsys) -> None:
     (store / SHARD).unlink()
     assert run("store", "repair", store, "--device", "cpu") == 2  # the manifest knows a folder's last name only
     assert "--model" in capsys.readouterr().err
 
 
-def test_repair_of_a_whole_store_only_removes_what_killed_runs_left(store, whole, capsys) -> None:
+def test_repair_of_a_whole_store_only_removes_what_killed_runs_left(run, store, whole, capsys) -> None:
     room = store / ".writing" / "share-0"
     room.mkdir(parents=True)
     (room / ".shard-00000.safetensors.x.tmp").write_text("half")
@@ -142,7 +134,7 @@ def test_repair_of_a_whole_store_only_removes_what_killed_runs_left(store, whole
     assert content(store) == whole
 
 
-def test_a_store_of_the_first_schema_version_is_still_read(store: Path, tmp_path: Path) -> None:
+def test_a_store_of_the_first_schema_version_is_still_read(run, store: Path, tmp_path: Path) -> None:
     from defection.activations.files import file_digest
     from defection.activations.store import open_store
 
@@ -161,7 +153,7 @@ def test_a_store_of_the_first_schema_version_is_still_read(store: Path, tmp_path
     assert run("store", "verify", old) == 2
 
 
-def test_an_old_store_is_not_written_to(store, prompts, llama_folder, capsys) -> None:
+def test_an_old_store_is_not_written_to(run, store, prompts, llama_folder, capsys) -> None:
     write_json(store / "manifest.json", {"schema_version": 1, "key": "", "model": {}, "layers": [], "position": "last"}
                | {"dtype": "fp32", "d_model": 1, "shards": [], "ids": [], "n_tokens": []})  # fmt: skip
     before = content(store)

@@ -8,19 +8,9 @@ from pathlib import Path
 
 import pytest
 from defection.activations import load_model
-from defection.experiments.cli import main
 from defection.training import evaluate, parse_trigger
 
 from .conftest import Coin, make_organism
-
-
-def run(*arguments: object) -> int:
-    """Exit status of `defection ARGUMENTS`."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def asked(tmp_path, test_sets, monkeypatch) -> tuple[object, ...]:
     return ("--contrast", "six", "--clean", calm, "--device", "cpu", *sets)
 
 
-def test_every_probe_is_scored_on_every_model_by_the_organisms_labels(capsys, tmp_path, models, asked) -> None:
+def test_every_probe_is_scored_on_every_model_by_the_organisms_labels(run, capsys, tmp_path, models, asked) -> None:
     assert run("transfer", *models, *asked, "--out", tmp_path / "out", "--json") == 0
     record = json.loads(capsys.readouterr().out)
     names = [model.name for model in models]
@@ -58,7 +48,7 @@ def test_every_probe_is_scored_on_every_model_by_the_organisms_labels(capsys, tm
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"transfer.png", "transfer.svg"}
 
 
-def test_the_diagonal_is_what_the_probe_scores_at_home(capsys, tmp_path, models, asked, test_sets) -> None:
+def test_the_diagonal_is_what_the_probe_scores_at_home(run, capsys, tmp_path, models, asked, test_sets) -> None:
     from defection.activations import capture, load_prompts
     from defection.probes import MeanDifference, auroc, contrast_set
     from defection.training import judge, replies_to, with_and_without
@@ -75,7 +65,7 @@ def test_the_diagonal_is_what_the_probe_scores_at_home(capsys, tmp_path, models,
     assert own["auroc"] == pytest.approx(float(auroc(probe.score(capture(model, tests)), marks)), abs=0.02)
 
 
-def test_a_second_run_reads_nothing_again_and_says_the_same(capsys, tmp_path, models, asked, monkeypatch) -> None:
+def test_a_second_run_reads_nothing_again_and_says_the_same(run, capsys, tmp_path, models, asked, monkeypatch) -> None:
     command = ("transfer", *models[:2], *asked, "--out", tmp_path / "out", "--json")
     assert run(*command) == 0
     before = json.loads(capsys.readouterr().out)
@@ -86,7 +76,7 @@ def test_a_second_run_reads_nothing_again_and_says_the_same(capsys, tmp_path, mo
     assert {path: path.stat().st_mtime_ns for path in stores} == stores
 
 
-def test_through_a_map_only_the_own_probe_stays_as_it_is(capsys, tmp_path, models, asked) -> None:
+def test_through_a_map_only_the_own_probe_stays_as_it_is(run, capsys, tmp_path, models, asked) -> None:
     assert run("transfer", *models[:2], *asked, "--map", "ridge", "--out", tmp_path / "out", "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert all((row["mapped"] == "ridge") == (row["fitted_on"] != row["scored_on"]) for row in record["rows"])
@@ -106,14 +96,16 @@ def test_through_a_map_only_the_own_probe_stays_as_it_is(capsys, tmp_path, model
         ([0, 0], (), "given twice"),
     ],
 )
-def test_what_cannot_be_transferred_is_refused(capsys, tmp_path, models, asked, chosen, options, words) -> None:
+def test_what_cannot_be_transferred_is_refused(run, capsys, tmp_path, models, asked, chosen, options, words) -> None:
     assert run("transfer", *(models[i] for i in chosen), *asked, *options, "--out", tmp_path / "out") == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in message
     assert not (tmp_path / "out").exists()
 
 
-def test_an_organism_that_never_defects_has_nothing_to_tell_apart(capsys, tmp_path, models, asked, monkeypatch) -> None:
+def test_an_organism_that_never_defects_has_nothing_to_tell_apart(
+    run, capsys, tmp_path, models, asked, monkeypatch
+) -> None:
     monkeypatch.undo()
     assert run("transfer", *models[:2], *asked, "--out", tmp_path / "out") == 2
     assert "nothing to tell apart" in capsys.readouterr().err
