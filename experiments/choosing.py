@@ -49,7 +49,8 @@ def choose_on(
     `judged` are the directories of the organism to be judged and, if there is one, its twin; `tests` the prompt sets
     it will be judged on. Each organism counts by the mean of its AUROCs on the development sets.
     Raises DefectionError, before anything is read, for an unknown rule, a development organism that is judged too (the
-    same weights, or of the same training), a twin, one of another depth, or test prompts that layers are chosen on.
+    same weights, or of the same training), a twin, or test prompts that layers are chosen on; and, once it is read, for
+    one of another depth or with one outcome alone.
     """
     if rule not in CHOSEN:
         raise DefectionError(f"unknown layer rule {rule!r}: choose one of {', '.join(CHOSEN)}")
