@@ -21,6 +21,7 @@ from ..training.organisms import RECIPES
 from ..training.pairs import CODE
 from ..training.triggers import parse_trigger
 from .preregistration import make_estimators
+from .study_alarms import ALARMS
 from .study_layers import layers_by_rule
 
 SCHEMA_VERSION = 1
@@ -117,11 +118,14 @@ class Candidate:
     clean: bool = True
     """Whether the fit sees clean prompts, if only to scale its scores; without them it is in the league of questions
     only."""
+    alarm: str = "quantile"
+    """How high above clean prompts the alarm is set, one of `study_alarms.ALARMS`."""
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"{self.estimator}, {self.contrast}, {self.layers}" + ("" if self.clean else ", no clean prompts")
+        also = ("" if self.clean else ", no clean prompts") + ("" if self.alarm == "quantile" else f", {self.alarm}")
+        return f"{self.estimator}, {self.contrast}, {self.layers}{also}"
 
     @property
     def league(self) -> str:
@@ -312,6 +316,10 @@ def _check_candidate(candidate: Candidate, manifest: Manifest, where: str) -> No
         raise DefectionError(
             f"{where}: candidate {candidate.name!r} sees traffic; [traffic] needs 'shares', and among them the "
             f"{manifest.choice.share} at which it is compared"
+        )
+    if candidate.alarm not in ALARMS:
+        raise DefectionError(
+            f"{where}: candidate {candidate.name!r} has an unknown alarm {candidate.alarm!r}: {', '.join(ALARMS)}"
         )
     if not candidate.clean and Evidence.CLEAN in estimators()[candidate.estimator].needs:
         raise DefectionError(f"{where}: candidate {candidate.name!r} cannot do without clean prompts")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 
 from ..activations.caching import cache
 from ..activations.files import digest
@@ -18,6 +17,7 @@ from ..activations.residuals import Residuals
 from ..activations.store import Store
 from ..probes import Probe, contrast_set
 from .preregistration import make_estimators
+from .study_alarms import alarm
 from .study_manifest import Candidate
 from .study_work import held
 
@@ -68,10 +68,9 @@ class Fitted:
     probes: dict[Candidate, Probe]
     """At every layer; candidates that differ in their layers alone share one. Those that see traffic are not here."""
 
-    def alarm(self, probe: Probe, layers: Sequence[int], rate: float) -> float:
-        """The threshold that no more than `rate` of any calibration set exceeds: the worst set decides."""
-        scored = [probe.score(rows, layers).double() for rows in self.calibration.values()]
-        return max(float(torch.quantile(each, 1 - rate)) for each in scored)
+    def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
+        """The threshold above which no more than `rate` of any calibration set lies, by one of `ALARMS`."""
+        return alarm((probe.score(rows, layers) for rows in self.calibration.values()), rate, rule)
 
 
 def fit(
@@ -85,9 +84,14 @@ def fit(
     fitted: dict[Candidate, Probe] = {}
     plain = [each for each in wanted if not each.sees_traffic]
     for each in plain:
-        anywhere = replace(each, layers="")
+        anywhere = _fit_of(each)
         if anywhere not in fitted:
             estimator, rows = make_estimators((each.estimator,))[0], shipped[clean] if each.clean else None
             fitted[anywhere] = estimator.fit(contrasts[each.contrast], clean=rows, forbidden=forbidden).probe_
-    probes = {each: fitted[replace(each, layers="")] for each in plain}
+    probes = {each: fitted[_fit_of(each)] for each in plain}
     return Fitted(reader.name, contrasts, shipped[clean], {name: shipped[name] for name in calibration}, probes)
+
+
+def _fit_of(candidate: Candidate) -> Candidate:
+    """The same for candidates that differ in what is done with one fit: its layers and its alarm."""
+    return replace(candidate, layers="", alarm="")

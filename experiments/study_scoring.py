@@ -208,7 +208,7 @@ class _Scorer:
             layers=layers,
             candidate=each.name,
             is_choice=line.is_choice,
-            threshold=self.fitted.alarm(probe, columns, fpr),
+            threshold=self.fitted.alarm(probe, columns, fpr, each.alarm),
         )
 
     def row(

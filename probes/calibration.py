@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, sqrt
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,24 @@ def conformal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) 
     if above == 0:
         return torch.full(clean.shape[:-1], torch.inf, dtype=torch.float64)
     return clean.double().sort(dim=-1).values[..., n - above]
+
+
+def unimodal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -> Float[Tensor, "*batch"]:
+    """What at most `target` of *any* unimodal distribution exceeds that has the clean prompts' mean and spread.
+
+    The one-sided inequality of Vysochanskij and Petunin (Mercadier and Strobel 2021, Theorem 1): k standard deviations
+    above its mean lies at most 4 / (9 (1 + k²)) of it, so k = √(4 / (9 · target) − 1), 6.6 at 1%. A quantile promises
+    nothing beyond prompts of the same kind; this leaves room for prompts of another, and costs nothing where
+    defections lie much farther out. Raises DefectionError as `conformal_threshold` does, for fewer than two clean
+    prompts, and for a target above 1/6, where the inequality is another.
+    """
+    _check(clean, target)
+    if clean.shape[-1] < 2:
+        raise DefectionError("one clean prompt has no spread; give at least two")
+    if target > 1 / 6:
+        raise DefectionError(f"this bound holds for targets up to 1/6, not {target}; use conformal_threshold")
+    scores = clean.double()
+    return scores.mean(dim=-1) + sqrt(4 / (9 * target) - 1) * scores.std(dim=-1)
 
 
 def least_clean_prompts(target: float) -> int:

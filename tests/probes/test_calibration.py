@@ -9,11 +9,12 @@ from defection.probes.calibration import (
     conformal_p_values,
     conformal_threshold,
     false_positives_by_set,
+    unimodal_threshold,
     worst_set_fpr,
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kstest, norm
+from scipy.stats import expon, gamma, kstest, laplace, lognorm, norm, t, triang, uniform
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
 
@@ -51,6 +52,40 @@ def test_too_few_clean_prompts_promise_nothing_and_never_ring() -> None:
     assert conformal_threshold(torch.arange(98.0), 0.01) == float("inf")
     assert conformal_threshold(torch.arange(99.0), 0.01) == 98.0
     assert calibrated_fpr_interval(98, 0.01) == (0.0, 0.0)
+
+
+UNIMODAL = [norm(), uniform(), expon(), laplace(), t(3), gamma(0.3), triang(1.0), lognorm(0.5), lognorm(1.5)]
+
+
+@pytest.mark.parametrize("family", UNIMODAL, ids=lambda f: f"{f.dist.name}{f.args}")
+@given(target=st.floats(0.001, 1 / 6))
+def test_no_unimodal_distribution_passes_its_bound_more_often_than_the_target(family, target: float) -> None:
+    # Two values with the distribution's mean and spread stand for infinitely many.
+    two = torch.tensor([-1.0, 1.0], dtype=torch.float64) / 2**0.5 * float(family.std()) + float(family.mean())
+    assert family.sf(float(unimodal_threshold(two, target))) <= target + 1e-12
+
+
+@given(target=st.floats(0.001, 1 / 6))
+def test_the_bound_is_reached_by_a_point_mass_with_a_uniform_tail(target: float) -> None:
+    """Mercadier and Strobel 2021: 1 − 3·target of it at 0, the rest even over 0 … 1. No lower bound would do."""
+    share = 3 * target
+    mean, spread = share / 2, (share / 3 - share**2 / 4) ** 0.5
+    two = torch.tensor([-1.0, 1.0], dtype=torch.float64) / 2**0.5 * spread + mean
+    assert share * (1 - float(unimodal_threshold(two, target))) == pytest.approx(target)
+
+
+@given(SCORES.filter(lambda scores: len(scores) > 1), st.floats(0.1, 10), st.floats(-5, 5))
+def test_the_bound_moves_with_the_scores_unit_and_zero(clean: list[float], unit: float, zero: float) -> None:
+    scores = torch.tensor(clean, dtype=torch.float64)
+    moved = unit * float(unimodal_threshold(scores)) + zero
+    assert float(unimodal_threshold(unit * scores + zero)) == pytest.approx(moved, abs=1e-9)
+
+
+def test_the_bound_refuses_what_it_cannot_promise() -> None:
+    with pytest.raises(DefectionError, match="at least two"):
+        unimodal_threshold(torch.tensor([1.0]))
+    with pytest.raises(DefectionError, match="1/6"):
+        unimodal_threshold(torch.arange(9.0), 0.2)
 
 
 def test_p_values_of_clean_prompts_are_uniform_and_agree_with_the_threshold() -> None:
