@@ -20,5 +20,5 @@ mean and spread at most that share does, which leaves room for prompts of anothe
 
 
 def alarm(calibration: Iterable[Tensor], rate: float, rule: str) -> float:
-    """The threshold for the scores [prompt] of several sets of clean prompts: the set that needs the highest decides."""
+    """The threshold for scores [prompt] of several sets of clean prompts: the set that needs the highest decides."""
     return max(float(ALARMS[rule](scores, rate)) for scores in calibration)
