@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-
 from ..activations.caching import cache
 from ..activations.files import digest
 from ..activations.memory import give_back_memory
