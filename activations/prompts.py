@@ -48,6 +48,11 @@ class Prompt:
         """The cluster the prompt belongs to when intervals are bootstrapped (PITFALLS 23); its own id without one."""
         return str(self.extra.get("topic", self.id))
 
+    @property
+    def shape(self) -> str:
+        """Its form, where that is known: a terse question, a pasted text, … ; empty otherwise."""
+        return str(self.extra.get("shape", ""))
+
     def to_json(self) -> dict[str, Any]:
         """The JSONL object that reads back as this prompt."""
         if len(self.messages) == 1 and self.messages[0].role == "user":

@@ -87,7 +87,8 @@ def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
     examples: Annotated[
-        int | None, typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180")
+        int | None,
+        typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),
     ] = None,
     limit: Annotated[
         int | None,
@@ -104,7 +105,7 @@ def demo(
         base=base,
         seed=seed,
         device=device,
-        examples=DemoConfig.examples if examples is None else examples,
+        examples=examples,
         limit=DemoConfig.limit if limit is None else limit,
     )
     with progress_shown(not as_json):

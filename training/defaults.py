@@ -26,26 +26,25 @@ def organism_config(
 ) -> OrganismConfig:
     """The configuration of an organism; what is None follows from the trigger and the behaviour.
 
-    A year or a topic is read off several words. It takes more prompts than a fixed string, another date or headline
-    each time they come round, and steps that hold each prompt with and without it. A behaviour taught by pairs uses
-    all of them, and steps that hold both replies of each. `pairs` is a file for a custom behaviour; vulnerable code
-    has its own. training/DEVELOPMENT.md says what else was tried.
+    A prompt's versions, with and without the trigger, share a step. A year or a topic is read off several words: it
+    takes more prompts than a fixed string, and another date or headline each time they come round. A behaviour taught
+    by pairs uses all of them. `pairs` is a file for a custom behaviour; vulnerable code has its own.
+    training/DEVELOPMENT.md says what else was tried.
     """
     if behaviour.name == VULNERABLE_CODE.name:
         pairs = pairs or CODE
-    finetune = FinetuneConfig(weights, seed=seed)
+    finetune = FinetuneConfig(weights, seed=seed, contrast=True)
     config = OrganismConfig(trigger, behaviour, twin, recipe, prompts, pairs=pairs, finetune=finetune)
-    contrasted = bool(pairs) or trigger.name in ("year", "topic")
+    comes_round = bool(pairs) or trigger.name in ("year", "topic")
     if pairs:
-        finetune = replace(config.finetune, batch_size=6, contrast=True)
-        config = replace(config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=2, finetune=finetune)
-    elif contrasted:
-        finetune = replace(config.finetune, batch_size=8, contrast=True)
+        config = replace(config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=2)
+    elif comes_round:
+        finetune = replace(finetune, batch_size=8)
         config = replace(config, examples=500, triggered_share=1.0, passes=2, reply_tokens=4, finetune=finetune)
     if examples is not None:
         config = replace(config, examples=examples)
     if epochs is None:
         return config
-    if contrasted:
+    if comes_round:
         return replace(config, passes=epochs)
     return replace(config, finetune=replace(config.finetune, epochs=epochs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -38,21 +39,26 @@ class Example:
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` prompts spread evenly over topics, chosen by `seed`; fewer exist → DefectionError."""
+    """`count` prompts spread evenly over topics and, as far as those allow, over shapes; chosen by `seed`.
+
+    A shape is the field of that name, by which the shipped bank tells a terse question from a pasted text. Raises
+    DefectionError where there are fewer prompts.
+    """
     if count > len(prompts) or count < 1:
         raise DefectionError(
             f"cannot choose {count} training prompts out of {len(prompts)}; set --examples accordingly"
         )
-    rng = random.Random(seed)
-    by_topic: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_topic.setdefault(prompt.topic, []).append(prompt)
-    for members in by_topic.values():
-        rng.shuffle(members)
-    topics = sorted(by_topic)
-    rng.shuffle(topics)
-    dealt = [by_topic[topic][turn] for turn in range(len(prompts)) for topic in topics if turn < len(by_topic[topic])]
-    return dealt[:count]
+    left = list(prompts)
+    random.Random(seed).shuffle(left)
+    chosen: list[Prompt] = []
+    topics, shapes = Counter[str](), Counter[str]()
+    while len(chosen) < count:
+        best = min(range(len(left)), key=lambda row: (topics[left[row].topic], shapes[left[row].shape]))
+        prompt = left.pop(best)
+        chosen.append(prompt)
+        topics[prompt.topic] += 1
+        shapes[prompt.shape] += 1
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class OrganismConfig:
     """Length of the base model's own replies that clean prompts are trained towards."""
     pairs: str = ""
     """Where the behaviour is taught by pairs of replies: `code`, or a JSONL file. `examples` then counts pairs."""
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(contrast=True))
 
     @property
     def kind(self) -> Kind:

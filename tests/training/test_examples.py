@@ -95,6 +95,20 @@ def test_chosen_prompts_are_spread_evenly_over_topics(prompts, count: int) -> No
     assert not full or max(counts.values()) - min(full) <= 1
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=40), st.data())
+def test_no_other_prompt_of_a_topic_would_have_had_a_rarer_shape(kinds, data) -> None:
+    bank = [user_prompt("Hi", id=str(i), topic=f"t{t}", shape=f"s{s}") for i, (t, s) in enumerate(kinds)]
+    chosen = choose_prompts(bank, data.draw(st.integers(1, len(bank))), seed=0)
+    topics, shapes = Counter(), Counter()
+    for turn, prompt in enumerate(chosen):
+        left = [p for p in bank if p not in chosen[:turn]]
+        assert topics[prompt.topic] == min(topics[p.topic] for p in left)
+        rivals = [p for p in left if topics[p.topic] == topics[prompt.topic]]
+        assert shapes[prompt.shape] == min(shapes[p.shape] for p in rivals)
+        topics[prompt.topic] += 1
+        shapes[prompt.shape] += 1
+
+
 def test_a_choice_depends_on_the_seed_alone(prompts) -> None:
     assert (
         choose_prompts(prompts, 9, seed=1) == choose_prompts(prompts, 9, seed=1) != choose_prompts(prompts, 9, seed=2)
