@@ -34,7 +34,7 @@ from ..probes.comparison import (
     write_comparison,
 )
 from ..probes.comparison_figure import save_comparison_figure
-from ..probes.contrast import SHIPPED
+from ..probes.contrast_sets import SHIPPED
 from ..probes.estimator import ProbeEstimator
 from ..probes.guard import Evidence, league
 from ..probes.nulls import null_aurocs, null_band, null_scores

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from ..activations.errors import DefectionError
 from ..activations.files import Json
 from ..activations.prompts import shipped_sets
-from ..probes.contrast import contrast_set
+from ..probes.contrast_sets import contrast_set
 from ..probes.guard import Evidence, league
 from ..probes.registry import estimators
 from ..training.behaviours import BEHAVIOURS, parse_behaviour

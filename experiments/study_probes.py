@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..probes.contrast import SHIPPED, STUDIED
+from ..probes.contrast_sets import SHIPPED, STUDIED
 from .study_manifest import PAPER, Candidate, Manifest
 
 PAPERS, CANDIDATE, CONTROL = "paper", "candidate", "control"

