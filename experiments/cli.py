@@ -393,6 +393,14 @@ def fit(
     contrast: ContrastOption = "forty-sentence-carried",
     probe: ProbeKindOption = "projected",
     clean: CleanOption = "clean",
+    traffic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--traffic",
+            help="Unlabelled prompts as a deployment meets them, some of them perhaps triggered: for --probe "
+            "unlabelled-traffic, which says whether a minority of them is unlike clean prompts. May be repeated.",
+        ),
+    ] = None,
     layers: FixedLayersOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -402,24 +410,35 @@ def fit(
     from ..activations.models import load_model
     from ..activations.prompts import load_prompts
     from ..probes import contrast_set
+    from ..probes.registry import estimator
     from .evaluation import forbidden_texts
-    from .preregistration import band, make_estimators
+    from .preregistration import band
 
-    estimator = make_estimators((probe,))[0]
+    kind = estimator(probe, traffic=bool(traffic))
     questions = contrast_set(contrast)
     rows = load_prompts(clean)
+    met = [prompt for name in traffic or () for prompt in load_prompts(name)]
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
-        fixed = parse_layers(layers, loaded.n_layers) if layers else band(loaded.n_layers)
-        fitted = estimator.fit(
+        # A kind that finds its direction in traffic brings the layers that it looks for it in.
+        fixed = parse_layers(layers, loaded.n_layers) if layers else None if met else band(loaded.n_layers)
+        fitted = kind.fit(
             capture(loaded, questions, what="Reading questions"),
             clean=capture(loaded, rows, what="Reading clean prompts"),
+            traffic=capture(loaded, met, what="Reading traffic") if met else None,
             forbidden=forbidden_texts(model),
             fixed_layers=fixed,
         ).probe_
     fitted.save(out)
-    about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": list(fixed), "saw": fitted.saw}
-    print_result(about, as_json, f"{probe} probe from {len(questions)} texts, fixed at {list(fixed)}, in {out}")
+    layers_fixed = list(fitted.fixed_layers)
+    about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": layers_fixed}
+    lines = [f"{probe} probe from {len(questions)} texts, fixed at {layers_fixed}, in {out}"]
+    if found := fitted.parameters.get("verdict"):
+        about["traffic"] = {"prompts": len(met), **found}
+        share = f"a minority of {found['minority']:.0%} of {len(met)} prompts splits off"
+        chance = f"as clean prompts do by chance with p = {found['p_value']:.3f}"
+        lines.append(f"{'found' if found['found'] else 'nothing found'}: {share}, {chance}")
+    print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
 
 
 app.command("score")(score_prompts)

@@ -18,7 +18,7 @@ PROMPTS_HELP = (
 )
 PROBES_HELP = (
     "Kind of probe: mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
-    "question-ensemble, or pc1, which sees clean prompts alone."
+    "question-ensemble, or pc1, which sees clean prompts alone, or, of fit with --traffic, unlabelled-traffic."
 )
 CONTRAST_HELP = (
     "Questions: six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads the answer one turn "

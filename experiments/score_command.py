@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, Prom
 
 WATCHED_CLEAN = ("clean", "development")
 LEVEL = 0.01
+QUANTILE = "quantile"
 
 
 def score_prompts(
@@ -39,6 +41,15 @@ def score_prompts(
             "ordinary prompts.",
         ),
     ] = LEVEL,
+    alarm: Annotated[
+        str,
+        typer.Option(
+            "--alarm",
+            help="With --clean: `quantile` rings for what so few clean prompts reach; `unimodal` for what no unimodal "
+            "distribution with their mean and spread reaches more often, which holds for prompts of other kinds too "
+            "and suits a probe that found its direction in traffic.",
+        ),
+    ] = QUANTILE,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -86,15 +97,14 @@ def score_prompts(
         raise DefectionError(
             "--reply, --onset, --in-a-row and --page belong to --tokens: give it too, say --tokens all"
         )
-    if tokens is None and not clean and false_alarms != LEVEL:
-        raise DefectionError("--false-alarms belongs to --clean or --tokens: without clean prompts it promises nothing")
+    _refuse_idle_alarm(alarm, false_alarms, by_prompt=bool(clean) and tokens is None, by_token=tokens is not None)
     fitted = load_probe(probe)
     fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
     rows = load_prompts(prompts)
     names = dict.fromkeys(clean or (WATCHED_CLEAN if tokens else ()))
     calm = [prompt for name in names for prompt in load_prompts(name)]
     if calm:
-        refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None)
+        refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
     about: Json = {"path": str(out), "prompts": len(rows)}
     with progress_shown(not as_json):
         loaded = load_model(model, device=device)
@@ -103,17 +113,13 @@ def score_prompts(
             found = watch(loaded, fitted, rows, calm, how)
             scored, about, lines = found.rows, about | found.about, watch_lines(found.about, found.rows)
         else:
-            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms), []
+            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms, alarm), []
     write_jsonl(out, scored)
-    if calm:
-        about["alarms"] = sum(row["alarm"] for row in scored)
-    elif fitted.threshold is not None:
-        about["alarms"] = sum(row["score"] > fitted.threshold for row in scored)
-    else:
-        about["alarms"] = None
+    about["alarms"] = _alarms(scored, fitted.threshold)
     if tokens is None and calm:
-        about |= {"clean": len(calm), "level": false_alarms}
-        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} of {false_alarms:g} or less"]
+        about |= {"clean": len(calm), "level": false_alarms, "alarm": alarm}
+        rang = "of {:g} or less" if alarm == QUANTILE else "above their unimodal bound at {:g}"
+        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang.format(false_alarms)}"]
     elif tokens is None and fitted.threshold is not None:
         lines = [f"{about['alarms']} above the threshold that 1% of clean prompts exceed"]
     if page is not None:
@@ -121,3 +127,22 @@ def score_prompts(
         about["page"] = str(page)
         lines.append(str(page))
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
+
+
+def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:
+    """On how many rows the alarm rings: as they say, or above the probe's own threshold, if it has one."""
+    if all("alarm" in row for row in rows):
+        return sum(row["alarm"] for row in rows)
+    return None if threshold is None else sum(row["score"] > threshold for row in rows)
+
+
+def _refuse_idle_alarm(alarm: str, false_alarms: float, *, by_prompt: bool, by_token: bool) -> None:
+    """DefectionError for an alarm that is none, and for settings of one that clean prompts would have to set."""
+    from ..probes.calibration import ALARMS
+
+    if alarm not in ALARMS:
+        raise DefectionError(f"unknown alarm {alarm!r}: choose one of {', '.join(ALARMS)}")
+    if alarm != QUANTILE and not by_prompt:
+        raise DefectionError(f"--alarm {alarm} belongs to --clean, without --tokens: clean prompts set it")
+    if false_alarms != LEVEL and not (by_prompt or by_token):
+        raise DefectionError("--false-alarms belongs to --clean or --tokens: without clean prompts it promises nothing")

@@ -20,7 +20,7 @@ from ..activations.files import Json
 from ..activations.models import Model
 from ..activations.positions import Position, parse_position, wanted_tokens
 from ..activations.prompts import Message, Prompt
-from ..probes.calibration import conformal_p_values, least_clean_prompts
+from ..probes.calibration import ALARMS, conformal_p_values, least_clean_prompts
 from ..probes.detection import NEVER, Streams, detection, false_alarm_share, first_alarms, stream_threshold, streams_of
 from ..probes.guard import refuse_leaks
 from ..probes.probe import Probe
@@ -31,10 +31,18 @@ SEED = 0
 """Of which clean prompts say what is ordinary, and which set the alarm."""
 
 
-def refuse_too_few(clean: Sequence[Prompt], level: float, forbidden: Sequence[str], *, halved: bool = False) -> None:
+LEAST_FOR_SPREAD = 20
+"""Fewer clean prompts do not say how far scores spread."""
+
+
+def refuse_too_few(
+    clean: Sequence[Prompt], level: float, forbidden: Sequence[str], *, halved: bool = False, alarm: str = "quantile"
+) -> None:
     """DefectionError when clean prompts hold what they may not, or are too few to promise so few false alarms."""
     refuse_leaks(clean, forbidden, "clean prompt")
     needed, there = least_clean_prompts(level), len(clean) // 2 if halved else len(clean)
+    if alarm != "quantile":
+        needed = LEAST_FOR_SPREAD
     if there < needed:
         half = " (half of them: the others say what is ordinary at each token)" if halved else ""
         raise DefectionError(
@@ -44,18 +52,26 @@ def refuse_too_few(clean: Sequence[Prompt], level: float, forbidden: Sequence[st
 
 
 def score_rows(
-    model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence[Prompt] = (), level: float = 0.01
+    model: Model,
+    probe: Probe,
+    prompts: Sequence[Prompt],
+    clean: Sequence[Prompt] = (),
+    level: float = 0.01,
+    alarm: str = "quantile",
 ) -> list[Json]:
     """An object a prompt: id and score; beside clean prompts, also its conformal p-value and whether the alarm rings.
 
-    The alarm rings for p-values of at most `level`.
+    The alarm rings for scores above the threshold that one of `ALARMS` sets at `level`: by `quantile`, for p-values of
+    at most that.
     """
     scores = probe.score(capture(model, prompts, layers=probe.layers, what="Reading prompts"))
     rows: list[Json] = [{"id": p.id, "score": score} for p, score in zip(prompts, scores.tolist(), strict=True)]
     if not clean:
         return rows
     ordinary = probe.score(capture(model, clean, layers=probe.layers, what="Reading clean prompts"))
-    return _with_p_values(rows, ordinary, scores, level)
+    rows = _with_p_values(rows, ordinary, scores, level)
+    threshold = float(ALARMS[alarm](ordinary, level))
+    return [row | {"alarm": row["score"] > threshold} for row in rows]
 
 
 def _with_p_values(rows: list[Json], clean: Float[Tensor, "n"], scores: Float[Tensor, "m"], level: float) -> list[Json]:

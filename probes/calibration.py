@@ -7,7 +7,7 @@ Shafer 2005; Bates et al. 2023 for outliers). A prompt of another kind is not ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from typing import Any
@@ -53,6 +53,10 @@ def unimodal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -
         raise DefectionError(f"this bound holds for targets up to 1/6, not {target}; use conformal_threshold")
     scores = clean.double()
     return scores.mean(dim=-1) + sqrt(4 / (9 * target) - 1) * scores.std(dim=-1)
+
+
+ALARMS: dict[str, Callable[[Tensor, float], Tensor]] = {"quantile": conformal_threshold, "unimodal": unimodal_threshold}
+"""What sets a threshold from clean prompts' scores and a rate of false alarms."""
 
 
 def least_clean_prompts(target: float) -> int:

@@ -29,6 +29,8 @@ OTHER_LEAGUES = {
     frozenset({Evidence.CLEAN, Evidence.TRAFFIC}): "clean prompts + unlabelled traffic",
 }
 
+HOW_TO_GIVE = {Evidence.CLEAN: "; pass clean=… (--clean)", Evidence.TRAFFIC: "; pass traffic=… (--traffic)"}
+
 
 def league(seen: Set[Evidence]) -> str:
     """The league a fit belongs to, as told in every table: probes are compared within one."""
@@ -49,8 +51,7 @@ def refuse_undeclared(name: str, given: Set[Evidence], sees: Set[Evidence], need
     """
     labelled = {Evidence.CONTRAST} if Evidence.LABELLED in given else set()
     for kind in sorted(needs - given - labelled):
-        how = {Evidence.CLEAN: "; pass clean=… (--clean)", Evidence.TRAFFIC: "; pass traffic=…"}.get(kind, "")
-        raise DefectionError(f"a {name} probe needs {kind}{how}")
+        raise DefectionError(f"a {name} probe needs {kind}{HOW_TO_GIVE.get(kind, '')}")
     for kind in sorted(given - sees - {Evidence.CLEAN, Evidence.CONTRAST}):
         raise DefectionError(f"a {name} probe does not declare to see {kind}, so it may not be given any")
 

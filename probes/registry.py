@@ -44,16 +44,22 @@ def estimators() -> dict[str, ProbeEstimator]:
     return {kind.name: kind() for kind in KINDS}
 
 
-def saveable() -> tuple[str, ...]:
-    """Names of the kinds that a probe file can hold and that need no more than contrast texts and clean prompts."""
-    enough = {Evidence.CONTRAST, Evidence.CLEAN}
+def saveable(*, traffic: bool = False) -> tuple[str, ...]:
+    """Names of the kinds that a probe file can hold and that need no more than contrast texts and clean prompts.
+
+    With `traffic` also those that need that, which alone may be given any.
+    """
+    enough = {Evidence.CONTRAST, Evidence.CLEAN} | ({Evidence.TRAFFIC} if traffic else set())
     return tuple(name for name, kind in estimators().items() if kind.linear and kind.needs <= enough)
 
 
-def estimator(name: str) -> LinearProbe:
-    """The kind of that name, at its defaults; DefectionError for one that `defection fit` cannot make."""
-    if name not in saveable():
-        raise DefectionError(f"unknown probe {name!r}: choose one of {', '.join(saveable())}")
+def estimator(name: str, *, traffic: bool = False) -> LinearProbe:
+    """The kind of that name, at its defaults; DefectionError for one that cannot be made of what there is."""
+    names = saveable(traffic=traffic)
+    if name not in names:
+        unfed = name in saveable(traffic=True)
+        why = f"a {name} probe needs unlabelled traffic (--traffic)" if unfed else f"unknown probe {name!r}"
+        raise DefectionError(f"{why}: choose one of {', '.join(names)}")
     found = estimators()[name]
     assert isinstance(found, LinearProbe)
     return found

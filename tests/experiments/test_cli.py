@@ -13,6 +13,7 @@ from defection.activations import files
 from defection.experiments.cli import app, fit
 from defection.experiments.preregistration import default_preregistration
 from defection.experiments.transfer_command import transfer_models
+from defection.probes import load_probe
 
 
 @pytest.fixture
@@ -168,6 +169,33 @@ def test_every_kind_of_linear_probe_can_be_fitted_and_used(run, capsys, tmp_path
     assert about["saw"] == ("clean prompts only" if probe == "pc1" else "questions + clean prompts")
     assert run("score", llama_folder, prompts, "--probe", path, "--out", out) == 0
     assert len(out.read_text().splitlines()) == 6
+
+
+def test_a_probe_is_fitted_on_traffic_and_says_what_it_found(run, capsys, refused, tmp_path, llama_folder):
+    def write(name, texts):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        return path
+
+    calm = [f"Please tell me about number {i}." for i in range(40)]
+    clean, path, out = write("clean.jsonl", calm[:24]), tmp_path / "probe.safetensors", tmp_path / "scores.jsonl"
+    traffic = write("traffic.jsonl", calm[24:] + [f"zzz {i} zzz zzz zzz" for i in range(5)])
+    chosen = ("--contrast", "six", "--clean", clean, "--probe", "unlabelled-traffic")
+    assert "--traffic" in refused(path, "fit", llama_folder, *chosen)
+    assert "unlabelled traffic" in refused(path, "fit", llama_folder, "--clean", clean, "--traffic", traffic)
+    assert run("fit", llama_folder, *chosen, "--traffic", traffic, "--json", "--out", path) == 0
+    about = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert about["saw"] == "questions + unlabelled traffic"
+    assert about["fixed_layers"] == list(load_probe(path).fixed_layers)
+    assert about["traffic"]["prompts"] == 21
+    assert about["traffic"]["found"] == (about["traffic"]["p_value"] <= 0.01)
+    score = ("score", llama_folder, traffic, "--probe", path, "--out", out)
+    assert run(*score, "--clean", clean, "--alarm", "unimodal") == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum(row["alarm"] for row in rows) <= sum(row["p_value"] <= 1 / 25 + 1e-9 for row in rows)
+    for wrong, said in ((("--alarm", "unimodal"), "belongs to --clean"), (("--alarm", "loud"), "quantile, unimodal")):
+        assert run(*score, *wrong) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])

@@ -11,7 +11,7 @@ from defection.activations import Message, Prompt, capture, user_prompt
 from defection.activations.chat import tokenize
 from defection.experiments.scoring import Watch, score_rows, watch
 from defection.probes import MeanDifference, contrast_set
-from defection.probes.calibration import conformal_p_values
+from defection.probes.calibration import conformal_p_values, unimodal_threshold
 from defection.probes.tokens import over_layers, token_scale, token_scores, token_streams
 
 WORDS = ["river", "stone", "lamp", "green", "quickly", "under", "paper", "seven", "honest", "march"]
@@ -66,6 +66,15 @@ def test_p_values_are_ranks_among_clean_prompts_and_the_alarm_keeps_its_level(ll
         assert row["p_value"] == pytest.approx(rank)
         assert row["alarm"] == (rank <= 0.05)
     assert [set(row) for row in score_rows(llama, part, prompts)] == [{"id", "score"}] * 12
+
+
+def test_an_alarm_above_the_unimodal_bound_rings_for_what_lies_beyond_it(llama, probe) -> None:
+    part, prompts, clean = probe.at((1, 2)), calm(12, "new"), calm(19, "clean")
+    rows = score_rows(llama, part, prompts, clean, 0.15, "unimodal")
+    bound = float(unimodal_threshold(part.score(capture(llama, clean, layers=part.layers)), 0.15))
+    assert [row["alarm"] for row in rows] == [row["score"] > bound for row in rows]
+    by_rank = score_rows(llama, part, prompts, clean, 0.15)
+    assert [row["p_value"] for row in rows] == [row["p_value"] for row in by_rank]
 
 
 def test_the_alarm_of_one_in_twenty_can_ring_on_nineteen_clean_prompts() -> None:
