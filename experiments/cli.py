@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..activations.errors import DefectionError
+from ..activations.files import Json
 from ..activations.processes import refuse_several
 from ..activations.progress import progress_shown
 from .comparison_command import compare
@@ -431,7 +432,7 @@ def fit(
         ).probe_
     fitted.save(out)
     layers_fixed = list(fitted.fixed_layers)
-    about = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": layers_fixed}
+    about: Json = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": layers_fixed}
     lines = [f"{probe} probe from {len(questions)} texts, fixed at {layers_fixed}, in {out}"]
     if found := fitted.parameters.get("verdict"):
         about["traffic"] = {"prompts": len(met), **found}

@@ -132,8 +132,8 @@ def score_prompts(
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:
     """On how many rows the alarm rings: as they say, or above the probe's own threshold, if it has one."""
     if all("alarm" in row for row in rows):
-        return sum(row["alarm"] for row in rows)
-    return None if threshold is None else sum(row["score"] > threshold for row in rows)
+        return sum(bool(row["alarm"]) for row in rows)
+    return None if threshold is None else sum(bool(row["score"] > threshold) for row in rows)
 
 
 def _refuse_idle_alarm(alarm: str, false_alarms: float, *, by_prompt: bool, by_token: bool) -> None:
