@@ -93,6 +93,11 @@ class Model:
         return dtype
 
     @cached_property
+    def weight_bytes(self) -> int:
+        """Of all parameters, wherever they lie."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.network.parameters())
+
+    @cached_property
     def blocks(self) -> list[nn.Module]:
         """The decoder's blocks; the residual stream is what each returns."""
         return decoder_blocks(self.network)
