@@ -60,18 +60,24 @@ class LastPrefix:
 
 
 def automatic_batch_tokens(model: Model, reading: Reading) -> int:
-    """The number of padded tokens for a batch of this model on its device; see `memory.batch_tokens`."""
+    """The number of padded tokens for a batch of this model; see `memory.batch_tokens`.
+
+    A batch passes through every device of a model that is spread over several: the fullest of them decides.
+    """
     config = model.network.config.get_text_config()
     hidden = getattr(config, "intermediate_size", None) or 4 * model.d_model
     itemsize = model.dtype.itemsize
     kept = len(reading.layers) * model.d_model * itemsize if not reading.one_each or reading.mean else 0
-    return batch_tokens(
-        model.device,
-        weight_bytes=model.weight_bytes,
-        width=model.d_model,
-        hidden=int(hidden),
-        itemsize=itemsize,
-        kept_bytes=kept,
+    return min(
+        batch_tokens(
+            device,
+            weight_bytes=weight_bytes,
+            width=model.d_model,
+            hidden=int(hidden),
+            itemsize=itemsize,
+            kept_bytes=kept,
+        )
+        for device, weight_bytes in model.weight_bytes.items()
     )
 
 

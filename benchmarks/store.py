@@ -25,15 +25,17 @@ from pathlib import Path
 
 import torch
 from common import Records, main, medians, spread
-from defection.activations.plan import Plan
+from defection.activations.plan import Plan, shard_rows
 from defection.activations.prompts import user_prompt
 from defection.activations.store import BATCH_ROWS, Store, open_store
 from defection.activations.writing import write_store
 
 LAYERS, D_MODEL = 30, 576
 ROW_BYTES = LAYERS * D_MODEL * 2
-BLOCK = 512
-"""Rows in a shard, and in a block of `dd`."""
+TOKENS = 50
+"""Of a prompt: about the mean of our `clean` set."""
+BLOCK = shard_rows([1], [TOKENS], ROW_BYTES)
+"""Rows in a shard, as `cache` would have it, and in a block of `dd`."""
 OPENINGS = 50
 SMALL = 2_000
 """Rows of the store that shows how opening and memory grow."""
@@ -194,7 +196,7 @@ def make_plan(rows: int) -> Plan:
         "computed_in": "bf16",
         "rows": rows,
     }
-    return Plan(about, [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)], [16] * rows, BLOCK)
+    return Plan(about, [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)], [TOKENS] * rows, BLOCK)
 
 
 def fill(folder: Path, plan: Plan, block: torch.Tensor) -> Store:
