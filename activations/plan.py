@@ -17,7 +17,7 @@ from .files import Json, digest, jsonl
 from .manifest import SCHEMA_VERSION, Manifest
 from .prompts import Prompt
 from .shards import OFFSETS, RESIDUALS, Header, Rows
-from .store import NAMED_DTYPES
+from .store import BATCH_ROWS, NAMED_DTYPES
 
 ROWS_PER_SHARD = 512
 """At least, where each prompt has one vector: prompts are batched within a shard."""
@@ -147,12 +147,14 @@ class Plan:
 def shard_rows(counts: Sequence[int], n_tokens: Sequence[int], vector_bytes: int) -> int:
     """How many rows a shard gets, given each row's vectors and tokens, and the bytes of a vector at all its layers.
 
-    It depends on nothing else, so every process of a launch, and every run that continues, has the same shards.
+    Where there are several shards, each is whole batches of a reader. It depends on nothing else, so every process of a
+    launch, and every run that continues, has the same shards.
     """
     rows, vectors = len(counts), max(1, sum(counts))
     if vectors != rows:
         return max(1, min(ROWS_PER_SHARD, VECTORS_PER_SHARD * rows // vectors))
-    return max(ROWS_PER_SHARD, min(SHARD_BYTES // vector_bytes, SHARD_TOKENS * rows // max(1, sum(n_tokens))))
+    most = min(SHARD_BYTES // vector_bytes, SHARD_TOKENS * rows // max(1, sum(n_tokens)))
+    return max(ROWS_PER_SHARD, most // BATCH_ROWS * BATCH_ROWS)
 
 
 def shard_name(number: int) -> str:

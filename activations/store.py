@@ -195,9 +195,9 @@ class Store:
             first, end = self.shards[shard]["rows"]
             if rows[-1] < end:
                 few = last is None and FEW * len(rows) < end - first
-                mapped = last.map(self, shard) if last is not None else self.map_shard(shard, scattered=few)
+                mapped = last.map(self, shard) if last else self.map_shard(shard, scattered=few)
                 return self._run(shard, mapped, range(rows[0] - first, rows[-1] + 1 - first), columns, rows)
-        return self._scattered(list(self._pieces(rows)), columns, rows)
+        return self._copied(list(self._pieces(rows)), columns, rows, last if _runs(rows) else None)
 
     def _run(
         self, number: int, mapped: Mapping[str, Tensor], within: range, columns: Sequence[int], rows: range
@@ -211,19 +211,27 @@ class Store:
             offsets = torch.from_numpy(found - start)
         return Vectors(mapped[RESIDUALS][start:end, _sliced(columns)], offsets, rows)
 
-    def _scattered(
-        self, pieces: Sequence[tuple[int, Numbers, Numbers]], columns: Sequence[int], rows: Sequence[int]
+    def _copied(
+        self,
+        pieces: Sequence[tuple[int, Numbers, Numbers]],
+        columns: Sequence[int],
+        rows: Sequence[int],
+        last: LastShard | None,
     ) -> Vectors:
         """Any rows, copied out of their shards."""
+
+        def mapped_for(shard: int, count: int) -> Mapping[str, Tensor]:
+            first, end = self.shards[shard]["rows"]
+            return last.map(self, shard) if last else self.map_shard(shard, scattered=FEW * count < end - first)
+
         counts = np.ones(len(rows), dtype=np.int64)
         if self.ragged:
             for shard, within, spots in pieces:
-                counts[spots] = np.diff(self._offsets(shard, self.map_shard(shard)))[within]
+                counts[spots] = np.diff(self._offsets(shard, mapped_for(shard, len(within))))[within]
         offsets = np.concatenate([[0], counts.cumsum()])
         values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
         for shard, within, spots in pieces:
-            first, end = self.shards[shard]["rows"]
-            mapped = self.map_shard(shard, scattered=FEW * len(within) < end - first)
+            mapped = mapped_for(shard, len(within))
             starts = mapped[OFFSETS].numpy()[within] if self.ragged else within
             source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
             values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]

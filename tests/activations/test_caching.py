@@ -21,7 +21,7 @@ from defection.activations.generate import greedy_replies
 from defection.activations.models import Model, load_model, wrap
 from defection.activations.plan import ROWS_PER_SHARD, SHARD_BYTES, SHARD_TOKENS, VECTORS_PER_SHARD, shard_rows
 from defection.activations.prompts import Message, Prompt, user_prompt
-from defection.activations.store import Store, open_store
+from defection.activations.store import BATCH_ROWS, Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -228,7 +228,9 @@ def test_shards_of_one_vector_a_prompt_grow_until_a_kill_would_cost_too_much(len
     mean = sum(lengths) / len(lengths)
     assert rows >= ROWS_PER_SHARD
     assert rows == ROWS_PER_SHARD or (rows * size <= SHARD_BYTES and rows * mean <= SHARD_TOKENS)
-    assert (rows + 1) * size > SHARD_BYTES or (rows + 1) * mean > SHARD_TOKENS
+    more = rows + BATCH_ROWS
+    assert more * size > SHARD_BYTES or more * mean > SHARD_TOKENS
+    assert rows % BATCH_ROWS == 0
 
 
 def test_a_store_holds_the_replies_of_its_prompts(whole: Path, llama: Model) -> None:

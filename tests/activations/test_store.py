@@ -86,10 +86,11 @@ def test_a_layer_that_is_not_there_is_refused(store: Store) -> None:
         next(store.batches(4, layers=[1]))
 
 
+@pytest.mark.parametrize("size", [2, 3])
 def test_a_reader_of_batches_maps_each_shard_once_and_has_it_read_ahead(
-    make_vault: Callable[..., Vault], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_vault: Callable[..., Vault], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """A batch is few of a large shard's rows, and yet all of them will be read."""
+    """A batch is few of a large shard's rows, within it or across its end, and yet all of them will be read."""
     store = make_vault(40, rows_per_shard=20).fill(tmp_path / "store")
     asked: list[tuple[int, bool]] = []
     real = Store.map_shard
@@ -100,7 +101,7 @@ def test_a_reader_of_batches_maps_each_shard_once_and_has_it_read_ahead(
 
     monkeypatch.setattr(Store, "map_shard", watched)
     for source in (store, concatenate(store)):
-        assert sum(len(batch.rows) for batch in source.batches(2)) == 40
+        assert sum(len(batch.rows) for batch in source.batches(size)) == 40
         assert asked == [(0, False), (1, False)]
         asked.clear()
     store.vectors(rows=[7])
