@@ -249,8 +249,8 @@ def mean_raw(raw: Path) -> torch.Tensor:
 
 def mean(store: Store) -> torch.Tensor:
     total = torch.zeros(LAYERS, D_MODEL, dtype=torch.float64)
-    for batch in store.batches(dtype=torch.float32):
-        total += batch.values.sum(dim=0)
+    for batch in store.batches():
+        total += batch.values.float().sum(dim=0)  # converted as above, so that both sides ask for the same memory
     return total / len(store)
 
 
