@@ -285,12 +285,13 @@ class Gpus:
         class Event:
             def record(self) -> None:
                 self.stream = gpus.streams[gpus.current]
-                self.behind = len(self.stream)
+                self.behind = list(self.stream)
 
             def synchronize(self) -> None:
-                for _ in range(self.behind):
-                    self.stream.pop(0)()
-                self.behind = 0
+                for copy in self.behind:
+                    if copy in self.stream:
+                        self.stream.remove(copy)
+                        copy()
 
         monkeypatch.setattr(torch, "empty", pinnable)
         monkeypatch.setattr(torch.cuda, "Event", Event)
