@@ -288,10 +288,10 @@ class Gpus:
                 self.behind = list(self.stream)
 
             def synchronize(self) -> None:
-                for copy in self.behind:
-                    if copy in self.stream:
-                        self.stream.remove(copy)
-                        copy()
+                for each in self.behind:
+                    if each in self.stream:
+                        self.stream.remove(each)
+                        each()
 
         monkeypatch.setattr(torch, "empty", pinnable)
         monkeypatch.setattr(torch.cuda, "Event", Event)
