@@ -42,10 +42,17 @@ class Batch:
 
 
 def plan_batches(
-    ids: Sequence[Ids], *, max_tokens: int = 2048, share_prefixes: bool = True, group_cost: int = READING_COST
+    ids: Sequence[Ids],
+    *,
+    max_tokens: int = 2048,
+    share_prefixes: bool = True,
+    group_cost: int = READING_COST,
+    carry: bool = False,
 ) -> list[Batch]:
     """Cover every row once, in batches of at most `max_tokens` padded tokens (one row at least).
 
+    With `carry` the longest of the rows that share a prefix comes first and alone: computed whole, it leaves the prefix
+    for the others, which then costs no pass of its own, and padding is less by the row that is padded to the most.
     Rows of equal tokens count once. The plan depends on the token ids and the budget alone, so the same prompts
     always meet in the same batches: in bf16 the same prompt differs slightly from batch to batch (PITFALLS 15), and a
     resumed run must not.
@@ -60,8 +67,18 @@ def plan_batches(
     return [
         Batch(tuple(copy for row in chunk for copy in copies[distinct[row]]), prefix_length)
         for prefix_length, rows in groups
-        for chunk in _by_length(distinct, rows, prefix_length, max_tokens, cost)
+        for chunk in _chunks(distinct, rows, prefix_length, max_tokens, cost, carry=carry and prefix_length > 0)
     ]
+
+
+def _chunks(
+    ids: Sequence[Ids], rows: Sequence[int], prefix: int, max_tokens: int, cost: int, *, carry: bool
+) -> Iterator[tuple[int, ...]]:
+    if carry:
+        first = max(rows, key=lambda row: (len(ids[row]), -row))
+        yield (first,)
+        rows = [row for row in rows if row != first]
+    yield from _by_length(ids, rows, prefix, max_tokens, cost)
 
 
 def _by_length(

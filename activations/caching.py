@@ -82,7 +82,9 @@ def cache(
         max_tokens or _batch_tokens(folder, model, reading, reply_tokens),
         reply_tokens,
     )
-    plan = Plan(work.about, prompts, [len(row) for row in ids], rows_per_shard or shard_rows(work.counts))
+    n_tokens = [len(row) for row in ids]
+    rows = rows_per_shard or shard_rows(work.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
+    plan = Plan(work.about, prompts, n_tokens, rows)
     process = this_process()
     with progress(what, total=len(prompts), unit="prompts") as bar:
         return write_store(folder, plan, work.compute, share=(process.rank, process.size), verify=verify, advance=bar)
@@ -131,6 +133,11 @@ class _Work:
     def counts(self) -> list[int]:
         """How many vectors each prompt gives."""
         return [1] * len(self.ids) if self.reading.one_each else [len(tokens) for tokens in self.wanted]
+
+    @property
+    def vector_bytes(self) -> int:
+        """On disk, of one prompt's vector at all layers."""
+        return len(self.reading.layers) * self.model.d_model * self.dtype.itemsize
 
     def compute(self, shard: Rows) -> Mapping[str, Tensor]:
         """The tensors of one shard. Batches never cross shards, so each is reproducible alone (PITFALLS 15)."""

@@ -85,10 +85,13 @@ class Landing:
     def put(self, places: Sequence[int], seen: Tensor) -> None:
         """Place `seen` [vector, layer, d_model] at those indices, now or when the copy is through."""
         if seen.is_cuda and not self.values.is_cuda:
-            host = torch.empty(seen.shape, dtype=seen.dtype, pin_memory=True)
-            host.copy_(seen, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+            # The copy runs on a stream of the vectors' own GPU, which need not be the current one: under a launcher
+            # it is `cuda:LOCAL_RANK`. An event recorded elsewhere would be over before the vectors have arrived.
+            with torch.cuda.device(seen.device):
+                host = torch.empty(seen.shape, dtype=seen.dtype, pin_memory=True)
+                host.copy_(seen, non_blocking=True)
+                arrived = torch.cuda.Event()
+                arrived.record()
             self.settle()
             self.under_way = (places, host, arrived)
         else:

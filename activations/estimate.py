@@ -83,20 +83,23 @@ def estimate(
     needed = up_to_wanted(ids, wanted)
     budget = max_tokens or automatic_batch_tokens(model, reading)
     counts = [1] * len(prompts) if reading.one_each else [len(tokens) for tokens in wanted]
-    shards = _plan(model, needed, budget, rows_per_shard or shard_rows(counts))
+    n_tokens = [len(row) for row in ids]
+    vector_bytes = (
+        len(reading.layers) * model.d_model * (model.dtype if dtype is None else choose_dtype(dtype)).itemsize
+    )
+    shards = _plan(model, needed, budget, rows_per_shard or shard_rows(counts, n_tokens, vector_bytes))
     batches = [batch for shard in shards for batch in shard]
     computed = sum(sum(computed_tokens(needed, shard)) for shard in shards)
     vectors = sum(counts)
-    itemsize = (model.dtype if dtype is None else choose_dtype(dtype)).itemsize
     speed = _speed(model, needed, batches, reading, wanted, measured_seconds)
     return Estimate(
         prompts=len(prompts),
-        tokens=sum(len(row) for row in ids),
+        tokens=sum(n_tokens),
         computed_tokens=computed,
         batches=len(batches),
         max_tokens=budget,
         vectors=vectors,
-        bytes=vectors * len(reading.layers) * model.d_model * itemsize,
+        bytes=vectors * vector_bytes,
         tokens_per_second=speed,
         devices=devices,
         seconds=computed / speed / devices if speed else 0.0,

@@ -67,6 +67,9 @@ def _lock_of(place: Path) -> IO[str]:
             return open(place / "lock", "w")
         except FileNotFoundError:
             continue  # a process that had finished the store removed `.writing` in between
+        except FileExistsError as error:  # or between the two looks that `mkdir` takes at what is there
+            if place.is_file() or place.parent.is_file():
+                raise _cannot_write(place, error) from error
         except OSError as error:
             raise _cannot_write(place, error) from error
 

@@ -93,6 +93,15 @@ class Model:
         return dtype
 
     @cached_property
+    def weight_bytes(self) -> dict[torch.device, int]:
+        """Of the parameters on each device; Hugging Face's `device_map` spreads a large model over several."""
+        sizes: dict[torch.device, int] = {}
+        for parameter in self.network.parameters():
+            size = parameter.numel() * parameter.element_size()
+            sizes[parameter.device] = sizes.get(parameter.device, 0) + size
+        return sizes
+
+    @cached_property
     def blocks(self) -> list[nn.Module]:
         """The decoder's blocks; the residual stream is what each returns."""
         return decoder_blocks(self.network)

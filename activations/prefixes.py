@@ -36,6 +36,12 @@ class PrefixCache(DynamicCache):  # type: ignore[misc]
         super().__init__()
         self.layer_class_to_replicate = PrefixLayer
 
+    def cut(self, length: int) -> None:
+        """Keep the first so many tokens: the prefix of the row that filled it."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
 
 def reach(network: PreTrainedModel) -> int:
     """Over how many tokens every layer of the model attends: its smallest sliding window, if it has one.

@@ -54,20 +54,30 @@ class LastPrefix:
     cache: PrefixCache | None = None
     vectors: Tensor | None = field(default=None, repr=False)
 
+    def forget(self) -> None:
+        """Give its memory back."""
+        self.key = self.cache = self.vectors = None
+
 
 def automatic_batch_tokens(model: Model, reading: Reading) -> int:
-    """The number of padded tokens for a batch of this model on its device; see `memory.batch_tokens`."""
+    """The number of padded tokens for a batch of this model; see `memory.batch_tokens`.
+
+    A batch passes through every device of a model that is spread over several: the fullest of them decides.
+    """
     config = model.network.config.get_text_config()
     hidden = getattr(config, "intermediate_size", None) or 4 * model.d_model
     itemsize = model.dtype.itemsize
     kept = len(reading.layers) * model.d_model * itemsize if not reading.one_each or reading.mean else 0
-    return batch_tokens(
-        model.device,
-        weight_bytes=sum(p.numel() * p.element_size() for p in model.network.parameters()),
-        width=model.d_model,
-        hidden=int(hidden),
-        itemsize=itemsize,
-        kept_bytes=kept,
+    return min(
+        batch_tokens(
+            device,
+            weight_bytes=weight_bytes,
+            width=model.d_model,
+            hidden=int(hidden),
+            itemsize=itemsize,
+            kept_bytes=kept,
+        )
+        for device, weight_bytes in model.weight_bytes.items()
     )
 
 
@@ -75,7 +85,7 @@ def plan_reading(
     model: Model, ids: Sequence[Sequence[int]], max_tokens: int, *, share_prefixes: bool = True
 ) -> list[Batch]:
     """The batches in which `read_batch` is to be given these rows: prefixes are shared only where the model can."""
-    return plan_batches(ids, max_tokens=max_tokens, share_prefixes=share_prefixes and model.shares_prefixes)
+    return plan_batches(ids, max_tokens=max_tokens, share_prefixes=share_prefixes and model.shares_prefixes, carry=True)
 
 
 def modules_read(model: Model, site: str) -> Sequence[nn.Module]:
@@ -111,7 +121,7 @@ def read_batch(
             ) from error
     # Outside of the handler: the traceback would keep alive the tensors that filled the memory.
     if last_prefix is not None:
-        last_prefix.key = last_prefix.cache = last_prefix.vectors = None
+        last_prefix.forget()
     give_back_memory()
     middle = len(batch.rows) // 2
     halves = [Batch(rows, batch.prefix_length) for rows in (batch.rows[:middle], batch.rows[middle:])]
@@ -143,13 +153,15 @@ def _read(
     unique, back = numbers.unique(return_inverse=True)
     shared = unique[unique < prefix]
     own = unique[len(shared) :] - prefix
-    parts = []
-    cache = None
-    if prefix:
-        cache, vectors = _prefix(model, tuple(ids[firsts[0]][:prefix]), reading, shared, last)
-        parts.append(vectors)
-    parts.append(_forward(model, right_padded(model, tails), reading, own // width, own % width, cache))
-    vectors = torch.cat(parts) if len(shared) else parts[-1]
+    tokens = tuple(ids[firsts[0]][:prefix])
+    key = (tokens, reading, tuple(shared.tolist()))
+    if prefix and len(firsts) == 1 and last.key != key:
+        vectors = _carrying(model, ids[firsts[0]], reading, unique, key, last)
+    else:
+        cache, before = _prefix(model, tokens, reading, shared, key, last) if prefix else (None, None)
+        vectors = _forward(model, right_padded(model, tails), reading, own // width, own % width, cache)
+        if before is not None and len(shared):
+            vectors = torch.cat([before, vectors])
     if not torch.equal(back, torch.arange(len(unique))):  # rows of equal tokens, or rows that share wanted ones
         vectors = vectors[back.to(vectors.device)]
     return _means(vectors, [len(wanted[row]) for row in batch.rows]) if reading.mean else vectors
@@ -177,17 +189,29 @@ def right_padded(model: Model, tails: Sequence[Sequence[int]]) -> Int[Tensor, "r
 
 
 def _prefix(
-    model: Model, tokens: tuple[int, ...], reading: Reading, shared: Tensor, last: LastPrefix
+    model: Model, tokens: tuple[int, ...], reading: Reading, shared: Tensor, key: Any, last: LastPrefix
 ) -> tuple[PrefixCache, Tensor]:
     """Keys and values of a prefix, and the wanted vectors inside it."""
-    key = (tokens, reading, tuple(shared.tolist()))
     if last.key != key or last.cache is None or last.vectors is None:
-        last.key = last.cache = last.vectors = None  # free the old one first
-        cache = PrefixCache()
-        inputs = torch.tensor([tokens], device=model.device)
-        last.vectors = _forward(model, inputs, reading, torch.zeros_like(shared), shared, cache)
-        last.cache, last.key = cache, key
+        _carrying(model, tokens, reading, shared, key, last)
+    assert last.cache is not None
+    assert last.vectors is not None
     return last.cache, last.vectors
+
+
+def _carrying(
+    model: Model, row: Sequence[int], reading: Reading, wanted: Tensor, key: Any, last: LastPrefix
+) -> Float[Tensor, "vector layer d_model"]:
+    """The wanted vectors of a row that is computed whole, leaving behind what its prefix is to the rows after it."""
+    last.forget()  # free the old one first
+    cache = PrefixCache()
+    inputs = torch.tensor([row], device=model.device)
+    vectors = _forward(model, inputs, reading, torch.zeros_like(wanted), wanted, cache)
+    tokens, _, shared = key
+    cache.cut(len(tokens))
+    last.vectors = vectors[: len(shared)]
+    last.cache, last.key = cache, key
+    return vectors
 
 
 def _forward(

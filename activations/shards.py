@@ -8,6 +8,7 @@ covers all the rest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,12 +97,21 @@ def read_header(file: Path) -> Header | None:
     """
     try:
         with open(file, "rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            start = opened.read(LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            if len(start) < LENGTH_BYTES or length > min(size, LARGEST_HEADER):
-                return None
-            start += opened.read(length)
+            return _parsed(opened, os.fstat(opened.fileno()).st_size)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _parsed(content: IO[bytes] | mmap.mmap, size: int) -> Header | None:
+    """The header at the start of a shard of that many bytes, unless something is wrong with it."""
+    start = content.read(LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    if len(start) < LENGTH_BYTES or length > min(size, LARGEST_HEADER):
+        return None
+    start += content.read(length)
+    try:
         header = json.loads(start[LENGTH_BYTES:])
         about = header.pop("__metadata__")
         first, last = about["rows"].split(":")
@@ -119,10 +129,8 @@ def read_header(file: Path) -> Header | None:
             bytes=size,
             sha256=digest,
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
-    except OSError as error:
-        raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def same_bytes(file: Path, header: Header) -> bool:
@@ -138,19 +146,34 @@ def same_bytes(file: Path, header: Header) -> bool:
 def map_tensors(file: Path, sha256: str, *, scattered: bool = False) -> dict[str, Tensor]:
     """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at, and nothing is copied.
 
-    `scattered` says that few places will be looked at: the system then reads no further than those, which it otherwise
-    does by up to megabytes. Writing to the tensors changes memory only.
+    `scattered` says that few places will be looked at: the system then reads no further than those. Otherwise it reads
+    megabytes ahead and holds them in huge pages, where it can: a page at a time, the mapping alone would take as long
+    as the disk. Writing to the tensors changes memory only.
     Raises DefectionError when the file is missing, or its header does not have that checksum.
     """
-    header = read_header(file)
-    if header is None or header.sha256 != sha256:
-        state = "missing" if not file.exists() else "damaged"
+    mapped = _map(file, scattered)
+    # Looked at by way of the map: reading the file would bring its first megabytes into memory in small pages.
+    header = None if mapped is None else _parsed(mapped, len(mapped))
+    if mapped is None or header is None or header.sha256 != sha256:
+        state = "damaged" if file.exists() else "missing"
         raise DefectionError(f"{file} is {state}; {AGAIN}")
-    with open(file, "rb") as opened:
-        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    if scattered and hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)
     return {name: _mapped(mapped, header.start, about) for name, about in header.tensors.items()}
+
+
+def _map(file: Path, scattered: bool) -> mmap.mmap | None:
+    """The file in memory; None when it is not there or empty."""
+    try:
+        with open(file, "rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (FileNotFoundError, ValueError):
+        return None
+    except OSError as error:
+        raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
+    advice = getattr(mmap, "MADV_RANDOM" if scattered else "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # a kernel built without huge pages refuses
+            mapped.madvise(advice)
+    return mapped
 
 
 def _mapped(mapped: mmap.mmap, start: int, about: Mapping[str, Any]) -> Tensor:

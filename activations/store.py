@@ -9,7 +9,8 @@ says which tokens of the shard belong to which of its prompts. `writing.py` writ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -179,31 +180,62 @@ class Store:
         Only their pages are read. Raises DefectionError for an unfinished store, an absent layer or row, and a shard
         that is missing or has another header.
         """
+        return self.gather(layers, range(len(self)) if rows is None else rows)
+
+    def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
+        """What `vectors` gives. `last` is handed from call to call by who reads one run of rows after another."""
         columns = self._columns(layers)
         self._refuse_unfinished()
-        wanted = range(len(self)) if rows is None else rows
         count = len(self)
-        outside = [row for row in wanted if not 0 <= row < count] if rows is not None else []
+        outside = [row for row in (_ends(rows) if _runs(rows) else rows) if not 0 <= row < count]
         if outside:
             raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {count - 1}")
-        pieces = list(self._pieces(wanted))
-        counts = np.ones(len(wanted), dtype=np.int64)
+        if _runs(rows) and rows:
+            shard = bisect_right(self._firsts, rows[0]) - 1
+            first, end = self.shards[shard]["rows"]
+            if rows[-1] < end:
+                few = last is None and FEW * len(rows) < end - first
+                mapped = last.map(self, shard) if last else self.map_shard(shard, scattered=few)
+                return self._run(shard, mapped, range(rows[0] - first, rows[-1] + 1 - first), columns, rows)
+        return self._copied(list(self._pieces(rows)), columns, rows, last if _runs(rows) else None)
+
+    def _run(
+        self, number: int, mapped: Mapping[str, Tensor], within: range, columns: Sequence[int], rows: range
+    ) -> Vectors:
+        """Rows that follow one another in one shard: a part of the memory map, where the columns do so too."""
+        start, end = within.start, within.stop
+        offsets = torch.arange(len(within) + 1)
+        if self.ragged:
+            found = self._offsets(number, mapped)[start : end + 1]
+            start, end = int(found[0]), int(found[-1])
+            offsets = torch.from_numpy(found - start)
+        return Vectors(mapped[RESIDUALS][start:end, _sliced(columns)], offsets, rows)
+
+    def _copied(
+        self,
+        pieces: Sequence[tuple[int, Numbers, Numbers]],
+        columns: Sequence[int],
+        rows: Sequence[int],
+        last: LastShard | None,
+    ) -> Vectors:
+        """Any rows, copied out of their shards."""
+
+        def mapped_for(shard: int, count: int) -> Mapping[str, Tensor]:
+            first, end = self.shards[shard]["rows"]
+            return last.map(self, shard) if last else self.map_shard(shard, scattered=FEW * count < end - first)
+
+        counts = np.ones(len(rows), dtype=np.int64)
         if self.ragged:
             for shard, within, spots in pieces:
-                counts[spots] = self._counts(shard)[within]
+                counts[spots] = np.diff(self._offsets(shard, mapped_for(shard, len(within))))[within]
         offsets = np.concatenate([[0], counts.cumsum()])
-        values = torch.empty(int(offsets[-1]) if len(pieces) != 1 else 0, len(columns), self.d_model, dtype=self.dtype)
+        values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
         for shard, within, spots in pieces:
-            first, last = self.shards[shard]["rows"]
-            mapped = self.map_shard(shard, scattered=FEW * len(within) < last - first)
+            mapped = mapped_for(shard, len(within))
             starts = mapped[OFFSETS].numpy()[within] if self.ragged else within
             source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
-            picked = mapped[RESIDUALS][source][:, _sliced(columns)]
-            if len(pieces) == 1 and isinstance(target, slice):
-                values = picked  # a part of the memory map where rows and columns follow one another
-            else:
-                values[target] = picked
-        return Vectors(values, torch.from_numpy(offsets), wanted)
+            values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
+        return Vectors(values, torch.from_numpy(offsets), rows)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
         """The residuals of all prompts or some, fp32, of all layers or some, as `capture` gives them.
@@ -251,13 +283,13 @@ class Store:
         if not self.complete:
             raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
 
-    def _counts(self, number: int) -> Numbers:
-        """How many vectors each row of a shard of a ragged store has."""
-        shard, offsets = self.shards[number], self.map_shard(number)[OFFSETS].numpy()
-        counts: Numbers = np.diff(offsets)
-        if offsets[0] != 0 or offsets[-1] != shard["vectors"] or (counts < 0).any():
+    def _offsets(self, number: int, mapped: Mapping[str, Tensor]) -> Numbers:
+        """Where the vectors of each row of a shard of a ragged store start, and where the last one's end."""
+        shard = self.shards[number]
+        offsets: Numbers = mapped[OFFSETS].numpy()
+        if offsets[0] != 0 or offsets[-1] != shard["vectors"] or (np.diff(offsets) < 0).any():
             raise DefectionError(f"{self.path / shard['file']} is damaged: its offsets do not fit; {AGAIN}")
-        return counts
+        return offsets
 
     def _columns(self, layers: Sequence[int] | None) -> Sequence[int]:
         if layers is None:
@@ -267,11 +299,16 @@ class Store:
             raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
         return [self.layers.index(layer) for layer in layers]
 
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first row of each shard."""
+        return [shard["rows"][0] for shard in self.shards]
+
     def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Numbers, Numbers]]:
         """For each shard that holds some of the rows: its number, the rows counted from its first, and their places
         among the rows asked for.
         """
-        firsts = np.array([shard["rows"][0] for shard in self.shards])
+        firsts = np.array(self._firsts)
         asked = np.arange(rows.start, rows.stop) if _runs(rows) else np.array(rows, dtype=np.int64)
         owners = np.searchsorted(firsts, asked, side="right") - 1
         for shard in np.unique(owners).tolist():
@@ -279,15 +316,32 @@ class Store:
             yield shard, asked[spots] - firsts[shard], spots
 
 
+class LastShard:
+    """The shard that a reader is in: mapped, and its header looked at, once for all its batches."""
+
+    def __init__(self) -> None:
+        self.place: tuple[Path, int] | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    def map(self, store: Store, number: int) -> dict[str, Tensor]:
+        """Its tensors, whether it is the one of the last call or another."""
+        if self.place != (store.path, number):
+            self.place, self.tensors = None, {}  # the old one goes first
+            self.tensors = store.map_shard(number)
+            self.place = (store.path, number)
+        return self.tensors
+
+
 def in_batches(
     source: Any, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
 ) -> Iterator[Vectors]:
-    """Batches of anything that has `vectors` and a length."""
+    """Batches of anything that has `gather` and a length."""
     if size < 1:
         raise DefectionError(f"a batch needs at least one row, not {size}")
+    last = LastShard()
     for start in range(0, len(source), size):
         # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
-        yield _moved(source.vectors(layers, range(start, min(start + size, len(source)))), device, dtype)
+        yield _moved(source.gather(layers, range(start, min(start + size, len(source))), last), device, dtype)
 
 
 def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:
@@ -309,6 +363,11 @@ def _sliced(columns: Sequence[int]) -> slice | list[int]:
     if listed and listed == list(range(listed[0], listed[0] + len(listed))):
         return slice(listed[0], listed[0] + len(listed))
     return listed
+
+
+def _ends(rows: range) -> list[int]:
+    """The first row and the last, or none."""
+    return [rows[0], rows[-1]] if rows else []
 
 
 def _runs(rows: Sequence[int]) -> TypeGuard[range]:

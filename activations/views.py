@@ -11,7 +11,7 @@ import torch
 
 from .errors import DefectionError
 from .prompts import Prompt
-from .store import BATCH_ROWS, Store, Vectors, in_batches
+from .store import BATCH_ROWS, LastShard, Store, Vectors, in_batches
 
 if TYPE_CHECKING:
     from .residuals import Residuals
@@ -55,16 +55,19 @@ class View:
 
     def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
         """Like `Store.vectors`."""
-        wanted = range(len(self)) if rows is None else rows
-        places = self.select(wanted).places
+        return self.gather(layers, range(len(self)) if rows is None else rows)
+
+    def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
+        """Like `Store.gather`."""
+        places = self.select(rows).places
         found = [
-            self.stores[store].vectors(layers, _run([row for _, row in run]))
+            self.stores[store].gather(layers, _run([row for _, row in run]), last)
             for store, run in groupby(places, key=lambda place: place[0])
         ] or [self.stores[0].vectors(layers, [])]
         counts = [part.offsets.diff() for part in found]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *counts]).cumsum(0)
         values = found[0].values if len(found) == 1 else torch.cat([part.values for part in found])
-        return Vectors(values, offsets, wanted)
+        return Vectors(values, offsets, rows)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
         """Like `Store.read`: fp32."""

@@ -171,3 +171,21 @@ def test_a_deep_tree_of_prefixes_does_not_overflow() -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_no_rows_make_no_batches(share: bool) -> None:
     assert plan_batches([], share_prefixes=share) == []
+
+
+@given(row_lists, budgets, costs)
+def test_the_longest_row_that_shares_a_prefix_carries_it(ids: list[Sequence[int]], budget: int, cost: int) -> None:
+    options = {"max_tokens": budget, "group_cost": cost}
+    plain, carried = plan_batches(ids, **options), plan_batches(ids, carry=True, **options)
+    assert sorted(row for batch in carried for row in batch.rows) == list(range(len(ids)))
+    before: tuple[int, ...] = ()
+    for batch in carried:
+        prefix = tuple(ids[batch.rows[0]][: batch.prefix_length])
+        if prefix and prefix != before:
+            assert len({tuple(ids[row]) for row in batch.rows}) == 1
+            sharing = [r for b in carried for r in b.rows if tuple(ids[r][: b.prefix_length]) == prefix]
+            assert len(ids[batch.rows[0]]) == max(len(ids[row]) for row in sharing)
+        before = prefix
+    shares = [sum(1 for batch in plan if batch.prefix_length) for plan in (plain, carried)]
+    assert shares[1] <= shares[0] + len({tuple(ids[b.rows[0]][: b.prefix_length]) for b in plain if b.prefix_length})
+    assert computed(ids, carried) == computed(ids, plain)

@@ -19,16 +19,16 @@ from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.generate import greedy_replies
 from defection.activations.models import Model, load_model, wrap
-from defection.activations.plan import ROWS_PER_SHARD as ROWS_PER_SHARD_AT_MOST
-from defection.activations.plan import VECTORS_PER_SHARD, shard_rows
+from defection.activations.plan import ROWS_PER_SHARD, SHARD_BYTES, SHARD_TOKENS, VECTORS_PER_SHARD, shard_rows
 from defection.activations.prompts import Message, Prompt, user_prompt
-from defection.activations.store import Store, open_store
+from defection.activations.store import BATCH_ROWS, Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-ROWS_PER_SHARD = 4
+SHARD = 4
+"""Rows."""
 PROMPTS = tuple(
     Prompt(f"p{i}", (Message("user", f"Question {i}: " + "and so on " * (i % 4)),), extra={"topic": f"t{i % 3}"})
     for i in range(10)
@@ -43,7 +43,7 @@ class Killed(BaseException):
 
 
 def fill(model: Model, folder: Path, **options: Any) -> Store:
-    return cache(model, PROMPTS, folder, **{"rows_per_shard": ROWS_PER_SHARD, "reply_tokens": 3} | options)
+    return cache(model, PROMPTS, folder, **{"rows_per_shard": SHARD, "reply_tokens": 3} | options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -97,7 +97,7 @@ REPLIED = tuple(
 
 
 def fill_replied(model: Model, folder: Path, **options: Any) -> Store:
-    return cache(model, REPLIED, folder, **{"rows_per_shard": ROWS_PER_SHARD} | options)
+    return cache(model, REPLIED, folder, **{"rows_per_shard": SHARD} | options)
 
 
 @pytest.mark.parametrize("site", ["before", "middle", "after"])
@@ -107,7 +107,7 @@ def test_any_position_and_site_reads_back_what_capture_reads(
 ) -> None:
     """To the bit where the batches are the same, as those of a single shard are; to rounding where they are not."""
     expected = capture(llama, REPLIED, layers=[1, 3], site=site, position=position)
-    for rows_per_shard, tolerance in ((len(REPLIED), 0.0), (ROWS_PER_SHARD, 1e-5)):
+    for rows_per_shard, tolerance in ((len(REPLIED), 0.0), (SHARD, 1e-5)):
         options = {"layers": [1, 3], "site": site, "position": position, "rows_per_shard": rows_per_shard}
         store = fill_replied(llama, tmp_path / str(rows_per_shard), **options)
         found = store.read()
@@ -215,12 +215,22 @@ def test_a_site_that_the_blocks_lack_writes_nothing(any_model: Callable[[str], M
     assert not (tmp_path / "store").exists()
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50).filter(lambda counts: max(counts) > 1))
 def test_shards_of_many_vectors_have_fewer_rows(counts: list[int]) -> None:
-    rows = shard_rows(counts)
-    assert 1 <= rows <= ROWS_PER_SHARD_AT_MOST
+    rows = shard_rows(counts, counts, 34_560)
+    assert 1 <= rows <= ROWS_PER_SHARD
     assert rows == 1 or rows * sum(counts) / len(counts) <= VECTORS_PER_SHARD
-    assert shard_rows([1] * len(counts)) == ROWS_PER_SHARD_AT_MOST
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50), st.integers(4, 10**7))
+def test_shards_of_one_vector_a_prompt_grow_until_a_kill_would_cost_too_much(lengths: list[int], size: int) -> None:
+    rows = shard_rows([1] * len(lengths), lengths, size)
+    mean = sum(lengths) / len(lengths)
+    assert rows >= ROWS_PER_SHARD
+    assert rows == ROWS_PER_SHARD or (rows * size <= SHARD_BYTES and rows * mean <= SHARD_TOKENS)
+    more = rows + BATCH_ROWS
+    assert more * size > SHARD_BYTES or more * mean > SHARD_TOKENS
+    assert rows % BATCH_ROWS == 0
 
 
 def test_a_store_holds_the_replies_of_its_prompts(whole: Path, llama: Model) -> None:
@@ -315,7 +325,7 @@ def test_prompts_left_by_another_run_killed_before_its_manifest_are_replaced(
 
 def test_new_labels_of_the_same_prompts_reach_the_store(llama: Model, damaged_copy: Path) -> None:
     relabelled = [replace(prompt, extra={"topic": "new"}) for prompt in PROMPTS]
-    found = cache(llama, relabelled, damaged_copy, rows_per_shard=ROWS_PER_SHARD, reply_tokens=3)
+    found = cache(llama, relabelled, damaged_copy, rows_per_shard=SHARD, reply_tokens=3)
     assert {prompt.topic for prompt in found.read().prompts} == {"new"}
 
 

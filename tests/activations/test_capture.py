@@ -1,11 +1,12 @@
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from defection.activations.batching import plan_batches
-from defection.activations.capture import capture, parse_layers
+from defection.activations.capture import Landing, capture, parse_layers
 from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
 from defection.activations.generate import batch_inputs
@@ -260,3 +261,80 @@ def test_the_embedded_model_reads_a_batch_like_each_prompt_alone(
     together = capture(smollm, mixed_prompts, share_prefixes=share_prefixes)
     alone = torch.cat([capture(smollm, [prompt]).values for prompt in mixed_prompts])
     assert relative_error(together.values, alone) <= 1e-5
+
+
+class Gpus:
+    """What PyTorch's CUDA does as far as order goes: a copy is done when somebody waits for an event behind it.
+
+    Each device has a stream; an event is recorded on that of the current device.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = 0
+        self.streams: dict[int, list[Callable[[], object]]] = {0: [], 1: []}
+        self.pinned: set[int] = set()
+        empty, gpus = torch.empty, self
+
+        def pinnable(*shape: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+            host = empty(*shape, **options)
+            if pin_memory:
+                gpus.pinned.add(host.data_ptr())
+                host.fill_(float("nan"))
+            return host
+
+        class Event:
+            def record(self) -> None:
+                self.stream = gpus.streams[gpus.current]
+                self.behind = list(self.stream)
+
+            def synchronize(self) -> None:
+                for each in self.behind:
+                    if each in self.stream:
+                        self.stream.remove(each)
+                        each()
+
+        monkeypatch.setattr(torch, "empty", pinnable)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def tensor(self, values: Tensor, index: int) -> Tensor:
+        """A tensor on the GPU of that number."""
+        gpus = self
+
+        class OnGpu(Tensor):
+            is_cuda = property(lambda self: True)  # type: ignore[assignment]
+            device = property(lambda self: torch.device("cuda", index))  # type: ignore[assignment]
+
+            @classmethod
+            def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if func is not Tensor.copy_:
+                    return super().__torch_function__(func, types, args, kwargs or {})
+                host, given = args[0], args[1].as_subclass(Tensor)
+                assert (kwargs or {}).get("non_blocking")
+                assert host.data_ptr() in gpus.pinned, "a copy into pageable memory may be read before it has ended"
+                gpus.streams[index].append(lambda: host.copy_(given))
+                return host
+
+        return values.as_subclass(OnGpu)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_vectors_of_any_gpu_are_placed_after_they_have_arrived(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """Under a launcher each process has a GPU of its own, which is not the current one."""
+    gpus = Gpus(monkeypatch)
+    expected = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    values = torch.zeros(6, 2, 3)
+    landing = Landing(values)
+    for places in ([4, 0], [1, 5], [3, 2]):
+        landing.put(places, gpus.tensor(expected[places], index))
+    assert torch.equal(values[[4, 0, 1, 5]], expected[[4, 0, 1, 5]])
+    assert not values[[3, 2]].any()  # the last copy is still under way
+    landing.settle()
+    assert torch.equal(values, expected)
+    assert gpus.current == 0

@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import json
+import types
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from defection.activations import memory
 from defection.activations.batching import Batch, plan_batches
 from defection.activations.capture import capture
 from defection.activations.chat import tokenize
@@ -248,6 +250,25 @@ def test_a_shared_prefix_survives_a_shortage_of_memory(llama: Model, mixed_promp
     assert relative_error(found, expected.values[list(batch.rows)]) <= 1e-5
 
 
+@pytest.mark.parametrize("position", ["last", "all", "2:-1", "mean:all"])
+@pytest.mark.parametrize("site", ["before", "after"])
+def test_the_row_that_carries_a_prefix_leaves_what_the_others_need(
+    any_model: Callable[[str], Model], position: str, site: str
+) -> None:
+    """Gemma's layers are of two kinds, of which one attends over a sliding window."""
+    system = Message("system", "A rule that all of them share, and that goes on for quite a while. " * 4)
+    prompts = [Prompt(str(n), (system, Message("user", "word " * n))) for n in (3, 1, 6, 6, 2)]
+    for family in ("llama", "gpt2", "gemma3"):
+        model = any_model(family)
+        passes: list[int] = []
+        handle = model.blocks[0].register_forward_hook(lambda m, args, output, passes=passes: passes.append(1))
+        found = capture(model, prompts, site=site, position=position)
+        handle.remove()
+        alone = [capture(model, [prompt], site=site, position=position).values for prompt in prompts]
+        assert relative_error(found.values, torch.cat(alone)) <= 1e-5
+        assert len(passes) == 2
+
+
 def test_one_prompt_that_does_not_fit_the_memory_is_a_refusal(llama: Model) -> None:
     memory = Memory(llama, fits=10, error=OUT_OF_MEMORY[0])
     with pytest.raises(DefectionError, match=r"prompt of \d+ tokens does not fit the memory of cpu"):
@@ -296,3 +317,19 @@ def test_distinct_rows_stand_for_all() -> None:
 def test_the_budget_on_a_cpu_is_always_the_same(llama: Model, any_model: Callable[[str], Model]) -> None:
     """PITFALLS 15: a resumed run must meet the same batches, however full the memory is now."""
     assert automatic_batch_tokens(llama, Reading((0,))) == automatic_batch_tokens(any_model("gemma3"), Reading(LAYERS))
+
+
+def test_the_budget_of_a_model_on_several_gpus_is_that_of_the_fullest(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that fill two GPUs to a half leave room on both, and are not all counted against the first."""
+    about = types.SimpleNamespace(total_memory=80 * 2**20)
+    monkeypatch.setattr(memory.torch.cuda, "get_device_properties", lambda device: about)
+
+    def budget(*megabytes: int) -> int:
+        weights = {torch.device("cuda", number): size * 2**20 for number, size in enumerate(megabytes)}
+        monkeypatch.setitem(llama.__dict__, "weight_bytes", weights)
+        return automatic_batch_tokens(llama, Reading(LAYERS, position="all"))
+
+    assert budget(40, 40) == budget(40) > memory.CPU_BATCH_TOKENS
+    assert budget(40, 79) == budget(79, 40) == budget(79) < budget(40)

@@ -16,6 +16,7 @@ from defection.activations.errors import DefectionError
 from defection.activations.plan import Plan
 from defection.activations.prompts import user_prompt
 from defection.activations.store import Store, open_store
+from defection.activations.views import concatenate
 from defection.activations.writing import write_store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +84,40 @@ def test_a_layer_that_is_not_there_is_refused(store: Store) -> None:
         store.vectors([0, 1])
     with pytest.raises(DefectionError, match=r"not \[1\]"):
         next(store.batches(4, layers=[1]))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_reader_of_batches_maps_each_shard_once_and_has_it_read_ahead(
+    make_vault: Callable[..., Vault], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A batch is few of a large shard's rows, within it or across its end, and yet all of them will be read."""
+    store = make_vault(40, rows_per_shard=20).fill(tmp_path / "store")
+    asked: list[tuple[int, bool]] = []
+    real = Store.map_shard
+
+    def watched(self: Store, number: int, *, scattered: bool = False) -> dict[str, torch.Tensor]:
+        asked.append((number, scattered))
+        return real(self, number, scattered=scattered)
+
+    monkeypatch.setattr(Store, "map_shard", watched)
+    for source in (store, concatenate(store)):
+        assert sum(len(batch.rows) for batch in source.batches(size)) == 40
+        assert asked == [(0, False), (1, False)]
+        asked.clear()
+    store.vectors(rows=[7])
+    store.vectors(rows=range(3, 5))
+    assert asked == [(0, True), (0, True)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says how a file is mapped")
+@pytest.mark.parametrize(("scattered", "flag"), [(True, "rr"), (False, "hg")])
+def test_the_system_is_told_how_a_shard_will_be_read(store: Store, scattered: bool, flag: str) -> None:
+    mapped = store.map_shard(0, scattered=scattered)
+    text = Path("/proc/self/smaps").read_text()
+    entry = text[text.index(str(store.path / FILES[2])) :]
+    flags = entry[entry.index("VmFlags:") :].split("\n")[0].split()
+    assert ("rr" in flags, "hg" in flags) == (flag == "rr", flag == "hg")
+    assert len(mapped)
 
 
 def test_a_batch_of_no_rows_is_refused(store: Store) -> None:

@@ -290,6 +290,31 @@ def test_several_processes_write_what_one_writes(
     assert content(tmp_path / "store") == whole
 
 
+def test_a_room_removed_while_it_is_entered_is_made_anew(
+    vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+) -> None:
+    """`Path.mkdir` finds the folder there, looks again whether it is one, and finds nothing."""
+    real, removed = os.mkdir, []
+
+    def mkdir(path: object, *args: Any, **options: Any) -> None:
+        if Path(str(path)).name.startswith("share") and not removed:
+            removed.append(path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        real(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    vault.fill(tmp_path / "store")
+    assert removed
+    assert content(tmp_path / "store") == whole
+
+
+def test_a_file_where_a_room_should_be_is_a_refusal(vault: Vault, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".writing").write_text("not ours")
+    with pytest.raises(DefectionError, match="cannot write"):
+        vault.fill(tmp_path / "store")
+
+
 def test_each_process_computes_its_own_share(make_vault: Callable[..., Vault], tmp_path: Path) -> None:
     vault = make_vault(40)
     log = tmp_path / "log"
