@@ -107,8 +107,11 @@ def reading(rows: int, rounds: int) -> Records:
         subprocess.run(["sync", "-f", folder], check=True)
         for turn in range(rounds):
             for name, (theirs, ours) in comparisons.items():
-                a = cold_seconds(raw, lambda theirs=theirs: theirs(raw))
-                pairs[name].append((a, cold_seconds(whole, lambda ours=ours: ours(open_store(whole)))))
+                sides = [(raw, lambda theirs=theirs: theirs(raw)), (whole, lambda ours=ours: ours(open_store(whole)))]
+                # Whoever comes first in a round is the slower: sides take turns.
+                order = sides if turn % 2 else sides[::-1]
+                taken = {path: cold_seconds(path, work) for path, work in order}
+                pairs[name].append((taken[raw], taken[whole]))
             few.append(cold_seconds(whole, lambda: read(open_store(whole), [LAYERS // 2]), share=0))
             picked = torch.randperm(rows, generator=torch.Generator().manual_seed(turn))[:1000].tolist()
             pick = lambda picked=picked: open_store(whole).vectors(rows=picked)  # noqa: E731
