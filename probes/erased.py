@@ -65,7 +65,7 @@ class Erased(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = class_means(sample.rows, sample.marks)
         difference = (defecting - other)[..., None]
         measured = [(sample.rows, sample.nuisance), (sample.clean, sample.clean_nuisance)]
         pairs = [(rows, nuisance) for rows, nuisance in measured if rows is not None and nuisance is not None]

@@ -21,7 +21,8 @@ class MeanDifference(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        return halfway(*class_means(sample.rows, sample.marks))
+        means = class_means(sample.rows, sample.marks)
+        return halfway(means.defecting, means.other)
 
 
 def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]) -> Hyperplane:
@@ -31,4 +32,4 @@ def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]
 
 def plane_through(coef: Float[Tensor, "layer d"], point: Float[Tensor, "layer d"]) -> Hyperplane:
     """The hyperplane with these normals whose score is 0 at `point`."""
-    return Hyperplane(coef, -torch.einsum("ld,ld->l", coef, point))
+    return Hyperplane(coef, -torch.linalg.vecdot(coef, point))

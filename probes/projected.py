@@ -42,7 +42,7 @@ class Projected(LinearProbe):
                 f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
                 "take mean-difference"
             )
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = class_means(sample.rows, sample.marks)
         difference = defecting - other
         components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
         inside = torch.einsum("lkd,ld->lk", components, difference)

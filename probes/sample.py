@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from .guard import Evidence
 
-CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 2 * 2**30}
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 """Layers are solved together while an fp64 copy of each kind of rows fits into so much: a cache, a GPU's memory."""
 AT_ONCE = 2**17
 """Numbers converted to fp64 at a time: a megabyte, so that they stay in the cache and cost no fresh memory."""
+COLUMNS = 2**12
+"""As many of them side by side: long enough to be read in one sweep, with dozens of rows to a product."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,18 @@ def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
 
 
 def centred(
-    rows: Float[Tensor, "n layer d"], *, coarse: bool = False
+    rows: Float[Tensor, "n layer d"], mean: Float[Tensor, "layer d"] | None = None, *, coarse: bool = False
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
     """Stacked rows minus their mean, and the mean; with `coarse` narrow rows stay fp32, the mean is fp64 all the same.
+
+    A `mean` that is at hand, exact for narrow rows as `class_means` gives it, saves a pass over them.
 
     Equal rows give exact zeros instead of the rounding of their mean (PITFALLS 16): narrow ones add up in fp64 without
     rounding, and fp64 ones are measured from the first row before the mean is taken.
     """
     if rows.dtype != torch.float64 and not rows.is_cuda:
-        mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
+        if mean is None:
+            mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
         kind = torch.float32 if coarse else torch.float64
         # Converted first: a subtraction that converts as it goes takes several times as long.
         stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
@@ -100,22 +106,34 @@ def centred(
     return stack, origin + shift
 
 
-def class_means(
-    rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]
-) -> tuple[Float[Tensor, "layer d"], Float[Tensor, "layer d"]]:
-    """Mean over the defecting rows and over the others, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
+class Means(NamedTuple):
+    """Means in fp64, [layer, d] each."""
+
+    defecting: Float[Tensor, "layer d"]
+    other: Float[Tensor, "layer d"]
+    all: Float[Tensor, "layer d"]
+
+
+def class_means(rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]) -> Means:
+    """Means of the defecting rows, the others and both, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
     indicators = torch.stack([marks, ~marks]).double()
-    indicators /= indicators.sum(dim=1, keepdim=True)
-    means = weighted_sums(rows, indicators)
-    return means[0], means[1]
+    defecting, other = weighted_sums(rows, indicators)
+    counts = indicators.sum(dim=1)
+    # Sums of narrow rows are exact, and so is the mean of equal ones (PITFALLS 16): divided last.
+    return Means(defecting / counts[0], other / counts[1], (defecting + other) / len(rows))
 
 
 def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
-    """Sums over rows, in fp64 but without an fp64 copy of them all: a few rows at a time, in one pass."""
-    total = torch.zeros(len(weights), rows.shape[1] * rows.shape[2], dtype=torch.float64, device=rows.device)
-    width = rows.shape[1] * rows.shape[2]
-    step = max(1, AT_ONCE // max(1, width)) if rows.device.type == "cpu" else max(1, len(rows))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step].double()
-        total += weights[:, start : start + step] @ part.reshape(len(part), -1)
+    """Sums over rows, in fp64 but without an fp64 copy of them all: a block at a time, in one pass."""
+    if rows.is_cuda:
+        return (weights @ rows.double().flatten(1)).view(len(weights), *rows.shape[1:])
+    flat = rows.reshape(len(rows), -1)
+    width = max(1, min(flat.shape[1], COLUMNS))
+    height = max(1, AT_ONCE // width)
+    total = torch.zeros(len(weights), flat.shape[1], dtype=torch.float64)
+    sums, shares = total.numpy(), weights.numpy()
+    for left in range(0, flat.shape[1], width):
+        for top in range(0, len(flat), height):
+            part = flat[top : top + height, left : left + width].double().numpy()
+            sums[:, left : left + width] += shares[:, top : top + height] @ part
     return total.view(len(weights), *rows.shape[1:])

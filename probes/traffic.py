@@ -253,7 +253,7 @@ def _agreement(sample: Sample, coef: Float[Tensor, "layer d"], band: range) -> f
     assert sample.marks is not None
     assert sample.clean is not None
     assert sample.traffic is not None
-    defecting, other = class_means(sample.rows, sample.marks)
+    defecting, other, _ = class_means(sample.rows, sample.marks)
     scores = []
     for direction in (coef, defecting - other):
         known, seen = (

@@ -49,7 +49,7 @@ class Whitened(LinearProbe):
         assert sample.marks is not None
         if self.covariance not in COVARIANCES:
             raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = class_means(sample.rows, sample.marks)
         share = float(sample.marks.double().mean())
         if self.covariance == "pooled":
             parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
