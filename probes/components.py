@@ -226,9 +226,11 @@ class PCAProbe(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        means = class_means(sample.rows, sample.marks)
-        rows, _ = centred(sample.rows, means.all, coarse=sample.coarse)
-        return plane_through(signed(leading_components(rows, 1)[:, 0], means), means.all)
+        rows, mean = centred(sample.rows, coarse=sample.coarse)
+        component = leading_components(rows, 1)[:, 0]
+        scores = times(rows, component[..., None].to(rows))[..., 0].double()
+        agreement = scores[:, sample.marks].mean(dim=1) - scores[:, ~sample.marks].mean(dim=1)
+        return plane_through(torch.where(agreement[:, None] < 0, -component, component), mean)
 
 
 class PairPCAProbe(PCAProbe):

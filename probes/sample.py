@@ -11,13 +11,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .guard import Evidence
+from .products import times
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 """Layers are solved together while an fp64 copy of each kind of rows fits into so much: a cache, a GPU's memory."""
 AT_ONCE = 2**17
-"""Numbers converted to fp64 at a time: a megabyte, so that they stay in the cache and cost no fresh memory."""
+"""Numbers summed at a time: half a megabyte of fp32, so that they stay in the cache and cost no fresh memory."""
+SUMMED = 256
+"""fp32 numbers added up before the sum is carried on in fp64."""
 COLUMNS = 2**12
-"""As many of them side by side: long enough to be read in one sweep, with dozens of rows to a product."""
+"""As many of them side by side: long enough to be read in one sweep, with dozens of rows to a sum."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +84,21 @@ def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
 
 
 def centred(
-    rows: Float[Tensor, "n layer d"], mean: Float[Tensor, "layer d"] | None = None, *, coarse: bool = False
+    rows: Float[Tensor, "n layer d"], *, coarse: bool = False
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
-    """Stacked rows minus their mean, and the mean; with `coarse` narrow rows stay fp32, the mean is fp64 all the same.
+    """Stacked rows minus their mean, and the mean in fp64; with `coarse` narrow rows stay fp32.
 
-    A `mean` that is at hand, exact for narrow rows as `class_means` gives it, saves a pass over them.
-
-    Equal rows give exact zeros instead of the rounding of their mean (PITFALLS 16): narrow ones add up in fp64 without
-    rounding, and fp64 ones are measured from the first row before the mean is taken.
+    Rows are measured from the first one before their mean is taken: equal rows give exact zeros (PITFALLS 16), and
+    what rounding fp32 leaves is a share of the rows' spread, however far from 0 they lie.
     """
-    if rows.dtype != torch.float64 and not rows.is_cuda:
-        if mean is None:
-            mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
-        kind = torch.float32 if coarse else torch.float64
-        # Converted first: a subtraction that converts as it goes takes several times as long.
-        stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
-        stack -= mean[:, None].to(kind)
-        return stack, mean
-    stack = stacked(rows)
+    kind = torch.float32 if coarse and rows.dtype != torch.float64 else torch.float64
+    stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
     origin = stack[:, 0].clone()
     stack -= origin[:, None]
-    shift = stack.mean(dim=1)
-    stack -= shift[:, None]
+    shift = origin.new_zeros(origin.shape, dtype=torch.float64)
+    for part in stack.split(SUMMED, dim=1):
+        shift += times(part.new_ones(len(part), 1, part.shape[1]), part)[:, 0] / len(rows)
+    stack -= shift[:, None].to(kind)
     return stack, origin + shift
 
 
@@ -115,25 +111,35 @@ class Means(NamedTuple):
 
 
 def class_means(rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]) -> Means:
-    """Means of the defecting rows, the others and both, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
+    """Means of the defecting rows, the others and both, in fp64 whatever the rows' dtype (PITFALLS 14)."""
     indicators = torch.stack([marks, ~marks]).double()
     defecting, other = weighted_sums(rows, indicators)
     counts = indicators.sum(dim=1)
-    # Sums of narrow rows are exact, and so is the mean of equal ones (PITFALLS 16): divided last.
+    # Divided last, so that equal rows have exactly one mean (PITFALLS 16).
     return Means(defecting / counts[0], other / counts[1], (defecting + other) / len(rows))
 
 
 def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
-    """Sums over rows, in fp64 but without an fp64 copy of them all: a block at a time, in one pass."""
-    if rows.is_cuda:
-        return (weights @ rows.double().flatten(1)).view(len(weights), *rows.shape[1:])
-    flat = rows.reshape(len(rows), -1)
-    width = max(1, min(flat.shape[1], COLUMNS))
-    height = max(1, AT_ONCE // width)
-    total = torch.zeros(len(weights), flat.shape[1], dtype=torch.float64)
-    sums, shares = total.numpy(), weights.numpy()
+    """Sums over rows in fp64: of their distances from the first one, in one pass that copies a block at a time.
+
+    Distances of narrow rows are fp32, as in `centred`, and are summed in it within a block.
+    """
+    flat = rows.flatten(1)
+    kind = torch.promote_types(rows.dtype, torch.float32)
+    origin, shares = flat[0].to(kind), weights.to(kind)
+    total = weights.sum(dim=1)[:, None] * origin.double()
+    width = max(1, min(flat.shape[1], COLUMNS)) if not rows.is_cuda else flat.shape[1]
+    height = min(SUMMED, max(1, AT_ONCE // width)) if not rows.is_cuda else SUMMED
     for left in range(0, flat.shape[1], width):
+        columns = slice(left, left + width)
         for top in range(0, len(flat), height):
-            part = flat[top : top + height, left : left + width].double().numpy()
-            sums[:, left : left + width] += shares[:, top : top + height] @ part
+            part = flat[top : top + height, columns].to(kind) - origin[columns]
+            for number, share in enumerate(shares[:, top : top + height]):
+                total[number, columns] += _combined(share, part)
     return total.view(len(weights), *rows.shape[1:])
+
+
+def _combined(weights: Float[Tensor, "n"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
+    if rows.is_cuda:
+        return weights @ rows
+    return torch.from_numpy(weights.numpy() @ rows.numpy())

@@ -69,9 +69,10 @@ def shrunk(
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer"], Float[Tensor, "layer m m"] | None]:
     """Rows A and a ridge r such that AᵀA + r·I is the weighted sum of the parts' shrunk covariances.
 
-    Of a single part the inner products of A come along, since its shrinkage has asked for them already.
+    The inner products of A come along where the shrinkage has asked for them already: those of a single part, and
+    d × d ones, which add up.
     """
-    scaled, ridge, product = [], torch.zeros((), dtype=torch.float64), None
+    scaled, products, ridge = [], [], torch.zeros((), dtype=torch.float64)
     for values, weight in parts:
         rows, _ = centred(values)
         product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
@@ -80,6 +81,8 @@ def shrunk(
         ridge = ridge.to(rows.device) + weight * share * squared_norm(rows) / (n * d)
         factor = weight * (1 - share) / n
         rows *= factor.sqrt()[:, None, None]
-        product = None if product is None else product * factor[:, None, None].to(product)
+        if product is not None and (len(parts) == 1 or n >= d):
+            products.append(product * factor[:, None, None].to(product))
         scaled.append(rows)
-    return torch.cat(scaled, dim=1), ridge, product if len(parts) == 1 else None
+    whole = sum(products[1:], products[0]) if len(products) == len(parts) else None
+    return torch.cat(scaled, dim=1) if len(parts) > 1 else scaled[0], ridge, whole
