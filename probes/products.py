@@ -57,7 +57,7 @@ def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m 
     return total
 
 
-def times(matrix: Float[Tensor, "layer a b"], vectors: Float[Tensor, "layer b k"]) -> Float[Tensor, "layer a k"]:
+def times(matrix: Float[Tensor, "*layer a b"], vectors: Float[Tensor, "*layer b k"]) -> Float[Tensor, "*layer a k"]:
     """Each layer's matrix times a few vectors, on a CPU by NumPy: PyTorch takes up to ten times as long."""
     if matrix.is_cuda:
         return matrix @ vectors
@@ -96,8 +96,8 @@ def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
 
 def squared_norm(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer"]:
     """Sum of all squares, without a copy to hold them."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=(1, 2))
-    return norms.square()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=2)
+    return norms.double().square().sum(dim=1)
 
 
 def solve_products(

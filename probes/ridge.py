@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
-from .products import combined, solve_products, squared_norm
+from .products import combined, inner_products, solve_products
 from .sample import Sample, centred
 
 
@@ -38,7 +38,8 @@ def ridge_solve(
     layers, n, d = rows.shape
     right = targets.expand(layers, n)[..., None].contiguous()
     # A relative floor of a rounding error or two lets alpha = 0 pass where the rows have full rank or do not vary.
-    ridge = (1e-14 * squared_norm(rows).double() + 1e-300).clamp_min(alpha)
+    product = inner_products(rows, coarse=coarse)
+    ridge = (1e-14 * product.diagonal(dim1=1, dim2=2).double().sum(dim=1) + 1e-300).clamp_min(alpha)
     if n < d:
-        return combined(rows, solve_products(rows, ridge, right, coarse=coarse))[..., 0]
-    return solve_products(rows, ridge, combined(rows, right), coarse=coarse)[..., 0]
+        return combined(rows, solve_products(rows, ridge, right, product, coarse=coarse))[..., 0]
+    return solve_products(rows, ridge, combined(rows, right), product, coarse=coarse)[..., 0]

@@ -15,12 +15,12 @@ from .products import times
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 """Layers are solved together while an fp64 copy of each kind of rows fits into so much: a cache, a GPU's memory."""
-AT_ONCE = 2**17
-"""Numbers summed at a time: half a megabyte of fp32, so that they stay in the cache and cost no fresh memory."""
+AT_ONCE = 2**18
+"""Numbers summed at a time: a megabyte of fp32, so that they stay in the cache and cost no fresh memory."""
 SUMMED = 256
 """fp32 numbers added up before the sum is carried on in fp64."""
-COLUMNS = 2**12
-"""As many of them side by side: long enough to be read in one sweep, with dozens of rows to a sum."""
+COLUMNS = 2**15
+"""As many of them side by side: memory is read in long sweeps, and sums are short."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,5 @@ def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"
         columns = slice(left, left + width)
         for top in range(0, len(flat), height):
             part = flat[top : top + height, columns].to(kind) - origin[columns]
-            for number, share in enumerate(shares[:, top : top + height]):
-                total[number, columns] += _combined(share, part)
+            total[:, columns] += times(shares[:, top : top + height], part)
     return total.view(len(weights), *rows.shape[1:])
-
-
-def _combined(weights: Float[Tensor, "n"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
-    if rows.is_cuda:
-        return weights @ rows
-    return torch.from_numpy(weights.numpy() @ rows.numpy())

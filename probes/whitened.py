@@ -74,13 +74,14 @@ def shrunk(
     """
     scaled, products, ridge = [], [], torch.zeros((), dtype=torch.float64)
     for values, weight in parts:
-        rows, _ = centred(values)
+        # Of fewer rows than dimensions the products are singular along their mean, which fp32 does not quite remove.
+        rows, _ = centred(values, coarse=coarse and values.shape[0] >= values.shape[2])
         product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
         share = shrinkage_of(rows, shrinkage, product)
         n, d = rows.shape[1:]
         ridge = ridge.to(rows.device) + weight * share * squared_norm(rows) / (n * d)
         factor = weight * (1 - share) / n
-        rows *= factor.sqrt()[:, None, None]
+        rows *= factor.sqrt()[:, None, None].to(rows)
         if product is not None and (len(parts) == 1 or n >= d):
             products.append(product * factor[:, None, None].to(product))
         scaled.append(rows)
