@@ -18,7 +18,7 @@ from .fitting import answer_pairs
 from .guard import Evidence
 from .mean_difference import plane_through
 from .products import squared_norm, summed_products, times
-from .sample import Means, Sample, centred, class_means
+from .sample import Means, Sample, centred
 
 DIRECT = 96
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
@@ -252,8 +252,7 @@ class PairPCAProbe(PCAProbe):
         kind = torch.promote_types(sample.rows.dtype, torch.float32)
         gaps = sample.rows[pairs[:, 0]].to(kind) - sample.rows[pairs[:, 1]].to(kind)
         component = leading_components(gaps.transpose(0, 1).contiguous(), 1)[:, 0]
-        means = class_means(sample.rows, sample.marks)
-        return plane_through(signed(component, means), means.all)
+        return plane_through(signed(component, sample.means), sample.means.all)
 
 
 def signed(directions: Float[Tensor, "layer d"], means: Means) -> Float[Tensor, "layer d"]:

@@ -10,7 +10,7 @@ from .components import PairPCAProbe, checked_pairs, signed
 from .estimator import Hyperplane
 from .lbfgs import minimise
 from .mean_difference import plane_through
-from .sample import Sample, class_means, stacked
+from .sample import Sample, stacked
 
 
 class ContrastConsistentSearch(PairPCAProbe):
@@ -59,7 +59,7 @@ class ContrastConsistentSearch(PairPCAProbe):
         found = minimise(losses, start.flatten(0, 1), tolerance=1e-7, max_steps=300)
         loss, best = found.loss.view(layers, self.restarts).min(dim=1)
         weights = found.point.view(layers, self.restarts, -1)[torch.arange(layers, device=best.device), best, :-1]
-        coef = signed(torch.einsum("lk,lkd->ld", weights, basis), class_means(sample.rows, sample.marks))
+        coef = signed(torch.einsum("lk,lkd->ld", weights, basis), sample.means)
         plane = plane_through(coef, rows.mean(dim=1))
         return Hyperplane(plane.coef, plane.intercept, {"loss": loss})
 

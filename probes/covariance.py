@@ -36,7 +36,7 @@ def shrinkage_of(
         raise DefectionError(f"unknown shrinkage {rule!r}: give a number between 0 and 1, or {' or '.join(RULES)}")
     _, n, d = rows.shape
     product = inner_products(rows, coarse=False) if product is None else product
-    squares = product.double().square().sum(dim=(1, 2)) / n**2  # ‖S‖²
+    squares = squared_norm(product) / n**2  # ‖S‖²
     lengths = torch.linalg.vector_norm(rows, dim=2).double().square()
     mean = lengths.sum(dim=1) / (n * d)  # tr S / d
     if rule == "oas":

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
-from .sample import Sample, class_means
+from .sample import Sample
 
 
 class MeanDifference(LinearProbe):
@@ -21,8 +21,7 @@ class MeanDifference(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        means = class_means(sample.rows, sample.marks)
-        return halfway(means.defecting, means.other)
+        return halfway(sample.means.defecting, sample.means.other)
 
 
 def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]) -> Hyperplane:

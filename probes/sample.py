@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ class Sample:
     nuisance: Float[Tensor, "n k"] | None = None
     """What the scores must not depend on, as numbers a row."""
     clean_nuisance: Float[Tensor, "clean k2"] | None = None
+    part_of: tuple[Sample, slice] | None = field(init=False, default=None, repr=False)
+    """The sample whose layers these are some of; with other rows in their place it is a whole one again."""
 
     def restricted(self, sees: Set[Evidence]) -> Sample:
         """Without the rows that an estimator does not declare to see: what it is not handed it cannot use."""
@@ -60,6 +63,16 @@ class Sample:
         """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
         return all(rows.dtype != torch.float64 for rows in self.values)
 
+    @cached_property
+    def means(self) -> Means:
+        """Means of the defecting rows, the others and both: of all layers of a whole sample in one pass."""
+        if self.part_of is not None:
+            whole, layers = self.part_of
+            return Means(*(mean[layers] for mean in whole.means))
+        assert self.rows is not None
+        assert self.marks is not None
+        return class_means(self.rows, self.marks)
+
     @property
     def n_layers(self) -> int:
         """How many layers the rows have."""
@@ -70,12 +83,15 @@ class Sample:
         bytes_per_layer = max(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
         step = max(1, CHUNK_BYTES.get(self.values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
         for start in range(0, self.n_layers, step):
+            layers = slice(start, start + step)
             cut = {
-                field.name: rows[:, start : start + step]
-                for field in fields(self)
-                if field.name in ("rows", "clean", "traffic") and (rows := getattr(self, field.name)) is not None
+                name: rows[:, layers]
+                for name in ("rows", "clean", "traffic")
+                if (rows := getattr(self, name)) is not None
             }
-            yield replace(self, **cut)
+            chunk = replace(self, **cut)
+            object.__setattr__(chunk, "part_of", (self, layers))
+            yield chunk
 
 
 def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:

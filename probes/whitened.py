@@ -14,7 +14,7 @@ from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
 from .products import inner_products, squared_norm
-from .sample import Sample, centred, class_means
+from .sample import Sample, centred
 
 COVARIANCES = ("clean", "pooled")
 
@@ -49,7 +49,7 @@ class Whitened(LinearProbe):
         assert sample.marks is not None
         if self.covariance not in COVARIANCES:
             raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
-        defecting, other, _ = class_means(sample.rows, sample.marks)
+        defecting, other, _ = sample.means
         share = float(sample.marks.double().mean())
         if self.covariance == "pooled":
             parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
