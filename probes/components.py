@@ -24,8 +24,9 @@ DIRECT = 96
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
 SPARE = 5
 CHECKED_EVERY = 4
+"""Steps of Lanczos' iteration between looks at whether it has converged."""
 MOST = 120
-"""Size of the Krylov space at which the iteration starts again from the best it has."""
+"""Size of the Krylov space at which an iteration starts again from the best it has, or is given up."""
 MAX_RESTARTS = 40
 FORMED = 1024
 """Up to so many rows or dimensions the product is formed and multiplied by, instead of the rows twice."""
@@ -82,7 +83,7 @@ def _first(product: Float[Tensor, "layer m m"]) -> tuple[Float[Tensor, "layer m 
         power = times(power, power) if step else power
         power = power / power.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(smallest)[:, None, None]
     largest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
-    top = power[torch.arange(len(power)), :, largest, None]
+    top = power[torch.arange(len(power), device=power.device), :, largest, None]
     for _ in range(ROUNDS):
         for _ in range(STEPS):
             top = times(power, top)

@@ -109,11 +109,14 @@ def centred(
     """
     kind = torch.float32 if coarse and rows.dtype != torch.float64 else torch.float64
     stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
-    origin = stack[:, 0].clone()
-    stack -= origin[:, None]
-    shift = origin.new_zeros(origin.shape, dtype=torch.float64)
+    origin = torch.zeros_like(stack[:, 0])
+    if kind == torch.float32 or rows.dtype == torch.float64:  # in fp64 narrow rows add up without rounding as they are
+        origin = stack[:, 0].clone()
+        stack -= origin[:, None]
+    total = torch.zeros_like(origin, dtype=torch.float64)
     for part in stack.split(SUMMED, dim=1):
-        shift += times(part.new_ones(len(part), 1, part.shape[1]), part)[:, 0] / len(rows)
+        total += times(part.new_ones(len(part), 1, part.shape[1]), part)[:, 0]
+    shift = total / len(rows)
     stack -= shift[:, None].to(kind)
     return stack, origin + shift
 
