@@ -117,7 +117,7 @@ def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
     enough = COARSELY_CONVERGED / 10 if tall.dtype == np.float32 else CONVERGED
     size = tall.shape[1]
     basis, entries = np.empty((min(MOST, size), size), tall.dtype), np.zeros((MOST, MOST))
-    vector = np.random.default_rng(0).normal(size=size).astype(tall.dtype)
+    vector = np.random.default_rng(0).standard_normal((size,)).astype(tall.dtype)
     vector /= np.linalg.norm(vector)
     for step in range(len(basis)):
         basis[step] = vector
