@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,23 @@ from .fitting import answer_pairs
 from .guard import Evidence
 from .mean_difference import plane_through
 from .products import squared_norm, summed_products, times
-from .sample import Sample, centred, class_means, weighted_sums
+from .sample import Means, Sample, centred
 
 DIRECT = 96
 """Up to so many rows or dimensions the eigenvectors are taken all at once; beyond it the leading ones are iterated."""
 SPARE = 5
+CHECKED_EVERY = 4
+"""Steps of Lanczos' iteration between looks at whether it has converged."""
 MOST = 120
-"""Size of the Krylov space at which the iteration starts again from the best it has."""
+"""Size of the Krylov space at which an iteration starts again from the best it has, or is given up."""
 MAX_RESTARTS = 40
 FORMED = 1024
 """Up to so many rows or dimensions the product is formed and multiplied by, instead of the rows twice."""
 CONVERGED = 1e-8
+COARSELY_CONVERGED = 1e-6
+"""Of an iteration in fp32; what rounding allows is some 1e-7."""
+SQUARINGS, STEPS, ROUNDS = 5, 4, 16
+"""Of power iteration: up to 2⁵ · 4 · 16 products before the eigenvectors are taken by LAPACK instead."""
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 
@@ -35,7 +42,7 @@ DEAD = 1e-7
 def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Tensor, "layer component d"]:
     """Orthonormal leading principal components of centred rows, the largest first, in fp64.
 
-    To rounding for fp64 rows. Of fp32 rows the inner products have fp32 terms, which moves a component by some 1e-8
+    To rounding for fp64 rows. Of fp32 rows the inner products have fp32 terms, which moves a component by some 1e-7
     over the gap that parts it from the next, relative to the largest.
     Components without variance (PITFALLS 16) are zero vectors, which project nothing away.
     """
@@ -43,20 +50,91 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     if count == 0:
         return rows.new_zeros(layers, 0, d, dtype=torch.float64)
     size = min(n, d)
-    if size > max(FORMED, 2 * (count + SPARE)):
+    found = _first_of_rows(rows) if count == 1 and size > DIRECT and not rows.is_cuda else None
+    if found is not None:
+        top, values = found
+    elif size > max(FORMED, 2 * (count + SPARE)):
         rows = rows.double()
         top, values = _iterated(lambda vectors: _twice(rows, vectors), rows, count)
     else:
         product = summed_products(rows)
         if product.is_cuda and size > max(DIRECT, 2 * (count + SPARE)):
             top, values = _iterated(lambda vectors: product @ vectors, rows, count)
+        elif count == 1 and size <= DIRECT:
+            top, values = _first(product)
         else:
             top, values = _leading_eigenvectors(product, count)
     components = times(rows.mT, top.to(rows)).mT.double() if n < d else top.mT
-    total, spreads = squared_norm(rows).double().sqrt(), values.clamp_min(0).sqrt()
+    total, spreads = squared_norm(rows).sqrt(), values.clamp_min(0).sqrt()
     norms = components.norm(dim=2)
     real = (spreads > DEAD * total[:, None]) & (norms > 0)
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
+
+
+def _first(product: Float[Tensor, "layer m m"]) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]]:
+    """The first eigenvector and its eigenvalue of small matrices, all at once, by powers of them.
+
+    A few squarings make several products out of each multiplication, and the largest column is the start. A matrix
+    whose first two eigenvalues lie too close for that is left to LAPACK.
+    """
+    smallest = torch.finfo(product.dtype).tiny
+    power = product
+    for step in range(SQUARINGS + 1):
+        power = times(power, power) if step else power
+        power = power / power.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(smallest)[:, None, None]
+    largest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    top = power[torch.arange(len(power), device=power.device), :, largest, None]
+    for _ in range(ROUNDS):
+        for _ in range(STEPS):
+            top = times(power, top)
+        top = top / top.norm(dim=1, keepdim=True).clamp_min(smallest)
+        image = times(product, top)
+        values = (top * image).sum(dim=1)
+        left = ((image - top * values[:, None]).norm(dim=1) > CONVERGED * values)[:, 0]
+        if not bool(left.any()):
+            break
+    else:
+        top[left], values[left] = _leading_eigenvectors(product[left], 1)
+    return top, values
+
+
+def _first_of_rows(
+    rows: Float[Tensor, "layer n d"],
+) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]] | None:
+    """The same of the smaller of XXᵀ and XᵀX, which is never formed; None when a layer does not converge."""
+    found = [_lanczos(matrix if len(matrix) >= matrix.shape[1] else matrix.T) for matrix in rows.numpy()]
+    if any(one is None for one in found):
+        return None
+    vectors, values = zip(*(one for one in found if one is not None), strict=True)
+    return torch.from_numpy(np.stack(vectors))[..., None].double(), torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
+    """The first eigenvector of AᵀA and its eigenvalue, by Lanczos' iteration from a fixed start in A's own precision.
+
+    With full reorthogonalisation (Saad 2011, section 6.3); None where `MOST` steps are not enough.
+    """
+    enough = COARSELY_CONVERGED / 10 if tall.dtype == np.float32 else CONVERGED
+    size = tall.shape[1]
+    basis, entries = np.empty((min(MOST, size), size), tall.dtype), np.zeros((MOST, MOST))
+    vector = np.random.default_rng(0).standard_normal((size,)).astype(tall.dtype)
+    vector /= np.linalg.norm(vector)
+    for step in range(len(basis)):
+        basis[step] = vector
+        known = basis[: step + 1]
+        image = (tall @ vector) @ tall
+        entries[step, step] = vector @ image
+        for _ in range(2):  # twice is enough (Parlett 1998)
+            image -= (known @ image) @ known
+        beside = float(np.linalg.norm(image))
+        if step % CHECKED_EVERY == CHECKED_EVERY - 1 or beside <= enough * entries[0, 0]:
+            values, turns = np.linalg.eigh(entries[: step + 1, : step + 1])
+            if beside * abs(turns[-1, -1]) <= enough * values[-1]:
+                return turns[:, -1].astype(tall.dtype) @ known, float(values[-1])
+        if step + 1 < len(basis):
+            entries[step, step + 1] = entries[step + 1, step] = beside
+            vector = image / beside
+    return None
 
 
 def _leading_eigenvectors(
@@ -148,8 +226,12 @@ class PCAProbe(LinearProbe):
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
+        assert sample.marks is not None
         rows, mean = centred(sample.rows, coarse=sample.coarse)
-        return plane_through(signed(leading_components(rows, 1)[:, 0], sample), mean)
+        component = leading_components(rows, 1)[:, 0]
+        scores = times(rows, component[..., None].to(rows))[..., 0].double()
+        agreement = scores[:, sample.marks].mean(dim=1) - scores[:, ~sample.marks].mean(dim=1)
+        return plane_through(torch.where(agreement[:, None] < 0, -component, component), mean)
 
 
 class PairPCAProbe(PCAProbe):
@@ -166,20 +248,17 @@ class PairPCAProbe(PCAProbe):
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
+        assert sample.marks is not None
         pairs = checked_pairs(sample, self.name)
         kind = torch.promote_types(sample.rows.dtype, torch.float32)
         gaps = sample.rows[pairs[:, 0]].to(kind) - sample.rows[pairs[:, 1]].to(kind)
         component = leading_components(gaps.transpose(0, 1).contiguous(), 1)[:, 0]
-        share = torch.full((1, len(sample.rows)), 1 / len(sample.rows), dtype=torch.float64, device=gaps.device)
-        return plane_through(signed(component, sample), weighted_sums(sample.rows, share)[0])
+        return plane_through(signed(component, sample.means), sample.means.all)
 
 
-def signed(directions: Float[Tensor, "layer d"], sample: Sample) -> Float[Tensor, "layer d"]:
+def signed(directions: Float[Tensor, "layer d"], means: Means) -> Float[Tensor, "layer d"]:
     """Each direction or its opposite, so that the defecting rows lie higher on average."""
-    assert sample.rows is not None
-    assert sample.marks is not None
-    defecting, other = class_means(sample.rows, sample.marks)
-    agreement = torch.einsum("ld,ld->l", directions, defecting - other)
+    agreement = torch.linalg.vecdot(directions, means.defecting - means.other)
     return torch.where(agreement[:, None] < 0, -directions, directions)
 
 

@@ -31,6 +31,7 @@ class ContrastConsistentSearch(PairPCAProbe):
 
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
+        assert sample.marks is not None
         rows, pairs = stacked(sample.rows), checked_pairs(sample, self.name)
         sides = rows[:, pairs.T]  # [layer, side, pair, d]
         sides = sides - sides.mean(dim=2, keepdim=True)
@@ -58,7 +59,7 @@ class ContrastConsistentSearch(PairPCAProbe):
         found = minimise(losses, start.flatten(0, 1), tolerance=1e-7, max_steps=300)
         loss, best = found.loss.view(layers, self.restarts).min(dim=1)
         weights = found.point.view(layers, self.restarts, -1)[torch.arange(layers, device=best.device), best, :-1]
-        coef = signed(torch.einsum("lk,lkd->ld", weights, basis), sample)
+        coef = signed(torch.einsum("lk,lkd->ld", weights, basis), sample.means)
         plane = plane_through(coef, rows.mean(dim=1))
         return Hyperplane(plane.coef, plane.intercept, {"loss": loss})
 

@@ -31,13 +31,13 @@ def shrinkage_of(
     if not isinstance(rule, str):
         if not 0 <= rule <= 1:
             raise DefectionError(f"shrinkage {rule!r} is not between 0 and 1")
-        return torch.full((len(rows),), float(rule), dtype=rows.dtype, device=rows.device)
+        return torch.full((len(rows),), float(rule), dtype=torch.float64, device=rows.device)
     if rule not in RULES:
         raise DefectionError(f"unknown shrinkage {rule!r}: give a number between 0 and 1, or {' or '.join(RULES)}")
     _, n, d = rows.shape
     product = inner_products(rows, coarse=False) if product is None else product
-    squares = product.double().square().sum(dim=(1, 2)) / n**2  # ‖S‖²
-    lengths = torch.linalg.vector_norm(rows, dim=2).square()
+    squares = squared_norm(product) / n**2  # ‖S‖²
+    lengths = torch.linalg.vector_norm(rows, dim=2).double().square()
     mean = lengths.sum(dim=1) / (n * d)  # tr S / d
     if rule == "oas":
         spread = squares / d**2

@@ -104,7 +104,7 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
 
     def _fit(self, sample: Sample) -> None:
         chosen = self._columns(sample.n_layers)
-        cut = {
+        cut: dict[str, Any] = {
             name: None if rows is None else rows[:, chosen]
             for name, rows in (("rows", sample.rows), ("clean", sample.clean), ("traffic", sample.traffic))
         }

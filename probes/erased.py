@@ -13,7 +13,7 @@ from .covariance import divide_by_covariance
 from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
-from .sample import Sample, centred, class_means
+from .sample import Sample, centred
 from .whitened import shrunk
 
 NUISANCES = ("answer", "length", "style")
@@ -65,7 +65,7 @@ class Erased(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = sample.means
         difference = (defecting - other)[..., None]
         measured = [(sample.rows, sample.nuisance), (sample.clean, sample.clean_nuisance)]
         pairs = [(rows, nuisance) for rows, nuisance in measured if rows is not None and nuisance is not None]

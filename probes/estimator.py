@@ -238,9 +238,11 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Which rows belong to the second class; sets `classes_`."""
         if y is None:
             raise DefectionError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        labels = column_or_1d(_host(y), warn=True)
+        labels = _host(y)
+        if labels.ndim != 1 or labels.dtype.kind not in "biu":  # one integer or truth value a row is a class as it is
+            labels = column_or_1d(labels, warn=True)
+            check_classification_targets(labels)
         check_consistent_length(rows, labels)
-        check_classification_targets(labels)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) > 2:
             raise DefectionError(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
-from .sample import Sample, class_means
+from .sample import Sample
 
 
 class MeanDifference(LinearProbe):
@@ -21,7 +21,7 @@ class MeanDifference(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        return halfway(*class_means(sample.rows, sample.marks))
+        return halfway(sample.means.defecting, sample.means.other)
 
 
 def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]) -> Hyperplane:
@@ -31,4 +31,4 @@ def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]
 
 def plane_through(coef: Float[Tensor, "layer d"], point: Float[Tensor, "layer d"]) -> Hyperplane:
     """The hyperplane with these normals whose score is 0 at `point`."""
-    return Hyperplane(coef, -torch.einsum("ld,ld->l", coef, point))
+    return Hyperplane(coef, -torch.linalg.vecdot(coef, point))

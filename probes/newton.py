@@ -21,8 +21,9 @@ from torch.nn.functional import softplus
 
 from .products import COARSE_FROM, inner_products, times
 
-TOLERANCE = 1e-14
-"""A layer is done when its squared Newton decrement falls below this share of its objective."""
+TOLERANCE = 1e-11
+"""A layer is done after the step whose squared Newton decrement is below this share of its objective: converging
+quadratically, that step leaves some 1e-20 of it."""
 MAX_STEPS = 200
 COARSE_STEPS = 25
 """Steps after which fp32 factors are given up for fp64 ones; Newton's method needs about ten."""

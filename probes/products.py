@@ -7,15 +7,21 @@ fp32, at twice the speed, and each solution is then refined against residuals in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 COARSE_FROM = 128
 """Smaller matrices are not worth a second precision."""
 TERMS = 1024
 """Products summed in fp32 before the sum is carried on in fp64: what rounding is left is that of the products."""
+CONVERTED = 2**16
+"""Numbers converted to fp64 at a time: half a megabyte, so that they stay in the cache."""
 REFINEMENTS = 10
 REFINED = 1e-10
 
@@ -51,17 +57,47 @@ def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m 
     return total
 
 
-def times(matrix: Float[Tensor, "layer a b"], vectors: Float[Tensor, "layer b k"]) -> Float[Tensor, "layer a k"]:
+def times(matrix: Float[Tensor, "*layer a b"], vectors: Float[Tensor, "*layer b k"]) -> Float[Tensor, "*layer a k"]:
     """Each layer's matrix times a few vectors, on a CPU by NumPy: PyTorch takes up to ten times as long."""
     if matrix.is_cuda:
         return matrix @ vectors
     return torch.from_numpy(np.matmul(matrix.numpy(), vectors.numpy()))
 
 
+def combined(rows: Float[Tensor, "layer n d"], weights: Float[Tensor, "layer n k"]) -> Float[Tensor, "layer d k"]:
+    """Xᵀ `weights` in fp64; of fp32 rows a block at a time."""
+    if rows.is_cuda or rows.dtype == torch.float64:
+        return times(rows.double().mT, weights)
+    total = torch.zeros(len(rows), rows.shape[2], weights.shape[2], dtype=torch.float64)
+    for layer, (matrix, some) in enumerate(zip(rows.numpy(), weights.numpy(), strict=True)):
+        for block in _blocks(matrix):
+            total.numpy()[layer] += matrix[block].astype(np.float64).T @ some[block]
+    return total
+
+
+def products_times(rows: Float[Tensor, "layer n d"], vectors: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
+    """The smaller of XXᵀ and XᵀX, which is not formed, times a few vectors: in fp64, of fp32 rows a block at a time."""
+    tall = rows if rows.shape[1] >= rows.shape[2] else rows.mT
+    if tall.is_cuda or tall.dtype == torch.float64:
+        exact = tall.double()
+        return times(exact.mT, times(exact, vectors))
+    total = torch.zeros_like(vectors)
+    for layer, (matrix, right) in enumerate(zip(tall.numpy(), vectors.numpy(), strict=True)):
+        for block in _blocks(matrix):
+            part = matrix[block].astype(np.float64)
+            total.numpy()[layer] += part.T @ (part @ right)
+    return total
+
+
+def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
+    step = max(1, CONVERTED // matrix.shape[1])
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
+
+
 def squared_norm(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer"]:
     """Sum of all squares, without a copy to hold them."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=(1, 2))
-    return norms.square()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=2)
+    return norms.double().square().sum(dim=1)
 
 
 def solve_products(
@@ -80,11 +116,10 @@ def solve_products(
         return torch.cholesky_solve(right, factor)
     if not bool(failed.any()):
         solution = torch.cholesky_solve(right.float(), factor).double()
-        wide, wanted = rows.shape[1] < rows.shape[2], REFINED * right.norm(dim=1, keepdim=True)
+        wanted = REFINED * right.norm(dim=1, keepdim=True)
         for _ in range(REFINEMENTS):
-            image = times(rows, times(rows.mT, solution)) if wide else times(rows.mT, times(rows, solution))
-            residual = right - image - ridge[:, None, None] * solution
+            residual = right - products_times(rows, solution) - ridge[:, None, None] * solution
             if bool((residual.norm(dim=1, keepdim=True) <= wanted).all()):
                 return solution
             solution = solution + torch.cholesky_solve(residual.float(), factor).double()
-    return solve_products(rows, ridge, right, coarse=False)
+    return solve_products(rows.double(), ridge, right, coarse=False)

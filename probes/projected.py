@@ -9,7 +9,7 @@ from .components import leading_components
 from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
-from .sample import Sample, centred, class_means
+from .sample import Sample, centred
 
 
 class Projected(LinearProbe):
@@ -42,7 +42,7 @@ class Projected(LinearProbe):
                 f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
                 "take mean-difference"
             )
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = sample.means
         difference = defecting - other
         components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
         inside = torch.einsum("lkd,ld->lk", components, difference)

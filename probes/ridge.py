@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .estimator import Hyperplane, LinearProbe
-from .products import solve_products, squared_norm, times
+from .products import combined, inner_products, solve_products
 from .sample import Sample, centred
 
 
@@ -22,11 +22,13 @@ class RidgeProbe(LinearProbe):
     def _solve(self, sample: Sample) -> Hyperplane:
         assert sample.rows is not None
         assert sample.marks is not None
-        rows, mean = centred(sample.rows)
+        # Of fewer rows than dimensions the products are singular along their mean, which fp32 does not quite remove.
+        tall = sample.rows.shape[0] >= sample.rows.shape[2]
+        rows, mean = centred(sample.rows, coarse=sample.coarse and tall)
         targets = 2 * sample.marks.double() - 1
         centre = targets.mean()
         coef = ridge_solve(rows, self.alpha, targets - centre, coarse=sample.coarse)
-        return Hyperplane(coef, centre - torch.einsum("ld,ld->l", coef, mean))
+        return Hyperplane(coef, centre - torch.linalg.vecdot(coef, mean))
 
 
 def ridge_solve(
@@ -36,7 +38,8 @@ def ridge_solve(
     layers, n, d = rows.shape
     right = targets.expand(layers, n)[..., None].contiguous()
     # A relative floor of a rounding error or two lets alpha = 0 pass where the rows have full rank or do not vary.
-    ridge = (1e-14 * squared_norm(rows) + 1e-300).clamp_min(alpha)
+    product = inner_products(rows, coarse=coarse)
+    ridge = (1e-14 * product.diagonal(dim1=1, dim2=2).double().sum(dim=1) + 1e-300).clamp_min(alpha)
     if n < d:
-        return times(rows.mT, solve_products(rows, ridge, right, coarse=coarse))[..., 0]
-    return solve_products(rows, ridge, times(rows.mT, right), coarse=coarse)[..., 0]
+        return combined(rows, solve_products(rows, ridge, right, product, coarse=coarse))[..., 0]
+    return solve_products(rows, ridge, combined(rows, right), product, coarse=coarse)[..., 0]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .guard import Evidence
+from .products import times
 
-CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 2 * 2**30}
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 """Layers are solved together while an fp64 copy of each kind of rows fits into so much: a cache, a GPU's memory."""
-AT_ONCE = 2**17
-"""Numbers converted to fp64 at a time: a megabyte, so that they stay in the cache and cost no fresh memory."""
+AT_ONCE = 2**18
+"""Numbers summed at a time: a megabyte of fp32, so that they stay in the cache and cost no fresh memory."""
+SUMMED = 256
+"""fp32 numbers added up before the sum is carried on in fp64."""
+COLUMNS = 2**15
+"""As many of them side by side: memory is read in long sweeps, and sums are short."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Sample:
     nuisance: Float[Tensor, "n k"] | None = None
     """What the scores must not depend on, as numbers a row."""
     clean_nuisance: Float[Tensor, "clean k2"] | None = None
+    part_of: tuple[Sample, slice] | None = field(init=False, default=None, repr=False)
+    """The sample whose layers these are some of; with other rows in their place it is a whole one again."""
 
     def restricted(self, sees: Set[Evidence]) -> Sample:
         """Without the rows that an estimator does not declare to see: what it is not handed it cannot use."""
@@ -54,6 +63,16 @@ class Sample:
         """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
         return all(rows.dtype != torch.float64 for rows in self.values)
 
+    @cached_property
+    def means(self) -> Means:
+        """Means of the defecting rows, the others and both: of all layers of a whole sample in one pass."""
+        if self.part_of is not None:
+            whole, layers = self.part_of
+            return Means(*(mean[layers] for mean in whole.means))
+        assert self.rows is not None
+        assert self.marks is not None
+        return class_means(self.rows, self.marks)
+
     @property
     def n_layers(self) -> int:
         """How many layers the rows have."""
@@ -64,12 +83,15 @@ class Sample:
         bytes_per_layer = max(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
         step = max(1, CHUNK_BYTES.get(self.values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
         for start in range(0, self.n_layers, step):
+            layers = slice(start, start + step)
             cut = {
-                field.name: rows[:, start : start + step]
-                for field in fields(self)
-                if field.name in ("rows", "clean", "traffic") and (rows := getattr(self, field.name)) is not None
+                name: rows[:, layers]
+                for name in ("rows", "clean", "traffic")
+                if (rows := getattr(self, name)) is not None
             }
-            yield replace(self, **cut)
+            chunk = replace(self, **cut)
+            object.__setattr__(chunk, "part_of", (self, layers))
+            yield chunk
 
 
 def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
@@ -80,42 +102,56 @@ def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
 def centred(
     rows: Float[Tensor, "n layer d"], *, coarse: bool = False
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
-    """Stacked rows minus their mean, and the mean; with `coarse` narrow rows stay fp32, the mean is fp64 all the same.
+    """Stacked rows minus their mean, and the mean in fp64; with `coarse` narrow rows stay fp32.
 
-    Equal rows give exact zeros instead of the rounding of their mean (PITFALLS 16): narrow ones add up in fp64 without
-    rounding, and fp64 ones are measured from the first row before the mean is taken.
+    Rows are measured from the first one before their mean is taken: equal rows give exact zeros (PITFALLS 16), and
+    what rounding fp32 leaves is a share of the rows' spread, however far from 0 they lie.
     """
-    if rows.dtype != torch.float64 and not rows.is_cuda:
-        mean = weighted_sums(rows, torch.ones(1, len(rows), dtype=torch.float64))[0] / len(rows)
-        kind = torch.float32 if coarse else torch.float64
-        # Converted first: a subtraction that converts as it goes takes several times as long.
-        stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
-        stack -= mean[:, None].to(kind)
-        return stack, mean
-    stack = stacked(rows)
-    origin = stack[:, 0].clone()
-    stack -= origin[:, None]
-    shift = stack.mean(dim=1)
-    stack -= shift[:, None]
+    kind = torch.float32 if coarse and rows.dtype != torch.float64 else torch.float64
+    stack = rows.transpose(0, 1).to(kind, memory_format=torch.contiguous_format, copy=True)
+    origin = torch.zeros_like(stack[:, 0])
+    if kind == torch.float32 or rows.dtype == torch.float64:  # in fp64 narrow rows add up without rounding as they are
+        origin = stack[:, 0].clone()
+        stack -= origin[:, None]
+    total = torch.zeros_like(origin, dtype=torch.float64)
+    for part in stack.split(SUMMED, dim=1):
+        total += times(part.new_ones(len(part), 1, part.shape[1]), part)[:, 0]
+    shift = total / len(rows)
+    stack -= shift[:, None].to(kind)
     return stack, origin + shift
 
 
-def class_means(
-    rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]
-) -> tuple[Float[Tensor, "layer d"], Float[Tensor, "layer d"]]:
-    """Mean over the defecting rows and over the others, summed in fp64 whatever the rows' dtype (PITFALLS 14)."""
+class Means(NamedTuple):
+    """Means in fp64, [layer, d] each."""
+
+    defecting: Float[Tensor, "layer d"]
+    other: Float[Tensor, "layer d"]
+    all: Float[Tensor, "layer d"]
+
+
+def class_means(rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]) -> Means:
+    """Means of the defecting rows, the others and both, in fp64 whatever the rows' dtype (PITFALLS 14)."""
     indicators = torch.stack([marks, ~marks]).double()
-    indicators /= indicators.sum(dim=1, keepdim=True)
-    means = weighted_sums(rows, indicators)
-    return means[0], means[1]
+    defecting, other = weighted_sums(rows, indicators)
+    counts = indicators.sum(dim=1)
+    # Divided last, so that equal rows have exactly one mean (PITFALLS 16).
+    return Means(defecting / counts[0], other / counts[1], (defecting + other) / len(rows))
 
 
 def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
-    """Sums over rows, in fp64 but without an fp64 copy of them all: a few rows at a time, in one pass."""
-    total = torch.zeros(len(weights), rows.shape[1] * rows.shape[2], dtype=torch.float64, device=rows.device)
-    width = rows.shape[1] * rows.shape[2]
-    step = max(1, AT_ONCE // max(1, width)) if rows.device.type == "cpu" else max(1, len(rows))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step].double()
-        total += weights[:, start : start + step] @ part.reshape(len(part), -1)
+    """Sums over rows in fp64: of their distances from the first one, in one pass that copies a block at a time.
+
+    Distances of narrow rows are fp32, as in `centred`, and are summed in it within a block.
+    """
+    flat = rows.flatten(1)
+    kind = torch.promote_types(rows.dtype, torch.float32)
+    origin, shares = flat[0].to(kind), weights.to(kind)
+    total = weights.sum(dim=1)[:, None] * origin.double()
+    width = max(1, min(flat.shape[1], COLUMNS)) if not rows.is_cuda else flat.shape[1]
+    height = min(SUMMED, max(1, AT_ONCE // width)) if not rows.is_cuda else SUMMED
+    for left in range(0, flat.shape[1], width):
+        columns = slice(left, left + width)
+        for top in range(0, len(flat), height):
+            part = flat[top : top + height, columns].to(kind) - origin[columns]
+            total[:, columns] += times(shares[:, top : top + height], part)
     return total.view(len(weights), *rows.shape[1:])

@@ -21,7 +21,7 @@ from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
 from .estimator import Hyperplane, LinearProbe
 from .guard import Evidence
-from .sample import Sample, class_means, stacked
+from .sample import Sample, stacked
 
 SMALLEST_MINORITY = 3
 """Fewer prompts are outliers, of which ordinary traffic always has some."""
@@ -253,7 +253,7 @@ def _agreement(sample: Sample, coef: Float[Tensor, "layer d"], band: range) -> f
     assert sample.marks is not None
     assert sample.clean is not None
     assert sample.traffic is not None
-    defecting, other = class_means(sample.rows, sample.marks)
+    defecting, other, _ = sample.means
     scores = []
     for direction in (coef, defecting - other):
         known, seen = (

@@ -14,7 +14,7 @@ from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
 from .guard import Evidence
 from .mean_difference import plane_through
 from .products import inner_products, squared_norm
-from .sample import Sample, centred, class_means
+from .sample import Sample, centred
 
 COVARIANCES = ("clean", "pooled")
 
@@ -49,7 +49,7 @@ class Whitened(LinearProbe):
         assert sample.marks is not None
         if self.covariance not in COVARIANCES:
             raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
-        defecting, other = class_means(sample.rows, sample.marks)
+        defecting, other, _ = sample.means
         share = float(sample.marks.double().mean())
         if self.covariance == "pooled":
             parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
@@ -69,17 +69,21 @@ def shrunk(
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer"], Float[Tensor, "layer m m"] | None]:
     """Rows A and a ridge r such that AᵀA + r·I is the weighted sum of the parts' shrunk covariances.
 
-    Of a single part the inner products of A come along, since its shrinkage has asked for them already.
+    The inner products of A come along where the shrinkage has asked for them already: those of a single part, and
+    d × d ones, which add up.
     """
-    scaled, ridge, product = [], torch.zeros((), dtype=torch.float64), None
+    scaled, products, ridge = [], [], torch.zeros((), dtype=torch.float64)
     for values, weight in parts:
-        rows, _ = centred(values)
+        # Of fewer rows than dimensions the products are singular along their mean, which fp32 does not quite remove.
+        rows, _ = centred(values, coarse=coarse and values.shape[0] >= values.shape[2])
         product = inner_products(rows, coarse=coarse) if isinstance(shrinkage, str) else None
         share = shrinkage_of(rows, shrinkage, product)
         n, d = rows.shape[1:]
         ridge = ridge.to(rows.device) + weight * share * squared_norm(rows) / (n * d)
         factor = weight * (1 - share) / n
-        rows *= factor.sqrt()[:, None, None]
-        product = None if product is None else product * factor[:, None, None].to(product)
+        rows *= factor.sqrt()[:, None, None].to(rows)
+        if product is not None and (len(parts) == 1 or n >= d):
+            products.append(product * factor[:, None, None].to(product))
         scaled.append(rows)
-    return torch.cat(scaled, dim=1), ridge, product if len(parts) == 1 else None
+    whole = sum(products[1:], products[0]) if len(products) == len(parts) else None
+    return torch.cat(scaled, dim=1) if len(parts) > 1 else scaled[0], ridge, whole

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError, Residuals
-from defection.probes import MeanDifference, Projected, Whitened, auroc, components
+from defection.probes import MeanDifference, Projected, Whitened, auroc, components, sample
 from defection.probes.components import leading_components
 from defection.probes.covariance import divide_by_covariance
-from defection.probes.sample import centred
+from defection.probes.sample import centred, class_means
 from defection.probes.whitened import shrunk
 from sklearn.covariance import LedoitWolf
 from torch.nn.functional import cosine_similarity
@@ -201,6 +201,56 @@ def test_leading_components_are_the_same_along_every_road(n: int, d: int, monkey
         overlap = torch.einsum("lkd,lkd->lk", found[0], other).abs()
         assert torch.allclose(overlap[[0, 2]], torch.ones(2, 3, dtype=torch.float64), atol=1e-10)
         assert torch.equal(other[1], found[0][1])
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 90), (90, 40), (150, 200), (200, 150)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_component_is_the_same_by_powers_by_lanczos_and_by_lapack(
+    n: int, d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(4, n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows *= torch.linspace(0.1, 3, d, dtype=torch.float64)
+    rows[1] = 0
+    rows[2, :, :2] = 40 * torch.linalg.qr(rows[2, :, :2]).Q  # two equally large ones: any mixture of them is right
+    rows -= rows.mean(dim=1, keepdim=True)
+    exact = torch.linalg.svd(rows).Vh[[0, 3], 0]
+    for direct in (50, 1000):
+        monkeypatch.setattr(components, "DIRECT", direct)
+        found = leading_components(rows.to(dtype), 1)[:, 0]
+        assert not found[1].any()
+        assert float((rows[2] @ found[2]).norm()) == pytest.approx(
+            float(torch.linalg.matrix_norm(rows[2], 2)), rel=1e-4
+        )
+        overlap = torch.linalg.vecdot(exact, found[[0, 3]]).abs()
+        assert torch.allclose(overlap, torch.ones(2, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(20, 30), (300, 30)])
+def test_means_and_centred_rows_hold_far_from_zero(n: int, d: int) -> None:
+    rows = torch.randn(n, 2, d, generator=torch.Generator().manual_seed(0)) + 1e4
+    rows[:, 1] = rows[:1, 1]  # and rows that do not vary
+    marks, wide = torch.arange(n) % 3 == 0, rows.double()
+    means = class_means(rows, marks)
+    expected = (wide[marks].mean(dim=0), wide[~marks].mean(dim=0), wide.mean(dim=0))
+    for found, mean in zip(means, expected, strict=True):
+        torch.testing.assert_close(found, mean, rtol=0, atol=1e-6)
+    assert torch.equal(means.defecting[1], means.other[1])
+    for coarse in (False, True):
+        stack, mean = centred(rows, coarse=coarse)
+        torch.testing.assert_close(mean, expected[2], rtol=0, atol=1e-6)
+        torch.testing.assert_close(stack[0].double(), wide[:, 0] - expected[2][0], rtol=0, atol=1e-6)
+        assert not stack[1].any()
+
+
+def test_means_of_some_layers_are_those_of_all_until_other_rows_take_their_place(monkeypatch) -> None:
+    monkeypatch.setitem(sample.CHUNK_BYTES, "cpu", 1)
+    rows, marks = torch.randn(10, 3, 5, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2 == 0
+    chunks = list(sample.Sample(rows=rows, marks=marks).chunks())
+    assert len(chunks) == 3
+    for layer, chunk in enumerate(chunks):
+        assert torch.equal(chunk.means.all, class_means(rows, marks).all[layer : layer + 1])
+        fewer = replace(chunk, rows=chunk.rows[:4], marks=marks[:4])
+        torch.testing.assert_close(fewer.means.all, rows[:4, layer : layer + 1].double().mean(dim=0))
 
 
 @pytest.mark.parametrize("count", [-1, 12, 60])
