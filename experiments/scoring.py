@@ -69,14 +69,14 @@ def score_rows(
     if not clean:
         return rows
     ordinary = probe.score(capture(model, clean, layers=probe.layers, what="Reading clean prompts"))
-    rows = _with_p_values(rows, ordinary, scores, level)
+    rows = _with_p_values(rows, ordinary, scores)
     threshold = float(ALARMS[alarm](ordinary, level))
     return [row | {"alarm": row["score"] > threshold} for row in rows]
 
 
-def _with_p_values(rows: list[Json], clean: Float[Tensor, "n"], scores: Float[Tensor, "m"], level: float) -> list[Json]:
+def _with_p_values(rows: list[Json], clean: Float[Tensor, "n"], scores: Float[Tensor, "m"]) -> list[Json]:
     p_values = conformal_p_values(clean, scores).tolist()
-    return [row | {"p_value": p, "alarm": p <= level + 1e-12} for row, p in zip(rows, p_values, strict=True)]
+    return [row | {"p_value": p} for row, p in zip(rows, p_values, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def watch(model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence
     threshold = stream_threshold(calm, how.level, run=how.in_a_row)
     peaks = streams.sustained(how.in_a_row).amax(dim=1)
     rows: list[Json] = [{"id": p.id, "score": peak} for p, peak in zip(prompts, peaks.tolist(), strict=True)]
-    rows = _with_p_values(rows, calm.sustained(how.in_a_row).amax(dim=1), peaks, how.level)
+    rows = _with_p_values(rows, calm.sustained(how.in_a_row).amax(dim=1), peaks)
     alarms = first_alarms(streams, threshold, run=how.in_a_row).tolist()
     for row, prompt, span, scores, onset, alarm in zip(rows, prompts, spans, read, onsets, alarms, strict=True):
         rang = None if alarm == NEVER else span.start + alarm
-        row["first_alarm"] = rang
+        row |= {"alarm": row["p_value"] <= how.level + 1e-12, "first_alarm": rang}
         if how.onset is not None:
             row |= {"onset": onset, "delay": None if onset is None or rang is None else rang - onset}
         texts = token_texts(model, prompt)[span.start : span.stop]

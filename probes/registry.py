@@ -45,20 +45,22 @@ def estimators() -> dict[str, ProbeEstimator]:
 
 
 def saveable(*, traffic: bool = False) -> tuple[str, ...]:
-    """Names of the kinds that a probe file can hold and that need no more than contrast texts and clean prompts.
+    """Names of the kinds that a probe file can hold, and for which contrast texts and clean prompts are enough.
 
-    With `traffic` also those that need that, which alone may be given any.
+    With `traffic`: those for which they and unlabelled traffic are enough, and which take it.
     """
     enough = {Evidence.CONTRAST, Evidence.CLEAN} | ({Evidence.TRAFFIC} if traffic else set())
-    return tuple(name for name, kind in estimators().items() if kind.linear and kind.needs <= enough)
+    fed = {name: kind for name, kind in estimators().items() if kind.linear and kind.needs <= enough}
+    return tuple(name for name, kind in fed.items() if not traffic or Evidence.TRAFFIC in kind.sees)
 
 
 def estimator(name: str, *, traffic: bool = False) -> LinearProbe:
     """The kind of that name, at its defaults; DefectionError for one that cannot be made of what there is."""
     names = saveable(traffic=traffic)
     if name not in names:
-        unfed = name in saveable(traffic=True)
-        why = f"a {name} probe needs unlabelled traffic (--traffic)" if unfed else f"unknown probe {name!r}"
+        why = f"unknown probe {name!r}"
+        if name in saveable(traffic=not traffic):
+            why = f"a {name} probe {'does not take' if traffic else 'needs'} unlabelled traffic (--traffic)"
         raise DefectionError(f"{why}: choose one of {', '.join(names)}")
     found = estimators()[name]
     assert isinstance(found, LinearProbe)
