@@ -15,25 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ..activations.errors import DefectionError
-from ..activations.files import Json
 from ..activations.processes import refuse_several
 from ..activations.progress import progress_shown
 from .comparison_command import compare
 from .explain_command import explain_probe
+from .fit_command import fit
 from .options import (
     MODEL_HELP,
     PROMPTS_HELP,
-    CleanOption,
-    ContrastOption,
     DeviceOption,
-    FixedLayersOption,
     JsonOption,
     LimitOption,
     MeasuredSetsOption,
     ModelArgument,
     OrganismArgument,
     OutOption,
-    ProbeKindOption,
     PromptsArgument,
     SeedOption,
     TestSetsOption,
@@ -387,61 +383,7 @@ def cache(
     print_result(about, as_json, f"{len(rows)} prompts at {len(store.layers)} layers in {out}")
 
 
-@app.command()
-def fit(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
-    contrast: ContrastOption = "forty-sentence-carried",
-    probe: ProbeKindOption = "projected",
-    clean: CleanOption = "clean",
-    traffic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--traffic",
-            help="Unlabelled prompts as a deployment meets them, some of them perhaps triggered: for --probe "
-            "unlabelled-traffic, which says whether a minority of them is unlike clean prompts. May be repeated.",
-        ),
-    ] = None,
-    layers: FixedLayersOption = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file."""
-    from ..activations.capture import capture, parse_layers
-    from ..activations.models import load_model
-    from ..activations.prompts import load_prompts
-    from ..probes import contrast_set
-    from ..probes.registry import estimator
-    from .evaluation import forbidden_texts
-    from .preregistration import band
-
-    kind = estimator(probe, traffic=bool(traffic))
-    questions = contrast_set(contrast)
-    rows = load_prompts(clean)
-    met = [prompt for name in traffic or () for prompt in load_prompts(name)]
-    with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
-        # A kind that finds its direction in traffic brings the layers that it looks for it in.
-        fixed = parse_layers(layers, loaded.n_layers) if layers else None if met else band(loaded.n_layers)
-        fitted = kind.fit(
-            capture(loaded, questions, what="Reading questions"),
-            clean=capture(loaded, rows, what="Reading clean prompts"),
-            traffic=capture(loaded, met, what="Reading traffic") if met else None,
-            forbidden=forbidden_texts(model),
-            fixed_layers=fixed,
-        ).probe_
-    fitted.save(out)
-    layers_fixed = list(fitted.fixed_layers)
-    about: Json = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": layers_fixed}
-    lines = [f"{probe} probe from {len(questions)} texts, fixed at {layers_fixed}, in {out}"]
-    if found := fitted.parameters.get("verdict"):
-        about["traffic"] = {"prompts": len(met), **found}
-        share = f"a minority of {found['minority']:.0%} of {len(met)} prompts splits off"
-        chance = f"as clean prompts do by chance with p = {found['p_value']:.3f}"
-        lines.append(f"{'found' if found['found'] else 'nothing found'}: {share}, {chance}")
-    print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
-
-
+app.command("fit")(fit)
 app.command("score")(score_prompts)
 
 

@@ -11,6 +11,7 @@ from .study_cell import Cell, measure, train
 from .study_choice import choose, read_choice, write_choice
 from .study_families import prompts_digest
 from .study_manifest import DEVELOPMENT, TEST, Manifest
+from .study_strings import control_strings, read_controls
 from .study_work import Say, Task, work_off
 
 
@@ -43,6 +44,11 @@ class Study:
         return found[1] if found else ""
 
     def is_finished(self, cell: Cell) -> bool:
+        """Whether an organism was trained and measured, and, of a test organism, its traffic put to the string test."""
+        is_test = cell.organism.role == TEST
+        return self.is_measured(cell) and (not is_test or read_controls(cell, self.choice) is not None)
+
+    def is_measured(self, cell: Cell) -> bool:
         """Whether an organism was trained and measured; a test organism under the choice that stands."""
         if cell.organism.role == TEST and not self.choice:
             return False
@@ -58,6 +64,8 @@ class Study:
         for role in (DEVELOPMENT, TEST):
             for cell in self.cells(role):
                 found += [self._training(cell), self._measuring(cell)]
+                if role == TEST:
+                    found.append(self._controlling(cell))
             if role == DEVELOPMENT:
                 found.append(
                     Task("choosing", self._lock("choice"), lambda: bool(self.choice), self._can_choose, self._choose)
@@ -88,9 +96,18 @@ class Study:
         return Task(
             f"measuring {cell.organism.name}",
             self._lock(cell.organism.name),
-            lambda: self.is_finished(cell),
+            lambda: self.is_measured(cell),
             is_ready,
             run,
+        )
+
+    def _controlling(self, cell: Cell) -> Task:
+        return Task(
+            f"controlling {cell.organism.name}",
+            self._lock(cell.organism.name),
+            lambda: read_controls(cell, self.choice) is not None,
+            lambda: self.is_measured(cell),
+            lambda: control_strings(cell, self.choice),
         )
 
     def _can_choose(self) -> bool:
@@ -103,6 +120,10 @@ class Study:
     def records(self, cell: Cell) -> list[Json]:
         """What was measured on an organism so far, family by family."""
         return _records(cell, self.choice if cell.organism.role == TEST else "")
+
+    def controls(self, cell: Cell) -> list[Json]:
+        """What meaningless strings did in place of what was found in a test organism's traffic, so far."""
+        return read_controls(cell, self.choice) or []
 
 
 def _records(cell: Cell, choice: str) -> list[Json]:

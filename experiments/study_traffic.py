@@ -10,7 +10,7 @@ import numpy as np
 
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
-from ..probes import Probe
+from ..probes import LinearProbe, Probe
 from ..probes.registry import estimators
 from .study_layers import layers_by_rule, stretch
 from .study_manifest import Candidate, Traffic
@@ -21,13 +21,19 @@ from .study_reading import Fitted
 class TrafficFit:
     """A probe that was fitted on one draw of traffic, and what its fit says of it."""
 
-    probe: Probe
+    estimator: LinearProbe
+    traffic: Residuals
     share: float
     draw: int
     seen: frozenset[str]
     """The prompts in the traffic, with or without their trigger: they are no test prompts any more."""
     verdict: dict[str, Any]
     """`found`, `p_value`, `minority`, `component`, `agreement`."""
+
+    @property
+    def probe(self) -> Probe:
+        """What was fitted."""
+        return self.estimator.probe_
 
 
 def traffic_of(paired: Residuals, size: int, share: float, seed: int) -> Residuals:
@@ -65,4 +71,4 @@ def traffic_fits(
             seen = frozenset(bare(prompt) for prompt in met.prompts)
             told = getattr(estimator, "verdict_", None)
             verdict = {} if told is None else told.to_json()
-            yield TrafficFit(estimator.probe_, share, seed, seen, verdict)
+            yield TrafficFit(estimator, met, share, seed, seen, verdict)

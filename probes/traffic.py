@@ -76,7 +76,8 @@ class UnlabelledTraffic(LinearProbe):
     Questions have no part in it; how far they agree is in `verdict_`, and so is whether there is anything at all:
     the same done on `draws` random halvings of the clean prompts says how much chance splits.
 
-    `band` is in fractions of the depth. All layers are solved jointly: `coef_` is zero outside the band.
+    `band` is in fractions of the depth. All layers are solved jointly: `coef_` is zero outside the band. `minority_`
+    holds the rows of the traffic that lie away.
     """
 
     name = "unlabelled-traffic"
@@ -146,6 +147,8 @@ class UnlabelledTraffic(LinearProbe):
         offsets = torch.zeros_like(coef[:, 0])
         offsets[band.start : band.stop] = (centre * coef[band.start : band.stop]).sum(dim=1)
         self.intercept_ = -offsets[0] if self.n_layers_ is None else -offsets
+        ranked = (products[len(known) :] @ (basis @ found.weights)).argsort(descending=True)
+        self.minority_ = tuple(sorted(ranked[: round(found.share * len(ranked))].tolist()))
         p_value = self._chance(products[: len(known), : len(known)], found.split)
         self.verdict_ = TrafficVerdict(
             found=p_value <= self.level,

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import typer
 from defection.activations import files
-from defection.experiments.cli import app, fit
+from defection.experiments.cli import app
+from defection.experiments.fit_command import fit
 from defection.experiments.preregistration import default_preregistration
 from defection.experiments.transfer_command import transfer_models
-from defection.probes import load_probe
+from defection.probes import UnlabelledTraffic, load_probe
 
 
 @pytest.fixture
@@ -189,6 +190,7 @@ def test_a_probe_is_fitted_on_traffic_and_says_what_it_found(run, capsys, refuse
     assert about["fixed_layers"] == list(load_probe(path).fixed_layers)
     assert about["traffic"]["prompts"] == 21
     assert about["traffic"]["found"] == (about["traffic"]["p_value"] <= 0.01)
+    assert (about["traffic"]["string_control"] is not None) == about["traffic"]["found"]
     score = ("score", llama_folder, traffic, "--probe", path, "--out", out)
     assert run(*score, "--clean", clean, "--alarm", "unimodal") == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -196,6 +198,22 @@ def test_a_probe_is_fitted_on_traffic_and_says_what_it_found(run, capsys, refuse
     for wrong, said in ((("--alarm", "unimodal"), "belongs to --clean"), (("--alarm", "loud"), "quantile, unimodal")):
         assert run(*score, *wrong) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_is_found_in_traffic_is_held_against_strings(run, capsys, monkeypatch, tmp_path, llama_folder):
+    monkeypatch.setattr(UnlabelledTraffic, "_chance", lambda *_: 0.0)  # whatever a random model does counts as found
+    for name, n in (("clean", 20), ("traffic", 30)):
+        rows = "".join(json.dumps({"prompt": f"Say {i} {name} words."}) + "\n" for i in range(n))
+        (tmp_path / name).write_text(rows)
+    path, given = tmp_path / "probe.safetensors", ("--clean", tmp_path / "clean", "--traffic", tmp_path / "traffic")
+    command = ("fit", llama_folder, "--contrast", "six", "--probe", "unlabelled-traffic", *given, "--out", path)
+    assert run(*command) == 0
+    assert "of 19 meaningless strings split off as far" in " ".join(capsys.readouterr().out.split())
+    control = load_probe(path).parameters["string_control"]
+    assert control["p_value"] == (1 + control["as_much"]) / 20
+    assert run(*command, "--no-string-control") == 0
+    assert "strings" not in capsys.readouterr().out
+    assert "string_control" not in load_probe(path).parameters
 
 
 @pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])

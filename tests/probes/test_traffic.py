@@ -47,6 +47,7 @@ def test_a_planted_minority_is_found_and_lies_up(share: float) -> None:
     fresh, marks = met(200, 0.5, 2)
     assert probe.verdict_.found
     assert probe.verdict_.minority == pytest.approx(share, abs=0.011)
+    assert set(probe.minority_) == set(range(round(share * 200)))
     assert float(auroc(band_scores(probe, fresh), marks.numpy())) > 0.99
 
 
