@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .batching import REPLYING_COST, Batch, plan_batches
 from .capture import tokenize_within_context
 from .chat import before_next_turn
+from .memory import in_halves
 from .models import Model
 from .prompts import Prompt
 from .reading import distinct_rows, right_padded
@@ -52,17 +53,18 @@ def reply_to_batch(
     """Greedy replies to one batch, and the residuals at the prompts' last tokens (fp32, in host memory).
 
     Both come of the same forward pass over the prompts: reading costs nothing where a reply is wanted anyway. Rows of
-    equal tokens are computed once.
+    equal tokens are computed once. A batch that does not fit the memory is halved, as often as need be.
+    Raises DefectionError when a single prompt does not fit the memory.
     """
     firsts, place = distinct_rows(ids, batch.rows)
     replies: dict[int, list[int]] = {}
     vectors: dict[int, Tensor] = {}
     for part in _paddable_together(model, ids, Batch(tuple(firsts), batch.prefix_length), max_new_tokens):
-        said, seen = _reply(model, ids, part, max_new_tokens, layers)
-        replies |= zip(part.rows, said, strict=True)
-        vectors |= zip(part.rows, seen, strict=True)
-    rows = [firsts[i] for i in place]
-    return [replies[row] for row in rows], torch.stack([vectors[row] for row in rows]) if layers else None
+        for rows, said, seen in _in_memory(model, ids, part, max_new_tokens, layers):
+            replies |= zip(rows, said, strict=True)
+            vectors |= zip(rows, seen, strict=True)
+    ordered = [firsts[i] for i in place]
+    return [replies[row] for row in ordered], torch.stack([vectors[row] for row in ordered]) if layers else None
 
 
 def _paddable_together(
@@ -78,6 +80,17 @@ def _paddable_together(
         return
     for length in sorted({len(ids[row]) for row in batch.rows}):
         yield Batch(tuple(row for row in batch.rows if len(ids[row]) == length), 0)
+
+
+def _in_memory(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int, layers: Sequence[int]
+) -> list[tuple[Sequence[int], list[list[int]], Sequence[Tensor]]]:
+    """Rows, their replies and their residuals, in as many parts as the memory makes necessary."""
+
+    def part(rows: Sequence[int]) -> tuple[Sequence[int], list[list[int]], Sequence[Tensor]]:
+        return rows, *_reply(model, ids, Batch(tuple(rows), batch.prefix_length), max_new_tokens, layers)
+
+    return in_halves(batch.rows, part, tokens=lambda row: len(ids[row]), device=model.device)
 
 
 @torch.inference_mode()

@@ -5,8 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+
+from .errors import DefectionError
+
+T = TypeVar("T")
 
 CPU_BATCH_TOKENS = 1024
 """Tokens of a batch on a CPU: larger ones are no faster there."""
@@ -31,6 +37,37 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     says = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in says)
+
+
+def in_halves(
+    rows: Sequence[int],
+    compute: Callable[[Sequence[int]], T],
+    *,
+    tokens: Callable[[int], int],
+    device: torch.device,
+    forget: Callable[[], None] = lambda: None,
+) -> list[T]:
+    """What `compute` gives for all rows, or, where that does not fit the memory, for halves of them, in order.
+
+    `tokens` is the length of a row, `forget` gives back what is kept between calls.
+    Raises DefectionError when a single row does not fit.
+    """
+    try:
+        return [compute(rows)]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise DefectionError(
+                f"a prompt of {tokens(rows[0])} tokens does not fit the memory of {device} beside the "
+                "model; shorten it, load the model in bf16, or use a larger device"
+            ) from error
+    # Outside of the handler: the traceback would keep alive the tensors that filled the memory.
+    forget()
+    give_back_memory()
+    middle = len(rows) // 2
+    halves = (rows[:middle], rows[middle:])
+    return [found for half in halves for found in in_halves(half, compute, tokens=tokens, device=device, forget=forget)]
 
 
 def batch_tokens(

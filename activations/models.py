@@ -278,14 +278,21 @@ def load_organism_record(path: str | Path) -> dict[str, Any]:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`cpu` or `cuda`; `auto` takes the GPU when there is one, and each process of a launch its own."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise DefectionError(f"unknown device {device!r}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DefectionError("device 'cuda' was asked for, but PyTorch sees no GPU; use --device auto or cpu")
-    if device == "cpu" or not torch.cuda.is_available():
+    """`cpu`, `cuda` or one GPU by number, as in `cuda:1`; `auto` takes the GPU when there is one.
+
+    Without a number each process of a launch takes its own GPU.
+    """
+    kind, colon, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
+        raise DefectionError(f"unknown device {device!r}: choose auto, cpu, cuda, or a GPU by number as in cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DefectionError(f"device {device!r} was asked for, but PyTorch sees no GPU; use --device auto or cpu")
+    if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", this_process().local_rank % torch.cuda.device_count())
+    there = torch.cuda.device_count()
+    if colon and int(number) >= there:
+        raise DefectionError(f"device {device!r} was asked for, but PyTorch sees {there} GPUs, counted from cuda:0")
+    return torch.device("cuda", int(number) if colon else this_process().local_rank % there)
 
 
 def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:

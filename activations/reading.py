@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batching import Batch, plan_batches
-from .errors import DefectionError
-from .memory import batch_tokens, give_back_memory, is_out_of_memory
+from .memory import batch_tokens, in_halves
 from .models import Model
 from .positions import LAST, parse_position
 from .prefixes import PrefixCache
@@ -109,23 +108,15 @@ def read_batch(
     then do its vectors differ, by rounding, from those of another run. `last_prefix` is handed from call to call.
     Raises DefectionError when a single prompt does not fit the memory.
     """
-    try:
-        return _read(model, ids, batch, reading, wanted, last_prefix or LastPrefix())
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(batch.rows) == 1:
-            raise DefectionError(
-                f"a prompt of {len(ids[batch.rows[0]])} tokens does not fit the memory of {model.device} beside the "
-                "model; shorten it, load the model in bf16, or use a larger device"
-            ) from error
-    # Outside of the handler: the traceback would keep alive the tensors that filled the memory.
-    if last_prefix is not None:
-        last_prefix.forget()
-    give_back_memory()
-    middle = len(batch.rows) // 2
-    halves = [Batch(rows, batch.prefix_length) for rows in (batch.rows[:middle], batch.rows[middle:])]
-    return torch.cat([read_batch(model, ids, half, reading, wanted, last_prefix) for half in halves])
+    last = last_prefix or LastPrefix()
+    parts = in_halves(
+        batch.rows,
+        lambda rows: _read(model, ids, Batch(tuple(rows), batch.prefix_length), reading, wanted, last),
+        tokens=lambda row: len(ids[row]),
+        device=model.device,
+        forget=last.forget,
+    )
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.inference_mode()

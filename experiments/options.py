@@ -33,7 +33,7 @@ OutOption = Annotated[
         show_default=False,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or one GPU by number: cuda:1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..activations.progress import progress_shown
-from .options import JsonOption, print_result, say
+from .options import DeviceOption, JsonOption, print_result, say
 
 if TYPE_CHECKING:
     from .study import Study
@@ -43,7 +43,7 @@ def study(
     only_results: Annotated[
         bool, typer.Option("--only-results", help="Run nothing: write the results of what is done.")
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues."""

@@ -1,9 +1,10 @@
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
-from defection.activations.batching import REPLYING_COST, plan_batches
+from defection.activations.batching import REPLYING_COST, Batch, plan_batches
 from defection.activations.capture import capture
 from defection.activations.chat import tokenize
 from defection.activations.errors import DefectionError
@@ -11,6 +12,8 @@ from defection.activations.generate import end_tokens, greedy_replies, reply_to_
 from defection.activations.models import Model
 from defection.activations.prompts import Prompt, user_prompt
 from transformers import GenerationConfig
+
+from .conftest import OUT_OF_MEMORY, Memory
 
 NEW_TOKENS = 12
 
@@ -170,3 +173,28 @@ def test_a_model_without_end_tokens_writes_to_the_limit(llama: Model) -> None:
 def test_the_embedded_model_replies_like_hugging_face_one_at_a_time(smollm: Model, mixed_prompts: list[Prompt]) -> None:
     prompts = mixed_prompts[:2] + mixed_prompts[-3:]
     assert replies_in_order(smollm, prompts) == hugging_face_replies(smollm, prompts)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "python"])
+def test_a_batch_that_runs_out_of_memory_is_halved_and_no_reply_is_lost(
+    tiny: Model, mixed_prompts: list[Prompt], error: Exception
+) -> None:
+    prompts = [*mixed_prompts, dataclasses.replace(mixed_prompts[3], id="again")]
+    ids = tokenize(tiny.tokenizer, prompts)
+    whole = Batch(tuple(range(len(ids))), 0)
+    expected, vectors = reply_to_batch(tiny, ids, whole, NEW_TOKENS, layers=(0, 2))
+    memory = Memory(tiny, fits=max(map(len, ids)), error=error)
+    found, read = reply_to_batch(tiny, ids, whole, NEW_TOKENS, layers=(0, 2))
+    memory.handle.remove()
+    assert memory.refused > 1
+    assert found == expected
+    assert vectors is not None
+    assert read is not None
+    assert torch.allclose(read, vectors, rtol=1e-5, atol=1e-5)
+
+
+def test_one_prompt_whose_reply_does_not_fit_the_memory_is_a_refusal(tiny: Model) -> None:
+    memory = Memory(tiny, fits=10, error=OUT_OF_MEMORY[0])
+    with pytest.raises(DefectionError, match=r"prompt of \d+ tokens does not fit the memory of cpu"):
+        replies_in_order(tiny, [user_prompt("much too long for so little memory")])
+    memory.handle.remove()

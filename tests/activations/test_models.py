@@ -425,16 +425,28 @@ def test_the_automatic_dtype_is_never_fp16() -> None:
     assert choose_dtype("auto") in (torch.float32, torch.bfloat16)
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(DefectionError, match="auto, cpu or cuda"):
-        choose_device("tpu")
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:one", "cuda:-1", "cpu:0", "auto:1", ""])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(DefectionError, match="auto, cpu, cuda"):
+        choose_device(device)
+
+
+def test_a_gpu_can_be_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda", 0)
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(DefectionError, match="sees 2 GPUs"):
+        choose_device("cuda:2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(DefectionError, match="no GPU"):
-        choose_device("cuda")
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(DefectionError, match="no GPU"):
+            choose_device(device)
 
 
 @BOTH

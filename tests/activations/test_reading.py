@@ -18,7 +18,7 @@ from defection.activations.prompts import Message, Prompt, user_prompt
 from defection.activations.reading import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, read_batch
 from torch import Tensor
 
-from .conftest import STATEFUL, relative_error
+from .conftest import OUT_OF_MEMORY, STATEFUL, Memory, relative_error
 
 LAYERS = (0, 1, 2, 3)
 
@@ -198,27 +198,6 @@ def test_the_vocabulary_matrix_is_never_multiplied(tiny: Model, mixed_prompts: l
     capture(tiny, mixed_prompts)
     handle.remove()
     assert runs == []
-
-
-class Memory:
-    """Fails as if only so many padded tokens fitted; the same message as the real thing."""
-
-    def __init__(self, model: Model, fits: int, error: Exception) -> None:
-        self.fits, self.error = fits, error
-        self.refused = 0
-        self.handle = model.blocks[1].register_forward_pre_hook(self.check)
-
-    def check(self, block: object, args: tuple[Tensor]) -> None:
-        if args[0].shape[:2].numel() > self.fits:
-            self.refused += 1
-            raise self.error
-
-
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-    MemoryError(),
-]
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "python"])
