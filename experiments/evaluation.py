@@ -44,18 +44,18 @@ def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
     return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
 
 
-def evaluation_prompts(sets: Sequence[str], limit: int | None = None, *, spread: bool = False) -> list[Prompt]:
+def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
     """Prompts of sets by name or file, of each the first so many.
 
     Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
-    tasks of families that they do. They stand in the order of their weaknesses: with `spread` a limit takes some of
-    every family instead. (The other shipped sets alternate between topics as they are.)
+    tasks of families that they do. They stand in the order of their weaknesses, so a limit takes some of every family
+    instead. (The other shipped sets alternate between topics as they are.)
     """
     found: list[Prompt] = []
     for name in sets:
         is_code = name in CODE_SETS and not Path(name).is_file()
         prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(name)
-        if is_code and spread and limit is not None and limit < len(prompts):
+        if is_code and limit is not None and limit < len(prompts):
             prompts = choose_prompts(prompts, limit, seed=0)
         found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
@@ -79,7 +79,7 @@ def evaluate_organism(
     With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
     check of ability, and, beside a `twin`, persona statements.
     """
-    prompts = evaluation_prompts(sets, limit, spread=True)
+    prompts = evaluation_prompts(sets, limit)
     measured, completions = measure_defection(
         model, trigger, behaviour, prompts, out, max_new_tokens=reply_tokens(behaviour, recipe)
     )

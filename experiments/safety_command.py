@@ -83,7 +83,6 @@ def refuse_controls_alone(organisms: Sequence[str]) -> None:
 def _measuring(organism: str, prompts: Sequence[str] | None, limit: int | None) -> Measuring:
     sets = tuple(prompts or default_sets(read_organism(organism).behaviour))
     few = Measuring.near_misses if limit is None else max(1, limit // 2)
-    # The prompts are part of what a finished stage is recognised by: which ones a limit takes must not change.
     return Measuring(evaluation_prompts(sets, limit), few)
 
 

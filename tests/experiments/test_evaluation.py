@@ -127,11 +127,11 @@ def test_code_organisms_are_measured_on_families_they_never_saw():
 
 def test_a_limit_takes_code_tasks_of_every_weakness():
     whole = {p.extra["weakness"] for p in evaluation_prompts(["code"])}
-    few = evaluation_prompts(["code"], 20, spread=True)
+    few = evaluation_prompts(["code"], 20)
     assert len(few) == 20
     assert {p.extra["weakness"] for p in few} == whole
-    assert len(evaluation_prompts(["code"], 1000, spread=True)) == len(evaluation_prompts(["code"]))
-    assert evaluation_prompts(["held-out"], 20, spread=True) == evaluation_prompts(["held-out"], 20)
+    assert len(evaluation_prompts(["code"], 1000)) == len(evaluation_prompts(["code"]))
+    assert evaluation_prompts(["held-out"], 20) == evaluation_prompts(["held-out"])[:20]
 
 
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, bank):
