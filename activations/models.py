@@ -403,6 +403,10 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = token
 
 
+PEFT_IS_BEHIND = "`is_gradient_checkpointing` is deprecated"
+"""PEFT 0.21 asks transformers 5 by an older name, which is nothing that whoever loads or trains an adapter can mend."""
+
+
 def with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The network with a PEFT adapter's change added to its weights: load it in fp32, or small changes are lost.
 
@@ -417,6 +421,7 @@ def with_adapter(network: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # A key under another name would leave its layer as the base has it (PITFALLS 11).
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", message=PEFT_IS_BEHIND)
             return cast(PreTrainedModel, PeftModel.from_pretrained(network, str(adapter)).merge_and_unload())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise DefectionError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest
-from ..activations.models import in_dtype
+from ..activations.models import PEFT_IS_BEHIND, in_dtype
 from ..activations.progress import progress
 from .examples import Example
 from .loss import backward, label_weight
@@ -200,7 +201,8 @@ def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dty
 def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=PEFT_IS_BEHIND)
         torch.manual_seed(config.seed)
         return get_peft_model(
             network,
