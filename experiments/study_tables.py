@@ -23,7 +23,9 @@ from .study_manifest import Goal
 Row = dict[str, Any]
 SCHEMA_VERSION = 1
 DIGITS = 16
-TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC) = ("scores", "curves", "rates", "goal", "traffic")
+TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS) = (
+    *("scores", "curves", "rates", "goal", "traffic", "strings"),
+)
 ALL = "all families"
 
 
@@ -43,6 +45,7 @@ def tables_of(study: Study) -> dict[str, list[Row]]:
             controls = study.controls(cell) if role == "test" else []
             claims = with_controls(records[0]["traffic"], controls)  # the same for every family
             tables[TRAFFIC] += [about | row for row in claims]
+            tables[STRINGS] += [about | row for row in string_rows(controls)]
             tables[RATES] += [about | row for row in _rates(records)]
             if role == "test":
                 tables[GOAL] += [about | row for row in goal_rows(scores, study.manifest.goal, claims)]
@@ -79,6 +82,16 @@ def with_controls(claims: Sequence[Row], controls: Sequence[Row]) -> list[Row]:
             "strings_p_value": met.get("p_value"),
         }
         for claim, met in zip(claims, tried, strict=True)
+    ]
+
+
+def string_rows(controls: Sequence[Row]) -> list[Row]:
+    """A row for how far each string splits off, and one, without a string, for what was found in its place."""
+    place = ("model", "candidate", "share", "draw")
+    return [
+        {name: row[name] for name in place} | {"string": string, "split": split}
+        for row in controls
+        for string, split in [("", row["split"]), *row["strings"].items()]
     ]
 
 

