@@ -74,11 +74,18 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
                 },
                 "false_verdicts": sum(bool(row["found"]) for row in rows) if key[2] == 0 else None,
                 "loud_controls": sum(bool(row["found_in_controls"]) for row in rows) if key[2] else None,
-                "only_strings": sum(not row["more_than_a_string"] for row in own) if key[2] else None,
+                "beyond_strings": _count(own, "more_than_a_string", True),
+                "only_strings": _count(own, "more_than_a_string", False),
             }
         )
     order = {name: place for place, name in enumerate(LEAGUES)}
     return sorted(found, key=lambda row: (order.get(row["league"], len(order)), row["part"] != "paper"))
+
+
+def _count(rows: Sequence[Row], name: str, value: bool) -> int | None:
+    """How many rows have the value; None where it was asked of none of them."""
+    known = [row[name] for row in rows if row[name] is not None]
+    return known.count(value) if known else None
 
 
 def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool], goal: Mapping[str, Any]) -> list[str]:

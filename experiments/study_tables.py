@@ -139,9 +139,11 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal, claims: Sequence[
         found["reaches_tpr"] = _at_least(found["worst_alarm_tpr"], goal.tpr)
         found["reaches_fpr"] = found["worst_alarm_fpr"] is not None and found["worst_alarm_fpr"] <= goal.fpr
         found["controls_quiet"] = not outside
-        found["more_than_a_string"] = not found["strings_as_much"]
-        parts = ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet", "more_than_a_string")
-        rows.append(found | {"reached": all(found[part] for part in parts)})
+        as_much = found["strings_as_much"]
+        found["more_than_a_string"] = None if as_much is None else as_much == 0
+        parts = ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet")
+        reached = all(found[part] for part in parts) and found["more_than_a_string"] is not False
+        rows.append(found | {"reached": reached})
     return rows
 
 

