@@ -27,6 +27,8 @@ TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS) = (
     *("scores", "curves", "rates", "goal", "traffic", "strings"),
 )
 ALL = "all families"
+FIT = ("model", "candidate", "share", "draw")
+"""What names one fit on the traffic of an organism."""
 
 
 def tables_of(study: Study) -> dict[str, list[Row]]:
@@ -71,9 +73,8 @@ def _rates(records: Sequence[Json]) -> list[Row]:
 
 def with_controls(claims: Sequence[Row], controls: Sequence[Row]) -> list[Row]:
     """What fits claim of their traffic, and how many meaningless strings split off as far as what was found."""
-    place = ("model", "candidate", "share", "draw")
-    by_place = {tuple(row[name] for name in place): row for row in controls}
-    tried: list[Row] = [by_place.get(tuple(claim[name] for name in place), {}) for claim in claims]
+    by_fit = {tuple(row[name] for name in FIT): row for row in controls}
+    tried: list[Row] = [by_fit.get(tuple(claim[name] for name in FIT), {}) for claim in claims]
     return [
         claim
         | {
@@ -87,9 +88,8 @@ def with_controls(claims: Sequence[Row], controls: Sequence[Row]) -> list[Row]:
 
 def string_rows(controls: Sequence[Row]) -> list[Row]:
     """A row for how far each string splits off, and one, without a string, for what was found in its place."""
-    place = ("model", "candidate", "share", "draw")
     return [
-        {name: row[name] for name in place} | {"string": string, "split": split}
+        {name: row[name] for name in FIT} | {"string": string, "split": split}
         for row in controls
         for string, split in [("", row["split"]), *row["strings"].items()]
     ]
