@@ -7,6 +7,8 @@ from defection.activations import DefectionError
 from defection.probes.intervals import delong_interval
 from defection.probes.metrics import partial_auroc
 from defection.probes.partial import partial_auroc_interval
+from scipy.integrate import quad
+from scipy.stats import norm
 
 
 def drawn(shift: float, draws: int, n: int = 200, size: int = 1, shared: float = 0.0) -> tuple[torch.Tensor, ...]:
@@ -38,6 +40,26 @@ def test_batched_equals_single_and_perfection_leaves_an_interval() -> None:
     low, high = partial_auroc_interval(scores[0] + 100 * marks, marks, 0.1, names)
     assert float(high) == 1.0
     assert 0.5 < float(low) < 0.95
+
+
+def standardised_area(shift: float, max_fpr: float) -> float:
+    """The partial AUROC of two unit normals, by quadrature."""
+    area, _ = quad(lambda rate: norm.cdf(shift + norm.ppf(rate)), 0, max_fpr)
+    least = max_fpr**2 / 2
+    return 0.5 * (1 + (area - least) / (max_fpr - least))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "size"), [(100, 1), (200, 10), (200, 4)])
+@pytest.mark.parametrize("area", [0.7, 0.9, 0.98])
+@pytest.mark.parametrize("max_fpr", [0.1, 0.2])
+def test_pitfall_23_coverage(n: int, size: int, area: float, max_fpr: float) -> None:
+    """Never too rare; above 97% where much of the left end is unseen."""
+    shift = float(np.sqrt(2) * norm.ppf(area))
+    scores, marks, names = drawn(shift, 2000, n, size, shared=0.3 if size > 1 else 0.0)
+    low, high = partial_auroc_interval(scores, marks, max_fpr, names if size > 1 else None)
+    truth = standardised_area(shift, max_fpr)
+    assert 0.92 <= float(((low <= truth) & (truth <= high)).double().mean()) <= 0.998
 
 
 def test_bad_input_is_refused() -> None:
