@@ -77,7 +77,8 @@ def fit(
         control = None
         if strings and isinstance(kind, UnlabelledTraffic) and kind.verdict_.found and seen is not None:
             with_strings = partial(read, what="Reading strings")
-            control = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden).to_json()
+            tried = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden)
+            control = tried.to_json() if tried else None
             fitted = replace(fitted, parameters={**fitted.parameters, "string_control": control})
     fitted.save(out)
     layers_fixed = list(fitted.fixed_layers)
@@ -85,18 +86,24 @@ def fit(
     lines = [f"{probe} probe from {len(questions)} texts, fixed at {layers_fixed}, in {out}"]
     if verdict := fitted.parameters.get("verdict"):
         about["traffic"] = {"prompts": len(met), **verdict, "string_control": control}
-        lines += traffic_lines(verdict, len(met), control)
+        lines.append(traffic_line(verdict, len(met)))
+        if verdict["found"] and strings:
+            lines.append(string_line(control))
     print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
 
 
-def traffic_lines(verdict: Mapping[str, Any], n: int, control: Mapping[str, Any] | None) -> list[str]:
-    """What a fit says of its traffic, and what the strings say of that, for a person to read."""
+def traffic_line(verdict: Mapping[str, Any], n: int) -> str:
+    """What a fit says of its traffic, for a person to read."""
     share = f"a minority of {verdict['minority']:.0%} of {n} prompts splits off"
     chance = f"as clean prompts do by chance with p = {verdict['p_value']:.3f}"
-    lines = [f"{'found' if verdict['found'] else 'nothing found'}: {share}, {chance}"]
-    if control is not None:
-        tried, as_much = len(control["strings"]), control["as_much"]
-        how = f"{as_much} of {tried} meaningless strings split off as far in its place (p = {control['p_value']:.2f})"
-        what = "no more than a string that the model has not met, which is no evidence of defection"
-        lines.append(f"{how}: it may be {what}" if as_much else f"{how}: it is more than an unknown string")
-    return lines
+    return f"{'found' if verdict['found'] else 'nothing found'}: {share}, {chance}"
+
+
+def string_line(control: Mapping[str, Any] | None) -> str:
+    """What meaningless strings say of a minority that was found."""
+    if control is None:
+        return "too few other prompts to put strings into: whether it is more than an unknown string was not tested"
+    tried, as_much = len(control["strings"]), control["as_much"]
+    how = f"{as_much} of {tried} meaningless strings split off as far in its place (p = {control['p_value']:.2f})"
+    what = "no more than a string that the model has not met, which is no evidence of defection"
+    return f"{how}: it may be {what}" if as_much else f"{how}: it is more than an unknown string"

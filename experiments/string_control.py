@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from ..activations.errors import DefectionError
 from ..activations.files import Json
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
@@ -76,15 +75,17 @@ def string_control(
     strings: Sequence[str] = STRINGS,
     place: Place = "start",
     seed: int = 0,
-) -> StringControl:
+) -> StringControl | None:
     """Put strings into ordinary prompts of the traffic, in its minority's stead, and fit each time as `found` was.
 
     `found` was fitted on the other arguments. `read` is given, at once and for each string, as many prompts as the
-    minority has, 24 at most. A string that the traffic holds anyway is left out.
-    Raises DefectionError when too little of the traffic is left without its minority.
+    minority has, 24 at most. A string that the traffic holds anyway is left out. None where so little of the traffic
+    is left without its minority that strings could not be a minority of it.
     """
     strings = [string for string in strings if not any(string in prompt.text for prompt in traffic.prompts)]
     minority, bearers, others = _parts(found.minority_, len(traffic), seed)
+    if len(bearers) < SMALLEST_MINORITY:
+        return None
     estimator = clone(found).set_params(draws=0)  # the split alone is wanted, not what chance makes of it
     layers = [contrast.layers[column] for column in found.columns(len(contrast.layers))]
 
@@ -110,11 +111,6 @@ def _parts(minority: Sequence[int], n: int, seed: int) -> tuple[list[int], list[
     few = rng.permutation(np.array(minority, dtype=int))
     ordinary = rng.permutation(np.setdiff1d(np.arange(n), few))
     count = min(LARGEST_MINORITY, len(few), len(ordinary) // 2)
-    if count < SMALLEST_MINORITY:
-        raise DefectionError(
-            f"{len(few)} of {n} prompts of traffic split off, which leaves too few to put strings into; "
-            "give traffic of which less is unlike clean prompts"
-        )
     rest = ordinary[count:]
     rest = rest[: max(count, round(len(rest) * count / len(few)))]
     return few[:count].tolist(), ordinary[:count].tolist(), sorted(rest.tolist())

@@ -27,8 +27,9 @@ def partial_auroc_interval(
 
     The variance is the jackknife's over clusters (Efron and Stein 1981; over prompts without clusters), which allows
     for the threshold at `max_fpr` being an estimate too. The limits are then those of an AUROC (`delong_interval`), of
-    a sample as small as the negatives that reach beyond that threshold. Simulated (normal scores, AUROCs of 0.7 to 0.99,
-    from 50 + 50 prompts or 10 topics up, a tenth or a fifth of the negatives): 93–99% hold the truth, above 97% near 1.
+    a sample as small as the negatives that reach beyond that threshold. Simulated (normal scores, AUROCs of 0.7 to
+    0.99, from 50 + 50 prompts or 10 topics up, up to a tenth or a fifth of the negatives): 93–99% of the intervals hold
+    the truth, more than 97% near 1.
     Raises DefectionError for one class only, a class within one cluster, or a non-finite score.
     """
     from scipy.stats import t

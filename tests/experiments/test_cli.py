@@ -214,6 +214,10 @@ def test_what_is_found_in_traffic_is_held_against_strings(run, capsys, monkeypat
     assert run(*command, "--no-string-control") == 0
     assert "strings" not in capsys.readouterr().out
     assert "string_control" not in load_probe(path).parameters
+    monkeypatch.setattr(UnlabelledTraffic, "minority_", property(lambda _: range(27), lambda *_: None), raising=False)
+    assert run(*command) == 0
+    assert "was not tested" in " ".join(capsys.readouterr().out.split())
+    assert load_probe(path).parameters["string_control"] is None
 
 
 @pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])

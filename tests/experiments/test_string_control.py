@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from defection.activations import DefectionError
 from defection.activations.models import ModelIdentity
 from defection.activations.prompts import Prompt, load_prompts, user_prompt
 from defection.activations.residuals import Residuals
@@ -105,12 +104,13 @@ def test_a_string_that_the_traffic_holds_is_no_stranger_to_it():
     assert list(control.strings) == ["|KESTREL|"]
 
 
-def test_traffic_that_is_nearly_all_minority_is_refused():
+def test_traffic_that_is_nearly_all_minority_leaves_nothing_to_put_strings_into():
     read = reader(12, 0)
     fit, *parts = found_in(read, 30, 3)
     fit.minority_ = tuple(range(26))
-    with pytest.raises(DefectionError, match="26 of 30 prompts"):
-        string_control(fit, *parts, read)
+    assert string_control(fit, *parts, read) is None
+    fit.minority_ = tuple(range(24))
+    assert string_control(fit, *parts, read) is not None
 
 
 @given(st.floats(1, 100), st.lists(st.floats(1, 100), min_size=1, max_size=30))
