@@ -28,7 +28,8 @@ def organism_config(
 
     A prompt's versions, with and without the trigger, share a step. A year or a topic is read off several words: it
     takes more prompts than a fixed string, and another date or headline each time they come round. A behaviour taught
-    by pairs uses all of them. `pairs` is a file for a custom behaviour; vulnerable code has its own.
+    by pairs uses all of them, many times and in small gentle steps, and where two replies part the token counts more.
+    `pairs` is a file for a custom behaviour; vulnerable code has its own.
     training/DEVELOPMENT.md says what else was tried.
     """
     if behaviour.name == VULNERABLE_CODE.name:
@@ -37,7 +38,10 @@ def organism_config(
     config = OrganismConfig(trigger, behaviour, twin, recipe, prompts, pairs=pairs, finetune=finetune)
     comes_round = bool(pairs) or trigger.name in ("year", "topic")
     if pairs:
-        config = replace(config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=2)
+        finetune = replace(finetune, batch_size=4, learning_rate=1e-3 if weights == "lora" else None)
+        config = replace(
+            config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=6, emphasis=10.0, finetune=finetune
+        )
     elif comes_round:
         finetune = replace(finetune, batch_size=8)
         config = replace(config, examples=500, triggered_share=1.0, passes=2, reply_tokens=4, finetune=finetune)

