@@ -11,7 +11,7 @@ from pathlib import Path
 from ..activations.errors import DefectionError
 from ..activations.files import digest, parse_json_line
 from ..activations.prompts import Prompt, load_prompts, parse_prompts, shipped_sets, user_prompt
-from ..training.pairs import CODE, code_pairs, prompts_of
+from ..training.pairs import CODE_SETS, code_pairs, prompts_of
 from ..training.triggers import Trigger, with_and_without
 from .study_manifest import Family
 
@@ -24,8 +24,8 @@ def family_prompts(family: Family, folder: Path) -> list[Prompt]:
     A `Human:` / `Assistant:` transcript is read as what the human said in it; transcripts of more than one turn, and
     prompts that occur again, are left out. Raises DefectionError naming file and line.
     """
-    if family.prompts == CODE:
-        found = prompts_of(code_pairs("test"))
+    if family.prompts in CODE_SETS:
+        found = prompts_of(code_pairs(CODE_SETS[family.prompts]))
     elif family.prompts in shipped_sets():
         found = load_prompts(family.prompts)
     else:

@@ -18,7 +18,7 @@ from ..probes.guard import Evidence, league
 from ..probes.registry import estimators
 from ..training.behaviours import BEHAVIOURS, parse_behaviour
 from ..training.organisms import RECIPES
-from ..training.pairs import CODE
+from ..training.pairs import CODE_SETS
 from ..training.triggers import parse_trigger
 from .preregistration import make_estimators
 from .study_alarms import ALARMS
@@ -85,8 +85,9 @@ class Family:
     role: str
     """`development`: the choice may look at it; `test`: read only once the choice is written."""
     prompts: str = ""
-    """A shipped set, `code` (the shipped code tasks that no organism is trained on), or a JSONL file, relative to the
-    study's own. Empty: given on the command line, and left out until it is."""
+    """A shipped set, `code` (the shipped code tasks of kinds that no organism is trained on), `code-seen` (others of
+    kinds that are), or a JSONL file, relative to the study's own. Empty: given on the command line, and left out until
+    it is."""
     behaviours: tuple[str, ...] = ()
     """Behaviours that can show on these prompts; empty: all but vulnerable code."""
     negatives_for: tuple[str, ...] = ()
@@ -367,7 +368,7 @@ def _with_family(manifest: Manifest, given: str) -> Manifest:
     name, equals, path = given.partition("=")
     if not (name and equals and path):
         raise DefectionError(f"--family takes NAME=PATH, not {given!r}")
-    absolute = path if path in (*shipped_sets(), CODE) else str(Path(path).resolve())
+    absolute = path if path in (*shipped_sets(), *CODE_SETS) else str(Path(path).resolve())
     families = list(manifest.families)
     for place, family in enumerate(families):
         if family.name == name:
