@@ -6,7 +6,7 @@
 A part a size (layers x rows x dimensions). Equality of the directions comes first; scikit-learn runs with the solver,
 dtype and tolerance that take it the least time of those at which its own directions agree to 1e-4. Rounds are
 interleaved, both sides on one thread, from the same fp32 input; what is measured is CPU time, which other work disturbs
-less than it does the clock. Where a layer takes long, scikit-learn's loop is timed on a few and scaled up:
+less than it does the clock. Where scikit-learn's loop takes long, some layers of it are timed and scaled up:
 `layers_timed`.
 """
 
@@ -41,6 +41,8 @@ from threadpoolctl import threadpool_limits
 AGREEMENT = 1e-4
 TRIALS, SECONDS_OF_TRIALS = 6, 0.2
 """Fits by which a setting's time is judged: so many, unless they take longer than this."""
+SECONDS_OF_A_ROUND = 1.0
+"""What scikit-learn's loop over layers may take; where it would take longer, some layers are timed."""
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 Rows = NDArray[Any]
 Peer = Callable[[Rows, Rows, NDArray[Any], NDArray[Any]], NDArray[Any]]
@@ -188,9 +190,8 @@ def directions_apart(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(min(np.linalg.norm(a - b), np.linalg.norm(a + b)))
 
 
-def compare(kind: str, layers: int, n: int, d: int, rounds: int, peer_layers: int) -> dict[str, Any]:
-    """One record: equality, then interleaved rounds. scikit-learn's loop is timed on some layers and scaled up."""
-    timed = min(layers, peer_layers)
+def compare(kind: str, layers: int, n: int, d: int, rounds: int) -> dict[str, Any]:
+    """One record: equality, then interleaved rounds. A long loop of scikit-learn's is timed in part and scaled up."""
     rows, clean, y, groups = made_rows(layers, n, d)
     tensor, clean_tensor, marks = torch.from_numpy(rows), torch.from_numpy(clean), torch.from_numpy(y)
     pairs = torch.arange(n).view(-1, 2)
@@ -206,12 +207,13 @@ def compare(kind: str, layers: int, n: int, d: int, rounds: int, peer_layers: in
 
     mine = fit_ours()
     record: dict[str, Any] = {"row": 6, "name": f"{kind}, {layers} x {n} x {d}", "at_least": 10.0 if n <= 64 else 2.0}
-    record |= {"threads": 1, "layers_timed": timed}
     # Of fewer rows than dimensions the d x d covariance is never the way to components, and takes very long.
     solvers = [some for some in PEERS[kind] if n >= d or "covariance_eigh" not in some[0][0]]
-    chosen = cheapest(solvers, mine, fit_layer, sorted({0, timed - 1}))
+    chosen = cheapest(solvers, mine, fit_layer, sorted({0, layers - 1}))
     if isinstance(chosen, str):
         return record | {"yardstick": "scikit-learn", "skipped": chosen}
+
+    timed = min(layers, max(1, int(SECONDS_OF_A_ROUND / chosen.seconds)))
 
     def fit_peer() -> None:
         for i in range(timed):
@@ -221,7 +223,8 @@ def compare(kind: str, layers: int, n: int, d: int, rounds: int, peer_layers: in
     scale = layers / timed
     found |= {key: scale * found[key] for key in ("ratio", "lowest", "highest", "seconds_theirs")}
     found["seconds_bare"] = bare_seconds(clean if kind in ("whitened", "projected") else rows, rounds)
-    return record | {"yardstick": f"{chosen.name}, {chosen.dtype.__name__}", "difference": chosen.apart, **found}
+    record |= {"threads": 1, "layers_timed": timed, "difference": chosen.apart}
+    return record | {"yardstick": f"{chosen.name}, {chosen.dtype.__name__}", **found}
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ def bare_seconds(rows: Rows, rounds: int) -> float:
     return statistics.median(found) * rows.shape[1] / len(ready)
 
 
-def part(layers: int, n: int, d: int, *, peer_layers: int, rounds: int = 5, leave_out: tuple[str, ...] = ()) -> Part:
+def part(layers: int, n: int, d: int, *, rounds: int = 5, leave_out: tuple[str, ...] = ()) -> Part:
     """All kinds at one size; the smoke run keeps a few layers of it."""
 
     def measure(quick: bool) -> list[dict[str, Any]]:
@@ -293,7 +296,7 @@ def part(layers: int, n: int, d: int, *, peer_layers: int, rounds: int = 5, leav
         else:
             kinds, sizes = [kind for kind in PEERS if kind not in leave_out], (layers, n, d)
         with one_thread():
-            records = [compare(kind, *sizes, 2 if quick else rounds, peer_layers) for kind in kinds]
+            records = [compare(kind, *sizes, 2 if quick else rounds) for kind in kinds]
         skipped = "left out at this size to keep the run short; measured at a smaller one"
         shape = " x ".join(map(str, sizes))
         left_out = [kind for kind in leave_out if not quick]
@@ -318,13 +321,13 @@ def one_thread() -> Iterator[None]:
 
 SLOW = ("logistic-cv", "logistic (newton-cholesky)")
 PARTS: dict[str, Part] = {
-    "n16": part(30, 16, 576, peer_layers=30),
-    "n64": part(30, 64, 576, peer_layers=10, leave_out=("logistic-cv",)),
-    "n400": part(30, 400, 576, peer_layers=4, leave_out=SLOW),
-    "n4000": part(30, 4000, 576, peer_layers=2, leave_out=(*SLOW, "logistic")),
+    "n16": part(30, 16, 576),
+    "n64": part(30, 64, 576, leave_out=("logistic-cv",)),
+    "n400": part(30, 400, 576, leave_out=SLOW),
+    "n4000": part(30, 4000, 576, leave_out=(*SLOW, "logistic")),
     # A layer of scikit-learn's pooled covariance takes half a minute here, and its other shrinkage as long.
-    "n64-wide": part(80, 64, 4096, peer_layers=1, rounds=3, leave_out=(*SLOW, "whitened-pooled-oas")),
-    "n400-wide": part(80, 400, 4096, peer_layers=1, rounds=3, leave_out=(*SLOW, "whitened-pooled-oas")),
+    "n64-wide": part(80, 64, 4096, rounds=3, leave_out=(*SLOW, "whitened-pooled-oas")),
+    "n400-wide": part(80, 400, 4096, rounds=3, leave_out=(*SLOW, "whitened-pooled-oas")),
 }
 
 
@@ -334,14 +337,13 @@ def by_hand() -> None:
     parser.add_argument("--sizes", default="30x64x576", help="layers x rows x dimensions, with commas between them")
     parser.add_argument("--kinds", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer-layers", type=int, default=80, help="layers scikit-learn's loop is timed on")
     options = parser.parse_args()
     records = []
     with one_thread():
         for size in options.sizes.split(","):
             layers, n, d = (int(number) for number in size.split("x"))
             for kind in options.kinds.split(","):
-                records.append(compare(kind, layers, n, d, options.rounds, options.peer_layers))
+                records.append(compare(kind, layers, n, d, options.rounds))
                 print(json.dumps(records[-1]), file=sys.stderr)
     print(json.dumps(records, indent=1))
 

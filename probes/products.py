@@ -109,12 +109,12 @@ def factorise_(matrix: Float[Tensor, "layer m m"]) -> Bool[Tensor, "layer"]:
     if matrix.is_cuda:
         factor, failed = torch.linalg.cholesky_ex(matrix, upper=True)
         matrix.copy_(factor)
-        return failed > 0
+        return failed.bool()
+    assert matrix.is_contiguous()  # or LAPACK would be handed a copy
     arrays = matrix.numpy()
     (potrf,) = get_lapack_funcs(("potrf",), (arrays,))
     # Fortran sees each matrix transposed, so that its lower triangle is the upper one here.
-    failed = [potrf(array.T, lower=1, clean=0, overwrite_a=1)[1] > 0 for array in arrays]
-    return torch.tensor(failed)
+    return torch.tensor([potrf(array.T, lower=1, clean=0, overwrite_a=1)[1] > 0 for array in arrays])
 
 
 def solve_factorised(
