@@ -50,7 +50,8 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     if count == 0:
         return rows.new_zeros(layers, 0, d, dtype=torch.float64)
     size = min(n, d)
-    found = _first_of_rows(rows) if count == 1 and size > DIRECT and not rows.is_cuda else None
+    # Not all that many: each step makes a vector orthogonal to those before.
+    found = _of_rows(rows, count) if size > max(DIRECT, 10 * count) and not rows.is_cuda else None
     if found is not None:
         top, values = found
     elif size > max(FORMED, 2 * (count + SPARE)):
@@ -104,21 +105,28 @@ def _first(
     return top, values
 
 
-def _first_of_rows(
-    rows: Float[Tensor, "layer n d"],
-) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]] | None:
-    """The same of the smaller of XXᵀ and XᵀX, which is never formed; None when a layer does not converge."""
-    found = [_lanczos(matrix if len(matrix) >= matrix.shape[1] else matrix.T) for matrix in rows.numpy()]
-    if any(one is None for one in found):
-        return None
-    vectors, values = zip(*(one for one in found if one is not None), strict=True)
-    return torch.from_numpy(np.stack(vectors))[..., None].double(), torch.tensor(values, dtype=torch.float64)[:, None]
+def _of_rows(
+    rows: Float[Tensor, "layer n d"], count: int
+) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]] | None:
+    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, which is never formed, and their eigenvalues.
+
+    None when a layer does not converge.
+    """
+    vectors, values = [], []
+    for matrix in rows.numpy():
+        found = _lanczos(matrix if len(matrix) >= matrix.shape[1] else matrix.T, count)
+        if found is None:
+            return None
+        vectors.append(found[0])
+        values.append(found[1])
+    return torch.from_numpy(np.stack(vectors)).double(), torch.from_numpy(np.stack(values)).double()
 
 
-def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
-    """The first eigenvector of AᵀA and its eigenvalue, by Lanczos' iteration from a fixed start in A's own precision.
+def _lanczos(tall: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """The leading eigenvectors of AᵀA and their eigenvalues, by Lanczos' iteration in A's own precision.
 
-    With full reorthogonalisation (Saad 2011, section 6.3); None where `MOST` steps are not enough.
+    From a fixed start, with full reorthogonalisation (Saad 2011, section 6.3). None where `MOST` steps are not enough,
+    and of several where the space ends: it holds one vector only of those that share an eigenvalue.
     """
     enough = COARSELY_CONVERGED / 10 if tall.dtype == np.float32 else CONVERGED
     size = tall.shape[1]
@@ -130,13 +138,20 @@ def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
         known = basis[: step + 1]
         image = (tall @ vector) @ tall
         entries[step, step] = vector @ image
+        if entries[0, 0] == 0:
+            return np.zeros((size, count), tall.dtype), np.zeros(count)
         for _ in range(2):  # twice is enough (Parlett 1998)
             image -= (known @ image) @ known
         beside = float(np.linalg.norm(image))
-        if step % CHECKED_EVERY == CHECKED_EVERY - 1 or beside <= enough * entries[0, 0]:
+        ended = beside <= enough * entries[0, 0]
+        if ended or step % CHECKED_EVERY == CHECKED_EVERY - 1:
             values, turns = np.linalg.eigh(entries[: step + 1, : step + 1])
-            if beside * abs(turns[-1, -1]) <= enough * values[-1]:
-                return turns[:, -1].astype(tall.dtype) @ known, float(values[-1])
+            values, turns = values[: -count - 1 : -1], turns[:, : -count - 1 : -1]
+            settled = count == 1 if ended else step >= count
+            if settled and (beside * np.abs(turns[-1]) <= enough * values[0]).all():
+                return known.T @ turns.astype(tall.dtype), values
+        if ended:
+            break
         if step + 1 < len(basis):
             entries[step, step + 1] = entries[step + 1, step] = beside
             vector = image / beside
