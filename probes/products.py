@@ -107,9 +107,10 @@ def factorise_(matrix: Float[Tensor, "layer m m"]) -> Bool[Tensor, "layer"]:
     On a CPU by SciPy's LAPACK: PyTorch's takes up to twice as long.
     """
     if matrix.is_cuda:
-        factor, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+        factor, info = torch.linalg.cholesky_ex(matrix, upper=True)
         matrix.copy_(factor)
-        return failed.bool()
+        failed: Tensor = info.bool()
+        return failed
     assert matrix.is_contiguous()  # or LAPACK would be handed a copy
     arrays = matrix.numpy()
     (potrf,) = get_lapack_funcs(("potrf",), (arrays,))
