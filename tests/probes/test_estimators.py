@@ -187,7 +187,7 @@ def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(150, 200), (200, 150)])
 def test_leading_components_are_the_same_along_every_road(n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of rows, a few eigenvectors of a formed product, all of them, and a block of those of one that is never formed."""
+    """Of rows, a few eigenvectors of a formed product, all of them, and a block of those of one never formed."""
     rows = torch.randn(3, n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows *= torch.linspace(0.1, 3, d, dtype=torch.float64)
     rows[1] = 0
