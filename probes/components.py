@@ -33,8 +33,8 @@ FORMED = 1024
 CONVERGED = 1e-8
 COARSELY_CONVERGED = 1e-6
 """Of an iteration in fp32; what rounding allows is some 1e-7."""
-SQUARINGS, STEPS, ROUNDS = 5, 4, 16
-"""Of power iteration: up to 2⁵ · 4 · 16 products before the eigenvectors are taken by LAPACK instead."""
+SQUARINGS, STEPS, ROUNDS = 4, 8, 16
+"""Of power iteration: up to 2⁴ · 8 · 16 products before the eigenvectors are taken by LAPACK instead."""
 DEAD = 1e-7
 """Components with less than this share of the whole spread (standard deviations) are rounding, and become zero."""
 
@@ -50,7 +50,8 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     if count == 0:
         return rows.new_zeros(layers, 0, d, dtype=torch.float64)
     size = min(n, d)
-    found = _first_of_rows(rows) if count == 1 and size > DIRECT and not rows.is_cuda else None
+    # Not all that many: each step makes a vector orthogonal to those before.
+    found = _of_rows(rows, count) if size > max(DIRECT, 10 * count) and not rows.is_cuda else None
     if found is not None:
         top, values = found
     elif size > max(FORMED, 2 * (count + SPARE)):
@@ -61,9 +62,9 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
         if product.is_cuda and size > max(DIRECT, 2 * (count + SPARE)):
             top, values = _iterated(lambda vectors: product @ vectors, rows, count)
         elif count == 1 and size <= DIRECT:
-            top, values = _first(product)
+            top, values = _first(product, coarse=rows.dtype != torch.float64)
         else:
-            top, values = _leading_eigenvectors(product, count)
+            top, values = _leading_eigenvectors(product.to(rows) if size <= DIRECT else product, count)
     components = times(rows.mT, top.to(rows)).mT.double() if n < d else top.mT
     total, spreads = squared_norm(rows).sqrt(), values.clamp_min(0).sqrt()
     norms = components.norm(dim=2)
@@ -71,26 +72,32 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     return torch.where(real[..., None], components / norms.clamp_min(1e-300)[..., None], torch.zeros_like(components))
 
 
-def _first(product: Float[Tensor, "layer m m"]) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]]:
+def _first(
+    product: Float[Tensor, "layer m m"], *, coarse: bool
+) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]]:
     """The first eigenvector and its eigenvalue of small matrices, all at once, by powers of them.
 
-    A few squarings make several products out of each multiplication, and the largest column is the start. A matrix
-    whose first two eigenvalues lie too close for that is left to LAPACK.
+    A few squarings make several products out of each multiplication, and the largest column is the start. With
+    `coarse` the powers are fp32, and only what they leave is measured in fp64. A matrix whose first two eigenvalues
+    lie too close for that is left to LAPACK.
     """
-    smallest = torch.finfo(product.dtype).tiny
     power = product
     for step in range(SQUARINGS + 1):
         power = times(power, power) if step else power
-        power = power / power.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(smallest)[:, None, None]
+        power = power / power.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(1e-30)[:, None, None]
+        power = power.float() if coarse else power
     largest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
-    top = power[torch.arange(len(power), device=power.device), :, largest, None]
+    narrow = power[torch.arange(len(power), device=power.device), :, largest, None]
+    enough = COARSELY_CONVERGED / 10 if coarse else CONVERGED
     for _ in range(ROUNDS):
         for _ in range(STEPS):
-            top = times(power, top)
-        top = top / top.norm(dim=1, keepdim=True).clamp_min(smallest)
+            narrow = times(power, narrow)
+        top = narrow.double()
+        top = top / top.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        narrow = top.to(power)
         image = times(product, top)
         values = (top * image).sum(dim=1)
-        left = ((image - top * values[:, None]).norm(dim=1) > CONVERGED * values)[:, 0]
+        left = ((image - top * values[:, None]).norm(dim=1) > enough * values)[:, 0]
         if not bool(left.any()):
             break
     else:
@@ -98,21 +105,28 @@ def _first(product: Float[Tensor, "layer m m"]) -> tuple[Float[Tensor, "layer m 
     return top, values
 
 
-def _first_of_rows(
-    rows: Float[Tensor, "layer n d"],
-) -> tuple[Float[Tensor, "layer m 1"], Float[Tensor, "layer 1"]] | None:
-    """The same of the smaller of XXᵀ and XᵀX, which is never formed; None when a layer does not converge."""
-    found = [_lanczos(matrix if len(matrix) >= matrix.shape[1] else matrix.T) for matrix in rows.numpy()]
-    if any(one is None for one in found):
-        return None
-    vectors, values = zip(*(one for one in found if one is not None), strict=True)
-    return torch.from_numpy(np.stack(vectors))[..., None].double(), torch.tensor(values, dtype=torch.float64)[:, None]
+def _of_rows(
+    rows: Float[Tensor, "layer n d"], count: int
+) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]] | None:
+    """Leading eigenvectors of the smaller of XXᵀ and XᵀX, which is never formed, and their eigenvalues.
+
+    None when a layer does not converge.
+    """
+    vectors, values = [], []
+    for matrix in rows.numpy():
+        found = _lanczos(matrix if len(matrix) >= matrix.shape[1] else matrix.T, count)
+        if found is None:
+            return None
+        vectors.append(found[0])
+        values.append(found[1])
+    return torch.from_numpy(np.stack(vectors)).double(), torch.from_numpy(np.stack(values)).double()
 
 
-def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
-    """The first eigenvector of AᵀA and its eigenvalue, by Lanczos' iteration from a fixed start in A's own precision.
+def _lanczos(tall: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """The leading eigenvectors of AᵀA and their eigenvalues, by Lanczos' iteration in A's own precision.
 
-    With full reorthogonalisation (Saad 2011, section 6.3); None where `MOST` steps are not enough.
+    From a fixed start, with full reorthogonalisation (Saad 2011, section 6.3). None where `MOST` steps are not enough,
+    and of several where the space ends: it holds one vector only of those that share an eigenvalue.
     """
     enough = COARSELY_CONVERGED / 10 if tall.dtype == np.float32 else CONVERGED
     size = tall.shape[1]
@@ -124,13 +138,20 @@ def _lanczos(tall: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
         known = basis[: step + 1]
         image = (tall @ vector) @ tall
         entries[step, step] = vector @ image
+        if entries[0, 0] == 0:
+            return np.zeros((size, count), tall.dtype), np.zeros(count)
         for _ in range(2):  # twice is enough (Parlett 1998)
             image -= (known @ image) @ known
         beside = float(np.linalg.norm(image))
-        if step % CHECKED_EVERY == CHECKED_EVERY - 1 or beside <= enough * entries[0, 0]:
+        ended = beside <= enough * entries[0, 0]
+        if ended or step % CHECKED_EVERY == CHECKED_EVERY - 1:
             values, turns = np.linalg.eigh(entries[: step + 1, : step + 1])
-            if beside * abs(turns[-1, -1]) <= enough * values[-1]:
-                return turns[:, -1].astype(tall.dtype) @ known, float(values[-1])
+            values, turns = values[: -count - 1 : -1], turns[:, : -count - 1 : -1]
+            settled = count == 1 if ended else step >= count
+            if settled and (beside * np.abs(turns[-1]) <= enough * values[0]).all():
+                return known.T @ turns.astype(tall.dtype), values
+        if ended:
+            break
         if step + 1 < len(basis):
             entries[step, step + 1] = entries[step + 1, step] = beside
             vector = image / beside
@@ -145,13 +166,13 @@ def _leading_eigenvectors(
         values, vectors = torch.linalg.eigh(product)
         return vectors[:, :, -count:].flip(-1), values[:, -count:].flip(-1)
     found = [_of_one(matrix, count) for matrix in product.numpy()]
-    values, vectors = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True))
+    values, vectors = (torch.from_numpy(np.stack(parts)).double() for parts in zip(*found, strict=True))
     return vectors.flip(-1), values.flip(-1)
 
 
-def _of_one(matrix: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _of_one(matrix: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """By ARPACK's restarted Lanczos iteration from a fixed start; small or stubborn matrices by LAPACK."""
-    from scipy.linalg import eigh
+    from scipy.linalg import eigh, get_lapack_funcs
     from scipy.sparse.linalg import ArpackError, eigsh
 
     size = len(matrix)
@@ -162,8 +183,12 @@ def _of_one(matrix: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64
             return values[order], vectors[:, order]
         except ArpackError:
             pass
-    values, vectors = eigh(matrix, subset_by_index=[size - count, size - 1], check_finite=False)
-    return values, vectors
+    # SciPy's own function for this calls the same routine in twice the time.
+    (syevr,) = get_lapack_funcs(("syevr",), (matrix,))
+    values, vectors, *_, failed = syevr(matrix, range="I", il=size - count + 1, iu=size, lower=1)
+    if failed:
+        values, vectors = eigh(matrix, subset_by_index=[size - count, size - 1])
+    return values[:count], vectors
 
 
 def _twice(rows: Float[Tensor, "layer n d"], vectors: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
@@ -251,7 +276,7 @@ class PairPCAProbe(PCAProbe):
         assert sample.marks is not None
         pairs = checked_pairs(sample, self.name)
         kind = torch.promote_types(sample.rows.dtype, torch.float32)
-        gaps = sample.rows[pairs[:, 0]].to(kind) - sample.rows[pairs[:, 1]].to(kind)
+        gaps = sample.rows[pairs[:, 0]].to(kind).sub_(sample.rows[pairs[:, 1]])
         component = leading_components(gaps.transpose(0, 1).contiguous(), 1)[:, 0]
         return plane_through(signed(component, sample.means), sample.means.all)
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .products import COARSE_FROM, inner_products, times
+from .products import COARSE_FROM, factorise_, inner_products, solve_factorised, times
 
 TOLERANCE = 1e-11
 """A layer is done after the step whose squared Newton decrement is below this share of its objective: converging
@@ -62,17 +62,16 @@ class Dual:
 
     def __init__(self, rows: Float[Tensor, "layer n d"], *, coarse: bool = False) -> None:
         self.coarse = coarse and rows.shape[1] >= COARSE_FROM
-        self.rows, self.rough = rows, inner_products(rows, coarse=self.coarse)
+        self.rows, self.product = rows, inner_products(rows, coarse=False)
+        self.rough = self.product.float() if self.coarse else self.product
 
     def zero(self) -> Tensor:
         """A number a row."""
         return self.rows.new_zeros(self.rows.shape[:2])
 
     def scores(self, theta: Tensor) -> Tensor:
-        """K theta, exactly: through X where K itself is rough."""
-        if self.rough.dtype == torch.float64:
-            return _times(self.rough, theta)
-        return _times(self.rows, _times(self.rows.mT, theta))
+        """K theta, in fp64 whatever the factors are."""
+        return _times(self.product, theta)
 
     def inner(self, a: Tensor, b: Tensor, scores: Tensor) -> Tensor:
         """aᵀKb."""
@@ -80,8 +79,8 @@ class Dual:
 
     def step(self, theta: Tensor, pull: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(I + WK) Δtheta + W 1 Δb = pull − theta with theta + Δtheta summing to 0."""
-        if not self.coarse and self.rough.dtype != torch.float64:
-            self.rough = inner_products(self.rows, coarse=False)
+        if not self.coarse:
+            self.rough = self.product
         root = weights.sqrt()
         rough_root = root.to(self.rough)
         system = rough_root[:, :, None] * self.rough * rough_root[:, None, :]
@@ -221,10 +220,9 @@ def _objective(scores: Tensor, signs: Tensor, strength: float, norm: Tensor) -> 
 
 
 def _solve(system: Float[Tensor, "layer m m"], right: Float[Tensor, "layer m k"]) -> Float[Tensor, "layer m k"]:
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if bool(failed.any()):
+    if bool(factorise_(system).any()):
         raise NotPositiveDefinite(f"the Newton system of size {system.shape[1]} cannot be factorised in {system.dtype}")
-    return torch.cholesky_solve(right.to(system), factor).double()
+    return solve_factorised(system, right).double()
 
 
 def _times(matrix: Float[Tensor, "layer a b"], vector: Float[Tensor, "layer b"]) -> Float[Tensor, "layer a"]:

@@ -187,13 +187,13 @@ def test_leading_components_are_orthonormal_and_ordered(clean) -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(150, 200), (200, 150)])
 def test_leading_components_are_the_same_along_every_road(n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All eigenvectors of a formed product, a few of them, and those of one that is never formed."""
+    """Of rows, a few eigenvectors of a formed product, all of them, and a block of those of one never formed."""
     rows = torch.randn(3, n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows *= torch.linspace(0.1, 3, d, dtype=torch.float64)
     rows[1] = 0
     rows -= rows.mean(dim=1, keepdim=True)
     found = [leading_components(rows, 3)]
-    for name, value in (("DIRECT", 1000), ("FORMED", 50)):
+    for name, value in (("_of_rows", lambda *_: None), ("DIRECT", 1000), ("FORMED", 50)):
         monkeypatch.setattr(components, name, value)
         found.append(leading_components(rows, 3))
     assert torch.equal(found[0][1], torch.zeros(3, d, dtype=torch.float64))
@@ -201,6 +201,17 @@ def test_leading_components_are_the_same_along_every_road(n: int, d: int, monkey
         overlap = torch.einsum("lkd,lkd->lk", found[0], other).abs()
         assert torch.allclose(overlap[[0, 2]], torch.ones(2, 3, dtype=torch.float64), atol=1e-10)
         assert torch.equal(other[1], found[0][1])
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 90), (150, 300), (300, 150)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_components_of_equal_variance_are_all_found(n: int, d: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(m, 6, generator=generator, dtype=torch.float64)).Q for m in (n, d))
+    rows = (left * torch.tensor([5, 5, 3, 2, 1, 0.5], dtype=torch.float64)) @ right.mT
+    found = leading_components(rows[None].to(dtype), 4)[0]
+    overlap = (found @ right[:, :4]).square().sum(dim=0)
+    assert torch.allclose(overlap, torch.ones(4, dtype=torch.float64), atol=1e-9)
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 90), (90, 40), (150, 200), (200, 150)])
