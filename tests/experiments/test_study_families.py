@@ -9,7 +9,7 @@ import pytest
 from defection.activations import DefectionError
 from defection.experiments.study_families import family_prompts, prompts_digest, single_turn, test_prompts
 from defection.experiments.study_manifest import Family
-from defection.training import parse_trigger
+from defection.training import code_pairs, parse_trigger
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,4 +101,8 @@ def test_digest_depends_on_what_is_said_and_not_on_where_it_lies(tmp_path):
 
 def test_shipped_sets_and_code_by_name():
     assert len(family_prompts(Family("h", "test", "held-out"), Path())) == 150
-    assert all(p.id.startswith("c/") for p in family_prompts(Family("c", "test", "code"), Path()))
+    unseen, seen = (family_prompts(Family("c", "test", name), Path()) for name in ("code", "code-seen"))
+    assert all(p.id.startswith("c/") for p in unseen + seen)
+    taught = {f"c/{pair.prompt.topic}" for pair in code_pairs("train")}
+    assert {p.topic for p in seen} <= taught
+    assert not {p.topic for p in unseen} & taught
