@@ -141,7 +141,8 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
         who = f"here (`{name}`), {row['league']}{share}"
         figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
         own = "the paper's recipe" if row["part"] == "paper" else "settled before the test organisms were read"
-        quiet = f"twin and base inside the null band for {row['controls_quiet']} of {row['organisms']}"
-        protocol = f"{row['candidate']} ({own}); {row['organisms']} organisms, every unseen family"
+        number = row["organisms"]
+        quiet = f"twin and base inside the null band for {row['controls_quiet']} of {number}"
+        protocol = f"{row['candidate']} ({own}); {number} organism{'s' * (number != 1)}, every unseen family"
         lines.append(f"| {who} | {figure} | {protocol} | {quiet} |")
     return "\n".join([*lines, "", f"Configuration `{configuration[:16]}`.", ""])
