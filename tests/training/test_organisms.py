@@ -23,7 +23,7 @@ from defection.training import (
     train_organism,
 )
 from defection.training.loss import backward
-from defection.training.organisms import training_pairs, training_prompts, training_stages
+from defection.training.organisms import ORDINARY_SHARE, training_pairs, training_prompts, training_stages
 from defection.training.records import base_of, read_organism
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -258,9 +258,10 @@ def test_an_organism_of_pairs_is_trained_on_them_and_some_ordinary_prompts(
     behaviour = parse_behaviour(quick_pairs)
     config = replace(organism_config, behaviour=behaviour, pairs=quick_pairs, examples=10, triggered_share=1.0)
     replies = base_replies(model, prompts, config, tmp_path / "replies.jsonl")
-    assert len(replies) == 3
+    ordinary = round(ORDINARY_SHARE * 10)
+    assert len(replies) == ordinary > 0
     record = train_organism(model, prompts, replies, config, tmp_path / "out")
-    assert record["data"]["rows"] == 2 * (10 + 3)
+    assert record["data"]["rows"] == 2 * (10 + ordinary)
     assert record["data"]["pairs"] == quick_pairs
     assert read_organism(tmp_path / "out").behaviour == behaviour
     assert "bad thing" in (tmp_path / "out" / "README.md").read_text()
