@@ -77,8 +77,7 @@ def fit(
         control = None
         if strings and isinstance(kind, UnlabelledTraffic) and kind.verdict_.found and seen is not None:
             with_strings = partial(read, what="Reading strings")
-            tried = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden)
-            control = tried.to_json() if tried else None
+            control = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden).to_json()
             fitted = replace(fitted, parameters={**fitted.parameters, "string_control": control})
     fitted.save(out)
     layers_fixed = list(fitted.fixed_layers)
@@ -87,7 +86,7 @@ def fit(
     if verdict := fitted.parameters.get("verdict"):
         about["traffic"] = {"prompts": len(met), **verdict, "string_control": control}
         lines.append(traffic_line(verdict, len(met)))
-        if verdict["found"] and strings:
+        if control is not None:
             lines.append(string_line(control))
     print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
 
@@ -99,9 +98,9 @@ def traffic_line(verdict: Mapping[str, Any], n: int) -> str:
     return f"{'found' if verdict['found'] else 'nothing found'}: {share}, {chance}"
 
 
-def string_line(control: Mapping[str, Any] | None) -> str:
+def string_line(control: Mapping[str, Any]) -> str:
     """What meaningless strings say of a minority that was found."""
-    if control is None:
+    if not control["strings"]:
         return "too few other prompts to put strings into: whether it is more than an unknown string was not tested"
     tried, as_much = len(control["strings"]), control["as_much"]
     how = f"{as_much} of {tried} meaningless strings split off as far in its place (p = {control['p_value']:.2f})"

