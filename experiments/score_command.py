@@ -47,7 +47,8 @@ def score_prompts(
             "--alarm",
             help="With --clean: `quantile` rings for what so few clean prompts reach; `unimodal` for what no unimodal "
             "distribution with their mean and spread reaches more often, which holds for prompts of other kinds too "
-            "and suits a probe that found its direction in traffic.",
+            "and suits a probe that found its direction in traffic; `normal`, between the two, for what a normal one "
+            "reaches a tenth as often, which suits a probe of questions.",
         ),
     ] = QUANTILE,
     tokens: Annotated[
@@ -118,8 +119,8 @@ def score_prompts(
     about["alarms"] = _alarms(scored, fitted.threshold)
     if tokens is None and calm:
         about |= {"clean": len(calm), "level": false_alarms, "alarm": alarm}
-        rang = "of {:g} or less" if alarm == QUANTILE else "above their unimodal bound at {:g}"
-        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang.format(false_alarms)}"]
+        rang = RANG[alarm].format(false_alarms)
+        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang}"]
     elif tokens is None and fitted.threshold is not None:
         lines = [f"{about['alarms']} above the threshold that 1% of clean prompts exceed"]
     if page is not None:
@@ -127,6 +128,14 @@ def score_prompts(
         about["page"] = str(page)
         lines.append(str(page))
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
+
+
+RANG = {
+    QUANTILE: "of {:g} or less",
+    "normal": "above their normal bound at {:g}",
+    "unimodal": "above their unimodal bound at {:g}",
+}
+"""How it is said which prompts an alarm rang for, by the alarm; in braces the share of false alarms allowed."""
 
 
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:

@@ -5,10 +5,13 @@ import pytest
 import torch
 from defection.activations import DefectionError
 from defection.probes.calibration import (
+    ALARMS,
+    ROOM,
     calibrated_fpr_interval,
     conformal_p_values,
     conformal_threshold,
     false_positives_by_set,
+    normal_threshold,
     unimodal_threshold,
     worst_set_fpr,
 )
@@ -74,16 +77,29 @@ def test_the_bound_is_reached_by_a_point_mass_with_a_uniform_tail(target: float)
     assert share * (1 - float(unimodal_threshold(two, target))) == pytest.approx(target)
 
 
-@given(SCORES.filter(lambda scores: len(scores) > 1), st.floats(0.1, 10), st.floats(-5, 5))
-def test_the_bound_moves_with_the_scores_unit_and_zero(clean: list[float], unit: float, zero: float) -> None:
+SPREADS = (normal_threshold, unimodal_threshold)
+
+
+@pytest.mark.parametrize("threshold", SPREADS)
+@given(clean=SCORES.filter(lambda scores: len(scores) > 1), unit=st.floats(0.1, 10), zero=st.floats(-5, 5))
+def test_the_bound_moves_with_the_scores_unit_and_zero(threshold, clean: list[float], unit: float, zero: float) -> None:
     scores = torch.tensor(clean, dtype=torch.float64)
-    moved = unit * float(unimodal_threshold(scores)) + zero
-    assert float(unimodal_threshold(unit * scores + zero)) == pytest.approx(moved, abs=1e-9)
+    moved = unit * float(threshold(scores)) + zero
+    assert float(threshold(unit * scores + zero)) == pytest.approx(moved, abs=1e-9)
+
+
+def test_the_three_alarms_stand_in_order_where_scores_are_normal() -> None:
+    spread = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
+    normal = torch.from_numpy(norm.ppf(spread.numpy()))
+    found = [float(rule(normal, 0.01)) for rule in ALARMS.values()]
+    assert found == sorted(found)
+    assert float(norm.sf(found[1])) == pytest.approx(0.01 / ROOM, rel=0.05)
 
 
 def test_the_bound_refuses_what_it_cannot_promise() -> None:
-    with pytest.raises(DefectionError, match="at least two"):
-        unimodal_threshold(torch.tensor([1.0]))
+    for threshold in SPREADS:
+        with pytest.raises(DefectionError, match="at least two"):
+            threshold(torch.tensor([1.0]))
     with pytest.raises(DefectionError, match="1/6"):
         unimodal_threshold(torch.arange(9.0), 0.2)
 
