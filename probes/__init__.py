@@ -6,6 +6,7 @@ from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
 from .contrast import ContrastSet
 from .contrast_sets import contrast_set
+from .diffing import against_base, difference
 from .ensembles import LayerEnsemble, QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
@@ -52,12 +53,14 @@ __all__ = [
     "TrafficVerdict",
     "UnlabelledTraffic",
     "Whitened",
+    "against_base",
     "auroc",
     "best_layer",
     "conformal_p_values",
     "conformal_threshold",
     "contrast_set",
     "delong_interval",
+    "difference",
     "label_shuffle_null",
     "load_probe",
     "paired_difference",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..activations.errors import DefectionError
 from .components import leading_components
@@ -45,6 +47,12 @@ class Projected(LinearProbe):
         defecting, other, _ = sample.means
         difference = defecting - other
         components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
-        inside = torch.einsum("lkd,ld->lk", components, difference)
-        coef = difference - torch.einsum("lkd,lk->ld", components, inside)
-        return plane_through(coef, (defecting + other) / 2)
+        return plane_through(without_components(difference, components), (defecting + other) / 2)
+
+
+def without_components(
+    directions: Float[Tensor, "layer d"], components: Float[Tensor, "layer component d"]
+) -> Float[Tensor, "layer d"]:
+    """What is left of each layer's direction outside of its orthonormal components."""
+    inside = torch.einsum("lkd,ld->lk", components, directions)
+    return directions - torch.einsum("lkd,lk->ld", components, inside)
