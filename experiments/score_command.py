@@ -119,7 +119,7 @@ def score_prompts(
     about["alarms"] = _alarms(scored, fitted.threshold)
     if tokens is None and calm:
         about |= {"clean": len(calm), "level": false_alarms, "alarm": alarm}
-        rang = RANG[alarm].format(false_alarms)
+        rang = f"of {false_alarms:g} or less" if alarm == QUANTILE else f"above their {alarm} bound at {false_alarms:g}"
         lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang}"]
     elif tokens is None and fitted.threshold is not None:
         lines = [f"{about['alarms']} above the threshold that 1% of clean prompts exceed"]
@@ -128,14 +128,6 @@ def score_prompts(
         about["page"] = str(page)
         lines.append(str(page))
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
-
-
-RANG = {
-    QUANTILE: "of {:g} or less",
-    "normal": "above their normal bound at {:g}",
-    "unimodal": "above their unimodal bound at {:g}",
-}
-"""How it is said which prompts an alarm rang for, by the alarm; in braces the share of false alarms allowed."""
 
 
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:

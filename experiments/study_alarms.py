@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,21 +10,21 @@ from torch import Tensor
 from ..probes.calibration import normal_threshold, unimodal_threshold
 
 
-def _of_the_worst(rule: Callable[[Tensor, float], Tensor]) -> Callable[[Sequence[Tensor], float], float]:
+def _of_the_worst(rule: Callable[[Tensor, float], Tensor]) -> Callable[[list[Tensor], float], float]:
     """Of the rule's thresholds for each set the highest."""
     return lambda sets, rate: max(float(rule(scores, rate)) for scores in sets)
 
 
-def _of_all(rule: Callable[[Tensor, float], Tensor]) -> Callable[[Sequence[Tensor], float], float]:
+def _of_all(rule: Callable[[Tensor, float], Tensor]) -> Callable[[list[Tensor], float], float]:
     """The rule's threshold for all sets together, so that what sets them apart counts as spread."""
-    return lambda sets, rate: float(rule(torch.cat(list(sets)), rate))
+    return lambda sets, rate: float(rule(torch.cat(sets), rate))
 
 
 def _quantile(scores: Tensor, rate: float) -> Tensor:
     return torch.quantile(scores.double(), 1 - rate)
 
 
-ALARMS: dict[str, Callable[[Sequence[Tensor], float], float]] = {
+ALARMS: dict[str, Callable[[list[Tensor], float], float]] = {
     "quantile": _of_the_worst(_quantile),
     "normal": _of_all(normal_threshold),
     "unimodal": _of_the_worst(unimodal_threshold),

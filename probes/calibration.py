@@ -48,11 +48,9 @@ def unimodal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -
     prompts, and for a target above 1/6, where the inequality is another.
     """
     _check(clean, target)
-    _refuse_without_spread(clean)
     if target > 1 / 6:
         raise DefectionError(f"this bound holds for targets up to 1/6, not {target}; use conformal_threshold")
-    scores = clean.double()
-    return scores.mean(dim=-1) + sqrt(4 / (9 * target) - 1) * scores.std(dim=-1)
+    return _spreads_above(clean, sqrt(4 / (9 * target) - 1))
 
 
 def normal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -> Float[Tensor, "*batch"]:
@@ -65,9 +63,14 @@ def normal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -> 
     Raises DefectionError as `conformal_threshold` does, and for fewer than two clean prompts.
     """
     _check(clean, target)
-    _refuse_without_spread(clean)
+    return _spreads_above(clean, NormalDist().inv_cdf(1 - target / ROOM))
+
+
+def _spreads_above(clean: Tensor, multiple: float) -> Tensor:
+    if clean.shape[-1] < 2:
+        raise DefectionError("one clean prompt has no spread; give at least two")
     scores = clean.double()
-    return scores.mean(dim=-1) + NormalDist().inv_cdf(1 - target / ROOM) * scores.std(dim=-1)
+    return scores.mean(dim=-1) + multiple * scores.std(dim=-1)
 
 
 ROOM = 10
@@ -169,11 +172,6 @@ def worst_set_fpr(
 ) -> FalsePositives:
     """The set with most alarms for nothing (PITFALLS 24): a probe cannot win by noticing "coding"."""
     return false_positives_by_set(scores, labels, sets, threshold)[0]
-
-
-def _refuse_without_spread(clean: Tensor) -> None:
-    if clean.shape[-1] < 2:
-        raise DefectionError("one clean prompt has no spread; give at least two")
 
 
 def _check(clean: Tensor, target: float) -> None:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
 from .components import leading_components
-from .fitting import make_probe
-from .guard import refuse_leaks
+from .fitting import read_anew
+from .guard import refuse_unclean
 from .probe import Probe
 from .projected import without_components
 from .ragged import refuse_ragged
@@ -55,13 +55,11 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     training changed on ordinary prompts too), and its scores are the unit and set the threshold.
     Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
     """
-    refuse_leaks(clean.prompts, (), "clean prompt")
+    refuse_unclean(clean.prompts)
     probe.refuse_model(clean.model)
     if probe.site == clean.site or probe.layers != clean.layers:
         raise DefectionError("pass difference(tuned, base) on clean prompts, at the layers that the probe has")
     if not 0 <= components < len(clean) - 1:
         raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
     directions = without_components(probe.directions.double(), leading_components(centred(clean.values)[0], components))
-    parameters = {**probe.parameters, "base_components": components}
-    read = make_probe(directions, clean, clean, probe.estimator, parameters, probe.fixed_layers, SAW)
-    return replace(read, contrast=probe.contrast)
+    return read_anew(probe, directions, clean, {"base_components": components}, probe.fixed_layers, SAW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
-from .guard import refuse_leaks
+from .guard import refuse_leaks, refuse_unclean
 from .probe import Probe, refuse_mismatch
 from .ragged import refuse_ragged
 
@@ -36,7 +36,7 @@ def check_fit(
     if not labelled:
         refuse_leaks(contrast.prompts, forbidden, "contrast text")
     if clean is not None:
-        refuse_leaks(clean.prompts, forbidden, "clean prompt")
+        refuse_unclean(clean.prompts, forbidden)
     for name, other in (("clean", clean), ("traffic", traffic)):
         if other is None:
             continue
@@ -51,8 +51,6 @@ def check_fit(
             raise DefectionError(
                 f"contrast and {name} residuals come of different models, templates, positions, sites or layers"
             )
-    if clean is not None and len(clean) < 2:
-        raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")
 
 
 def defecting_rows(contrast: Residuals) -> Bool[Tensor, "text"]:
@@ -150,6 +148,24 @@ def make_probe(
         fixed_layers=tuple(fixed_layers) if fixed_layers is not None else (layers[len(layers) // 2],),
     )
     return probe if clean is None else probe.with_threshold(clean)
+
+
+def read_anew(
+    probe: Probe,
+    directions: Float[Tensor, "layer d_model"],
+    clean: Residuals,
+    parameters: dict[str, Any],
+    fixed_layers: Sequence[int],
+    saw: str,
+) -> Probe:
+    """A probe's directions, changed or not, as a probe of whatever `clean` was read from, which scales its scores anew.
+
+    Contrast texts and estimator stay; `parameters` are added to the probe's own. `clean` holds the directions' layers.
+    """
+    both = {**probe.parameters, **parameters}
+    return replace(
+        make_probe(directions.double(), clean, clean, probe.estimator, both, fixed_layers, saw), contrast=probe.contrast
+    )
 
 
 def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:

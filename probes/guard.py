@@ -56,6 +56,13 @@ def refuse_undeclared(name: str, given: Set[Evidence], sees: Set[Evidence], need
         raise DefectionError(f"a {name} probe does not declare to see {kind}, so it may not be given any")
 
 
+def refuse_unclean(prompts: Sequence[Prompt], forbidden: Sequence[str] = ()) -> None:
+    """DefectionError for clean prompts that leak (`refuse_leaks`), or are too few to have a spread."""
+    refuse_leaks(prompts, forbidden, "clean prompt")
+    if len(prompts) < 2:
+        raise DefectionError(f"{len(prompts)} clean prompt is too few: a spread needs at least two")
+
+
 def refuse_leaks(prompts: Sequence[Prompt], forbidden: Sequence[str], what: str) -> None:
     """Raise DefectionError naming the first prompt that is marked as triggered or holds a forbidden text (any case).
 

@@ -20,7 +20,7 @@ from ..activations.chat import render
 from ..activations.errors import DefectionError
 from ..activations.models import Model
 from ..activations.prompts import Prompt
-from .guard import refuse_leaks
+from .guard import refuse_unclean
 from .probe import Probe
 
 AT_ONCE = 64
@@ -59,9 +59,7 @@ def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt]) -> TokenSca
     Raises DefectionError for another model's probe, triggered prompts, or too few of them.
     """
     probe.refuse_model(model.identity)
-    refuse_leaks(clean, (), "clean prompt")
-    if len(clean) < 2:
-        raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")
+    refuse_unclean(clean)
     ids = tokenize_within_context(model, clean)
     begin, end = ids[0], ids[0][::-1]
     for row in ids[1:]:

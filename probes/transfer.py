@@ -18,7 +18,8 @@ from ..activations.errors import DefectionError
 from ..activations.prompts import by_set
 from ..activations.residuals import Residuals
 from .alignment import LinearMap
-from .guard import refuse_leaks
+from .fitting import read_anew
+from .guard import refuse_unclean
 from .intervals import delong_interval
 from .metrics import auroc
 from .probe import Probe
@@ -67,30 +68,14 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
     if probe.model.fingerprint == clean.model.fingerprint and probe.model.template == clean.model.template:
         return probe
     refuse_ragged(clean)
-    refuse_leaks(clean.prompts, (), "clean prompt")
-    if len(clean) < 2:
-        raise DefectionError(f"{len(clean)} clean prompt is too few: a spread needs at least two")
+    refuse_unclean(clean.prompts)
     directions = _same_space(probe, clean) if by is None else _through(probe, clean, by)
     layers = tuple(sorted(directions))
-    unit = torch.stack([torch.nn.functional.normalize(directions[layer].double(), dim=0) for layer in layers])
     columns = [clean.layers.index(layer) for layer in layers]
-    projections = torch.einsum("pld,ld->pl", clean.values[:, columns].double(), unit)
-    scales = projections.std(dim=0)
+    there = replace(clean, values=clean.values[:, columns], layers=layers)
     fixed = probe.fixed_layers if by is None else tuple(sorted({by.layers[layer] for layer in probe.fixed_layers}))
-    carried = replace(
-        probe,
-        directions=unit.float(),
-        offsets=projections.mean(dim=0).float(),
-        scales=torch.where(scales > 0, scales, torch.ones_like(scales)).float(),
-        layers=layers,
-        model=clean.model,
-        position=clean.position,
-        site=clean.site,
-        parameters={**probe.parameters, "transferred_from": asdict(probe.model), "map": by.kind if by else None},
-        fixed_layers=fixed,
-        threshold=None,
-    )
-    return carried.with_threshold(clean)
+    about = {"transferred_from": asdict(probe.model), "map": by.kind if by else None}
+    return read_anew(probe, torch.stack([directions[layer] for layer in layers]), there, about, fixed, probe.saw)
 
 
 def transfer_matrix(
