@@ -19,6 +19,9 @@ from .guard import refuse_leaks, refuse_unclean
 from .probe import Probe, refuse_mismatch
 from .ragged import refuse_ragged
 
+FOLDS = 5
+"""Parts of the clean prompts, each scored by a fit on the others."""
+
 
 def check_fit(
     contrast: Residuals,
@@ -64,6 +67,31 @@ def defecting_rows(contrast: Residuals) -> Bool[Tensor, "text"]:
 def topic_numbers(residuals: Residuals) -> Int[Tensor, "text"]:
     """The topic (question) of each row, as a number."""
     return torch.as_tensor(np.unique([prompt.topic for prompt in residuals.prompts], return_inverse=True)[1])
+
+
+def clean_folds(prompts: Sequence[Prompt], folds: int = FOLDS) -> list[Int[Tensor, "held_out"]]:
+    """Row numbers of clean prompts in parts, each to be held out once: what a fit on the others scores is unseen.
+
+    Prompts of one topic stay together (PITFALLS 23), unless all are of one; parts are as even as topics allow, and
+    the same whatever order the prompts come in. Every row is in exactly one part.
+    """
+    return group_folds(np.unique([prompt.topic for prompt in prompts], return_inverse=True)[1], folds)
+
+
+def group_folds(groups: Any, folds: int = FOLDS) -> list[Int[Tensor, "held_out"]]:
+    """The same for rows whose topics are numbers [n]. DefectionError for fewer than two rows, or than two folds."""
+    numbers = np.asarray(groups)
+    if len(numbers) < 2 or folds < 2:
+        raise DefectionError(f"{len(numbers)} clean rows cannot be parted into {folds}; both take two at least")
+    found, members, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+    if len(found) == 1:
+        members, sizes = np.arange(len(numbers)), np.ones(len(numbers), dtype=int)
+    loads = np.zeros(min(folds, len(sizes)), dtype=int)
+    part = np.empty(len(sizes), dtype=int)
+    for group in np.argsort(-sizes, kind="stable"):  # the largest first, each to where fewest rows are
+        part[group] = loads.argmin()
+        loads[part[group]] += sizes[group]
+    return [torch.from_numpy(np.flatnonzero(part[members] == fold)) for fold in range(len(loads))]
 
 
 def answer_pairs(contrast: Residuals) -> Int[Tensor, "pair 2"]:
