@@ -61,5 +61,6 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
         raise DefectionError("pass difference(tuned, base) on clean prompts, at the layers that the probe has")
     if not 0 <= components < len(clean) - 1:
         raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
-    directions = without_components(probe.directions.double(), leading_components(centred(clean.values)[0], components))
+    leading = leading_components(centred(clean.values)[0], components)
+    directions = without_components(probe.directions.double()[:, None], leading)[:, 0]
     return read_anew(probe, directions, clean, {"base_components": components}, probe.fixed_layers, SAW)

@@ -73,6 +73,18 @@ class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
         middle = torch.stack([sample.rows[:, i].mean(dim=0, dtype=torch.float64) for i in range(sample.n_layers)])
         return plane_through(total / len(questions), middle)
 
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """Each question's direction over the spread of its scores, which no sign changes."""
+        single = self._single()
+        found = single.question_directions(sample.restricted(single.sees), effects)
+        reference = sample.rows if sample.clean is None else sample.clean
+        if found is None or reference is None:
+            return None
+        spread = torch.stack([projections(reference, coef).std(dim=0) for coef in found])
+        return found / torch.where(spread > 0, spread, torch.ones_like(spread))[..., None]
+
 
 class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
 from .covariance import divide_by_covariance
-from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
+from .estimator import CONTRAST_OR_LABELS
 from .guard import Evidence
-from .mean_difference import plane_through
+from .mean_difference import OfDifference
 from .sample import Sample, centred
 from .whitened import shrunk
 
@@ -20,7 +20,7 @@ NUISANCES = ("answer", "length", "style")
 INDEPENDENT = 1e-9
 
 
-class Erased(LinearProbe):
+class Erased(OfDifference):
     """Mean difference of rows from which named nuisances were erased by LEACE (Belrose et al. 2023, theorem 4.3).
 
     With A the covariances of the rows with the nuisances and Σ the rows' own covariance (shrunk), erasing is
@@ -62,22 +62,18 @@ class Erased(LinearProbe):
             "clean_nuisance": torch.cat(columns, dim=1).to(device) if columns else None,
         }
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
-        defecting, other, _ = sample.means
-        difference = (defecting - other)[..., None]
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         measured = [(sample.rows, sample.nuisance), (sample.clean, sample.clean_nuisance)]
         pairs = [(rows, nuisance) for rows, nuisance in measured if rows is not None and nuisance is not None]
         if not pairs:
-            return plane_through(difference[..., 0], (defecting + other) / 2)
+            return differences
+        columns = differences.mT
         covariances = torch.cat([covariance_with(rows, nuisance) for rows, nuisance in pairs], dim=2)
         rows, ridge, product = shrunk([(rows, 1 / len(pairs)) for rows, _ in pairs], self.shrinkage)
         divided = divide_by_covariance(rows, ridge, covariances, product)
         inverse = torch.linalg.pinv(covariances.mT @ divided, rtol=INDEPENDENT, hermitian=True)
-        erased = difference - covariances @ (inverse @ (divided.mT @ difference))
-        coef = erased - divided @ (inverse @ (covariances.mT @ erased))
-        return plane_through(coef[..., 0], (defecting + other) / 2)
+        erased = columns - covariances @ (inverse @ (divided.mT @ columns))
+        return (erased - divided @ (inverse @ (covariances.mT @ erased))).mT
 
 
 def covariance_with(rows: Float[Tensor, "n layer d"], nuisance: Float[Tensor, "n k"]) -> Float[Tensor, "layer d k"]:

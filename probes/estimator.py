@@ -278,6 +278,16 @@ class LinearProbe(ProbeEstimator):
     def _solve(self, sample: Sample) -> Hyperplane:
         """The hyperplane of each layer of the sample, all layers in one batch."""
 
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """What each question adds to the direction, of questions whose answers do this to the residual (`shuffles`).
+
+        The direction is then the sum of ± these, one sign a question: the one that says which answer defects.
+        None for a kind whose direction is no such sum; its questions cannot be shuffled without as many fits.
+        """
+        return None
+
     def _fit(self, sample: Sample) -> None:
         parts = [self._solve(chunk) for chunk in sample.chunks()]
         found = {"coef": [p.coef for p in parts], "intercept": [p.intercept for p in parts]}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations.errors import DefectionError
@@ -63,30 +63,73 @@ class _Spread:
         total = up * self.up.square() + down * self.down.square() + 2 * both * self.up * self.down
         return total.sum(dim=-1).clamp_min(0)
 
+    def covariance(self) -> Float[Tensor, "*batch probe probe"]:
+        """Of the AUROCs of several probes on the same prompts: Obuchowski's."""
+        up, down, both = self.factors
+        across = self.up @ self.down.mT
+        return up * self.up @ self.up.mT + down * self.down @ self.down.mT + both * (across + across.mT)
+
     @property
     def freedom(self) -> int:
         """Degrees of freedom: those of the smaller class, which is on the safe side of Welch's."""
         return max(1, min(self.n_up, self.n_down) - 1)
 
 
-def _spread(scores: Float[Tensor, "*batch n"], labels: Labels, clusters: Sequence[str] | None) -> _Spread:
+def _spread(
+    scores: Float[Tensor, "*batch n"],
+    labels: Labels,
+    clusters: Sequence[str] | None,
+    families: Sequence[str] | None = None,
+) -> _Spread:
     marks = class_marks(labels, scores.shape[-1])
     names = np.arange(len(marks)) if clusters is None else np.asarray(clusters)
     if len(names) != len(marks):
         raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
     _, numbers = np.unique(names, return_inverse=True)
     member, n = torch.from_numpy(numbers), int(numbers.max()) + 1
-    above, below = placements(*split_classes(scores, labels))
+    parts = [_family_spread(scores[..., rows], marks[rows], member[rows], n) for rows in family_rows(families, marks)]
+    share = 1 / len(parts)
+    n_up, n_down = (len(member[each].unique()) for each in (marks, ~marks))
+    return _Spread(
+        area=sum(part.area for part in parts) * share,
+        # A topic that two families share is one topic.
+        up=sum(part.up for part in parts) * share,
+        down=sum(part.down for part in parts) * share,
+        n_up=n_up,
+        n_down=n_down,
+        n=n,
+        size=sum(part.size.pow(-2) for part in parts).mul(share**2).pow(-0.5),
+    )
+
+
+def _family_spread(scores: Tensor, marks: Bool[Tensor, "n"], member: Int[Tensor, "n"], n: int) -> _Spread:
+    above, below = placements(*split_classes(scores, marks))
     area = above.mean(dim=-1)
 
     def summed(shares: Tensor, of: Tensor) -> Tensor:
         parts = (shares - area[..., None]) / shares.shape[-1]
         return torch.zeros(*area.shape, n, dtype=torch.float64).index_add_(-1, of, parts)
 
-    n_up, n_down = (len(member[each].unique()) for each in (marks, ~marks))
     sizes = [effective_size(scores[..., each].double(), member[each]) for each in (marks, ~marks)]
     up, down = summed(above, member[marks]), summed(below, member[~marks])
-    return _Spread(area, up, down, n_up, n_down, n, torch.minimum(*sizes))
+    return _Spread(area, up, down, 0, 0, n, torch.minimum(*sizes))
+
+
+def family_rows(families: Sequence[str] | None, marks: Bool[Tensor, "n"]) -> list[Int[Tensor, "row"]]:
+    """Row numbers of each family, in the order of their names; all rows where there are no families.
+
+    Raises DefectionError for a family with one outcome alone: it has no AUROC.
+    """
+    if families is None:
+        return [torch.arange(len(marks))]
+    names = np.asarray(families)
+    if len(names) != len(marks):
+        raise DefectionError(f"{len(names)} family names do not fit {len(marks)} labels")
+    rows = {str(name): torch.from_numpy(np.flatnonzero(names == name)) for name in np.unique(names)}
+    for name, members in rows.items():
+        if marks[members].all() or not marks[members].any():
+            raise DefectionError(f"family {name!r} holds one outcome alone, so it has no AUROC; leave it out")
+    return list(rows.values())
 
 
 def effective_size(scores: Float[Tensor, "*batch n"], member: Int[Tensor, "n"]) -> Float[Tensor, "*batch"]:
@@ -123,21 +166,26 @@ def delong_covariance(
     spread = _spread(scores, labels, clusters)
     if not spread.is_known:
         raise DefectionError("a variance needs positives of two topics and negatives of two topics at least")
-    up, down, both = spread.factors
-    across = spread.up @ spread.down.mT
-    return up * spread.up @ spread.up.mT + down * spread.down @ spread.down.mT + both * (across + across.mT)
+    return spread.covariance()
 
 
 def delong_interval(
-    scores: Float[Tensor, "*batch n"], labels: Labels, clusters: Sequence[str] | None = None, *, level: float = 0.95
+    scores: Float[Tensor, "*batch n"],
+    labels: Labels,
+    clusters: Sequence[str] | None = None,
+    *,
+    families: Sequence[str] | None = None,
+    level: float = 0.95,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Interval of the AUROC on the logit scale, which keeps it inside 0 … 1, with Student's quantile.
+
+    With `families` [n] of the *mean* of the families' AUROCs: each counts alike, and prompts are ranked within theirs.
 
     Each limit supposes half a prompt that speaks against it (see above), so that the perfect separation of few prompts
     is never an interval of no width, and no better than that of one pair out of order less. A class within one topic
     has no variance to go by, and leaves an interval that says little or nothing.
     """
-    return _interval(_spread(scores, labels, clusters), level)
+    return _interval(_spread(scores, labels, clusters, families), level)
 
 
 def _interval(spread: _Spread, level: float) -> tuple[Tensor, Tensor]:
@@ -181,9 +229,12 @@ def paired_difference(
     labels: Labels,
     clusters: Sequence[str] | None = None,
     *,
+    families: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> Difference:
     """Two probes, or two models, scored on the same prompts with the same labels.
+
+    With `families` [n] the mean of the families' AUROCs is what differs.
 
     The p-value is DeLong's. The interval joins the two AUROCs' own intervals by their correlation (Zou 2007), so that
     two perfect probes differ by 0 give or take what so few prompts can tell. Each limit allows for what was not seen,
@@ -192,10 +243,10 @@ def paired_difference(
     from scipy.stats import t
 
     both = torch.stack(torch.broadcast_tensors(first.double(), second.double()), dim=-2)
-    spread = _spread(both, labels, clusters)
+    spread = _spread(both, labels, clusters, families)
     low, high = _interval(spread, level)
     a, b = spread.area.unbind(-1)
-    covariance = delong_covariance(both, labels, clusters) if spread.is_known else torch.zeros(*a.shape, 2, 2)
+    covariance = spread.covariance() if spread.is_known else torch.zeros(*a.shape, 2, 2)
     var_a, var_b, shared = covariance[..., 0, 0], covariance[..., 1, 1], covariance[..., 0, 1]
     product = (var_a * var_b).sqrt()
     rho = torch.where(product > 0, shared / product.clamp_min(1e-300), 0.0).clamp(-1, 1)

@@ -1,6 +1,8 @@
-"""The probe of MacDiarmid et al. 2024: the difference of two means."""
+"""The probe of MacDiarmid et al. 2024, the difference of two means, and what every kind made of one has in common."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,32 @@ from .estimator import Hyperplane, LinearProbe
 from .sample import Sample
 
 
-class MeanDifference(LinearProbe):
+class OfDifference(LinearProbe):
+    """A probe whose direction is a linear map of the difference of two means, and no label has a say in the map.
+
+    The difference is a sum over questions of ± what answering each does, so the direction is one too: that is what
+    lets the labels of the questions be shuffled a hundred thousand times without a new fit (`shuffles`).
+    """
+
+    @abstractmethod
+    def _mapped(
+        self, sample: Sample, differences: Float[Tensor, "layer k d"]
+    ) -> Float[Tensor, "layer k d"]:
+        """What the map makes of each of `k` differences; it may look at the sample's rows but not at their marks."""
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        defecting, other, _ = sample.means
+        coef = self._mapped(sample, (defecting - other)[:, None])[:, 0]
+        return plane_through(coef, (defecting + other) / 2)
+
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """The map of each question's effect."""
+        return self._mapped(sample, effects.transpose(0, 1)).transpose(0, 1)
+
+
+class MeanDifference(OfDifference):
     """Direction: mean over the defecting rows minus mean over the others; scores change sign halfway between.
 
     Clean prompts only set the scale and the threshold of the scores.
@@ -18,15 +45,10 @@ class MeanDifference(LinearProbe):
 
     name = "mean-difference"
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
-        return halfway(sample.means.defecting, sample.means.other)
-
-
-def halfway(defecting: Float[Tensor, "layer d"], other: Float[Tensor, "layer d"]) -> Hyperplane:
-    """The hyperplane across the difference of two means, halfway between them."""
-    return plane_through(defecting - other, (defecting + other) / 2)
+    def _mapped(
+        self, sample: Sample, differences: Float[Tensor, "layer k d"]
+    ) -> Float[Tensor, "layer k d"]:
+        return differences
 
 
 def plane_through(coef: Float[Tensor, "layer d"], point: Float[Tensor, "layer d"]) -> Hyperplane:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 from .components import leading_components
-from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
+from .estimator import CONTRAST_OR_LABELS
 from .guard import Evidence
-from .mean_difference import plane_through
+from .mean_difference import OfDifference
 from .sample import Sample, centred
 
 
-class Projected(LinearProbe):
+class Projected(OfDifference):
     """Mean difference without its part in the leading principal components of clean prompts.
 
     Those components carry topic, length and format; a direction that overlaps them reads the prompt's subject.
@@ -35,24 +35,19 @@ class Projected(LinearProbe):
         """Contrast texts and clean prompts."""
         return frozenset({Evidence.CONTRAST, Evidence.CLEAN})
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         assert sample.clean is not None
         if not 0 <= self.components < min(len(sample.clean), sample.clean.shape[-1]):
             raise DefectionError(
                 f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
                 "take mean-difference"
             )
-        defecting, other, _ = sample.means
-        difference = defecting - other
         components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
-        return plane_through(without_components(difference, components), (defecting + other) / 2)
+        return without_components(differences, components)
 
 
 def without_components(
-    directions: Float[Tensor, "layer d"], components: Float[Tensor, "layer component d"]
-) -> Float[Tensor, "layer d"]:
-    """What is left of each layer's direction outside of its orthonormal components."""
-    inside = torch.einsum("lkd,ld->lk", components, directions)
-    return directions - torch.einsum("lkd,lk->ld", components, inside)
+    directions: Float[Tensor, "layer k d"], components: Float[Tensor, "layer component d"]
+) -> Float[Tensor, "layer k d"]:
+    """What is left of each layer's directions outside of its orthonormal components."""
+    return directions - (directions @ components.mT) @ components

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .covariance import divide_by_covariance
 from .estimator import Hyperplane, LinearProbe
 from .products import combined, inner_products, solve_products
 from .sample import Sample, centred
@@ -29,6 +30,15 @@ class RidgeProbe(LinearProbe):
         centre = targets.mean()
         coef = ridge_solve(rows, self.alpha, targets - centre, coarse=sample.coarse)
         return Hyperplane(coef, centre - torch.linalg.vecdot(coef, mean))
+
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """(XᵀX + alpha I)⁻¹ of each effect: of balanced classes Xᵀy is a multiple of the difference of means."""
+        assert sample.rows is not None
+        rows, _ = centred(sample.rows)
+        alpha = rows.new_full((len(rows),), self.alpha)
+        return divide_by_covariance(rows, alpha, effects.permute(1, 2, 0)).permute(2, 0, 1)
 
 
 def ridge_solve(

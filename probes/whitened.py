@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 from .covariance import divide_by_covariance, shrinkage_of
-from .estimator import CONTRAST_OR_LABELS, Hyperplane, LinearProbe
+from .estimator import CONTRAST_OR_LABELS, Hyperplane
 from .guard import Evidence
-from .mean_difference import plane_through
+from .mean_difference import OfDifference, plane_through
 from .products import inner_products, squared_norm
 from .sample import Sample, centred
 
 COVARIANCES = ("clean", "pooled")
 
 
-class Whitened(LinearProbe):
+class Whitened(OfDifference):
     """Direction Σ⁻¹(μ₁ − μ₀): dimensions in which ordinary prompts vary much count less.
 
     `shrinkage`: share of the identity in Σ, 0 … 1, or the rule that sets it layer by layer without labels,
@@ -44,24 +44,35 @@ class Whitened(LinearProbe):
         """Contrast texts, and clean prompts when the covariance comes from them."""
         return self.sees - {Evidence.LABELLED}
 
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+        assert sample.clean is not None
+        return self._divided([(sample.clean, 1.0)], differences, coarse=sample.coarse)
+
+    def _divided(
+        self, parts: list[tuple[Tensor, float]], differences: Float[Tensor, "layer k d"], *, coarse: bool
+    ) -> Float[Tensor, "layer k d"]:
+        rows, ridge, product = shrunk(parts, self.shrinkage, coarse=coarse)
+        return divide_by_covariance(rows, ridge, differences.mT, product, coarse=coarse).mT
+
     def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
         if self.covariance not in COVARIANCES:
             raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
+        if self.covariance == "clean":
+            return super()._solve(sample)
+        assert sample.rows is not None
+        assert sample.marks is not None
         defecting, other, _ = sample.means
         share = float(sample.marks.double().mean())
-        if self.covariance == "pooled":
-            parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
-        else:
-            assert sample.clean is not None
-            parts = [(sample.clean, 1.0)]
-        rows, ridge, product = shrunk(parts, self.shrinkage, coarse=sample.coarse)
-        gap = (defecting - other)[..., None]
-        coef = divide_by_covariance(rows, ridge, gap, product, coarse=sample.coarse)[..., 0]
+        parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
+        coef = self._divided(parts, (defecting - other)[:, None], coarse=sample.coarse)[:, 0]
         plane = plane_through(coef, (defecting + other) / 2)
-        odds = math.log(share / (1 - share)) if self.covariance == "pooled" else 0.0
-        return Hyperplane(coef, plane.intercept + odds)
+        return Hyperplane(coef, plane.intercept + math.log(share / (1 - share)))
+
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """None with a pooled covariance: there the labels say what lies within a class."""
+        return super().question_directions(sample, effects) if self.covariance == "clean" else None
 
 
 def shrunk(
