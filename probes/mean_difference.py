@@ -20,9 +20,7 @@ class OfDifference(LinearProbe):
     """
 
     @abstractmethod
-    def _mapped(
-        self, sample: Sample, differences: Float[Tensor, "layer k d"]
-    ) -> Float[Tensor, "layer k d"]:
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         """What the map makes of each of `k` differences; it may look at the sample's rows but not at their marks."""
 
     def _solve(self, sample: Sample) -> Hyperplane:
@@ -45,9 +43,7 @@ class MeanDifference(OfDifference):
 
     name = "mean-difference"
 
-    def _mapped(
-        self, sample: Sample, differences: Float[Tensor, "layer k d"]
-    ) -> Float[Tensor, "layer k d"]:
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         return differences
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, product
+from math import comb, prod
 
 import numpy as np
 import torch
@@ -21,10 +23,16 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
+from .estimator import LinearProbe
+from .guard import Evidence
 from .metrics import Labels, auroc
-from .nulls import DIRECTIONS, p_value, standardised
+from .nulls import DIRECTIONS, p_value
 from .ragged import refuse_ragged
+from .randomisation import Trial, question_null
+from .ranking import class_marks
+from .sample import Sample
 
+ONE_FAMILY = "prompts"
 KEYS = ("defecting", "topic", "answer")
 """What contrast texts say of themselves; their topic is their question."""
 
@@ -53,20 +61,48 @@ class QuestionEffects:
         """Weights of the effects in the mean difference of labellings [draw, question]."""
         return torch.from_numpy(signs * self.shares)
 
+    @property
+    def can_be_shuffled(self) -> bool:
+        """Whether dealing signs anew can change one: a lone question's, or those of two that differ (PITFALLS 31)."""
+        counts = Counter(self.words)
+        signs = set(zip(self.words, self.signs.tolist(), strict=True))
+        return any(counts[pair] == 1 or {(pair, 1), (pair, -1)} <= signs for pair in counts)
+
     def shuffled(self, count: int, seed: int) -> NDArray[np.int64]:
         """[draw, question] signs dealt anew, every word the defecting answer as often as before.
 
         Two words that only one question has (whole sentences, say) need no balance: its sign is a toss of a coin.
+        Where there are no more than `count` other labellings these are all of them, once each, and the p-value that
+        they give is exact (six questions have nineteen others). Raises DefectionError where no sign would move.
         """
+        if not self.can_be_shuffled:
+            raise DefectionError(
+                "of each two words the same one defects in every question, so a shuffle of the questions moves no label; "
+                "give questions that differ in which word defects"
+            )
+        groups = [np.flatnonzero(np.asarray(self.words) == pair) for pair in sorted(set(self.words))]
+        ways = [2 if len(rows) == 1 else comb(len(rows), int((self.signs[rows] > 0).sum())) for rows in groups]
+        if prod(ways) - 1 <= count:
+            return self._all_others(groups)
         rng = np.random.default_rng(seed)
         drawn = np.repeat(self.signs[None], count, axis=0)
-        for pair in sorted(set(self.words)):
-            members = np.flatnonzero(np.asarray(self.words) == pair)
-            if len(members) == 1:
-                drawn[:, members] = rng.choice([-1, 1], size=(count, 1))
+        for rows in groups:
+            if len(rows) == 1:
+                drawn[:, rows] = rng.choice([-1, 1], size=(count, 1))
             else:
-                drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
+                drawn[:, rows] = rng.permuted(drawn[:, rows], axis=1)
         return drawn
+
+    def _all_others(self, groups: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        choices = []
+        for rows in groups:
+            positive = int((self.signs[rows] > 0).sum())
+            sizes = [0, 1] if len(rows) == 1 else [positive]
+            choices.append([chosen for size in sizes for chosen in combinations(rows.tolist(), size)])
+        drawn = np.full((prod(map(len, choices)), len(self.signs)), -1, dtype=np.int64)
+        for row, chosen in enumerate(product(*choices)):
+            drawn[row, [place for part in chosen for place in part]] = 1
+        return drawn[(drawn != self.signs).any(axis=1)]
 
     def subsets(self, size: int, count: int, seed: int) -> NDArray[np.int64]:
         """[draw, question] random signs on random subsets of `size` questions, half of each sign; 0 elsewhere."""
@@ -128,6 +164,27 @@ def joined(parts: Sequence[QuestionEffects]) -> QuestionEffects:
     signs = np.concatenate([part.signs for part in parts])
     words = tuple(word for part in parts for word in part.words)
     return QuestionEffects(effects, signs, np.full(len(signs), 1 / len(signs)), words)
+
+
+def questions_of(estimator: LinearProbe, contrast: Residuals, clean: Residuals | None) -> QuestionEffects | None:
+    """What each question adds to the direction that `estimator` makes of these texts, in its effect's stead.
+
+    The direction is the sum of these, each with its question's sign and share: of every kind that is linear in its
+    questions' effects (`LinearProbe.question_directions`). None for another kind, for texts that are not questions
+    answered in both ways, and where the kind needs clean prompts and there are none.
+    """
+    if not has_questions(contrast) or (clean is None and Evidence.CLEAN in estimator.needs):
+        return None
+    found = effects_of(contrast)
+    device = contrast.values.device
+    sample = Sample(
+        rows=contrast.values,
+        marks=torch.tensor([bool(prompt.extra["defecting"]) for prompt in contrast.prompts], device=device),
+        clean=None if clean is None else clean.values.to(device),
+        **estimator._known(contrast, clean),
+    )
+    directions = estimator.question_directions(sample.restricted(estimator.sees), found.effects)
+    return None if directions is None else replace(found, effects=directions)
 
 
 def has_questions(contrast: Residuals) -> bool:
@@ -213,19 +270,21 @@ def _null(
     columns: Sequence[int],
     each_layer: bool,
 ) -> QuestionNull:
-    chosen = list(columns)
-
-    def areas(source: QuestionEffects, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def single(source: QuestionEffects, weights: Tensor) -> Tensor:
         # A labelling's score is the same weighted sum of its questions' scores as its direction is of their effects.
-        by_question = torch.einsum("qld,pld->lqp", source.effects.float(), tests.float())
-        scores = torch.einsum("kq,lqp->lkp", weights.float(), by_question)
-        single = auroc(scores, labels) if each_layer else torch.empty(0, len(weights), dtype=torch.float64)
-        if not chosen:
-            return single, torch.full((len(weights),), torch.nan, dtype=torch.float64)
-        reference = torch.einsum("qld,pld->lqp", source.effects[:, chosen].float(), clean[:, chosen].float())
-        spread = torch.einsum("kq,lqp->lkp", weights.float(), reference)
-        return single, auroc(standardised(scores[chosen], spread).mean(dim=0), labels)
+        if not each_layer:
+            return torch.empty(0, len(weights), dtype=torch.float64)
+        by_question = torch.einsum("qld,pld->lqp", source.effects.to(tests).float(), tests.float())
+        return auroc(torch.einsum("kq,lqp->lkp", weights.to(tests).float(), by_question), labels)
 
-    observed, band_observed = areas(questions, questions.weights(questions.signs[None]))
-    null, band_null = areas(others, others.weights(drawn))
+    def band(source: QuestionEffects, weights: Tensor) -> Tensor:
+        if not columns:
+            return torch.full((len(weights),), torch.nan, dtype=torch.float64)
+        chosen = list(columns)
+        marks = class_marks(labels, len(tests)).numpy()
+        trial = Trial(tests[:, chosen], clean[:, chosen], marks, (ONE_FAMILY,) * len(tests))
+        return question_null(trial, source.effects[:, chosen], weights)
+
+    given = (questions, questions.weights(questions.signs[None])), (others, others.weights(drawn))
+    (observed, null), (band_observed, band_null) = ([of(*each) for each in given] for of in (single, band))
     return QuestionNull(observed[:, 0], null, float(band_observed[0]), band_null)
