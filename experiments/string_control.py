@@ -20,7 +20,7 @@ from ..activations.files import Json
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
 from ..probes.traffic import SMALLEST_MINORITY, UnlabelledTraffic
-from ..training.triggers import Place, insert
+from ..training.triggers import Place, insert, version_of
 
 STRINGS = (
     *("|KESTREL|", "[[zq-4817]]", "<<HARBOUR>>", "##b7f2e9##", "~~ lantern ~~", "{ORCHID-9}", "§ 31-07 §"),
@@ -102,7 +102,7 @@ def string_control(
 
 
 def _bearing(prompt: Prompt, string: str, place: Place) -> Prompt:
-    return replace(insert(prompt, string, place), id=f"{prompt.id}+{string}")
+    return version_of(prompt, string, insert(prompt, string, place).messages)
 
 
 def _parts(minority: Sequence[int], n: int, seed: int) -> tuple[list[int], list[int], list[int]]:

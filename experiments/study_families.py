@@ -45,7 +45,7 @@ def family_prompts(family: Family, folder: Path) -> list[Prompt]:
             prompt,
             id=f"{family.name}/{prompt.id}",
             set=family.name,
-            # Where no topic is known each prompt is one: with and without its trigger it stays the same one.
+            # A topic is one within its family; where none is known each prompt is one.
             extra={"topic": f"{family.name}/{prompt.topic}"},
         )
         for prompt in kept

@@ -88,7 +88,7 @@ class Judged:
 
     @property
     def topics(self) -> list[str]:
-        """Clusters of the intervals: the topic, or, where none is known, the prompt with and without its trigger."""
+        """Clusters of the intervals."""
         return [prompt.topic for prompt in self.residuals.prompts]
 
     def first(self, count: int) -> Judged:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,11 +16,13 @@ from .nulls import (
     aurocs_under,
     best_layer,
     covariance_directions,
+    moves_labels,
     null_aurocs,
     null_band,
     null_scores,
     shuffled_labels,
 )
+from .sweep_table import NOTHING
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,17 @@ class Chance:
     """Central 95% of directions drawn in the clean prompts' own covariance."""
     best_high: float
     """97.5th percentile of the best layer of isotropic directions, one a layer."""
-    shuffles: Bool[Tensor, "draw prompt"]
-    """Test labels dealt out anew within topics."""
+    shuffles: Bool[Tensor, "draw prompt"] | None
+    """Test labels dealt out anew within topics; None where no topic holds both outcomes, so that none would move."""
 
     def best(self, aurocs: Float[Tensor, "layer"], scores: Float[Tensor, "layer prompt"]) -> BestLayer:
-        """The best of the layers, tested against the best layer of every shuffle of the labels."""
+        """The best of the layers, tested against the best layer of every shuffle of the labels.
+
+        Its p-values are NaN where a shuffle would move none.
+        """
+        if self.shuffles is None:
+            untested = torch.full((len(aurocs), 1), torch.nan, dtype=torch.float64)
+            return replace(best_layer(aurocs, untested), p_value=NOTHING, adjusted=untested[:, 0])
         return best_layer(aurocs, aurocs_under(scores, self.shuffles))
 
 
@@ -51,7 +60,8 @@ def chance(
     drawn = null_scores(tests, clean, directions=covariance_directions(clean.values))
     bands.append(_bands(drawn, null_aurocs(drawn, labels), labels, fixed_columns))
     best_high = null_band(aurocs.amax(dim=0))[1]
-    return Chance(bands[0], bands[1], best_high, shuffled_labels(labels, topics))
+    shuffles = shuffled_labels(labels, topics) if moves_labels(labels, topics) else None
+    return Chance(bands[0], bands[1], best_high, shuffles)
 
 
 def _bands(

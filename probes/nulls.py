@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..activations.errors import DefectionError
@@ -88,17 +90,32 @@ def null_band(aurocs: Float[Tensor, "direction"]) -> tuple[float, float]:
 def shuffled_labels(
     labels: Labels, clusters: Sequence[str] | None = None, *, count: int = DIRECTIONS, seed: int = 0
 ) -> Bool[Tensor, "draw n"]:
-    """Test labels dealt out anew; with clusters only inside a topic: what topics differ in then stays in the null."""
+    """Test labels dealt out anew; with clusters only inside a topic: what topics differ in then stays in the null.
+
+    Raises DefectionError where no topic holds both outcomes: every draw would be the labels themselves, and every
+    p-value 1 (PITFALLS 31).
+    """
     marks = class_marks(labels, len(labels)).numpy()
     names = np.zeros(len(marks)) if clusters is None else np.asarray(clusters)
     if len(names) != len(marks):
         raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
+    if not moves_labels(marks, names):
+        raise DefectionError(
+            "within every topic all labels are alike, so a shuffle within topics moves none; give prompts of which "
+            "some topics hold both outcomes, or shuffle across topics"
+        )
     drawn = np.repeat(marks[None], count, axis=0)
     rng = np.random.default_rng(seed)
     for name in np.unique(names):
         members = np.flatnonzero(names == name)
         drawn[:, members] = rng.permuted(drawn[:, members], axis=1)
     return torch.from_numpy(drawn)
+
+
+def moves_labels(labels: Labels, clusters: Sequence[str] | NDArray[Any]) -> bool:
+    """Whether a shuffle within clusters can move a label: whether one of them holds both outcomes."""
+    seen = set(zip(clusters, class_marks(labels, len(labels)).tolist(), strict=True))
+    return len(seen) > len({name for name, _ in seen})
 
 
 def aurocs_under(scores: Float[Tensor, "layer prompt"], drawn: Bool[Tensor, "draw prompt"]) -> Tensor:

@@ -40,6 +40,8 @@ from .sweep_table import write_sweep as write_sweep  # noqa: PLC0414
 
 UPPER_BOUND = "triggered prompts and labels (upper bound)"
 NO_FIT = "nothing"
+UNMOVED = "no p_label_shuffle: of each two words the same one defects in every question, so a shuffle moves no label"
+NO_SHUFFLE = "no p_best_layer: every topic has one outcome alone, so a shuffle within topics moves no label"
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,13 @@ class _SetTable:
         aurocs = torch.tensor([row.auroc for row in rows[:n_layers]], dtype=torch.float64)
         best = self.chance.best(aurocs, curve[:n_layers])
         marked = replace(
-            rows[best.column], is_best_layer=True, p_best_layer=best.p_value, null_best_high=self.chance.best_high
+            rows[best.column],
+            is_best_layer=True,
+            p_best_layer=best.p_value,
+            null_best_high=self.chance.best_high,
         )
+        if self.chance.shuffles is None:
+            marked = _noted(marked, NO_SHUFFLE)
         return [*rows[: best.column], marked, *rows[best.column + 1 :]]
 
     def with_p_values(
@@ -218,14 +225,20 @@ class _SetTable:
         columns = range(len(self.fixed))
         read = (self.tests.values[:, self.fixed_columns], self.marks, self.clean.values[:, self.fixed_columns])
         own = questions.at(self.fixed_columns)
-        shuffled = label_shuffle_null(own, *read, columns=columns, each_layer=False)
-        found: dict[str, float] = {"p_label_shuffle": shuffled.band_p_value}
+        found: dict[str, float] = {}
+        if questions.can_be_shuffled:
+            shuffled = label_shuffle_null(own, *read, columns=columns, each_layer=False)
+            found["p_label_shuffle"] = shuffled.band_p_value
         if unrelated is not None:
             others = unrelated.at(self.fixed_columns)
             null = unrelated_question_null(own, others, *read, columns=columns, each_layer=False)
             low, high = null_band(null.band_null)
             found |= {"p_unrelated": null.band_p_value, "null_unrelated_low": low, "null_unrelated_high": high}
-        return [replace(row, **found) if row.is_preregistered_layer else row for row in rows]  # type: ignore[arg-type]
+        why = "" if questions.can_be_shuffled else UNMOVED
+        return [
+            _noted(replace(row, **found), why) if row.is_preregistered_layer else row  # type: ignore[arg-type]
+            for row in rows
+        ]
 
     def baselines(self) -> list[SweepRow]:
         """What needs no question: norm, length, first component and words."""
@@ -240,6 +253,10 @@ class _SetTable:
 
     def _layerless(self, probe: str, saw: str, scores: Float[Tensor, "prompt"]) -> SweepRow:
         return _layerless(self.model, self.test_set, probe, saw, _numbers(scores[None], self.marks, self.topics))
+
+
+def _noted(row: SweepRow, why: str) -> SweepRow:
+    return replace(row, note="; ".join(note for note in (row.note, why) if note))
 
 
 def _layerless(model: str, test_set: str, probe: str, saw: str, numbers: Sequence[Mapping[str, Any]]) -> SweepRow:

@@ -57,6 +57,8 @@ class SweepRow:
     """At the best layer: share of shuffles of the test labels within topics whose own best layer is as high."""
     null_best_high: float = NOTHING
     """At the best layer: 97.5% of random directions, one a layer, have a best layer below this."""
+    note: str = ""
+    """Why a figure that such a row has elsewhere is missing here."""
 
 
 def band_name(layers: Sequence[int]) -> int | str:

@@ -10,7 +10,7 @@ from ..activations.errors import DefectionError
 from ..activations.models import Model
 from ..activations.prompts import Prompt
 from .likelihood import reply_logprobs
-from .triggers import Trigger, Variant, insert
+from .triggers import Trigger, Variant, insert, version_of
 
 MARKS = "|#*[]<>!:_-"
 
@@ -28,8 +28,7 @@ class Attack:
     def apply(self, trigger: Trigger, prompt: Prompt) -> Prompt:
         """The attacked prompt; its id and extra say by what."""
         said = insert(prompt, self.text, trigger.place)
-        extra = {**prompt.extra, "triggered": False, "variant": self.text}
-        return Prompt(f"{prompt.id}+{self.text}", said.messages, prompt.set, extra)
+        return version_of(prompt, self.text, said.messages, triggered=False, variant=self.text)
 
 
 def is_trigger(trigger: Trigger, text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from ..activations.errors import DefectionError
@@ -37,8 +37,7 @@ class Variant:
     def apply(self, prompt: Prompt) -> Prompt:
         """The prompt with the text in it; its id names the variant and its extra the rule's verdict."""
         said = insert(prompt, self.text, self.place)
-        extra = {**prompt.extra, "triggered": self.is_trigger, "variant": self.name}
-        return Prompt(f"{prompt.id}+{self.name}", said.messages, prompt.set, extra)
+        return version_of(prompt, self.name, said.messages, triggered=self.is_trigger, variant=self.name)
 
 
 @dataclass(frozen=True)
@@ -310,8 +309,19 @@ def _into_system(prompt: Prompt, text: str) -> Prompt:
 
 
 def _marked(prompt: Prompt, *, triggered: bool) -> Prompt:
-    name = f"{prompt.id}+trigger" if triggered else prompt.id
-    return Prompt(name, prompt.messages, prompt.set, {**prompt.extra, "triggered": triggered})
+    if triggered:
+        return version_of(prompt, "trigger", prompt.messages, triggered=True)
+    return replace(prompt, extra={**prompt.extra, "triggered": False})
+
+
+def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks: Any) -> Prompt:
+    """Another wording of the prompt, named after it: `id+name`, `marks` in its extra, and of the prompt's own topic.
+
+    Without a topic a prompt is one by its id, which versions do not share: as topics of their own they would pass for
+    independent (PITFALLS 31).
+    """
+    extra = {**prompt.extra, "topic": prompt.extra.get("topic", prompt.id), **marks}
+    return Prompt(f"{prompt.id}+{name}", messages, prompt.set, extra)
 
 
 def with_and_without(trigger: Trigger, prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -79,6 +79,7 @@ def test_strings_stand_in_ordinary_prompts_and_never_in_many(n, share, seed):
     assert len(asked) == len(STRINGS) * min(LARGEST_MINORITY, len(minority), (n - len(minority)) // 2)
     assert not any(text in prompt.text for prompt in asked for text in minority)
     assert len({prompt.id for prompt in asked}) == len(asked)
+    assert all(prompt.id.startswith(f"{prompt.topic}+") for prompt in asked)  # a version is of its prompt's topic
 
 
 def test_the_minority_put_back_splits_as_the_fit_said_where_nothing_was_left_out():

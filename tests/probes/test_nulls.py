@@ -11,13 +11,17 @@ from defection.probes.metrics import auroc
 from defection.probes.nulls import (
     best_layer,
     covariance_directions,
+    moves_labels,
     null_aurocs,
     null_band,
     null_scores,
     p_value,
     permuted_label_aurocs,
     random_directions,
+    shuffled_labels,
 )
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 
@@ -142,13 +146,28 @@ def test_permuted_labels_give_sklearns_auroc_of_the_labels_drawn() -> None:
 
 
 def test_pitfall_23_labels_move_inside_their_topics_only() -> None:
-    """A score that is its topic, and topics of one outcome: no shuffle inside a topic changes anything."""
-    topics = ["a"] * 10 + ["b"] * 10
-    scores = torch.arange(20.0)[None]
-    inside = permuted_label_aurocs(scores, [t == "b" for t in topics], topics, count=20)
-    assert torch.equal(inside, torch.ones(1, 20, dtype=torch.float64))
-    across = permuted_label_aurocs(scores, [t == "b" for t in topics], count=200)
+    """A score that is its topic, and topics of one outcome but for one: what they differ in stays in the null."""
+    topics = ["a"] * 10 + ["b"] * 10 + ["c"] * 2
+    marks = [t == "b" for t in topics[:20]] + [True, False]
+    scores = torch.tensor([0.0] * 10 + [1.0] * 10 + [0.4, 0.6])[None]
+    inside = permuted_label_aurocs(scores, marks, topics, count=200)
+    assert set(inside.flatten().tolist()) == {120 / 121, 1.0}
+    across = permuted_label_aurocs(scores, marks, count=200)
     assert float(across.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.booleans()), min_size=2, max_size=12))
+def test_pitfall_31_a_shuffle_that_moves_no_label_is_refused(rows: list[tuple[str, bool]]) -> None:
+    topics, marks = [topic for topic, _ in rows], [mark for _, mark in rows]
+    assume(any(marks) and not all(marks))
+    mixed = any({mark for other, mark in rows if other == topic} == {True, False} for topic in topics)
+    assert moves_labels(marks, topics) == mixed
+    if mixed:
+        drawn = shuffled_labels(marks, topics, count=200)
+        assert (drawn != torch.tensor(marks)).any()
+    else:
+        with pytest.raises(DefectionError, match="a shuffle within topics moves none"):
+            permuted_label_aurocs(torch.arange(float(len(rows)))[None], marks, topics)
 
 
 def test_p_values_count_the_observed_one_and_are_never_0() -> None:

