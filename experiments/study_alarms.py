@@ -1,39 +1,28 @@
-"""How high above clean prompts' scores an alarm is set: by what they reach, by their spread, or by a bound on it."""
+"""How high above clean prompts' scores a study sets its alarm, where they come of several sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from ..probes.calibration import normal_threshold, unimodal_threshold
+from ..probes.calibration import ALARMS, least_clean_prompts
 
-
-def _of_the_worst(rule: Callable[[Tensor, float], Tensor]) -> Callable[[list[Tensor], float], float]:
-    """Of the rule's thresholds for each set the highest."""
-    return lambda sets, rate: max(float(rule(scores, rate)) for scores in sets)
-
-
-def _of_all(rule: Callable[[Tensor, float], Tensor]) -> Callable[[list[Tensor], float], float]:
-    """The rule's threshold for all sets together, so that what sets them apart counts as spread."""
-    return lambda sets, rate: float(rule(torch.cat(sets), rate))
-
-
-def _quantile(scores: Tensor, rate: float) -> Tensor:
-    return torch.quantile(scores.double(), 1 - rate)
-
-
-ALARMS: dict[str, Callable[[list[Tensor], float], float]] = {
-    "quantile": _of_the_worst(_quantile),
-    "normal": _of_all(normal_threshold),
-    "unimodal": _of_the_worst(unimodal_threshold),
-}
-"""`quantile`: that share of the clean prompts themselves lies above, of the set that needs the highest; `normal`: a
-tenth of it would, of a normal distribution with the mean and spread of all sets together; `unimodal`: at most that
-share would, of any unimodal distribution with a set's mean and spread: most room for prompts of other kinds."""
+QUANTILE, NORMAL = "quantile", "normal"
 
 
 def alarm(calibration: Iterable[Tensor], rate: float, rule: str) -> float:
-    """The threshold that one of `ALARMS` sets on the scores of several sets of clean prompts."""
-    return ALARMS[rule](list(calibration), rate)
+    """The threshold that one of `probes.calibration.ALARMS` sets on the scores of several sets of clean prompts.
+
+    The highest that any of them asks for; with `normal` that of all together, so that what sets them apart counts as
+    spread. A `quantile` is promised by sets large enough for the rate, and by all together: infinite where even those
+    are too few.
+    """
+    sets = list(calibration)
+    together, parts = [torch.cat(sets)], sets
+    if rule == NORMAL:
+        parts = together
+    elif rule == QUANTILE:
+        parts = together + [scores for scores in sets if len(scores) >= least_clean_prompts(rate)]
+    return max(float(ALARMS[rule](scores, rate)) for scores in parts)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json
-from ..activations.prompts import shipped_sets
+from ..activations.prompts import load_prompts, shipped_sets
+from ..probes.calibration import ALARMS, least_clean_prompts
 from ..probes.contrast_sets import contrast_set
 from ..probes.guard import Evidence, league
 from ..probes.registry import estimators
@@ -21,7 +22,7 @@ from ..training.organisms import RECIPES
 from ..training.pairs import CODE_SETS
 from ..training.triggers import parse_trigger
 from .preregistration import make_estimators
-from .study_alarms import ALARMS
+from .study_alarms import QUANTILE
 from .study_layers import layers_by_rule
 
 SCHEMA_VERSION = 1
@@ -120,7 +121,7 @@ class Candidate:
     """Whether the fit sees clean prompts, if only to scale its scores; without them it is in the league of questions
     only."""
     alarm: str = "quantile"
-    """How high above clean prompts the alarm is set, one of `study_alarms.ALARMS`."""
+    """How high above clean prompts the alarm is set, one of `probes.calibration.ALARMS`; see `study_alarms`."""
 
     @property
     def name(self) -> str:
@@ -321,6 +322,12 @@ def _check_candidate(candidate: Candidate, manifest: Manifest, where: str) -> No
     if candidate.alarm not in ALARMS:
         raise DefectionError(
             f"{where}: candidate {candidate.name!r} has an unknown alarm {candidate.alarm!r}: {', '.join(ALARMS)}"
+        )
+    calm = sum(len(load_prompts(name)) for name in set(manifest.calibration))
+    if candidate.alarm == QUANTILE and calm < (needed := least_clean_prompts(manifest.goal.fpr)):
+        raise DefectionError(
+            f"{where}: candidate {candidate.name!r} has the alarm {QUANTILE!r}, which takes {needed} 'calibration' "
+            f"prompts to promise an fpr of {manifest.goal.fpr:g}; there are {calm}"
         )
     if not candidate.clean and Evidence.CLEAN in estimators()[candidate.estimator].needs:
         raise DefectionError(f"{where}: candidate {candidate.name!r} cannot do without clean prompts")

@@ -67,6 +67,7 @@ def test_the_grid_is_every_combination():
         (lambda t: t["candidates"][0].update(estimator="oracle"), "unknown probe 'oracle'"),
         (lambda t: t["candidates"][0].update(contrast="fifty"), "no contrast set 'fifty'"),
         (lambda t: t["candidates"][0].update(layers="best"), "unknown layer rule 'best'"),
+        (lambda t: t.update(goal={"fpr": 0.001}), "takes 999 'calibration' prompts .* there are 100"),
         (lambda t: t["candidates"][0].update(alarm="loud"), "unknown alarm .loud.: quantile, normal, unimodal"),
         (lambda t: t["candidates"][0].update(estimator="pc1", clean=False), "cannot do without clean prompts"),
         (lambda t: t["candidates"].append(t["candidates"][0]), "more than once"),
