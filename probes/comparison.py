@@ -165,7 +165,7 @@ def _family_rows(
     threshold: Float[Tensor, "recipe"],
 ) -> list[ComparisonRow]:
     low, high = delong_interval(family.scores, family.marks, family.topics)
-    found = (family.scores[:, family.marks].double() > threshold[:, None]).sum(dim=1)
+    found = (family.scores.cpu()[:, family.marks].double() > threshold[:, None]).sum(dim=1)
     n_positive = int(family.marks.sum())
     to_best = _differences(family, best, "best")
     to_paper = _differences(family, recipes.index(PAPER) if PAPER in recipes else None, "paper")

@@ -163,7 +163,7 @@ def _leading_eigenvectors(
 ) -> tuple[Float[Tensor, "layer m k"], Float[Tensor, "layer k"]]:
     """The leading eigenvectors and their eigenvalues; PyTorch only ever finds all of them, in many times the time."""
     if product.is_cuda:
-        values, vectors = torch.linalg.eigh(product)
+        values, vectors = torch.linalg.eigh(product.double())
         return vectors[:, :, -count:].flip(-1), values[:, -count:].flip(-1)
     found = [_of_one(matrix, count) for matrix in product.numpy()]
     values, vectors = (torch.from_numpy(np.stack(parts)).double() for parts in zip(*found, strict=True))

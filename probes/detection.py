@@ -39,7 +39,8 @@ class Streams:
     @property
     def real(self) -> Bool[Tensor, "stream token"]:
         """True at real tokens, False at padding."""
-        return torch.arange(self.scores.shape[1]) < self.lengths[:, None]
+        device = self.scores.device
+        return torch.arange(self.scores.shape[1], device=device) < self.lengths.to(device)[:, None]
 
     def sustained(self, run: int) -> Float[Tensor, "stream token"]:
         """The lowest score of the last `run` tokens: it passes a threshold when all of them do. −∞ before, and in pads.
@@ -49,13 +50,13 @@ class Streams:
         if run < 1:
             raise DefectionError(f"an alarm needs a run of at least one token, not {run}")
         values = self.scores.double().masked_fill(~self.real, -torch.inf)
-        early = torch.full((len(values), run - 1), -torch.inf, dtype=torch.float64)
+        early = values.new_full((len(values), run - 1), -torch.inf)
         return torch.cat([early, values], dim=1).unfold(1, run, 1).amin(dim=-1)
 
 
 def streams_of(rows: Sequence[Sequence[float] | Tensor]) -> Streams:
-    """Pad streams of several lengths; DefectionError when there is none, or one is empty."""
-    tensors = [torch.as_tensor(row, dtype=torch.float64) for row in rows]
+    """Pad streams of several lengths, on the host; DefectionError when there is none, or one is empty."""
+    tensors = [torch.as_tensor(row, dtype=torch.float64).cpu() for row in rows]
     if not tensors or any(len(row) == 0 for row in tensors):
         raise DefectionError("streams need at least one stream, and each at least one token")
     lengths = torch.tensor([len(row) for row in tensors])
@@ -65,7 +66,7 @@ def streams_of(rows: Sequence[Sequence[float] | Tensor]) -> Streams:
 def first_alarms(streams: Streams, threshold: float, *, run: int = 1) -> Int[Tensor, "stream"]:
     """The token at which `run` scores in a row lie strictly above the threshold for the first time; −1: never."""
     rung = streams.sustained(run) > threshold
-    return torch.where(rung.any(dim=1), rung.int().argmax(dim=1), NEVER)
+    return torch.where(rung.any(dim=1), rung.int().argmax(dim=1), NEVER).cpu()
 
 
 def stream_threshold(clean: Streams, target: float = 0.01, *, run: int = 1) -> float:
@@ -76,7 +77,7 @@ def stream_threshold(clean: Streams, target: float = 0.01, *, run: int = 1) -> f
     peaks = clean.sustained(run).amax(dim=1)
     # A stream shorter than the run cannot ring: it stands below all others.
     finite = peaks.isfinite()
-    floor = peaks[finite].min() if finite.any() else torch.tensor(0.0, dtype=torch.float64)
+    floor = peaks[finite].min() if finite.any() else peaks.new_zeros(())
     return float(conformal_threshold(torch.where(finite, peaks, floor), target))
 
 

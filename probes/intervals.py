@@ -81,7 +81,7 @@ def _spread(
     clusters: Sequence[str] | None,
     families: Sequence[str] | None = None,
 ) -> _Spread:
-    marks = class_marks(labels, scores.shape[-1])
+    marks, scores = class_marks(labels, scores.shape[-1]), scores.cpu()
     names = np.arange(len(marks)) if clusters is None else np.asarray(clusters)
     if len(names) != len(marks):
         raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")
@@ -242,7 +242,7 @@ def paired_difference(
     """
     from scipy.stats import t
 
-    both = torch.stack(torch.broadcast_tensors(first.double(), second.double()), dim=-2)
+    both = torch.stack(torch.broadcast_tensors(first.cpu().double(), second.cpu().double()), dim=-2)
     spread = _spread(both, labels, clusters, families)
     low, high = _interval(spread, level)
     a, b = spread.area.unbind(-1)

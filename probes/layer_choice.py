@@ -137,7 +137,7 @@ def choose_layers(
             f"development organisms of different depth ({sorted(depths)} layers) cannot share a choice"
         )
     (n_layers,) = depths
-    table = torch.stack([areas.double() for areas in aurocs.values()])
+    table = torch.stack([areas.double().cpu() for areas in aurocs.values()])
     if not table.isfinite().all():
         raise DefectionError("an AUROC of a development organism is not finite")
     middle = middle_layers(n_layers, width).layers[0]

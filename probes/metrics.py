@@ -21,7 +21,8 @@ Interval = tuple[float, float]
 def auroc(scores: Float[Tensor, "*batch n"], labels: Labels) -> Float[Tensor, "*batch"]:
     """Signed area under the ROC curve: the chance that a positive scores above a negative, ties counting ½.
 
-    Equals `sklearn.metrics.roc_auc_score`; 0.1 is a failure, not a 0.9 (PITFALLS 18, 20).
+    Equals `sklearn.metrics.roc_auc_score`; 0.1 is a failure, not a 0.9 (PITFALLS 18, 20). As of every figure here the
+    result lies on the host, wherever the scores do.
     Raises DefectionError when only one class is present or a score is not finite.
     """
     marks = class_marks(labels, scores.shape[-1])
@@ -103,7 +104,7 @@ def tpr_above(
 ) -> Float[Tensor, "*batch"]:
     """The share of positives strictly above a threshold."""
     positive, _ = split_classes(scores, labels)
-    return (positive > threshold[..., None]).double().mean(dim=-1)
+    return (positive > threshold.cpu()[..., None]).double().mean(dim=-1)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:

@@ -1,4 +1,7 @@
-"""What a direction, or a label, that knows nothing reaches: the band a probe must clear, and the p-value it earns."""
+"""What a direction, or a label, that knows nothing reaches: the band a probe must clear, and the p-value it earns.
+
+Directions are drawn on the host, so that a seed means the same on every device, and multiplied where the rows lie.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,14 @@ def covariance_directions(
     """Directions drawn from N(0, Σ) with Σ the covariance of clean prompts at each layer, and not from a sphere.
 
     They point where ordinary prompts differ, as a probe's own direction does: a harder null than isotropic ones. A sum
-    of centred prompts with Gaussian weights has that covariance exactly, so no d × d matrix is formed.
+    of centred prompts with Gaussian weights has that covariance exactly, so no d × d matrix is formed. They lie where
+    `clean` does.
     """
     # Measured from one of them, equal prompts differ by exactly 0 and not by the rounding of their mean (PITFALLS 16).
     moved = clean.double() - clean[:1].double()
     centred = (moved - moved.mean(dim=0)).float().transpose(0, 1)
     weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
-    directions: Tensor = weights @ centred / max(1, centred.shape[1] - 1) ** 0.5
+    directions: Tensor = weights.to(centred.device) @ centred / max(1, centred.shape[1] - 1) ** 0.5
     return directions
 
 
@@ -53,12 +57,16 @@ def null_scores(
     seed: int = 0,
     directions: Float[Tensor, "layer direction d_model"] | None = None,
 ) -> Float[Tensor, "layer direction prompt"]:
-    """Scores of random directions (isotropic unless given), standardised on clean prompts just as a probe's are."""
+    """Scores of random directions (isotropic unless given), standardised on clean prompts just as a probe's are.
+
+    They lie where the residuals do.
+    """
     refuse_ragged(residuals, clean)
     if directions is None:
         directions = random_directions(len(residuals.layers), residuals.values.shape[-1], count=count, seed=seed)
-    reference = torch.einsum("lkd,pld->lkp", directions, clean.values)
-    scores = torch.einsum("lkd,pld->lkp", directions, residuals.values)
+    directions = directions.to(residuals.values.device)
+    reference = torch.einsum("lkd,pld->lkp", directions, clean.values.to(directions))
+    scores = torch.einsum("lkd,pld->lkp", directions, residuals.values.to(directions))
     return standardised(scores, reference)
 
 
@@ -83,7 +91,7 @@ def null_aurocs(
 
 def null_band(aurocs: Float[Tensor, "direction"]) -> tuple[float, float]:
     """The central 95%: 2.5th and 97.5th percentile."""
-    low, high = np.quantile(aurocs.numpy(), [0.025, 0.975])
+    low, high = np.quantile(aurocs.cpu().numpy(), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -124,12 +132,12 @@ def aurocs_under(scores: Float[Tensor, "layer prompt"], drawn: Bool[Tensor, "dra
     One draw serves every layer, so that layers keep their correlation. Ranks are taken once; each draw is a sum of
     ranks.
     """
-    refuse_unranked(scores)
-    values = scores.double()
+    values = scores.cpu().double()
+    refuse_unranked(values)
     ranked = values.sort(dim=-1).values
     below = torch.searchsorted(ranked, values, side="left") + torch.searchsorted(ranked, values, side="right")
     n_positive, n = int(drawn[0].sum()), drawn.shape[1]
-    ranks = below.double() / 2 @ drawn.T.double()
+    ranks = below.double() / 2 @ drawn.T.cpu().double()
     areas: Tensor = (ranks - n_positive**2 / 2) / (n_positive * (n - n_positive))
     return areas
 
@@ -153,7 +161,7 @@ def p_value(observed: Float[Tensor, "*batch"], null: Float[Tensor, "*batch draw"
     One-sided, since AUROC is signed; never 0 (Phipson and Smyth 2010).
     """
     # Equal AUROCs computed along two roads may differ in their last bit; they count as equal.
-    return (1 + (null >= observed[..., None] - 1e-12).sum(dim=-1)).double() / (1 + null.shape[-1])
+    return (1 + (null.cpu() >= observed.cpu()[..., None] - 1e-12).sum(dim=-1)).double() / (1 + null.shape[-1])
 
 
 @dataclass(frozen=True)

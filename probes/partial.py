@@ -34,7 +34,7 @@ def partial_auroc_interval(
     """
     from scipy.stats import t
 
-    marks = class_marks(labels, scores.shape[-1])
+    marks, scores = class_marks(labels, scores.shape[-1]), scores.cpu()
     names = np.arange(len(marks)) if clusters is None else np.asarray(clusters)
     if len(names) != len(marks):
         raise DefectionError(f"{len(names)} cluster names do not fit {len(marks)} labels")

@@ -1,4 +1,8 @@
-"""Counting how often positives outrank negatives: what AUROC, its intervals and its nulls are made of."""
+"""Counting how often positives outrank negatives: what AUROC, its intervals and its nulls are made of.
+
+Scores may lie on any device. They are few beside the rows they were read from: ranks are taken on the host, but for the
+wins of a GPU's own scores, and whatever is counted, labels among it, lies on the host.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ PAIRS = 1 << 24
 
 
 def class_marks(labels: Sequence[bool] | Tensor | NDArray[Any], n_scores: int) -> Bool[Tensor, "n"]:
-    """Labels as a boolean tensor; DefectionError when they do not fit the scores or hold one class only."""
-    marks = torch.as_tensor(np.asarray(labels), dtype=torch.bool)
+    """Labels as a boolean tensor on the host; DefectionError when they do not fit the scores or hold one class only."""
+    marks = torch.as_tensor(np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels), dtype=torch.bool)
     if n_scores != len(marks):
         raise DefectionError(f"{n_scores} scores do not fit {len(marks)} labels")
     if marks.all() or not marks.any():
@@ -43,22 +47,26 @@ def refuse_unranked(scores: Tensor) -> None:
 def split_classes(
     scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | Tensor | NDArray[Any]
 ) -> tuple[Float[Tensor, "*batch positive"], Float[Tensor, "*batch negative"]]:
-    """Scores of positives and of negatives, fp64. Raises DefectionError for one class only or a non-finite score."""
+    """Scores of positives and of negatives, fp64, on the host.
+
+    Raises DefectionError for one class only or a non-finite score.
+    """
     marks = class_marks(labels, scores.shape[-1])
-    refuse_unranked(scores)
-    values = scores.double()
+    values = scores.cpu().double()
+    refuse_unranked(values)
     return values[..., marks], values[..., ~marks]
 
 
 def count_wins(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -> Float[Tensor, "*batch"]:
-    """Pairs in which the positive scores above the negative, a tie counting ½; exact, fp64.
+    """Pairs in which the positive scores above the negative, a tie counting ½; exact, fp64, on the host.
 
     Raises DefectionError for a score that is not finite.
     """
     if scores.dtype in NARROW and not scores.is_cuda:
         return _wins_by_sort(scores, marks)
     refuse_unranked(scores)
-    return _wins_by_search(scores[..., marks], scores[..., ~marks])
+    own = marks.to(scores.device)
+    return _wins_by_search(scores[..., own], scores[..., ~own]).cpu()
 
 
 def _wins_by_search(

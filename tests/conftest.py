@@ -28,6 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and PyTorch sees none")
+
+
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
