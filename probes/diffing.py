@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
 from .components import leading_components
-from .fitting import read_anew
+from .fitting import above_the_mean, clean_folds, read_anew
 from .guard import refuse_unclean
 from .probe import Probe
 from .projected import without_components
@@ -52,7 +56,9 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     """The direction of a question probe, to be read in differences instead of residuals.
 
     `clean` is the `difference` on clean prompts. As many of its leading components are taken out of the direction (what
-    training changed on ordinary prompts too), and its scores are the unit and set the threshold.
+    training changed on ordinary prompts too), and its scores are the unit and set the threshold: each scored by a
+    direction without the components of other topics' prompts alone. There is no threshold for prompts that the
+    question probe was fitted with.
     Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
     """
     refuse_unclean(clean.prompts)
@@ -61,6 +67,22 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
         raise DefectionError("pass difference(tuned, base) on clean prompts, at the layers that the probe has")
     if not 0 <= components < len(clean) - 1:
         raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
-    leading = leading_components(centred(clean.values)[0], components)
-    directions = without_components(probe.directions.double()[:, None], leading)[:, 0]
-    return read_anew(probe, directions, clean, {"base_components": components}, probe.fixed_layers, SAW)
+    held_out = None
+    if components:  # else the differences have no part in the direction
+        held_out = torch.zeros(clean.values.shape[:2], dtype=torch.float64, device=clean.values.device)
+        for part in clean_folds(clean.prompts):
+            kept = torch.ones(len(clean), dtype=torch.bool)
+            kept[part] = False
+            others = clean.values[kept]
+            held_out[part] = above_the_mean(clean.values[part], others, _blind(probe, others, components))
+    directions = _blind(probe, clean.values, components)
+    about = {"base_components": components}
+    return read_anew(probe, directions, clean, about, probe.fixed_layers, SAW, held_out)
+
+
+def _blind(probe: Probe, clean: Float[Tensor, "n layer d"], components: int) -> Float[Tensor, "layer d"]:
+    """The probe's directions without the leading components of differences on clean prompts."""
+    if components >= len(clean) - 1:
+        raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
+    leading = leading_components(centred(clean)[0], components)
+    return without_components(probe.directions.double().to(leading.device)[:, None], leading)[:, 0]

@@ -90,8 +90,9 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.
 
     The band is a parameter, fixed before the fit, and never chosen by it (PITFALLS 20); None takes every layer there
-    is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, or those of the fit
-    where there are none. On residuals the band of every probe, `fixed_layers`, does the same.
+    is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, each scored by a fit
+    without it, or those of the fit itself where there are none. On residuals the band of every probe, `fixed_layers`,
+    does the same.
     """
 
     name = "layer-ensemble"
@@ -127,9 +128,12 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
         self.estimator_._fit(band.restricted(self.estimator_.sees))
         reference = band.rows if band.clean is None else band.clean
         assert reference is not None
-        scores = self.estimator_._scores(reference)
-        spread = scores.std(dim=0)
-        self.offsets_, self.scales_ = scores.mean(dim=0), torch.where(spread > 0, spread, torch.ones_like(spread))
+        if band.clean is None:
+            scores = self.estimator_._scores(reference)
+            middle, spread = scores.mean(dim=0), scores.std(dim=0)
+        else:
+            middle, spread = self.estimator_._clean_standard(band)
+        self.offsets_, self.scales_ = middle, torch.where(spread > 0, spread, torch.ones_like(spread))
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         scores = self.estimator_._scores(rows[:, self._columns(rows.shape[1])])

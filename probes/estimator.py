@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
-from .fitting import Reference, check_fit, defecting_rows, make_probe, topic_numbers
+from .fitting import Reference, above_the_mean, check_fit, defecting_rows, group_folds, make_probe, topic_numbers
 from .guard import Evidence, league, refuse_undeclared
 from .sample import Sample
 
@@ -49,6 +49,8 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Name on the command line, in tables and in file names."""
     linear: ClassVar[bool] = False
     """Whether a fit gives a direction a layer, so that a probe file can hold it."""
+    own_alarm: ClassVar[bool] = False
+    """Whether `predict` rings by a threshold set on clean rows (`_set_alarm`)."""
 
     @property
     def sees(self) -> frozenset[Evidence]:
@@ -80,8 +82,9 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         question, `nuisance` [n] or [n, k] what the scores may not depend on: each is used by the kinds that say so.
 
         On `Residuals` of a contrast set all of these are read off its prompts, `clean` residuals set the scale of the
-        scores and the threshold, and `probe_` is left. A `y` given there means labelled defections: an upper bound,
-        recorded as such.
+        scores and the threshold, and `probe_` is left. Clean rows that shape the scores set neither themselves: they
+        are scored by fits on other topics' clean rows (`clean_folds`). A `y` given there means labelled defections:
+        an upper bound, recorded as such.
         Raises DefectionError when a text holds a `forbidden` string, when a prompt is marked as triggered, and for
         rows that this kind of probe does not declare to see or lacks.
         """
@@ -105,14 +108,17 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sample = Sample(
             rows=None if rows_seen is None else self._layered(rows_seen),
             marks=marks,
-            groups=None if groups is None else torch.as_tensor(np.unique(_host(groups), return_inverse=True)[1]),
+            groups=None if groups is None else _numbers(groups),
             pairs=None if pairs is None else torch.as_tensor(_host(pairs), dtype=torch.int64, device=rows.device),
             nuisance=None if nuisance is None else _columns(nuisance, rows),
+            clean_groups=_numbers(groups) if groups is not None and rows_seen is None else None,
             **others,
         )
         for name in ("probe_", "reference_"):
             self.__dict__.pop(name, None)
         self._fit(sample.restricted(self.sees))
+        if self.own_alarm:
+            self._set_alarm(self._clean_scores(sample))
         if not isinstance(X, Tensor):
             self._to_numpy()
         return self
@@ -145,6 +151,54 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         """Raw scores."""
+
+    def _scores_above(
+        self, rows: Float[Tensor, "n layer d"], clean: Float[Tensor, "m layer d"]
+    ) -> Float[Tensor, "n layer"]:
+        """Scores in a unit that fits on other clean rows share; `clean` are those that this fit is measured from."""
+        return self._scores(rows)
+
+    def _clean_scores(self, sample: Sample) -> Float[Tensor, "clean layer"]:
+        """What each clean row scores, in that unit, by a fit that did not see it: what a new one would score."""
+        assert sample.clean is not None
+        if Evidence.CLEAN not in self.sees:
+            return self._scores_above(sample.clean, sample.clean)
+        seen, n = sample.restricted(self.sees), len(sample.clean)
+        scores = torch.zeros(n, sample.n_layers, dtype=torch.float64, device=sample.clean.device)
+        groups = torch.arange(n) if sample.clean_groups is None else sample.clean_groups
+        for part in group_folds(_host(groups)):
+            kept = torch.ones(n, dtype=torch.bool)
+            kept[part] = False
+            others = seen.with_clean(kept.nonzero()[:, 0])
+            assert others.clean is not None
+            try:
+                fold = self._like()
+                fold._fit(others)
+            except DefectionError as error:
+                raise DefectionError(
+                    f"{error} (to set scale and alarm, each part of the {n} clean prompts is scored by a fit on the "
+                    f"others, here {len(others.clean)})"
+                ) from error
+            rows = part.to(scores.device)
+            scores[rows] = fold._scores_above(sample.clean[rows], others.clean).double()
+        return scores
+
+    def _clean_standard(self, sample: Sample) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
+        """Mean and standard deviation of what new clean rows would score."""
+        scores = self._clean_scores(sample)
+        return scores.mean(dim=0), scores.std(dim=0)
+
+    def _like(self) -> Self:
+        """An estimator of the same kind for rows of the same shape, yet to be fitted."""
+        other: Self = clone(self)
+        if "draws" in other.get_params(deep=False):
+            other.set_params(draws=0)  # of halvings that say how far chance would go: one verdict is enough
+        other.n_layers_, other.n_features_in_, other.classes_ = self.n_layers_, self.n_features_in_, self.classes_
+        return other
+
+    def _set_alarm(self, clean: Float[Tensor, "clean layer"]) -> None:
+        """Keep the threshold of `predict`, of a kind that has one."""
+        raise NotImplementedError
 
     def _known(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
         """Fields of the sample that this kind reads off the prompts: topics, pairs, nuisances."""
@@ -184,19 +238,27 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             marks=marks,
             clean=None if clean is None else clean.values.to(device),
             traffic=None if traffic is None else traffic.values.to(device),
+            clean_groups=None if clean is None else topic_numbers(clean),
             **({} if monitor else self._known(contrast, clean)),
         )
         self.classes_ = np.array([False, True])
         self.n_layers_, self.n_features_in_ = len(contrast.layers), contrast.values.shape[-1]
         self._fit(sample.restricted(self.sees))
+        held_out = None if clean is None else self._clean_scores(sample)
         seen = (given & self.sees) | ({Evidence.CLEAN} if clean is not None else set())
         if self.linear:
             parameters = {key: _plain(value) for key, value in self.get_params(deep=False).items()}
             source = clean if monitor and clean is not None else contrast
-            self.probe_ = make_probe(self.coef_, source, clean, self.name, parameters, fixed_layers, league(seen))
-        else:
-            reference = clean if clean is not None else contrast
-            self.reference_ = Reference.of(reference, self._scores(reference.values), self.name)
+            saw = league(seen)
+            self.probe_ = make_probe(
+                self.coef_, source, clean, self.name, parameters, fixed_layers, saw, held_out=held_out, traffic=traffic
+            )
+            return self
+        reference = clean if clean is not None else contrast
+        scores = self._scores(contrast.values) if held_out is None else held_out
+        self.reference_ = Reference.of(reference, scores, self.name)
+        if self.own_alarm and held_out is not None:
+            self._set_alarm(held_out)
         return self
 
     def _residual_scores(self, residuals: Residuals) -> Float[Tensor, "n layer"]:
@@ -301,6 +363,18 @@ class LinearProbe(ProbeEstimator):
         intercept = torch.as_tensor(self.intercept_, device=rows.device).reshape(-1)
         return torch.stack([rows[:, i].double() @ coef[i] for i in range(len(coef))], dim=1) + intercept
 
+    def _scores_above(
+        self, rows: Float[Tensor, "n layer d"], clean: Float[Tensor, "m layer d"]
+    ) -> Float[Tensor, "n layer"]:
+        """Projections on unit directions, less the mean of what these clean rows have there."""
+        return above_the_mean(rows, clean, torch.as_tensor(self.coef_, device=rows.device).reshape(-1, rows.shape[-1]))
+
+    def _clean_standard(self, sample: Sample) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
+        assert sample.clean is not None
+        length = torch.as_tensor(self.coef_, device=sample.clean.device).reshape(sample.n_layers, -1).norm(dim=1)
+        above = self._clean_scores(sample)
+        return self._scores(sample.clean).mean(dim=0) + length * above.mean(dim=0), length * above.std(dim=0)
+
 
 def _plain(value: Any) -> Any:
     """A parameter as JSON holds it; an estimator within an ensemble by its name and parameters."""
@@ -311,6 +385,11 @@ def _plain(value: Any) -> Any:
 
 def _host(values: Any) -> NDArray[Any]:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+
+
+def _numbers(groups: Any) -> Tensor:
+    """Names of topics as numbers."""
+    return torch.as_tensor(np.unique(_host(groups), return_inverse=True)[1])
 
 
 def _columns(values: Any, rows: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from ..activations.errors import DefectionError
 from ..activations.models import ModelIdentity
 from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
-from .guard import refuse_leaks, refuse_unclean
-from .probe import Probe, refuse_mismatch
+from .calibration import conformal_threshold, least_clean_prompts
+from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
+from .probe import ALARM_RATE, Probe, refuse_mismatch
 from .ragged import refuse_ragged
 
 FOLDS = 5
@@ -130,7 +131,7 @@ class Reference:
 
     @classmethod
     def of(cls, residuals: Residuals, scores: Float[Tensor, "prompt layer"], name: str) -> Self:
-        """Mean and standard deviation of the reference prompts' own scores."""
+        """Mean and standard deviation of the reference prompts' scores, by fits that did not see them."""
         if not scores.isfinite().all():
             raise DefectionError(f"the {name} probe gives scores that are not finite")
         offsets, scales = _standard(scores)
@@ -141,6 +142,10 @@ class Reference:
         refuse_mismatch(self.model, self.position, self.site, residuals)
         if residuals.layers != self.layers:
             raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
+        return self.in_deviations(scores)
+
+    def in_deviations(self, scores: Float[Tensor, "*prompt layer"]) -> Float[Tensor, "*prompt layer"]:
+        """Scores, or thresholds of them, in standard deviations of the reference."""
         return (scores - self.offsets.to(scores)) / self.scales.to(scores)
 
 
@@ -152,15 +157,24 @@ def make_probe(
     parameters: dict[str, Any],
     fixed_layers: Sequence[int] | None,
     saw: str,
+    *,
+    held_out: Float[Tensor, "clean layer"] | None = None,
+    traffic: Residuals | None = None,
 ) -> Probe:
-    """Scale directions to unit length and their scores to the reference rows, and record where all of it came from."""
-    norms = coef.norm(dim=-1, keepdim=True)
-    unit = torch.where(norms > 0, coef / norms.clamp_min(1e-300), torch.zeros_like(coef))
+    """Scale directions to unit length and their scores to the reference rows, and record where all of it came from.
+
+    `held_out`: how far each clean row lies above the others (`above_the_mean`) by a direction that did not see it;
+    needed where clean rows have shaped the direction. `traffic` is what else the fit saw.
+    """
+    unit = _unit(coef)
     reference = clean if clean is not None else contrast
     values = reference.values.to(unit.device)
-    projections = torch.stack([values[:, i].double() @ unit[i] for i in range(len(unit))], dim=1)
-    offsets, scales = _standard(projections)
+    above = above_the_mean(values, values, unit) if held_out is None else held_out.to(unit.device)
+    shift, scales = _standard(above)
+    offsets = torch.stack([_mean(values[:, i]) @ unit[i] for i in range(len(unit))]) + shift
     layers = contrast.layers
+    fixed = tuple(fixed_layers) if fixed_layers is not None else (layers[len(layers) // 2],)
+    scores = None if clean is None else ((above - shift) / scales).float().cpu()
     probe = Probe(
         directions=unit.float().cpu(),
         offsets=offsets.float().cpu(),
@@ -173,9 +187,41 @@ def make_probe(
         estimator=estimator,
         parameters=parameters,
         saw=saw,
-        fixed_layers=tuple(fixed_layers) if fixed_layers is not None else (layers[len(layers) // 2],),
+        fixed_layers=fixed,
+        clean_scores=scores,
+        seen=seen_prompts([prompt for rows in (clean, traffic) if rows is not None for prompt in rows.prompts]),
     )
-    return probe if clean is None else probe.with_threshold(clean)
+    band = probe.clean_band()
+    if band is None or len(band) < least_clean_prompts(ALARM_RATE):
+        return probe
+    return replace(probe, threshold=float(conformal_threshold(band, ALARM_RATE)))
+
+
+def above_the_mean(
+    rows: Float[Tensor, "n layer d"], clean: Float[Tensor, "m layer d"], coef: Float[Tensor, "layer d"]
+) -> Float[Tensor, "n layer"]:
+    """How far rows lie above the mean of clean ones along each layer's direction, whatever its length.
+
+    Measured from a clean row, so that rows that are all alike give exact zeros (PITFALLS 16).
+    """
+    unit = _unit(coef)
+    found = []
+    for i, direction in enumerate(unit):
+        origin = clean[0, i].double()
+        known, new = ((each[:, i].double() - origin) @ direction for each in (clean, rows))
+        found.append(new - known.mean())
+    return torch.stack(found, dim=1)
+
+
+def _unit(coef: Float[Tensor, "layer d"]) -> Float[Tensor, "layer d"]:
+    """Directions of length 1, or 0 where there is none."""
+    norms = coef.norm(dim=-1, keepdim=True)
+    return torch.where(norms > 0, coef / norms.clamp_min(1e-300), torch.zeros_like(coef))
+
+
+def _mean(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
+    """Mean in fp64, exact where all rows are alike."""
+    return rows[0].double() + (rows.double() - rows[0].double()).mean(dim=0)
 
 
 def read_anew(
@@ -185,15 +231,19 @@ def read_anew(
     parameters: dict[str, Any],
     fixed_layers: Sequence[int],
     saw: str,
+    held_out: Float[Tensor, "clean layer"] | None = None,
 ) -> Probe:
     """A probe's directions, changed or not, as a probe of whatever `clean` was read from, which scales its scores anew.
 
     Contrast texts and estimator stay; `parameters` are added to the probe's own. `clean` holds the directions' layers.
+    `held_out` is as in `make_probe`, where `clean` changed the directions. Of prompts that the probe itself was fitted
+    with there is no threshold: set one on others (`Probe.with_threshold`).
     """
     both = {**probe.parameters, **parameters}
-    return replace(
-        make_probe(directions.double(), clean, clean, probe.estimator, both, fixed_layers, saw), contrast=probe.contrast
-    )
+    made = make_probe(directions.double(), clean, clean, probe.estimator, both, fixed_layers, saw, held_out=held_out)
+    if first_seen(clean.prompts, probe.seen) is not None:
+        made = replace(made, threshold=None, clean_scores=None)
+    return replace(made, contrast=probe.contrast, seen=(*(made.seen or ()), *(probe.seen or ())))
 
 
 def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,11 @@ from collections.abc import Sequence, Set
 from enum import StrEnum
 
 from ..activations.errors import DefectionError
+from ..activations.files import digest
 from ..activations.prompts import Prompt
+
+Seen = tuple[tuple[str, str], ...]
+"""Of each prompt its id and the fingerprint of what it says."""
 
 
 class Evidence(StrEnum):
@@ -61,6 +65,35 @@ def refuse_unclean(prompts: Sequence[Prompt], forbidden: Sequence[str] = ()) -> 
     refuse_leaks(prompts, forbidden, "clean prompt")
     if len(prompts) < 2:
         raise DefectionError(f"{len(prompts)} clean prompt is too few: a spread needs at least two")
+
+
+def seen_prompts(prompts: Sequence[Prompt]) -> Seen:
+    """What a probe keeps of the prompts it was fitted with, to know them again."""
+    return tuple((prompt.id, fingerprint(prompt)) for prompt in prompts)
+
+
+def fingerprint(prompt: Prompt) -> str:
+    """The same for prompts that say the same, whatever their ids, upper or lower case and spaces."""
+    return digest([[message.role, " ".join(message.content.casefold().split())] for message in prompt.messages])[:16]
+
+
+def first_seen(prompts: Sequence[Prompt], seen: Seen | None) -> Prompt | None:
+    """The first prompt that says what one says that a probe was fitted with; None for none, or where nothing is known.
+
+    Ids do not count: files number their lines alike.
+    """
+    known = {said for _, said in seen or ()}
+    return next((prompt for prompt in prompts if known and fingerprint(prompt) in known), None)
+
+
+def refuse_seen(prompts: Sequence[Prompt], seen: Seen | None) -> None:
+    """DefectionError naming the first calibration prompt that the probe was fitted with."""
+    if (prompt := first_seen(prompts, seen)) is not None:
+        other = "clean" if prompt.set == "development" else "development"
+        raise DefectionError(
+            f"the probe was fitted with clean prompt {prompt.id!r}, whose score therefore says nothing of new ones; "
+            f"calibrate on prompts that it has not seen, say the set {other} (--clean {other})"
+        )
 
 
 def refuse_leaks(prompts: Sequence[Prompt], forbidden: Sequence[str], what: str) -> None:

@@ -10,24 +10,27 @@ from torch import Tensor
 
 from ..activations.errors import DefectionError
 from ..activations.residuals import Residuals
+from .calibration import conformal_threshold
 from .components import leading_components
 from .covariance import divide_by_covariance
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .mean_difference import plane_through
+from .probe import ALARM_RATE
 from .sample import Sample, centred, stacked, weighted_sums
 from .whitened import shrunk
-
-ALARM_RATE = 0.01
 
 
 class Mahalanobis(ProbeEstimator):
     """Distance to the mean of clean prompts in their own covariance, shrunk: √((x − μ)ᵀ Σ⁻¹ (x − μ)).
 
-    `fit(X)` takes clean rows alone. `predict` marks rows farther away than 99% of them.
+    `fit(X)` takes clean rows alone. `predict` marks rows farther away than 99% of new clean ones are: `threshold_`
+    comes of distances to fits on other rows, whole topics apart where `groups` tell them (a row is always close to a
+    covariance that it helped to make). Of fewer than 99 clean rows it is infinite, and nothing is marked.
     """
 
     name = "mahalanobis"
+    own_alarm = True
 
     def __init__(self, shrinkage: float | str = "ledoit-wolf") -> None:
         self.shrinkage = shrinkage
@@ -49,7 +52,6 @@ class Mahalanobis(ProbeEstimator):
         parts = [shrunk([(rows, 1.0)], self.shrinkage) for chunk in sample.chunks() for rows in chunk.values]
         self.rows_ = torch.cat([rows for rows, _, _ in parts])
         self.ridge_ = torch.cat([ridge for _, ridge, _ in parts])
-        self.threshold_ = self._scores(sample.clean).quantile(1 - ALARM_RATE, dim=0)
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         location, known, ridge = (
@@ -59,10 +61,15 @@ class Mahalanobis(ProbeEstimator):
         divided = divide_by_covariance(known, ridge, away.mT).mT
         return (away * divided).sum(dim=2).clamp_min(0).sqrt().T
 
+    def _set_alarm(self, clean: Float[Tensor, "clean layer"]) -> None:
+        self.threshold_ = conformal_threshold(clean.T, ALARM_RATE)
+
     def predict(self, X: Residuals | Array) -> Any:
-        """Whether each row lies farther away than 99% of the clean ones."""
+        """Whether each row lies farther away than 99% of new clean ones would."""
         scores = self.decision_function(X)
         threshold = torch.as_tensor(self.threshold_)
+        if isinstance(X, Residuals):  # whose scores are in standard deviations
+            threshold = self.reference_.in_deviations(threshold)
         threshold = threshold if scores.ndim == 2 else threshold[0]
         return scores > (threshold.to(scores.device) if isinstance(scores, Tensor) else threshold.numpy())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from torch import Tensor
 from ..activations.errors import DefectionError
 from ..activations.files import write_tensors
 from ..activations.models import ModelIdentity
+from ..activations.prompts import Prompt
 from ..activations.residuals import Residuals
 from ..activations.sites import AFTER
+from .calibration import conformal_threshold, least_clean_prompts
+from .guard import Seen, refuse_seen
 from .ragged import refuse_ragged
 
 SCHEMA_VERSION = 1
+ALARM_RATE = 0.01
+"""Share of new clean prompts for which a probe's own alarm rings."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Probe:
     offsets: Float[Tensor, "layer"]
     """Mean projection of the reference rows: clean prompts, or the contrast texts when there were none."""
     scales: Float[Tensor, "layer"]
-    """Standard deviation of the same."""
+    """Standard deviation of the same; of clean prompts as directions see them that were fitted without them."""
     layers: tuple[int, ...]
     model: ModelIdentity
     position: str
@@ -45,9 +51,16 @@ class Probe:
     fixed_layers: tuple[int, ...]
     """The layer, or band of layers, whose scores `score` averages; fixed when the probe was made."""
     threshold: float | None = None
-    """Band score that 1% of the clean prompts exceed; None without clean prompts."""
+    """Band score that at most 1% of new clean prompts exceed (`conformal_threshold`).
+
+    None where there is no alarm: without clean prompts, or with fewer than the 99 that it takes to promise so little.
+    """
     site: str = AFTER
     """Where in the block the residuals were read."""
+    clean_scores: Float[Tensor, "clean layer"] | None = None
+    """Standardised scores of the clean prompts, each by a direction fitted without it: what sets alarms."""
+    seen: Seen | None = None
+    """The clean prompts, and then the traffic, that the fit was given; None in files that do not tell."""
 
     def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
         """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
@@ -86,6 +99,7 @@ class Probe:
             directions=self.directions[columns],
             offsets=self.offsets[columns],
             scales=self.scales[columns],
+            clean_scores=None if self.clean_scores is None else self.clean_scores[:, columns],
             layers=tuple(layers),
             fixed_layers=tuple(layers),
             threshold=self.threshold if tuple(layers) == self.fixed_layers else None,
@@ -99,9 +113,36 @@ class Probe:
         """DefectionError when the probe was fitted on another model, or with another chat template."""
         refuse_other_model(self.model, model)
 
-    def with_threshold(self, clean: Residuals, false_positive_rate: float = 0.01) -> Probe:
-        """The same probe with the band-score threshold that this share of clean prompts exceeds."""
-        return replace(self, threshold=float(self.score(clean).double().quantile(1 - false_positive_rate)))
+    def with_threshold(self, clean: Residuals, false_positive_rate: float = ALARM_RATE) -> Probe:
+        """The same probe with the band-score threshold that at most this share of new clean prompts exceeds.
+
+        Raises DefectionError naming the first of them that the probe was fitted with, or when they are too few to
+        promise so little.
+        """
+        self.refuse_seen(clean.prompts)
+        threshold = float(conformal_threshold(self.score(clean), false_positive_rate))
+        if isinf(threshold):
+            raise DefectionError(
+                f"{len(clean)} clean prompts cannot promise that at most {false_positive_rate:g} of new ones ring: that "
+                f"takes {least_clean_prompts(false_positive_rate)}; give more, or allow more"
+            )
+        return replace(self, threshold=threshold)
+
+    def refuse_seen(self, prompts: Sequence[Prompt]) -> None:
+        """DefectionError naming the first of these prompts that the probe was fitted with: it calibrates nothing."""
+        refuse_seen(prompts, self.seen)
+
+    def clean_band(self, layers: Sequence[int] | None = None) -> Float[Tensor, "clean"] | None:
+        """What `score` would give of the fit's own clean prompts, had it not seen them; None where that is not known.
+
+        DefectionError for a layer that the probe was not fitted at.
+        """
+        wanted = self.fixed_layers if layers is None else tuple(layers)
+        if missing := [layer for layer in wanted if layer not in self.layers]:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        if self.clean_scores is None:
+            return None
+        return self.clean_scores[:, [self.layers.index(layer) for layer in wanted]].mean(dim=1)
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header."""
@@ -117,8 +158,11 @@ class Probe:
             "saw": self.saw,
             "fixed_layers": list(self.fixed_layers),
             "threshold": self.threshold,
+            "seen": None if self.seen is None else [list(each) for each in self.seen],
         }
         tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
+        if self.clean_scores is not None:
+            tensors["clean_scores"] = self.clean_scores
         write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
 
 
@@ -156,6 +200,8 @@ def load_probe(path: str | Path) -> Probe:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["defection_probe"])
             tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
+            if "clean_scores" in file.keys():  # noqa: SIM118 (no mapping)
+                tensors["clean_scores"] = file.get_tensor("clean_scores")
         if header["schema_version"] != SCHEMA_VERSION:
             raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {SCHEMA_VERSION}")
         probe = Probe(
@@ -170,11 +216,13 @@ def load_probe(path: str | Path) -> Probe:
             saw=header["saw"],
             fixed_layers=tuple(header["fixed_layers"]),
             threshold=header["threshold"],
+            seen=None if header.get("seen") is None else tuple((name, said) for name, said in header["seen"]),
         )
     except FileNotFoundError as error:
         raise DefectionError(f"no probe at {path}") from error
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise DefectionError(f"{path} is not a probe file written by this toolkit ({error})") from error
-    if not len(probe.layers) == len(probe.directions) == len(probe.offsets) == len(probe.scales):
+    columns = len(probe.layers) if probe.clean_scores is None else probe.clean_scores.shape[-1]
+    if not len(probe.layers) == len(probe.directions) == len(probe.offsets) == len(probe.scales) == columns:
         raise DefectionError(f"{path} is not a probe file written by this toolkit (its layers do not fit its tensors)")
     return probe

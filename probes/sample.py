@@ -41,6 +41,8 @@ class Sample:
     nuisance: Float[Tensor, "n k"] | None = None
     """What the scores must not depend on, as numbers a row."""
     clean_nuisance: Float[Tensor, "clean k2"] | None = None
+    clean_groups: Int[Tensor, "clean"] | None = None
+    """The topic of each clean row; None: each row is one of its own."""
     part_of: tuple[Sample, slice] | None = field(init=False, default=None, repr=False)
     """The sample whose layers these are some of; with other rows in their place it is a whole one again."""
 
@@ -50,8 +52,20 @@ class Sample:
         if not sees & {Evidence.CONTRAST, Evidence.LABELLED}:
             kept = replace(kept, rows=None, marks=None, groups=None, pairs=None, nuisance=None)
         if Evidence.CLEAN not in sees:
-            kept = replace(kept, clean=None, clean_nuisance=None)
+            kept = replace(kept, clean=None, clean_nuisance=None, clean_groups=None)
         return kept if Evidence.TRAFFIC in sees else replace(kept, traffic=None)
+
+    def with_clean(self, rows: Int[Tensor, "kept"]) -> Sample:
+        """The same sample with these of its clean rows alone."""
+        cut = {
+            name: values[rows.to(values.device)]
+            for name in ("clean", "clean_nuisance", "clean_groups")
+            if (values := getattr(self, name)) is not None
+        }
+        part = replace(self, **cut)
+        if self.rows is not None and self.marks is not None:
+            vars(part)["means"] = self.means  # of the same rows
+        return part
 
     @property
     def values(self) -> list[Tensor]:

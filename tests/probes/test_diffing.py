@@ -40,15 +40,22 @@ def test_what_moves_both_models_alike_leaves_no_trace(probe, clean, tests, label
     assert float(hidden) < float(auroc(probe.score(tests), marks)) - 0.1
 
 
-def test_its_unit_is_the_spread_of_differences_on_clean_prompts(probe, clean) -> None:
-    calm = changed(clean, 1)
+def test_its_unit_is_the_spread_of_differences_on_clean_prompts(contrast, clean) -> None:
+    calm, probe = changed(clean, 1), MeanDifference().fit(contrast, fixed_layers=BAND).probe_
     for components in (0, 3):
         read = against_base(probe, calm, components)
-        scores = read.decision_function(calm).double()
+        scores = read.clean_scores.double()
         torch.testing.assert_close(scores.mean(dim=0), torch.zeros(len(read.layers)).double(), atol=1e-4, rtol=0)
         torch.testing.assert_close(scores.std(dim=0), torch.ones(len(read.layers)).double(), atol=1e-4, rtol=0)
-        assert float((read.score(calm) > read.threshold).double().mean()) <= 0.01 + 1 / len(calm)
+        assert read.threshold is None  # sixty prompts cannot promise 1%
         assert read.saw == "questions + clean prompts + base model"
+    same = torch.allclose(read.clean_scores, read.decision_function(calm), atol=1e-3)
+    assert not same  # each was scored by a direction that it did not help to blind
+
+
+def test_pitfall_29_prompts_that_the_question_probe_saw_set_no_alarm(probe, clean) -> None:
+    read = against_base(probe, changed(clean, 1))
+    assert (read.threshold, read.clean_scores) == (None, None)
 
 
 def test_what_training_changed_on_ordinary_prompts_is_taken_out(probe, clean) -> None:

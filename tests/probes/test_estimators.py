@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError, Residuals
-from defection.probes import MeanDifference, Projected, Whitened, auroc, components, sample
+from defection.probes import Evidence, MeanDifference, Projected, Whitened, auroc, components, sample
 from defection.probes.components import leading_components
 from defection.probes.covariance import divide_by_covariance
 from defection.probes.sample import centred, class_means
@@ -57,7 +57,7 @@ def test_pitfall_16_clean_prompts_without_variance_do_not_blow_a_layer_up(estima
     scores = probe.decision_function(tests)
     assert scores.isfinite().all()
     assert scores[:, DEAD].abs().max() < 100
-    assert np.isfinite(probe.threshold)
+    assert probe.clean_band().isfinite().all()
     marks = [p.extra["triggered"] for p in tests.prompts]
     assert float(auroc(probe.score(tests), marks)) > 0.8
 
@@ -79,8 +79,10 @@ def test_estimators_find_the_planted_direction(estimator, contrast, clean, true_
 @each_estimator
 def test_directions_are_unit_vectors_and_clean_prompts_standard(estimator, contrast, clean) -> None:
     probe = estimator.fit(contrast, clean=clean).probe_
-    scores = probe.decision_function(clean)
+    scores = probe.clean_scores
     assert torch.allclose(probe.directions.norm(dim=-1), torch.ones(len(probe.layers)), atol=1e-6)
+    if Evidence.CLEAN not in estimator.sees:
+        assert torch.allclose(scores, probe.decision_function(clean), atol=1e-5)
     assert torch.allclose(scores.mean(dim=0), torch.zeros(len(probe.layers)), atol=1e-5)
     assert torch.allclose(scores.std(dim=0), torch.ones(len(probe.layers)), atol=1e-5)
 
@@ -111,7 +113,7 @@ def test_clean_prompts_change_scale_but_not_direction_of_mean_difference(contras
     assert torch.equal(alone.directions, beside.directions)
     assert alone.saw != beside.saw
     assert alone.threshold is None
-    assert beside.threshold is not None
+    assert torch.allclose(beside.clean_scores, beside.decision_function(clean), atol=1e-5)
 
 
 def test_pitfall_14_means_of_large_bf16_residuals_are_exact(contrast) -> None:

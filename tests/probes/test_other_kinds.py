@@ -72,7 +72,8 @@ def test_far_rows_are_far() -> None:
     along, across = np.eye(10)[9] * 8, np.eye(10)[0] * 8  # the same length, where clean rows vary much and little
     scores = monitor.decision_function(np.stack([np.zeros(10), along, across]))
     assert scores[0] < scores[1] < scores[2]
-    assert monitor.predict(clean).mean() == pytest.approx(0.01, abs=0.006)
+    fresh = rng.normal(size=(4000, 10)) * np.linspace(1, 5, 10)
+    assert 0 < monitor.predict(fresh).mean() < 0.03
 
 
 @pytest.mark.parametrize("side", [1, -1])

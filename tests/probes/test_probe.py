@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from defection.activations import DefectionError
-from defection.probes import MeanDifference, Probe, Projected, Whitened, load_probe
+from defection.activations import DefectionError, user_prompt
+from defection.probes import MeanDifference, Probe, Projected, UnlabelledTraffic, Whitened, load_probe
 from safetensors.torch import load_file, save_file
 
 
@@ -32,8 +32,9 @@ def test_a_saved_probe_gives_the_same_scores(estimator, contrast, clean, tests, 
 
 
 def test_a_saved_probe_keeps_all_that_is_known_of_it(probe, saved) -> None:
-    tensors = ("directions", "offsets", "scales")
+    tensors = ("directions", "offsets", "scales", "clean_scores")
     after = load_probe(saved)
+    assert all(torch.equal(getattr(probe, name), getattr(after, name)) for name in tensors)
     known = {name: value for name, value in vars(probe).items() if name not in tensors}
     assert known == {name: value for name, value in vars(after).items() if name not in tensors}
 
@@ -111,11 +112,58 @@ def test_without_a_choice_the_middle_layer_is_fixed(contrast, clean) -> None:
     assert Whitened().fit(contrast, clean=clean).probe_.fixed_layers == (2,)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
-def test_the_threshold_is_exceeded_by_the_asked_share_of_clean_prompts(probe, clean, rate) -> None:
-    flagged = (probe.score(clean) > probe.with_threshold(clean, rate).threshold).sum()
-    assert flagged <= round(rate * len(clean)) + 1
-    assert flagged >= round(rate * len(clean)) - 1
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+def test_the_threshold_is_exceeded_by_the_asked_share_of_clean_prompts(probe, tests, rate) -> None:
+    flagged = (probe.score(tests) > probe.with_threshold(tests, rate).threshold).sum()
+    assert flagged == int(rate * (len(tests) + 1) + 1e-9) - 1  # a new one is the missing one
+
+
+def test_an_alarm_that_cannot_be_promised_is_none(contrast, clean, tests, make_residuals) -> None:
+    """It takes 99 clean prompts to promise 1%, and there are 60."""
+    probe = Whitened().fit(contrast, clean=clean).probe_
+    assert probe.threshold is None
+    with pytest.raises(DefectionError, match=r"80 clean prompts cannot promise that at most 0\.01 .* takes 99"):
+        probe.with_threshold(tests)
+    for count, alarm in ((98, False), (99, True)):
+        prompts = [user_prompt(f"calm {row}", id=f"calm{row}") for row in range(count)]
+        values = torch.randn(count, 4, 12, generator=torch.Generator().manual_seed(5))
+        enough = Whitened().fit(contrast, clean=make_residuals(values, prompts)).probe_
+        assert (enough.threshold is not None) == alarm
+
+
+def test_pitfall_29_clean_prompts_that_the_fit_saw_are_refused_whatever_their_ids(probe, saved, clean, tests) -> None:
+    renamed = tuple(replace(p, id=f"line-{row}") for row, p in enumerate(clean.prompts))
+    shouted = tuple(replace(p, messages=(replace(p.messages[0], content=p.text.upper()),)) for p in renamed)
+    for read in (probe, load_probe(saved), probe.at((1,))):
+        for prompts, first in ((clean.prompts, "k0"), (renamed, "line-0"), (shouted, "line-0")):
+            seen = replace(clean, prompts=prompts)
+            with pytest.raises(DefectionError, match=f"fitted with clean prompt '{first}'.*--clean development"):
+                read.with_threshold(seen, 0.1)
+        read.with_threshold(replace(tests, prompts=tuple(replace(p, id="k0") for p in tests.prompts)), 0.1)
+
+
+def test_traffic_that_the_fit_saw_is_refused_too(contrast, clean, tests) -> None:
+    calm = tests.select(range(0, 80, 2))
+    probe = UnlabelledTraffic(draws=9).fit(contrast, clean=clean, traffic=calm).probe_
+    with pytest.raises(DefectionError, match="fitted with clean prompt 't0'"):
+        probe.with_threshold(calm, 0.1)
+
+
+def test_a_file_from_before_prompts_were_recorded_is_read(probe, tmp_path, tests) -> None:
+    old = replace(probe, clean_scores=None, seen=None, threshold=2.5)
+    rewrite(tmp_path / "old.safetensors", old, lambda header: {k: v for k, v in header.items() if k != "seen"})
+    read = load_probe(tmp_path / "old.safetensors")
+    assert (read.seen, read.clean_scores, read.threshold) == (None, None, 2.5)
+    assert torch.equal(read.score(tests), probe.score(tests))
+    assert read.clean_band() is None
+
+
+def test_the_clean_band_is_what_score_would_be_without_having_seen_them(contrast, clean) -> None:
+    probe = MeanDifference().fit(contrast, clean=clean, fixed_layers=(1, 2)).probe_
+    for layers in (None, (0, 3)):
+        assert torch.allclose(probe.clean_band(layers), probe.score(clean, layers), atol=1e-5)
+    with pytest.raises(DefectionError, match="not fitted at layer 9"):
+        probe.clean_band((9,))
 
 
 def test_a_missing_probe_is_refused(tmp_path) -> None:
@@ -165,6 +213,7 @@ def rewrite(path: Path, probe: Probe, change) -> None:
         pytest.param(lambda header: {k: v for k, v in header.items() if k != "layers"}, id="no layers"),
         pytest.param(lambda header: {**header, "model": {"name": "toy"}}, id="half a model"),
         pytest.param(lambda header: {**header, "layers": [0, 1]}, id="fewer layers than directions"),
+        pytest.param(lambda header: {**header, "seen": [["k0"]]}, id="prompts without fingerprints"),
     ],
 )
 def test_a_damaged_header_is_refused(saved, probe, change) -> None:

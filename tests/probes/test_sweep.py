@@ -51,7 +51,7 @@ def same_row(a: SweepRow, b: SweepRow) -> bool:
 
 
 def same_probes(a, b) -> bool:
-    tensors = ("directions", "offsets", "scales")
+    tensors = ("directions", "offsets", "scales", "clean_scores")
     return a.keys() == b.keys() and all(
         all(torch.equal(getattr(a[k], t), getattr(b[k], t)) for t in tensors)
         and {n: v for n, v in vars(a[k]).items() if n not in tensors}
