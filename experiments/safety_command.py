@@ -14,8 +14,8 @@ from ..training.persistence import check_schedule, persistence
 from ..training.records import read_organism
 from ..training.remeasure import Measuring
 from ..training.safety import Stage, safety_train
-from .evaluation import default_sets, evaluation_prompts
 from .persistence_figure import save_persistence_figure
+from .prompt_sets import default_sets, evaluation_prompts
 
 SHOWN = {
     "trigger_rate": "trigger rate",

@@ -13,7 +13,8 @@ from ..activations.files import Json, write_jsonl, write_text
 from ..activations.progress import progress_shown
 from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
 
-WATCHED_CLEAN = ("clean", "development")
+UNSEEN_CLEAN = ("development", "development-style", "clean")
+"""Of which those set the alarm of --tokens that the probe has not seen."""
 LEVEL = 0.01
 QUANTILE = "quantile"
 
@@ -28,9 +29,10 @@ def score_prompts(
         list[str] | None,
         typer.Option(
             "--clean",
-            help="Ordinary prompts, best others than the probe was fitted with; may be repeated. Adds to each score "
-            "`p_value`, the share of them (itself counted) that score as high, and `alarm`. " + PROMPTS_HELP,
-            show_default="none; with --tokens clean and development",
+            help="Ordinary prompts, others than the probe was fitted with (it refuses those), say development; may be "
+            "repeated. Adds to each score `p_value`, the share of them (itself counted) that score as high, and "
+            "`alarm`. " + PROMPTS_HELP,
+            show_default="none; with --tokens those of the shipped " + ", ".join(UNSEEN_CLEAN) + " that it has not seen",
         ),
     ] = None,
     false_alarms: Annotated[
@@ -102,9 +104,11 @@ def score_prompts(
     fitted = load_probe(probe)
     fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
     rows = load_prompts(prompts)
-    names = dict.fromkeys(clean or (WATCHED_CLEAN if tokens else ()))
-    calm = [prompt for name in names for prompt in load_prompts(name)]
-    if calm:
+    calm = [prompt for name in dict.fromkeys(clean or ()) for prompt in load_prompts(name)]
+    if tokens and not clean:
+        calm = _unseen(fitted)
+    fitted.refuse_seen(calm)
+    if tokens or calm:
         refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
     about: Json = {"path": str(out), "prompts": len(rows)}
     with progress_shown(not as_json):
@@ -122,7 +126,7 @@ def score_prompts(
         rang = f"of {false_alarms:g} or less" if alarm == QUANTILE else f"above their {alarm} bound at {false_alarms:g}"
         lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang}"]
     elif tokens is None and fitted.threshold is not None:
-        lines = [f"{about['alarms']} above the threshold that 1% of clean prompts exceed"]
+        lines = [f"{about['alarms']} above the threshold that 1% of new clean prompts exceed{_doubt(fitted)}"]
     if page is not None:
         write_text(page, tokens_html(found.tables(), threshold=found.threshold))
         about["page"] = str(page)
@@ -130,11 +134,26 @@ def score_prompts(
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
 
 
+def _unseen(probe: Probe) -> list[Prompt]:
+    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`."""
+    from ..activations.prompts import load_prompts
+
+    sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
+    seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen
+    return [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
+
+
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:
     """On how many rows the alarm rings: as they say, or above the probe's own threshold, if it has one."""
     if all("alarm" in row for row in rows):
         return sum(bool(row["alarm"]) for row in rows)
     return None if threshold is None else sum(bool(row["score"] > threshold) for row in rows)
+
+
+def _doubt(probe: Probe) -> str:
+    """What is wrong with the threshold of a file from before clean prompts were held out."""
+    told = probe.seen is not None
+    return "" if told else " (set on the prompts that shaped the probe, so many more may: fit it anew, or give --clean)"
 
 
 def _refuse_idle_alarm(alarm: str, false_alarms: float, *, by_prompt: bool, by_token: bool) -> None:

@@ -38,9 +38,12 @@ LEAST_FOR_SPREAD = 20
 def refuse_too_few(
     clean: Sequence[Prompt], level: float, forbidden: Sequence[str], *, halved: bool = False, alarm: str = "quantile"
 ) -> None:
-    """DefectionError when clean prompts hold what they may not, or are too few to promise so few false alarms."""
+    """DefectionError when clean prompts hold what they may not, or are too few to promise so few false alarms.
+
+    `halved` for `watch`, in which some of them say what is ordinary at each token.
+    """
     refuse_leaks(clean, forbidden, "clean prompt")
-    needed, there = least_clean_prompts(level), len(clean) // 2 if halved else len(clean)
+    needed, there = least_clean_prompts(level), ranked_prompts(len(clean), level) if halved else len(clean)
     if alarm != "quantile":
         needed = LEAST_FOR_SPREAD
     if there < needed:
@@ -49,6 +52,15 @@ def refuse_too_few(
             f"{there} clean prompts{half} cannot promise that at most {level:g} of ordinary ones ring: that takes "
             f"{needed}; give more by --clean, or allow more by --false-alarms"
         )
+
+
+def ranked_prompts(count: int, level: float) -> int:
+    """How many of so many clean prompts set the alarm of `watch`; the others say what is ordinary at each token.
+
+    Half, or as many more as the level needs and leave enough for a spread.
+    """
+    needed = least_clean_prompts(level)
+    return needed if count // 2 < needed <= count - LEAST_FOR_SPREAD else count // 2
 
 
 def score_rows(
@@ -62,8 +74,9 @@ def score_rows(
     """An object a prompt: id and score; beside clean prompts, also its conformal p-value and whether the alarm rings.
 
     The alarm rings for scores above the threshold that one of `ALARMS` sets at `level`: by `quantile`, for p-values of
-    at most that.
+    at most that. Raises DefectionError naming the first clean prompt that the probe was fitted with.
     """
+    probe.refuse_seen(clean)
     scores = probe.score(capture(model, prompts, layers=probe.layers, what="Reading prompts"))
     rows: list[Json] = [{"id": p.id, "score": score} for p, score in zip(prompts, scores.tolist(), strict=True)]
     if not clean:
@@ -131,14 +144,17 @@ class Watched:
 def watch(model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence[Prompt], how: Watch) -> Watched:
     """Score every token of every conversation, and say when the alarm rings.
 
-    Half of the clean prompts say what is ordinary at each token, the others set the alarm: the threshold that at most
-    `how.level` of new clean conversations pass anywhere. A conversation's `score` is its highest (of the lowest
-    `in_a_row` one after another); the p-value is that of the score.
+    Half of the clean prompts (`ranked_prompts`) set the alarm, the threshold that at most `how.level` of new clean
+    conversations pass anywhere; the others say what is ordinary at each token. A conversation's `score` is its highest (of the lowest
+    `in_a_row` one after another); the p-value is that of the score. Raises DefectionError naming the first clean prompt
+    that the probe was fitted with.
     """
+    probe.refuse_seen(clean)
     prompts, clean = with_replies(model, prompts, how.reply), with_replies(model, clean, how.reply)
     _refuse_unlike(prompts, clean)
     order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(SEED)).tolist()
-    ordinary, ranked = ([clean[row] for row in sorted(order[half::2])] for half in (0, 1))
+    split = len(clean) - ranked_prompts(len(clean), how.level)
+    ordinary, ranked = ([clean[row] for row in sorted(part)] for part in (order[:split], order[split:]))
     spans, clean_spans = _spans(model, prompts, how), _spans(model, ranked, how)
     onsets = [_onset(model, prompt, how.onset) for prompt in prompts]
     scale = token_scale(model, probe, ordinary)

