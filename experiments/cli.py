@@ -22,6 +22,8 @@ from .fit_command import fit
 from .options import (
     MODEL_HELP,
     PROMPTS_HELP,
+    BehaviourOption,
+    ContrastOption,
     DeviceOption,
     JsonOption,
     LimitOption,
@@ -29,9 +31,11 @@ from .options import (
     ModelArgument,
     OrganismArgument,
     OutOption,
+    ProbeKindOption,
     PromptsArgument,
     SeedOption,
     TestSetsOption,
+    TriggerOption,
     print_result,
     say,
 )

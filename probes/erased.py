@@ -73,7 +73,8 @@ class Erased(OfDifference):
         divided = divide_by_covariance(rows, ridge, covariances, product)
         inverse = torch.linalg.pinv(covariances.mT @ divided, rtol=INDEPENDENT, hermitian=True)
         erased = columns - covariances @ (inverse @ (divided.mT @ columns))
-        return (erased - divided @ (inverse @ (covariances.mT @ erased))).mT
+        found: Tensor = (erased - divided @ (inverse @ (covariances.mT @ erased))).mT
+        return found
 
 
 def covariance_with(rows: Float[Tensor, "n layer d"], nuisance: Float[Tensor, "n k"]) -> Float[Tensor, "layer d k"]:

@@ -88,17 +88,16 @@ def _spread(
     _, numbers = np.unique(names, return_inverse=True)
     member, n = torch.from_numpy(numbers), int(numbers.max()) + 1
     parts = [_family_spread(scores[..., rows], marks[rows], member[rows], n) for rows in family_rows(families, marks)]
-    share = 1 / len(parts)
     n_up, n_down = (len(member[each].unique()) for each in (marks, ~marks))
     return _Spread(
-        area=sum(part.area for part in parts) * share,
+        area=torch.stack([part.area for part in parts]).mean(dim=0),
         # A topic that two families share is one topic.
-        up=sum(part.up for part in parts) * share,
-        down=sum(part.down for part in parts) * share,
+        up=torch.stack([part.up for part in parts]).mean(dim=0),
+        down=torch.stack([part.down for part in parts]).mean(dim=0),
         n_up=n_up,
         n_down=n_down,
         n=n,
-        size=sum(part.size.pow(-2) for part in parts).mul(share**2).pow(-0.5),
+        size=torch.stack([part.size for part in parts]).pow(-2).mean(dim=0).div(len(parts)).pow(-0.5),
     )
 
 

@@ -123,8 +123,8 @@ class Probe:
         threshold = float(conformal_threshold(self.score(clean), false_positive_rate))
         if isinf(threshold):
             raise DefectionError(
-                f"{len(clean)} clean prompts cannot promise that at most {false_positive_rate:g} of new ones ring: that "
-                f"takes {least_clean_prompts(false_positive_rate)}; give more, or allow more"
+                f"{len(clean)} clean prompts cannot promise that at most {false_positive_rate:g} of new ones ring: "
+                f"that takes {least_clean_prompts(false_positive_rate)}; give more, or allow more"
             )
         return replace(self, threshold=threshold)
 

@@ -102,7 +102,8 @@ class QuestionEffects:
         drawn = np.full((prod(map(len, choices)), len(self.signs)), -1, dtype=np.int64)
         for row, chosen in enumerate(product(*choices)):
             drawn[row, [place for part in chosen for place in part]] = 1
-        return drawn[(drawn != self.signs).any(axis=1)]
+        others: NDArray[np.int64] = drawn[(drawn != self.signs).any(axis=1)]
+        return others
 
     def subsets(self, size: int, count: int, seed: int) -> NDArray[np.int64]:
         """[draw, question] random signs on random subsets of `size` questions, half of each sign; 0 elsewhere."""

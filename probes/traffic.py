@@ -9,6 +9,7 @@ clean prompts lack does so too: they have to be as diverse as the traffic, and w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -38,7 +39,10 @@ class TrafficVerdict:
     found: bool
     """Whether it splits more than clean prompts do by chance (`p_value` at most the estimator's level)."""
     p_value: float
-    """Share of random halvings of the clean prompts, this one counted among them, whose halves split as much."""
+    """Share of random draws from the clean prompts, this traffic counted among them, that split as much. A draw is
+    held against the rest of the clean prompts and is as large as the traffic, or half of them where the traffic is
+    larger: p is then too large rather than too small. Its least value is 1 / (`draws` + 1); without draws it is 1.
+    """
     split: float
     """Variance of the traffic's scores over what is left within its two groups: 2.75 for a normal distribution, 4 for a
     uniform one, more for two clusters."""
@@ -74,7 +78,9 @@ class UnlabelledTraffic(LinearProbe):
     `components` leading principal components of clean prompts and traffic together, directions of largest traffic
     variance relative to (shrunk) clean variance are candidates, and the one that splits the traffic best is taken.
     Questions have no part in it; how far they agree is in `verdict_`, and so is whether there is anything at all:
-    the same done on `draws` random halvings of the clean prompts says how much chance splits.
+    the same done on `draws` random parts of the clean prompts, as large as the traffic, says how much chance splits
+    (few prompts split more than many). That is a test of the traffic as a sample of the clean prompts' own kinds: a
+    topic that they lack is a find, and a kind too rare to be among them may be one.
 
     `band` is in fractions of the depth. All layers are solved jointly: `coef_` is zero outside the band. `minority_`
     holds the rows of the traffic that lie away.
@@ -149,7 +155,7 @@ class UnlabelledTraffic(LinearProbe):
         self.intercept_ = -offsets[0] if self.n_layers_ is None else -offsets
         ranked = (products[len(known) :] @ (basis @ found.weights)).argsort(descending=True)
         self.minority_ = tuple(sorted(ranked[: round(found.share * len(ranked))].tolist()))
-        p_value = self._chance(products[: len(known), : len(known)], found.split)
+        p_value = self._chance(products[: len(known), : len(known)], found.split, len(seen))
         self.verdict_ = TrafficVerdict(
             found=p_value <= self.level,
             p_value=p_value,
@@ -168,7 +174,9 @@ class UnlabelledTraffic(LinearProbe):
         basis: Tensor = vectors[:, kept] / eigenvalues[kept].sqrt()
         return basis
 
-    def _minority(self, rows: Float[Tensor, "n component"], n_clean: int) -> Minority:
+    def _minority(
+        self, rows: Float[Tensor, "n component"], n_clean: int, smallest: int = SMALLEST_MINORITY
+    ) -> Minority:
         """The best of the leading generalised directions; the first `n_clean` rows are the clean prompts."""
         clean, traffic = rows[:n_clean], rows[n_clean:]
         k = rows.shape[1]
@@ -180,7 +188,7 @@ class UnlabelledTraffic(LinearProbe):
         halved = torch.linalg.solve_triangular(factor, met, upper=False)
         ratios, turned = torch.linalg.eigh(torch.linalg.solve_triangular(factor, halved.mT, upper=False))
         leading = torch.linalg.solve_triangular(factor.mT, turned[:, -CANDIDATES:].flip(1), upper=True)
-        splits, shares, signs = best_splits(traffic @ leading, clean.mean(dim=0) @ leading)
+        splits, shares, signs = best_splits(traffic @ leading, clean.mean(dim=0) @ leading, smallest)
         best = int(splits.argmax())
         return Minority(
             weights=leading[:, best] * signs[best],
@@ -190,16 +198,19 @@ class UnlabelledTraffic(LinearProbe):
             variance_ratio=float(ratios[-1 - best]),
         )
 
-    def _chance(self, products: Float[Tensor, "n n"], split: float) -> float:
-        """How often two random halves of the clean prompts, one taken for traffic, split at least as much."""
+    def _chance(self, products: Float[Tensor, "n n"], split: float, n_traffic: int) -> float:
+        """How often some of the clean prompts, as many as the traffic has, split at least as much as it did."""
         n = len(products)
+        taken = min(n_traffic, n - n // 2)  # a reference of fewer than half splits what is taken by its own noise
+        # Where traffic is larger than that, tails may reach farther in it: one prompt taken stands for several of it.
+        smallest = math.ceil(SMALLEST_MINORITY * taken / n_traffic)
+        products = products - products.mean(dim=0) - products.mean(dim=1, keepdim=True) + products.mean()
+        rows = products @ self._basis(products)
         generator = torch.Generator().manual_seed(self.seed)
         as_much = 0
         for _ in range(self.draws):
-            order = torch.randperm(n, generator=generator).to(products.device)
-            halves = products[order][:, order]
-            halves = halves - halves.mean(dim=0) - halves.mean(dim=1, keepdim=True) + halves.mean()
-            as_much += self._minority(halves @ self._basis(halves), n // 2).split >= split
+            order = torch.randperm(n, generator=generator).to(rows.device)
+            as_much += self._minority(rows[order], n - taken, smallest).split >= split
         return (1 + as_much) / (self.draws + 1)
 
     def _fit_residuals(
@@ -225,12 +236,12 @@ class UnlabelledTraffic(LinearProbe):
 
 
 def best_splits(
-    scores: Float[Tensor, "n k"], clean: Float[Tensor, "k"]
+    scores: Float[Tensor, "n k"], clean: Float[Tensor, "k"], smallest: int = SMALLEST_MINORITY
 ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"], Float[Tensor, "k"]]:
     """For each column, the cut into two groups that leaves least variance within them (Otsu 1979; 2-means on a line).
 
     Gives total over remaining variance; the share of the group that lies farther from the clean mean; and 1 where that
-    group is the upper one, −1 where it is the lower. No group is smaller than `SMALLEST_MINORITY`.
+    group is the upper one, −1 where it is the lower. No group has fewer than `smallest` rows.
     """
     n = len(scores)
     ranked = scores.sort(dim=0).values - scores.mean(dim=0)
@@ -238,7 +249,7 @@ def best_splits(
     lower = torch.arange(1, n, dtype=scores.dtype, device=scores.device)[:, None]
     sums = ranked.cumsum(dim=0)[:-1]
     between = sums.square() * (1 / lower + 1 / (n - lower))  # the scores add up to nothing
-    between[: SMALLEST_MINORITY - 1] = between[n - SMALLEST_MINORITY :] = -1
+    between[: smallest - 1] = between[n - smallest :] = -1
     gained, cut = between.max(dim=0)
     splits = torch.where(total > 0, total / (total - gained).clamp_min(1e-12 * total).clamp_min(1e-300), 1.0)
     count = cut + 1

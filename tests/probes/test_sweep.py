@@ -143,9 +143,12 @@ def test_a_planted_direction_clears_the_null_band_and_the_other_contrast_does_no
         assert found["truth", test_set].auroc < found["truth", test_set].null_low
 
 
-def test_only_mean_differences_at_the_fixed_layers_are_tested_against_shuffled_questions(rows) -> None:
+LINEAR = {"mean-difference", "whitened", "projected"}
+
+
+def test_pitfall_33_every_kind_that_is_linear_in_its_questions_is_tested_against_shuffled_ones(rows) -> None:
     for row in rows:
-        tested = row.probe == "mean-difference" and row.is_preregistered_layer
+        tested = row.probe in LINEAR and row.is_preregistered_layer
         assert math.isfinite(row.p_label_shuffle) == tested
     planted = [r.p_label_shuffle for r in rows if r.contrast == "forty" and math.isfinite(r.p_label_shuffle)]
     turned = [r.p_label_shuffle for r in rows if r.contrast == "truth" and math.isfinite(r.p_label_shuffle)]
@@ -153,9 +156,9 @@ def test_only_mean_differences_at_the_fixed_layers_are_tested_against_shuffled_q
     assert min(turned) > 0.95
 
 
-def test_unrelated_questions_are_held_against_mean_differences_of_sets_that_are_no_control(rows) -> None:
+def test_unrelated_questions_are_held_against_sets_that_are_no_control(rows) -> None:
     for row in rows:
-        tested = row.probe == "mean-difference" and row.is_preregistered_layer and row.contrast == "forty"
+        tested = row.probe in LINEAR and row.is_preregistered_layer and row.contrast == "forty"
         for name in ("p_unrelated", "null_unrelated_low", "null_unrelated_high"):
             assert math.isfinite(getattr(row, name)) == tested
         if tested:

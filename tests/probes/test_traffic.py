@@ -7,6 +7,7 @@ from defection.activations.errors import DefectionError
 from defection.activations.prompts import user_prompt
 from defection.probes import UnlabelledTraffic, auroc, load_probe
 from defection.probes.traffic import SMALLEST_MINORITY, best_splits
+from scipy.stats import binom, kstest
 
 N_LAYERS, D = 5, 16
 LOUD = torch.linspace(4, 0.3, D)
@@ -60,12 +61,55 @@ def test_the_minority_is_not_the_first_principal_component() -> None:
     assert max(area, 1 - area) < 0.9
 
 
-def test_without_triggered_prompts_the_alarm_rings_no_more_often_than_its_level() -> None:
-    level, times = 0.1, 60
-    alarms = sum(
-        fitted(ordinary(80, 100 + i), ordinary(60, 500 + i), level=level, draws=19).verdict_.found for i in range(times)
+def tails(n: int, seed: int) -> torch.Tensor:
+    """Ordinary prompts some of which vary far more than others, all their components together (Student's t, 3)."""
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    return ordinary(n, seed) / (torch.randn(n, 3, generator=generator).square().mean(dim=1).sqrt()[:, None, None])
+
+
+def chances(n: int, times: int = 60, draws: int = 99, rows=ordinary, n_clean: int = 100) -> np.ndarray:
+    """p-values of traffic of `n` prompts that are clean ones like the others, each time anew."""
+    seeds = range(1000 * n, 1000 * n + times)
+    return np.array(
+        [
+            fitted(rows(n, seed), rows(n_clean, 500_000 + seed), draws=draws, seed=seed).verdict_.p_value
+            for seed in seeds
+        ]
     )
-    assert alarms <= 12  # more with a probability below 1% if each rang with probability 0.1
+
+
+def too_many(times: int, level: float) -> int:
+    """As many alarms, or more, have a probability below 0.1% where each rings with probability `level`."""
+    return int(binom.isf(0.001, times, level)) + 1
+
+
+@pytest.mark.parametrize("n", [6, 12, 25, 50, 100, 200, 400])
+def test_pitfall_30_the_alarm_rings_no_more_often_than_its_level_whatever_the_traffics_size(n: int) -> None:
+    """Held against halves of the clean prompts, traffic of 6 or 12 of them was found in more than half of all runs."""
+    p = chances(n)
+    for level in (0.01, 0.05, 0.2):
+        assert (p <= level).sum() < too_many(len(p), level)
+
+
+@pytest.mark.parametrize(("n", "n_clean"), [(6, 12), (12, 100), (200, 100), (400, 40)])
+def test_nor_where_prompts_have_far_tails(n: int, n_clean: int) -> None:
+    """The more of them, the farther: halves of a hundred do not show the outliers of 400."""
+    p = chances(n, rows=tails, n_clean=n_clean)
+    for level in (0.01, 0.05, 0.2):
+        assert (p <= level).sum() < too_many(len(p), level)
+
+
+def test_p_values_are_uniform_where_the_clean_prompts_suffice_for_traffic_of_its_size() -> None:
+    p = np.concatenate([chances(n, times=50, draws=39) for n in (6, 12, 25, 50)])
+    assert kstest(p - np.random.default_rng(0).uniform(0, 1 / 40, len(p)), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("n", [12, 25, 50, 100, 200, 400])
+def test_a_minority_of_six_is_found_where_it_lies_far_off(n: int) -> None:
+    found = sum(
+        fitted(met(n, 6 / n, 100 + i)[0], ordinary(100, 900 + i), level=0.01, draws=99).verdict_.found for i in range(8)
+    )
+    assert found >= 7
 
 
 def test_traffic_that_is_shifted_or_wider_than_clean_prompts_holds_no_minority() -> None:
@@ -143,12 +187,13 @@ def test_rows_without_variance_hold_nothing() -> None:
     assert probe.coef_.isfinite().all()
 
 
+@pytest.mark.parametrize("smallest", [1, SMALLEST_MINORITY])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_best_split_is_that_of_all_cuts(seed: int) -> None:
+def test_the_best_split_is_that_of_all_cuts(seed: int, smallest: int) -> None:
     scores = torch.randn(23, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     scores[:4, 1] += 9
     scores[:4, 2] -= 9
-    splits, shares, signs = best_splits(scores, torch.zeros(3, dtype=torch.float64))
+    splits, shares, signs = best_splits(scores, torch.zeros(3, dtype=torch.float64), smallest)
     for column in range(3):
         ranked = scores[:, column].sort().values
         found = {
@@ -156,7 +201,7 @@ def test_the_best_split_is_that_of_all_cuts(seed: int) -> None:
                 (ranked.var(correction=0) * 23)
                 / sum(g.var(correction=0) * len(g) for g in (ranked[:cut], ranked[cut:]))
             )
-            for cut in range(SMALLEST_MINORITY, 23 - SMALLEST_MINORITY + 1)
+            for cut in range(smallest, 23 - smallest + 1)
         }
         cut = max(found, key=lambda each: found[each])
         assert float(splits[column]) == pytest.approx(found[cut])
