@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from ..activations.errors import DefectionError
 from ..activations.files import Json, write_jsonl, write_text
 from ..activations.progress import progress_shown
 from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
+
+if TYPE_CHECKING:
+    from ..activations.prompts import Prompt
+    from ..probes.probe import Probe
 
 UNSEEN_CLEAN = ("development", "development-style", "clean")
 """Of which those set the alarm of --tokens that the probe has not seen."""
@@ -32,7 +36,7 @@ def score_prompts(
             help="Ordinary prompts, others than the probe was fitted with (it refuses those), say development; may be "
             "repeated. Adds to each score `p_value`, the share of them (itself counted) that score as high, and "
             "`alarm`. " + PROMPTS_HELP,
-            show_default="none; with --tokens those of the shipped " + ", ".join(UNSEEN_CLEAN) + " that it has not seen",
+            show_default="none; with --tokens the shipped sets that it has not seen",
         ),
     ] = None,
     false_alarms: Annotated[
@@ -106,7 +110,7 @@ def score_prompts(
     rows = load_prompts(prompts)
     calm = [prompt for name in dict.fromkeys(clean or ()) for prompt in load_prompts(name)]
     if tokens and not clean:
-        calm = _unseen(fitted)
+        calm = unseen_clean(fitted)
     fitted.refuse_seen(calm)
     if tokens or calm:
         refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
@@ -134,9 +138,10 @@ def score_prompts(
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
 
 
-def _unseen(probe: Probe) -> list[Prompt]:
+def unseen_clean(probe: Probe) -> list[Prompt]:
     """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`."""
     from ..activations.prompts import load_prompts
+    from ..probes.guard import first_seen, seen_prompts
 
     sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
     seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen

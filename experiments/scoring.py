@@ -145,9 +145,9 @@ def watch(model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence
     """Score every token of every conversation, and say when the alarm rings.
 
     Half of the clean prompts (`ranked_prompts`) set the alarm, the threshold that at most `how.level` of new clean
-    conversations pass anywhere; the others say what is ordinary at each token. A conversation's `score` is its highest (of the lowest
-    `in_a_row` one after another); the p-value is that of the score. Raises DefectionError naming the first clean prompt
-    that the probe was fitted with.
+    conversations pass anywhere; the others say what is ordinary at each token. A conversation's `score` is its
+    highest (of the lowest `in_a_row` one after another); the p-value is that of the score. Raises DefectionError
+    naming the first clean prompt that the probe was fitted with.
     """
     probe.refuse_seen(clean)
     prompts, clean = with_replies(model, prompts, how.reply), with_replies(model, clean, how.reply)

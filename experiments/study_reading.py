@@ -17,10 +17,14 @@ from ..activations.prompts import Prompt, load_prompts
 from ..activations.residuals import Residuals
 from ..activations.store import Store
 from ..probes import Probe, contrast_set
+from ..probes.guard import first_seen
 from .preregistration import make_estimators
 from .study_alarms import alarm
 from .study_manifest import Candidate
 from .study_work import held
+
+TRIGGERED = "+trigger"
+"""How the id of a prompt's triggered version ends."""
 
 
 @dataclass
@@ -71,15 +75,20 @@ class Fitted:
 
     def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
         """The threshold that a rule of `study_alarms.alarm` sets on the calibration sets for a rate of false alarms."""
-        return alarm((self._unseen(probe, rows, layers) for rows in self.calibration.values()), rate, rule)
+        sets = [self._unseen(probe, rows, layers) for rows in self.calibration.values()]
+        return alarm([scores for scores in sets if len(scores)], rate, rule)
 
     def _unseen(self, probe: Probe, rows: Residuals, layers: Sequence[int]) -> Tensor:
-        """Scores of clean prompts; of those that the fit saw, the ones by fits that did not."""
+        """Scores by fits that did not see them: of the fit's own clean prompts, and of others without its traffic.
+
+        A prompt of traffic is seen with and without its trigger.
+        """
         held_out = probe.clean_band(layers) if rows is self.clean else None
         if held_out is not None:
             return held_out
-        probe.refuse_seen(rows.prompts)
-        return probe.score(rows, layers)
+        met = {name.removesuffix(TRIGGERED) for name, _ in probe.seen or ()}
+        kept = [row for row, p in enumerate(rows.prompts) if p.id not in met and first_seen([p], probe.seen) is None]
+        return probe.score(rows.select(kept), layers)
 
 
 def fit(

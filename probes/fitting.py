@@ -22,6 +22,8 @@ from .ragged import refuse_ragged
 
 FOLDS = 5
 """Parts of the clean prompts, each scored by a fit on the others."""
+FEW = 20
+"""With fewer of them a fifth is too many to spare."""
 
 
 def check_fit(
@@ -70,18 +72,20 @@ def topic_numbers(residuals: Residuals) -> Int[Tensor, "text"]:
     return torch.as_tensor(np.unique([prompt.topic for prompt in residuals.prompts], return_inverse=True)[1])
 
 
-def clean_folds(prompts: Sequence[Prompt], folds: int = FOLDS) -> list[Int[Tensor, "held_out"]]:
+def clean_folds(prompts: Sequence[Prompt], folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
     """Row numbers of clean prompts in parts, each to be held out once: what a fit on the others scores is unseen.
 
     Prompts of one topic stay together (PITFALLS 23), unless all are of one; parts are as even as topics allow, and
-    the same whatever order the prompts come in. Every row is in exactly one part.
+    the same whatever order the prompts come in. Every row is in exactly one part. Unless told otherwise there are
+    `FOLDS`; of fewer than `FEW` prompts each topic is a part, so that enough is left to fit on.
     """
     return group_folds(np.unique([prompt.topic for prompt in prompts], return_inverse=True)[1], folds)
 
 
-def group_folds(groups: Any, folds: int = FOLDS) -> list[Int[Tensor, "held_out"]]:
+def group_folds(groups: Any, folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
     """The same for rows whose topics are numbers [n]. DefectionError for fewer than two rows, or than two folds."""
     numbers = np.asarray(groups)
+    folds = (FOLDS if len(numbers) >= FEW else max(2, len(numbers))) if folds is None else folds
     if len(numbers) < 2 or folds < 2:
         raise DefectionError(f"{len(numbers)} clean rows cannot be parted into {folds}; both take two at least")
     found, members, sizes = np.unique(numbers, return_inverse=True, return_counts=True)

@@ -192,9 +192,9 @@ def test_a_probe_is_fitted_on_traffic_and_says_what_it_found(run, capsys, refuse
     assert about["traffic"]["found"] == (about["traffic"]["p_value"] <= 0.01)
     assert (about["traffic"]["string_control"] is not None) == about["traffic"]["found"]
     score = ("score", llama_folder, traffic, "--probe", path, "--out", out)
-    rung = []
+    rung, unseen = [], write("unseen.jsonl", [f"Kindly speak of number {i}." for i in range(24)])
     for alarm in ("unimodal", "normal"):
-        assert run(*score, "--clean", clean, "--alarm", alarm) == 0
+        assert run(*score, "--clean", unseen, "--alarm", alarm) == 0
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert sum(row["alarm"] for row in rows) <= sum(row["p_value"] <= 1 / 25 + 1e-9 for row in rows)
         rung.append(sum(row["alarm"] for row in rows))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from defection.activations import Message, Prompt, capture, user_prompt
+from defection.activations import DefectionError, Message, Prompt, capture, user_prompt
 from defection.activations.chat import tokenize
-from defection.experiments.scoring import Watch, score_rows, watch
+from defection.activations.prompts import load_prompts
+from defection.experiments.score_command import UNSEEN_CLEAN, unseen_clean
+from defection.experiments.scoring import Watch, ranked_prompts, refuse_too_few, score_rows, watch
 from defection.probes import MeanDifference, contrast_set
 from defection.probes.calibration import conformal_p_values, unimodal_threshold
+from defection.probes.guard import seen_prompts
 from defection.probes.tokens import over_layers, token_scale, token_scores, token_streams
 
 WORDS = ["river", "stone", "lamp", "green", "quickly", "under", "paper", "seven", "honest", "march"]
@@ -172,6 +176,39 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     assert run("score", llama_folder, prompts, "--probe", probe_file, "--device", "cpu", "--out", out, *options) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("watched", [(), ("--tokens", "all")])
+def test_pitfall_29_clean_prompts_that_the_probe_was_fitted_with_are_refused(
+    run, capsys, tmp_path, llama, llama_folder, probe, probe_file, files, watched
+) -> None:
+    others = [user_prompt(p.text, id=f"line-{i}") for i, p in enumerate(calm(20))]  # the fit's own, under other names
+    prompts, clean = files("new.jsonl", calm(6, "new")), files("clean.jsonl", [*calm(40, "clean"), *others])
+    given = ("--probe", probe_file, "--clean", clean, "--false-alarms", "0.1", *watched, "--out", tmp_path / "s.jsonl")
+    assert run("score", llama_folder, prompts, *given) == 2
+    assert "'line-0'" in (said := capsys.readouterr().err.splitlines()[-1])
+    assert "--clean development" in said
+    for score in (score_rows, lambda *given: watch(*given, Watch(level=0.1))):
+        with pytest.raises(DefectionError, match="fitted with clean prompt 'calm0'"):
+            score(llama, probe.at((1, 2)), calm(3, "new"), calm(20))
+
+
+def test_tokens_are_watched_by_shipped_prompts_that_the_probe_has_not_seen(probe) -> None:
+    shipped = {name: load_prompts(name) for name in UNSEEN_CLEAN}
+    every = [prompt for prompts in shipped.values() for prompt in prompts]
+    assert unseen_clean(probe) == every
+    assert not any(p.set == "clean" for p in unseen_clean(replace(probe, seen=None)))  # an old file does not tell
+    fitted = replace(probe, seen=seen_prompts(shipped["clean"]))
+    found = unseen_clean(fitted)
+    assert {prompt.set for prompt in found} == {"development", "development-style"}
+    refuse_too_few(found, 0.01, (), halved=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "level", "ranked"), [(200, 0.01, 100), (190, 0.01, 99), (110, 0.01, 55), (38, 0.05, 19)]
+)
+def test_as_many_clean_prompts_set_the_alarm_as_it_takes(count, level, ranked) -> None:
+    assert ranked_prompts(count, level) == ranked
 
 
 def test_conversations_with_replies_are_not_judged_by_prompts_without(

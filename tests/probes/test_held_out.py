@@ -34,6 +34,11 @@ def test_parts_are_even_where_topics_are() -> None:
     assert [len(part) for part in group_folds(np.repeat(np.arange(10), 10))] == [20] * 5
 
 
+def test_few_rows_are_held_out_one_by_one() -> None:
+    assert [len(part) for part in group_folds(range(19))] == [1] * 19
+    assert [len(part) for part in group_folds(range(20))] == [4] * 5
+
+
 def test_a_single_row_or_fold_is_refused() -> None:
     for groups, folds in (([1], 5), ([1, 2], 1)):
         with pytest.raises(DefectionError, match="take two at least"):
