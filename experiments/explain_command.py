@@ -27,7 +27,7 @@ def explain_probe(
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "held-out",
     clean: Annotated[
         str, typer.Option("--clean", help=f"Clean prompts, which say what is ordinary at each token. {PROMPTS_HELP}")
-    ] = "clean",
+    ] = "development",
     layer: Annotated[
         list[int] | None,
         typer.Option(

@@ -44,7 +44,7 @@ def test_pitfall_29_the_fits_own_clean_prompts_set_an_alarm_by_what_other_fits_s
     assert alarm == float(conformal_threshold(probe.clean_band(LAYERS), 0.05))
     rang, seen = probe.score(sets["new"], LAYERS), conformal_threshold(probe.score(sets["clean"], LAYERS), 0.05)
     assert float((rang > alarm).double().mean()) < 0.08
-    assert float((rang > float(seen)).double().mean()) > 0.12
+    assert float((rang > float(seen)).double().mean()) > 0.1
 
 
 def test_pitfall_29_prompts_of_the_traffic_set_no_alarm_with_or_without_their_trigger(sets) -> None:
