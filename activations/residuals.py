@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,6 +86,21 @@ class Residuals:
         if layer not in self.layers:
             raise DefectionError(f"layer {layer} was not captured; these residuals hold {_spell(self.layers)}")
         return self.values[:, self.layers.index(layer)]
+
+
+def joined_residuals(parts: Sequence[Residuals]) -> Residuals:
+    """Prompts of several reads as one; DefectionError where these differ in model, layers, position or site."""
+    first = parts[0]
+    for part in parts[1:]:
+        same = (part.model, part.layers, part.position, part.site, part.offsets)
+        if same != (first.model, first.layers, first.position, first.site, None):
+            raise DefectionError("residuals of another model, or read otherwise, cannot be put together")
+    return replace(
+        first,
+        values=torch.cat([part.values.to(first.values) for part in parts]),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        n_tokens=tuple(count for part in parts for count in part.n_tokens),
+    )
 
 
 def offsets_of(counts: Sequence[int]) -> tuple[int, ...]:

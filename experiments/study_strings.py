@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,7 +51,6 @@ def control_strings(cell: Cell, choice: str) -> None:
                 rows.append(about | control.to_json())
         reader.forget()
     write_json(cell.folder / CONTROLS, {"schema_version": SCHEMA_VERSION, "key": _key(cell, choice), "controls": rows})
-    shutil.rmtree(cell.folder / "stores", ignore_errors=True)
     note_time(cell, "strings", time.monotonic() - started)
 
 

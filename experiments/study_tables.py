@@ -23,8 +23,8 @@ from .study_manifest import Goal
 Row = dict[str, Any]
 SCHEMA_VERSION = 1
 DIGITS = 16
-TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS) = (
-    *("scores", "curves", "rates", "goal", "traffic", "strings"),
+TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS, VERDICTS) = (
+    *("scores", "curves", "rates", "goal", "traffic", "strings", "verdicts"),
 )
 ALL = "all families"
 FIT = ("model", "candidate", "share", "draw")
@@ -50,6 +50,7 @@ def tables_of(study: Study) -> dict[str, list[Row]]:
             tables[STRINGS] += [about | row for row in string_rows(controls)]
             tables[RATES] += [about | row for row in _rates(records)]
             if role == "test":
+                tables[VERDICTS] += [about | row for row in study.verdicts(cell)]
                 tables[GOAL] += [about | row for row in goal_rows(scores, study.manifest.goal, claims)]
     marks = {"configuration": study.configuration[:DIGITS], "choice": study.choice[:DIGITS]}
     return {name: [row | marks for row in rows] for name, rows in tables.items()}

