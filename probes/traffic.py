@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,8 @@ SMALLEST_MINORITY = 3
 """Fewer prompts are outliers, of which ordinary traffic always has some."""
 CANDIDATES = 5
 """Leading generalised directions among which the one that splits the traffic best is taken."""
+AT_ONCE = 2**20
+"""Numbers of the draws that are solved together: a few megabytes."""
 DEAD = 1e-12
 """Components with a smaller share of the whole variance are rounding."""
 
@@ -141,6 +144,10 @@ class UnlabelledTraffic(LinearProbe):
         spread = (clean - centre[:, None]).square().mean(dim=(1, 2)).sqrt()
         scale = torch.where(spread > 0, spread, torch.ones_like(spread))
         known, seen = (((rows - centre[:, None]) / scale[:, None, None]).transpose(0, 1) for rows in (clean, traffic))
+        if not spread.any() and seen.any():
+            raise DefectionError(
+                "the clean prompts' activations do not differ: they cannot say what chance would split"
+            )
         pool = torch.cat([known, seen]).flatten(1)
         pool = pool - pool.mean(dim=0)
         products = pool @ pool.T
@@ -174,43 +181,56 @@ class UnlabelledTraffic(LinearProbe):
         basis: Tensor = vectors[:, kept] / eigenvalues[kept].sqrt()
         return basis
 
-    def _minority(
-        self, rows: Float[Tensor, "n component"], n_clean: int, smallest: int = SMALLEST_MINORITY
-    ) -> Minority:
+    def _minority(self, rows: Float[Tensor, "n component"], n_clean: int) -> Minority:
         """The best of the leading generalised directions; the first `n_clean` rows are the clean prompts."""
         clean, traffic = rows[:n_clean], rows[n_clean:]
-        k = rows.shape[1]
-        if k == 0:
+        if rows.shape[1] == 0:
             return Minority(rows.new_zeros(0), 1.0, 0.0, 1, 1.0)
-        ordinary, met = (torch.cov(part.T).reshape(k, k) for part in (clean, traffic))
-        ridge = (self.shrinkage * ordinary.trace() / k).clamp_min(1e-9 * met.trace() / k + 1e-300)
-        factor = torch.linalg.cholesky(ordinary + ridge * torch.eye(k, dtype=rows.dtype, device=rows.device))
-        halved = torch.linalg.solve_triangular(factor, met, upper=False)
-        ratios, turned = torch.linalg.eigh(torch.linalg.solve_triangular(factor, halved.mT, upper=False))
-        leading = torch.linalg.solve_triangular(factor.mT, turned[:, -CANDIDATES:].flip(1), upper=True)
-        splits, shares, signs = best_splits(traffic @ leading, clean.mean(dim=0) @ leading, smallest)
+        leading, ratios = self._leading(clean, traffic)
+        splits, shares, signs = best_splits(traffic @ leading, clean.mean(dim=0) @ leading)
         best = int(splits.argmax())
         return Minority(
             weights=leading[:, best] * signs[best],
             split=float(splits[best]),
             share=float(shares[best]),
             rank=best + 1,
-            variance_ratio=float(ratios[-1 - best]),
+            variance_ratio=float(ratios[best]),
         )
+
+    def _leading(
+        self, clean: Float[Tensor, "*draw n component"], traffic: Float[Tensor, "*draw m component"]
+    ) -> tuple[Float[Tensor, "*draw component candidate"], Float[Tensor, "*draw candidate"]]:
+        """Directions of largest traffic variance relative to (shrunk) clean variance, and that ratio, largest first."""
+        ordinary, met = (_covariance(part) for part in (clean, traffic))
+        k = clean.shape[-1]
+        mean, mean_met = (each.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None] / k for each in (ordinary, met))
+        ridge = (self.shrinkage * mean).clamp_min(1e-9 * mean_met + 1e-300)
+        factor = torch.linalg.cholesky(ordinary + ridge * torch.eye(k, dtype=clean.dtype, device=clean.device))
+        halved = torch.linalg.solve_triangular(factor, met, upper=False)
+        ratios, turned = torch.linalg.eigh(torch.linalg.solve_triangular(factor, halved.mT, upper=False))
+        leading = torch.linalg.solve_triangular(factor.mT, turned[..., -CANDIDATES:].flip(-1), upper=True)
+        return leading, ratios[..., -CANDIDATES:].flip(-1)
 
     def _chance(self, products: Float[Tensor, "n n"], split: float, n_traffic: int) -> float:
         """How often some of the clean prompts, as many as the traffic has, split at least as much as it did."""
         n = len(products)
-        taken = min(n_traffic, n - n // 2)  # a reference of fewer than half splits what is taken by its own noise
-        # Where traffic is larger than that, tails may reach farther in it: one prompt taken stands for several of it.
-        smallest = math.ceil(SMALLEST_MINORITY * taken / n_traffic)
         products = products - products.mean(dim=0) - products.mean(dim=1, keepdim=True) + products.mean()
         rows = products @ self._basis(products)
+        if rows.shape[1] == 0:
+            return 1.0
+        taken = min(n_traffic, n - n // 2)  # a reference of fewer than half splits what is taken by its own noise
+        # Traffic larger than that may reach farther into the tails: one prompt taken stands for several of its.
+        smallest = math.ceil(SMALLEST_MINORITY * taken / n_traffic)
         generator = torch.Generator().manual_seed(self.seed)
+        orders = (torch.randperm(n, generator=generator).to(rows.device) for _ in range(self.draws))
         as_much = 0
-        for _ in range(self.draws):
-            order = torch.randperm(n, generator=generator).to(rows.device)
-            as_much += self._minority(rows[order], n - taken, smallest).split >= split
+        while some := list(islice(orders, max(1, AT_ONCE // rows.numel()))):
+            drawn = rows[torch.stack(some)]
+            clean, traffic = drawn[:, : n - taken], drawn[:, n - taken :]
+            scores = (traffic @ self._leading(clean, traffic)[0]).transpose(0, 1)
+            columns = scores.flatten(1)
+            splits = best_splits(columns, columns.new_zeros(columns.shape[1]), smallest)[0].view(scores.shape[1:])
+            as_much += int((splits.amax(dim=1) >= split).sum())
         return (1 + as_much) / (self.draws + 1)
 
     def _fit_residuals(
@@ -233,6 +253,12 @@ class UnlabelledTraffic(LinearProbe):
         }
         self.probe_ = replace(self.probe_, parameters={**self.probe_.parameters, **about})
         return self
+
+
+def _covariance(rows: Float[Tensor, "*draw n k"]) -> Float[Tensor, "*draw k k"]:
+    """`torch.cov` of columns, for many draws at once."""
+    centred = rows - rows.mean(dim=-2, keepdim=True)
+    return centred.mT @ centred / (rows.shape[-2] - 1)
 
 
 def best_splits(

@@ -61,10 +61,10 @@ def test_the_minority_is_not_the_first_principal_component() -> None:
     assert max(area, 1 - area) < 0.9
 
 
-def tails(n: int, seed: int) -> torch.Tensor:
-    """Ordinary prompts some of which vary far more than others, all their components together (Student's t, 3)."""
+def far_tailed(n: int, seed: int) -> torch.Tensor:
+    """Ordinary prompts some of which lie far off, each in its own direction (a Cauchy distribution)."""
     generator = torch.Generator().manual_seed(10_000 + seed)
-    return ordinary(n, seed) / (torch.randn(n, 3, generator=generator).square().mean(dim=1).sqrt()[:, None, None])
+    return ordinary(n, seed) / torch.randn(n, 1, 1, generator=generator).abs()
 
 
 def chances(n: int, times: int = 60, draws: int = 99, rows=ordinary, n_clean: int = 100) -> np.ndarray:
@@ -91,17 +91,29 @@ def test_pitfall_30_the_alarm_rings_no_more_often_than_its_level_whatever_the_tr
         assert (p <= level).sum() < too_many(len(p), level)
 
 
-@pytest.mark.parametrize(("n", "n_clean"), [(6, 12), (12, 100), (200, 100), (400, 40)])
+@pytest.mark.parametrize(("n", "n_clean"), [(6, 12), (12, 100), (400, 100)])
 def test_nor_where_prompts_have_far_tails(n: int, n_clean: int) -> None:
-    """The more of them, the farther: halves of a hundred do not show the outliers of 400."""
-    p = chances(n, rows=tails, n_clean=n_clean)
+    """Outliers of which 400 prompts have three, half a hundred has one of at most."""
+    p = chances(n, rows=far_tailed, n_clean=n_clean)
     for level in (0.01, 0.05, 0.2):
         assert (p <= level).sum() < too_many(len(p), level)
 
 
-def test_p_values_are_uniform_where_the_clean_prompts_suffice_for_traffic_of_its_size() -> None:
+def test_p_values_are_about_uniform_for_traffic_of_at_most_half_the_clean_prompts() -> None:
     p = np.concatenate([chances(n, times=50, draws=39) for n in (6, 12, 25, 50)])
-    assert kstest(p - np.random.default_rng(0).uniform(0, 1 / 40, len(p)), "uniform").pvalue > 0.01
+    assert kstest(p, "uniform").statistic < 0.15
+
+
+def test_clean_prompts_that_do_not_vary_tell_nothing_of_chance() -> None:
+    with pytest.raises(DefectionError, match="do not differ"):
+        fitted(ordinary(50, 1), torch.ones(50, N_LAYERS, D))
+
+
+def test_draws_solved_a_few_at_a_time_say_the_same(monkeypatch) -> None:
+    p = fitted(ordinary(50, 1)).verdict_.p_value
+    monkeypatch.setattr("defection.probes.traffic.AT_ONCE", 5000)
+    assert fitted(ordinary(50, 1)).verdict_.p_value == p
+    assert 0.1 < p < 1
 
 
 @pytest.mark.parametrize("n", [12, 25, 50, 100, 200, 400])
@@ -183,7 +195,7 @@ def test_a_single_layer_is_a_band_of_its_own() -> None:
 def test_rows_without_variance_hold_nothing() -> None:
     """PITFALLS 16."""
     probe = fitted(torch.ones(50, N_LAYERS, D), torch.ones(50, N_LAYERS, D))
-    assert not probe.verdict_.found
+    assert probe.verdict_.p_value == 1
     assert probe.coef_.isfinite().all()
 
 
