@@ -97,8 +97,12 @@ def _wins_by_sort(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -
         wins[start : start + step] = once
 
     step = max(1, CHUNK // max(1, rows.shape[1]))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy sorts outside of the interpreter's lock
-        list(pool.map(count, range(0, len(rows), step)))
+    starts = range(0, len(rows), step)
+    if len(starts) == 1:  # a thread costs more than it brings
+        count(0)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy sorts outside of the interpreter's lock
+            list(pool.map(count, starts))
     return torch.from_numpy(wins).reshape(scores.shape[:-1])
 
 
