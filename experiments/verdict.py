@@ -59,7 +59,7 @@ class Maximum:
 
 @dataclass(frozen=True)
 class Threshold:
-    """What happens on a test set when the alarm is set so that 1% of clean calibration prompts would ring it."""
+    """What happens on a test set when the alarm is set so that at most 1% of new clean prompts would ring it."""
 
     false_positives: int
     n_negative: int

@@ -192,7 +192,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """An estimator of the same kind for rows of the same shape, yet to be fitted."""
         other: Self = clone(self)
         if "draws" in other.get_params(deep=False):
-            other.set_params(draws=0)  # of halvings that say how far chance would go: one verdict is enough
+            other.set_params(draws=0)  # of those that say how far chance would go: one verdict is enough
         other.n_layers_, other.n_features_in_, other.classes_ = self.n_layers_, self.n_features_in_, self.classes_
         return other
 

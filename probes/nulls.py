@@ -1,4 +1,6 @@
-"""What a direction, or a label, that knows nothing reaches: the band a probe must clear, and the p-value it earns.
+"""What a direction, or a label, that knows nothing reaches: a band for pictures and tables, and p-values of cells.
+
+The verdict rests on neither: its p-values are of the mean over families (`randomisation`).
 
 Directions are drawn on the host, so that a seed means the same on every device, and multiplied where the rows lie.
 """
