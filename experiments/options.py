@@ -17,12 +17,13 @@ PROMPTS_HELP = (
     "development-style, held-out, unseen-style."
 )
 PROBES_HELP = (
-    "Kind of probe: mean-difference, whitened, projected, erased, logistic, logistic-cv, ridge, pca, pair-pca, ccs, "
-    "question-ensemble, or pc1, which sees clean prompts alone, or, of fit with --traffic, unlabelled-traffic."
+    "Kind of probe: average (of the next three), mean-difference, whitened, projected, erased, logistic, logistic-cv, "
+    "ridge, pca, pair-pca, ccs, question-ensemble, or pc1, which sees clean prompts alone, or, of fit with --traffic, "
+    "unlabelled-traffic."
 )
 CONTRAST_HELP = (
     "Questions: six, forty, hundred, persona, truth, ambiguous or a JSONL file; NAME-carried reads the answer one turn "
-    "later, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently."
+    "later, six+forty joins sets, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently."
 )
 
 OutOption = Annotated[

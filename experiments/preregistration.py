@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..probes.contrast_sets import CONTROLS, contrast_set
+from ..probes.ensembles import ProbeAverage
 from ..probes.estimator import LinearProbe
 from ..probes.formats import split_format
 from ..probes.judgement import Rule
 from ..probes.layer_choice import LayerChoice, stretch_of_layers
 from ..probes.registry import estimator
 
-MAIN = "projected"
+MAIN = "average"
 """The estimator a verdict rests on, and what commands fit unless told otherwise."""
-QUESTIONS = "forty-sentence-carried"
+QUESTIONS = "six+forty-sentence-carried"
 """The question set it is fitted on."""
 
 
@@ -42,6 +44,16 @@ class Preregistration:
     rule: Rule = field(default_factory=Rule)
     traffic: MixedTraffic | None = None
     """What the second league, unlabelled traffic, is fitted on; None: it is left out."""
+
+    def contrasts_of(self, estimator: str) -> tuple[str, ...]:
+        """The question sets that a kind of probe is fitted on: an average of others only on those put as the main one.
+
+        It costs as much as its members together, and they are there.
+        """
+        if estimator != ProbeAverage.name:
+            return self.contrasts
+        suffix = split_format(self.contrast)[1]
+        return tuple(name for name in self.contrasts if split_format(name)[1] == suffix)
 
     @property
     def probe(self) -> str:
@@ -81,7 +93,7 @@ def default_preregistration(
     make_estimators((estimator,))
     contrast_set(contrast)
     _, suffix = split_format(contrast)
-    sets = ("six", "forty", *CONTROLS)
+    sets = ("six", "forty", *CONTROLS)  # a joined set's own parts among them: they are read once
     return Preregistration(
         estimator=estimator,
         contrast=contrast,
@@ -109,5 +121,5 @@ def make_estimators(names: tuple[str, ...]) -> list[LinearProbe]:
 
 
 def probe_name(estimator: str, contrast: str) -> str:
-    """Stem of a probe's file."""
-    return f"{estimator}.{contrast}"
+    """Stem of a probe's file; of questions in a file the file's name."""
+    return f"{estimator}.{Path(contrast).name}"

