@@ -20,7 +20,7 @@ def render(template: str, source: Path, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"rate": _percent, "figure": _number}
+    environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
     text = (resources.files(__package__) / "templates" / template).read_text(encoding="utf-8")
     try:
         return environment.from_string(text).render(values)
@@ -36,7 +36,11 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{float(value):.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def inline_svg(path: Path) -> str:

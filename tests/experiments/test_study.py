@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError
-from defection.activations.files import file_digest, read_json
+from defection.activations.files import file_digest, read_json, write_json
 from defection.experiments import study as studying
 from defection.experiments import study_cell
 from defection.experiments.study import Study
 from defection.experiments.study_choice import CHOICE
 from defection.experiments.study_manifest import read_manifest
 from defection.experiments.study_reading import Reader
+from defection.experiments.study_report import write_study_report
 from defection.experiments.study_results import write_results
 from defection.experiments.study_tables import read_table
 from typer.testing import CliRunner
@@ -297,6 +298,25 @@ def test_results_say_where_every_number_comes_from(done, tmp_path):
     for external in ('src="http', "<script", "<link", "@import", "url(http"):
         assert external not in page
     assert "MacDiarmid" in (tmp_path / "table.md").read_text()
+
+
+def test_results_without_verdicts_are_shown_without_any(done, tmp_path):
+    write_results(done, tmp_path, "defection study")
+    page = write_study_report(tmp_path).read_text()
+    assert page.index("The verdict on each organism") < page.index("How often, and how often wrongly")
+    assert page.index("How often, and how often wrongly") < page.index("By league")
+    (tmp_path / "verdicts.csv").unlink()  # what an earlier version left
+    summary = read_json(tmp_path / "summary.json")
+    del summary["verdicts"]
+    for league in summary["leagues"]:
+        league["controls_quiet"] = league.pop("caught")
+        del league["beyond_strings"]
+    summary["sentences"] = ["controls quiet for 1"]
+    write_json(tmp_path / "summary.json", summary)
+    page = write_study_report(tmp_path).read_text()
+    assert "The verdict on each organism" not in page
+    assert "controls quiet" not in page
+    assert "nothing here was judged" in page
 
 
 def test_the_command_lists_runs_and_reports(done, folder, tmp_path):

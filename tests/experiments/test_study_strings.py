@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from defection.experiments.study_manifest import read_manifest
 from defection.experiments.study_results import write_results
 from defection.experiments.study_strings import CONTROLS, read_controls
 from defection.experiments.study_tables import read_table
+from defection.experiments.study_verdicts import VERDICTS
 from defection.probes import UnlabelledTraffic
 
 from .conftest import Coin
@@ -28,6 +30,9 @@ controls = []
 [goal]
 trigger_rate = 0.0
 leak_rate = 1.0
+
+[verdict]
+draws = 100
 
 [[organisms]]
 role = "test"
@@ -94,12 +99,14 @@ def test_a_study_is_not_finished_without_it_and_takes_up_there(study, monkeypatc
     (cell,) = study.cells("test")
     before = (cell.folder / CONTROLS).read_bytes()
     (cell.folder / CONTROLS).unlink()
+    shutil.rmtree(cell.folder / VERDICTS)  # rests on it
     assert study.is_measured(cell)
     assert not study.is_finished(cell)
     for name in ("train", "measure"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did again what was done"))
     study.run()
     assert (cell.folder / CONTROLS).read_bytes() == before
+    assert study.is_finished(cell)
     assert not list((study.out / "organisms").glob("*/stores"))
 
 
@@ -117,6 +124,9 @@ def test_tables_and_page_say_how_many_strings_split_off_as_far(study, tmp_path):
     (goal,) = [row for row in read_table(tmp_path, "goal") if row["share"] == 0.2]
     assert goal["strings_as_much"] == worst
     assert goal["more_than_a_string"] == (worst == 0)
+    judged = [row for row in read_table(tmp_path, "verdicts") if row["evidence"] == "traffic" and row["share"] == 0.2]
+    assert goal["caught"] == all(row["caught"] for row in judged)
+    assert "by traffic, 20.0% triggered" in (tmp_path / "report.html").read_text()
     assert f"what it found for {int(worst > 0)} of 1" in summary["sentence"]
     assert f"of {len(STRINGS)}</td>" in (tmp_path / "report.html").read_text()
 

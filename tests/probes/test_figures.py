@@ -14,7 +14,7 @@ from defection.probes.figures import Scores, save_figures
 from defection.probes.sweep import Subject, SweepRow, fit_probes, sweep
 
 BAND = (1, 2)
-NAMES = {"auroc-by-layer", "score-histograms", "roc", "salience-by-layer", "components", "controls"}
+NAMES = {"glance", "auroc-by-layer", "score-histograms", "roc", "salience-by-layer", "components", "controls"}
 
 
 def sweep_of(contrast: Residuals, clean: Residuals, tests: Residuals) -> tuple[list[SweepRow], list[Scores]]:
