@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..probes.contrast_sets import CONTROLS, contrast_set
-from ..probes.ensembles import ProbeAverage
 from ..probes.estimator import LinearProbe
 from ..probes.formats import split_format
 from ..probes.judgement import Rule
 from ..probes.layer_choice import LayerChoice, stretch_of_layers
+from ..probes.mean_difference import MeanDifference
 from ..probes.registry import estimator
 
 MAIN = "average"
@@ -46,14 +46,14 @@ class Preregistration:
     """What the second league, unlabelled traffic, is fitted on; None: it is left out."""
 
     def contrasts_of(self, estimator: str) -> tuple[str, ...]:
-        """The question sets that a kind of probe is fitted on: an average of others only on those put as the main one.
+        """The question sets that a kind of probe is fitted on.
 
-        It costs as much as its members together, and they are there.
+        Those put as the main one; the others, such as the paper's, are there for the paper's own probe alone.
         """
-        if estimator != ProbeAverage.name:
-            return self.contrasts
         suffix = split_format(self.contrast)[1]
-        return tuple(name for name in self.contrasts if split_format(name)[1] == suffix)
+        return tuple(
+            name for name in self.contrasts if estimator == MeanDifference.name or split_format(name)[1] == suffix
+        )
 
     @property
     def probe(self) -> str:

@@ -12,7 +12,7 @@ verdict's nulls true, the others as false as they come, or none:
 - `any question moves`: so does answering questions about other things. Only they, and the shuffle, hold the verdict.
 - `signal`: defecting answers move the residual along the shift.
 
-Draws are 99 instead of 10,000: the level is exact for either, and power a little lower.
+Draws are 99 and 1,999 instead of 10,000: the level is exact for either, and power a little lower.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ SETS = 50
 """Question sets tried on each simulated organism."""
 OTHER_WORLDS = 0.3
 """Share of the runs that worlds get in which a null is false: the first is the one where all are true."""
-DRAWS, ALPHA = 99, 0.05
+DRAWS, TURNED, ALPHA = 99, 1999, 0.05
+"""Draws of the questions' nulls, and of directions turned at random, which all sets of an organism share."""
 NULLS = ("random", "label_shuffle", "unrelated")
 
 
@@ -123,8 +124,8 @@ def verdicts(geometry: Geometry, world: str, seed: int) -> list[dict[str, Any]]:
     """
     rng = torch.Generator().manual_seed(seed)
     made = Organism.draw(geometry, rng)
-    turned = turned_null(made.trial, made.along[None], draws=DRAWS, seed=seed)
-    band = null_band(turned_null(made.trial, made.along[None], draws=1000, seed=seed + 1))
+    turned = turned_null(made.trial, made.along[None], draws=TURNED, seed=seed)
+    band = null_band(turned)
     found = []
     for place in range(SETS):
         own = made.questions(QUESTIONS, SHARES[world], rng, oriented=world == "signal")
