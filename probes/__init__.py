@@ -12,6 +12,8 @@ from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .intervals import delong_interval, paired_difference
+from .judgement import Judgement, Rule, judge
+from .judging import Outcomes, judge_questions
 from .logistic import LogisticProbe, LogisticProbeCV
 from .mean_difference import MeanDifference
 from .metrics import auroc, partial_auroc, tpr_at_fpr
@@ -35,6 +37,7 @@ __all__ = [
     "Erased",
     "Evidence",
     "FirstComponent",
+    "Judgement",
     "LayerEnsemble",
     "LinearProbe",
     "LogisticProbe",
@@ -42,6 +45,7 @@ __all__ = [
     "MLPProbe",
     "Mahalanobis",
     "MeanDifference",
+    "Outcomes",
     "PCAProbe",
     "PairPCAProbe",
     "Probe",
@@ -51,6 +55,7 @@ __all__ = [
     "QuestionEnsemble",
     "Ragged",
     "RidgeProbe",
+    "Rule",
     "TrafficVerdict",
     "UnlabelledTraffic",
     "Whitened",
@@ -62,6 +67,8 @@ __all__ = [
     "contrast_set",
     "delong_interval",
     "difference",
+    "judge",
+    "judge_questions",
     "label_shuffle_null",
     "load_probe",
     "paired_difference",

@@ -158,7 +158,7 @@ class Judgement:
             if value is None:
                 found.append(f"whether {self.nulls[name]} would do as well was not tested for this kind of probe")
             elif value > alpha:
-                found.append(f"{self.nulls[name]} does as well in {value:.1%} of draws, more than {alpha:.0%}")
+                found.append(f"{self.nulls[name]} would do as well in {value:.1%} of draws, more than {alpha:.0%}")
         for name, gap in self.gaps.items():
             if gap is None:
                 found.append(f"no {name} was given, so whether the probe would read the same on it was not asked")
