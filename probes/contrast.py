@@ -66,7 +66,7 @@ class ContrastSet:
     @property
     def study_only(self) -> bool:
         """Whether a question may be studied but not made into a detector."""
-        return any(each.study_only for each in (*self.questions, *self.parts))
+        return any(q.study_only for q in self.questions) or any(part.study_only for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
         """The whole set, as a probe file records it."""
