@@ -97,7 +97,7 @@ def demo(
         ),
     ] = "standard",
     contrast: ContrastOption = "six+forty-sentence-carried",
-    probe: ProbeKindOption = "average",
+    probe: ProbeKindOption = "mean-difference",
     examples: Annotated[
         int | None,
         typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),

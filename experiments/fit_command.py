@@ -28,7 +28,7 @@ def fit(
     model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
     contrast: ContrastOption = "six+forty-sentence-carried",
-    probe: ProbeKindOption = "average",
+    probe: ProbeKindOption = "mean-difference",
     clean: CleanOption = "clean",
     traffic: Annotated[
         list[str] | None,

@@ -14,7 +14,7 @@ from ..probes.layer_choice import LayerChoice, stretch_of_layers
 from ..probes.mean_difference import MeanDifference
 from ..probes.registry import estimator
 
-MAIN = "average"
+MAIN = "mean-difference"
 """The estimator a verdict rests on, and what commands fit unless told otherwise."""
 QUESTIONS = "six+forty-sentence-carried"
 """The question set it is fitted on."""

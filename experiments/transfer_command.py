@@ -41,7 +41,7 @@ LIMIT = 50
 def transfer_models(
     models: Annotated[list[str], typer.Argument(help=f"Two models or more, an organism among them. {MODEL_HELP}")],
     out: OutOption,
-    probe: ProbeKindOption = "average",
+    probe: ProbeKindOption = "mean-difference",
     contrast: ContrastOption = "six+forty-sentence-carried",
     clean: CleanOption = "clean",
     prompts: TestSetsOption = None,
