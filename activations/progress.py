@@ -35,6 +35,11 @@ def progress_shown(visible: bool = True) -> Iterator[None]:
         _visible.reset(token)
 
 
+def progress_visible() -> bool:
+    """Whether bars are shown here; a process started from here is to be told."""
+    return _visible.get()
+
+
 @contextlib.contextmanager
 def progress(what: str, total: float, unit: str = "") -> Iterator[Bar]:
     """A bar for `total` units of work; call the result with how much was done."""

