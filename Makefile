@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	BIN=$(BIN) sh tests/typecheck.sh
+	BIN=$(BIN) sh tests/structure.sh
 
 # Plain (not editable) installs go stale; the marker depends on every file that is installed.
 SOURCES := pyproject.toml constraints.txt $(shell find activations training probes experiments -type f -not -path '*/__pycache__/*')

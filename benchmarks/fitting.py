@@ -27,8 +27,8 @@ import numpy as np
 import scipy.linalg
 import torch
 from common import interleaved, main
-from defection.probes.registry import estimators
-from defection.probes.whitened import Whitened
+from defection.probes.estimators.registry import estimators
+from defection.probes.estimators.whitened import Whitened
 from numpy.typing import NDArray
 from sklearn.covariance import OAS, LedoitWolf
 from sklearn.decomposition import PCA

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from common import Records, main, medians, spread
-from defection.probes.metrics import auroc, bootstrap_aurocs
+from defection.probes.statistics.metrics import auroc, bootstrap_aurocs
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 from common import Records, interleaved, main
 from defection.activations import Message, Model, Prompt, capture, load_model, load_prompts
-from defection.activations.batching import plan_batches
-from defection.activations.chat import tokenize
-from defection.activations.memory import CPU_BATCH_TOKENS
+from defection.activations.basics.memory import CPU_BATCH_TOKENS
+from defection.activations.prompts.chat import tokenize
+from defection.activations.reading.batching import plan_batches
 from torch import Tensor
 
 SYSTEM = (

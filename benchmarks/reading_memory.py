@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from common import Records, main, spread
 from defection.activations import Model, capture
-from defection.activations.chat import tokenize
-from defection.activations.memory import give_back_memory
+from defection.activations.basics.memory import give_back_memory
+from defection.activations.prompts.chat import tokenize
 from reading import bare_forward, model_to_read, prompts_of
 
 DTYPE = "bf16"

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 from common import Records, main, medians, spread
-from defection.activations.plan import Plan, shard_rows
-from defection.activations.prompts import user_prompt
-from defection.activations.store import BATCH_ROWS, Store, open_store
-from defection.activations.writing import write_store
+from defection.activations.prompts.prompts import user_prompt
+from defection.activations.stores.plan import Plan, shard_rows
+from defection.activations.stores.store import BATCH_ROWS, Store, open_store
+from defection.activations.stores.writing import write_store
 
 LAYERS, D_MODEL = 30, 576
 ROW_BYTES = LAYERS * D_MODEL * 2

@@ -1,6 +1,6 @@
 """The whole way from a base model to a report, and the `defection` command."""
 
-from .demo import DemoConfig, run_demo
-from .evaluation import evaluate_organism, sweep_organism
+import lazy_loader
 
-__all__ = ["DemoConfig", "evaluate_organism", "run_demo", "sweep_organism"]
+# Names are imported when they are first used (PEP 562): torch and transformers take seconds. `__init__.pyi` lists them.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

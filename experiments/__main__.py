@@ -1,5 +1,5 @@
 """`python -m defection.experiments …` is `defection …`, for launchers that want a module."""
 
-from .cli import main
+from .commands.cli import main
 
 main()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from defection.activations.models import Model, load_model
-from defection.activations.plan import Plan
-from defection.activations.prompts import Message, Prompt, user_prompt
-from defection.activations.store import Store
-from defection.activations.writing import write_store
+from defection.activations.models.load import load_model
+from defection.activations.models.model import Model
+from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.stores.plan import Plan
+from defection.activations.stores.store import Store
+from defection.activations.stores.writing import write_store
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from defection.activations.models import Model, wrap
+from defection.activations.models.model import Model
+from defection.activations.models.wrap import wrap
 from torch import Tensor
 
 WINDOW = 24

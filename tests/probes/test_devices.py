@@ -14,24 +14,13 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import Residuals
-from defection.activations.capture import capture
-from defection.activations.models import load_model
-from defection.activations.prompts import user_prompt
+from defection.activations.models.load import load_model
+from defection.activations.prompts.prompts import user_prompt
+from defection.activations.reading.capture import capture
 from defection.probes import MeanDifference, Projected, Whitened
-from defection.probes.baselines import first_component_scores, norm_scores
-from defection.probes.chance import chance
-from defection.probes.contrast_sets import contrast_set
-from defection.probes.intervals import bootstrap_difference, delong_interval, paired_difference
-from defection.probes.metrics import (
-    auroc,
-    bootstrap_aurocs,
-    fpr_threshold,
-    partial_auroc,
-    salience,
-    tpr_above,
-    tpr_at_fpr,
-)
-from defection.probes.nulls import (
+from defection.probes.evidence.baselines import first_component_scores, norm_scores
+from defection.probes.evidence.chance import chance
+from defection.probes.evidence.nulls import (
     best_layer,
     covariance_directions,
     null_aurocs,
@@ -41,9 +30,21 @@ from defection.probes.nulls import (
     permuted_label_aurocs,
     random_directions,
 )
-from defection.probes.partial import partial_auroc_interval
-from defection.probes.shuffles import effects_of, label_shuffle_null, unrelated_question_null
-from defection.probes.sweep import Subject, SweepRow, fit_probes, sweep
+from defection.probes.evidence.shuffles import effects_of, label_shuffle_null, unrelated_question_null
+from defection.probes.evidence.sweep import Subject, fit_probes, sweep
+from defection.probes.evidence.sweep_table import SweepRow
+from defection.probes.questions.contrast_sets import contrast_set
+from defection.probes.statistics.intervals import bootstrap_difference, delong_interval, paired_difference
+from defection.probes.statistics.metrics import (
+    auroc,
+    bootstrap_aurocs,
+    fpr_threshold,
+    partial_auroc,
+    salience,
+    tpr_above,
+    tpr_at_fpr,
+)
+from defection.probes.statistics.partial import partial_auroc_interval
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))

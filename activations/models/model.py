@@ -1,0 +1,115 @@
+"""A decoder ready to be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..basics.errors import DefectionError
+from .locate import ModelFiles
+from .reach import reach
+from .sites import middle_modules
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a residual vector, or a probe, must say about where it comes from."""
+
+    name: str
+    fingerprint: str
+    """Of the weights; see `ModelFiles.fingerprint`."""
+    template: str
+    """Of the tokenizer and chat template; see `template_fingerprint`."""
+
+
+@dataclass
+class Model:
+    """A decoder ready to be read: weights with any adapter merged in, its tokenizer, and who it is."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: ModelIdentity
+    files: ModelFiles | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the forward pass runs in."""
+        dtype: torch.dtype = next(self.network.parameters()).dtype
+        return dtype
+
+    @cached_property
+    def weight_bytes(self) -> dict[torch.device, int]:
+        """Of the parameters on each device; Hugging Face's `device_map` spreads a large model over several."""
+        sizes: dict[torch.device, int] = {}
+        for parameter in self.network.parameters():
+            size = parameter.numel() * parameter.element_size()
+            sizes[parameter.device] = sizes.get(parameter.device, 0) + size
+        return sizes
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's blocks; the residual stream is what each returns."""
+        return decoder_blocks(self.network)
+
+    @cached_property
+    def middles(self) -> list[nn.Module]:
+        """The child of each block that is given the stream between attention and MLP; see `sites.middle_modules`."""
+        return middle_modules(self.network, self.blocks)
+
+    @cached_property
+    def reach(self) -> int:
+        """Over how many tokens every layer attends; 0 where layers carry a running state (`prefixes.reach`)."""
+        return reach(self.network)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether keys and values can stand for what prompts share; otherwise each prompt is computed whole."""
+        return self.reach > 0
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.network.config.get_text_config().hidden_size)
+
+    @property
+    def context_length(self) -> int:
+        """The longest prompt the model takes, in tokens."""
+        config = self.network.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def middle_layer(self) -> int:
+        """`n_layers // 2`: the layer of MacDiarmid et al. 2024."""
+        return self.n_layers // 2
+
+
+def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of a Hugging Face decoder, whatever the family calls them (`layers`, `h`, `blocks`).
+
+    They are the one ModuleList as long as the config's `num_hidden_layers`.
+    Raises DefectionError when there is none, or more than one.
+    """
+    expected = int(network.config.get_text_config().num_hidden_layers)
+    inner = network.get_decoder() if hasattr(network, "get_decoder") else network
+    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child) == expected]
+    if len(lists) != 1:
+        raise DefectionError(
+            f"{type(network).__name__} has {len(lists)} module lists of {expected} blocks, so its residual stream "
+            "cannot be told apart; only plain decoders can be read"
+        )
+    return list(lists[0])

@@ -1,0 +1,1 @@
+"""Prompts, how a model is given them, and the positions at which they are read."""

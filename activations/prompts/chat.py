@@ -1,0 +1,99 @@
+"""From a prompt to token ids: the model's own chat template, or plain `Human:` / `Assistant:`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..basics.errors import DefectionError
+from .prompts import Prompt
+
+NEXT_TURN = "\nHuman:"
+"""Where a model without a chat template goes on to speak for the human, its reply is over."""
+LOOK_BACK = 8
+"""Tokens within which `NEXT_TURN` is looked for; byte-level tokens spell it in as many."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text the model is given: up to where it would reply, or to the end of a reply already begun."""
+    return "".join(opening_and_reply(tokenizer, prompt))
+
+
+def opening_and_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
+    """The text up to where the model replies, and the reply already begun ("" without one).
+
+    Raises DefectionError for a conversation without a user message, or one that the chat template refuses.
+    """
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    if not turns:
+        raise DefectionError(f"prompt {prompt.id!r} holds only a reply; a user message must come before it")
+    if tokenizer.chat_template is None:
+        return _plain(turns) + (" " if begun else ""), begun
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise errors of many kinds, most of them jinja2's
+        raise DefectionError(f"prompt {prompt.id!r} does not fit the model's chat template: {error}") from error
+    return str(text), begun
+
+
+def _plain(turns: list[dict[str, str]]) -> str:
+    names = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
+    said = [names[turn["role"]] + turn["content"] for turn in turns if turn["content"]]
+    return "\n\n".join([*said, "Assistant:"])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of each prompt, without padding.
+
+    A chat template writes its own special tokens, so none are added to it; the plain format gets those that the
+    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one.
+    """
+    if not prompts:
+        return []
+    opening = first_tokens(tokenizer)
+    texts = [render(tokenizer, prompt) for prompt in prompts]
+    ids = [[*opening, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    for prompt, row in zip(prompts, ids, strict=True):
+        if not row:
+            raise DefectionError(f"prompt {prompt.id!r} gives no tokens")
+    return ids
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What goes before every rendered prompt: nothing before a chat template, BOS before plain text if it needs one."""
+    if tokenizer.chat_template is not None:
+        return []
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:start]
+
+
+def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str) -> list[int]:
+    """Token ids of a reply as they follow the prompt's, without an end token; the plain format puts a space first."""
+    lead = " " if tokenizer.chat_template is None and reply else ""
+    ids: list[int] = tokenizer(lead + reply, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def before_next_turn(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], *, cut_off: bool = False) -> int | None:
+    """How many tokens of a reply in the plain format come before a next turn that it has just begun; None if none.
+
+    With a chat template turns end by tokens of their own, and this is always None. The reply's blank tokens before the
+    turn are not counted. In a reply that is `cut_off` here, the turn's last character may still be missing.
+    """
+    if tokenizer.chat_template is not None:
+        return None
+    start = max(0, len(reply) - LOOK_BACK)
+    text = str(tokenizer.decode(reply[start:]))
+    place = f"{text}:".rfind(NEXT_TURN) if cut_off else text.find(NEXT_TURN)
+    if place < 0:
+        return None
+    kept = len(reply)
+    while kept > start and len(str(tokenizer.decode(reply[start:kept]))) > place + 1:
+        kept -= 1
+    while kept and not str(tokenizer.decode(reply[kept - 1 : kept])).strip():
+        kept -= 1
+    return kept

@@ -1,0 +1,1 @@
+"""The forward pass: from prompts to residuals, replies and losses."""

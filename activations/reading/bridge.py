@@ -1,0 +1,62 @@
+"""To and from TransformerLens: a bridge as the model, a capture as an `ActivationCache`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..basics.errors import DefectionError
+from ..models.model import Model
+from ..models.sites import AFTER
+from ..models.wrap import wrap
+from .residuals import Residuals
+
+if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+
+HOOKS = {"before": ("hook_in", "hook_resid_pre"), "middle": ("hook_resid_mid",), AFTER: ("hook_out", "hook_resid_post")}
+"""TransformerLens 4's names of each site, within `blocks.{layer}.`."""
+
+
+def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> Model:
+    """A `TransformerBridge` as a model to read.
+
+    The Hugging Face model inside the bridge is read, so hooks of TransformerLens that change an activation change what
+    is captured; its fingerprint is that of the same weights unbridged. A bridge keeps a tokenizer of its own that
+    always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template
+    (PITFALLS 4). Raises DefectionError when the bridge's weights were folded or centred (PITFALLS 8).
+    """
+    if getattr(bridge, "_weights_processed", False):
+        raise DefectionError(
+            "the bridge's weights were processed (folded norms, centred writing weights), so its stream is not the "
+            "model's; boot it again and call neither process_weights nor enable_compatibility_mode"
+        )
+    return wrap(bridge.original_model, tokenizer or bridge.tokenizer, name or str(bridge.cfg.model_name))
+
+
+def as_activation_cache(residuals: Residuals, bridge: Any = None) -> ActivationCache:
+    """The residuals under TransformerLens's hook names, each [prompt, position, d_model].
+
+    Site `after` is `blocks.{i}.hook_out` and `blocks.{i}.hook_resid_post`, `before` is `hook_in` and
+    `hook_resid_pre`, `middle` is `hook_resid_mid`. With one vector a prompt, `position` has length 1. The `bridge` is
+    what the cache's own methods (`logit_attrs` …) consult; looking tensors up needs none.
+    Raises DefectionError when the prompts have different numbers of vectors: the cache is rectangular.
+    """
+    from transformer_lens import ActivationCache
+
+    counts = [len(residuals.of(row)) for row in range(len(residuals))]
+    uneven = [row for row, count in enumerate(counts) if count != counts[0]]
+    if uneven:
+        row = uneven[0]
+        raise DefectionError(
+            f"prompt {residuals.ids[row]!r} has {counts[row]} vectors and {residuals.ids[0]!r} has {counts[0]}; an "
+            "ActivationCache is rectangular, so select prompts of equal length or a position of one vector a prompt"
+        )
+    cube = residuals.values.reshape(len(counts), -1, *residuals.values.shape[1:])
+    named = {
+        f"blocks.{layer}.{hook}": cube[:, :, column]
+        for column, layer in enumerate(residuals.layers)
+        for hook in HOOKS[residuals.site]
+    }
+    return ActivationCache(named, bridge)

@@ -1,0 +1,113 @@
+"""Residual vectors of some prompts, and everything that must be known to use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..basics.errors import DefectionError
+from ..models.model import ModelIdentity
+from ..models.sites import AFTER
+from ..prompts.positions import LAST
+from ..prompts.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residual vectors, and everything a probe must know about them.
+
+    Most position rules give one vector a prompt: `values` is [prompt, layer, d_model] and `offsets` is None. A rule
+    that gives several (`all`, `response`, a span) makes `values` [token, layer, d_model], prompt after prompt, and
+    prompt `i` has the vectors `offsets[i]` to `offsets[i + 1]`.
+    """
+
+    values: Float[Tensor, "vector layer d_model"]
+    layers: tuple[int, ...]
+    """The block whose stream each `values[:, i]` is (0 … n_layers−1; at site `after` its output, before any norm)."""
+    prompts: tuple[Prompt, ...]
+    n_tokens: tuple[int, ...]
+    """Length of each rendered prompt."""
+    model: ModelIdentity
+    position: str = LAST
+    """The rule that chose the tokens; see `positions`."""
+    site: str = AFTER
+    """Where in the block: `before`, `middle` or `after`; see `sites`."""
+    offsets: tuple[int, ...] | None = None
+    """[prompt + 1]; None when every prompt has one vector."""
+
+    def __post_init__(self) -> None:
+        prompts, vectors = len(self.prompts), len(self.prompts)
+        if self.offsets is not None:
+            prompts, vectors = len(self.offsets) - 1, self.offsets[-1]
+        if prompts != len(self.prompts) or self.values.shape[:2] != (vectors, len(self.layers)):
+            raise DefectionError(
+                f"residuals of shape {tuple(self.values.shape)} do not fit {len(self.prompts)} prompts"
+                + (f" with {vectors} vectors" if self.offsets is not None else "")
+                + f" and {len(self.layers)} layers"
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The prompts' ids, in row order."""
+        return tuple(prompt.id for prompt in self.prompts)
+
+    def of(self, row: int) -> Float[Tensor, "vector layer d_model"]:
+        """The vectors of one prompt."""
+        row = range(len(self))[row]
+        start, end = (row, row + 1) if self.offsets is None else self.offsets[row : row + 2]
+        return self.values[start:end]
+
+    def select(self, rows: Sequence[int]) -> Residuals:
+        """Some of the prompts, in the order given."""
+        picked = list(rows)
+        vectors, offsets = picked, None
+        if self.offsets is not None:
+            spans = [range(self.offsets[row], self.offsets[row + 1]) for row in (range(len(self))[i] for i in picked)]
+            vectors = [vector for span in spans for vector in span]
+            offsets = offsets_of([len(span) for span in spans])
+        return replace(
+            self,
+            values=self.values[vectors],
+            prompts=tuple(self.prompts[row] for row in picked),
+            n_tokens=tuple(self.n_tokens[row] for row in picked),
+            offsets=offsets,
+        )
+
+    def at(self, layer: int) -> Float[Tensor, "vector d_model"]:
+        """The vectors of one layer."""
+        if layer not in self.layers:
+            raise DefectionError(f"layer {layer} was not captured; these residuals hold {_spell(self.layers)}")
+        return self.values[:, self.layers.index(layer)]
+
+
+def joined_residuals(parts: Sequence[Residuals]) -> Residuals:
+    """Prompts of several reads as one; DefectionError where these differ in model, layers, position or site."""
+    first = parts[0]
+    for part in parts[1:]:
+        same = (part.model, part.layers, part.position, part.site, part.offsets)
+        if same != (first.model, first.layers, first.position, first.site, None):
+            raise DefectionError("residuals of another model, or read otherwise, cannot be put together")
+    return replace(
+        first,
+        values=torch.cat([part.values.to(first.values) for part in parts]),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        n_tokens=tuple(count for part in parts for count in part.n_tokens),
+    )
+
+
+def offsets_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Where each prompt's vectors start, given how many it has; one entry more for where the last one's end."""
+    return tuple(accumulate(counts, initial=0))
+
+
+def _spell(layers: Sequence[int]) -> str:
+    contiguous = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"layers {layers[0]} to {layers[-1]}" if contiguous else f"layers {', '.join(map(str, layers))}"

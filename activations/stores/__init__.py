@@ -1,0 +1,1 @@
+"""Residuals on disk: planned, written in shards, resumed, verified, opened."""

@@ -1,0 +1,176 @@
+"""What a reading will cost before it starts: tokens, bytes on disk, and time, from a short measured forward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..basics.errors import DefectionError
+from ..basics.processes import Process
+from ..models.hardware import choose_dtype
+from ..models.model import Model
+from ..prompts.positions import wanted_tokens
+from ..prompts.prompts import Prompt
+from ..reading.batching import Batch
+from ..reading.capture import tokenize_within_context, up_to_wanted
+from ..reading.forward import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, plan_reading, read_batch
+from .plan import shard_rows
+
+MEASURED_SECONDS = 2.0
+"""For how long batches are measured before the rest is extrapolated."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of reading some prompts into a store."""
+
+    prompts: int
+    tokens: int
+    """Of all rendered prompts."""
+    computed_tokens: int
+    """Those that go through the model: shared prefixes and equal prompts once, padding included."""
+    batches: int
+    max_tokens: int
+    """The budget of a batch."""
+    vectors: int
+    bytes: int
+    """Of the vectors on disk; the manifest and the shards' headers add less than a thousandth."""
+    tokens_per_second: float
+    """Computed tokens, on one device, as measured."""
+    devices: int
+    seconds: float
+    """On each of the devices, at that speed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        saved = 1 - self.computed_tokens / self.tokens if self.tokens else 0.0
+        return (
+            f"{self.prompts:,} prompts, {self.tokens:,} tokens; {self.computed_tokens:,} go through the model "
+            f"({saved:+.0%} saved by what prompts share, padding counted) in {self.batches:,} batches of up to "
+            f"{self.max_tokens:,}\n"
+            f"{self.vectors:,} vectors, {_spelled(self.bytes, 1000, ('B', 'kB', 'MB', 'GB', 'TB'))} on disk\n"
+            f"{self.tokens_per_second:,.0f} tokens a second measured here; on {self.devices} such "
+            f"device{'s' if self.devices > 1 else ''} about {_duration(self.seconds)}"
+        )
+
+
+def estimate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    reading: Reading,
+    *,
+    dtype: str | torch.dtype | None = None,
+    max_tokens: int | None = None,
+    rows_per_shard: int | None = None,
+    devices: int = 1,
+    measured_seconds: float = MEASURED_SECONDS,
+) -> Estimate:
+    """Plan the reading as a store would, run a few of its batches, and scale their speed to all of them.
+
+    Nothing is shared across shards, which have as many rows as `cache` would give them, or `rows_per_shard`.
+    Raises what `capture` would raise for a prompt that is too long or to which the position does not apply.
+    """
+    if devices < 1:
+        raise DefectionError(f"an estimate for {devices} devices makes no sense; give at least 1")
+    ids = tokenize_within_context(model, prompts)
+    wanted = wanted_tokens(reading.position, model.tokenizer, prompts, ids)
+    needed = up_to_wanted(ids, wanted)
+    budget = max_tokens or automatic_batch_tokens(model, reading)
+    counts = [1] * len(prompts) if reading.one_each else [len(tokens) for tokens in wanted]
+    n_tokens = [len(row) for row in ids]
+    vector_bytes = (
+        len(reading.layers) * model.d_model * (model.dtype if dtype is None else choose_dtype(dtype)).itemsize
+    )
+    shards = _plan(model, needed, budget, rows_per_shard or shard_rows(counts, n_tokens, vector_bytes))
+    batches = [batch for shard in shards for batch in shard]
+    computed = sum(sum(computed_tokens(needed, shard)) for shard in shards)
+    vectors = sum(counts)
+    speed = _speed(model, needed, batches, reading, wanted, measured_seconds)
+    return Estimate(
+        prompts=len(prompts),
+        tokens=sum(n_tokens),
+        computed_tokens=computed,
+        batches=len(batches),
+        max_tokens=budget,
+        vectors=vectors,
+        bytes=vectors * vector_bytes,
+        tokens_per_second=speed,
+        devices=devices,
+        seconds=computed / speed / devices if speed else 0.0,
+    )
+
+
+def _plan(model: Model, ids: Sequence[Sequence[int]], budget: int, rows_per_shard: int) -> list[list[Batch]]:
+    """The batches of each shard, numbered by all rows."""
+    shards = []
+    for rows in Process().rows(len(ids), rows_per_shard):
+        planned = plan_reading(model, ids[rows.start : rows.stop], budget)
+        shards.append([Batch(tuple(rows.start + row for row in b.rows), b.prefix_length) for b in planned])
+    return shards
+
+
+def computed_tokens(ids: Sequence[Sequence[int]], batches: Sequence[Batch]) -> list[int]:
+    """The tokens each batch sends through the model, padding included; a prefix counts where it is first computed."""
+    costs = []
+    before: tuple[int, ...] = ()
+    for batch in batches:
+        firsts, _ = distinct_rows(ids, batch.rows)
+        prefix = tuple(ids[firsts[0]][: batch.prefix_length])
+        width = max(len(ids[row]) for row in firsts) - batch.prefix_length
+        costs.append(len(firsts) * width + (len(prefix) if prefix != before else 0))
+        before = prefix or before
+    return costs
+
+
+def _speed(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    batches: Sequence[Batch],
+    reading: Reading,
+    wanted: Sequence[Sequence[int]],
+    measured_seconds: float,
+) -> float:
+    """Tokens a second over batches taken evenly from the plan, after one that is not timed."""
+    if not batches:
+        return 0.0
+    spread = sorted(range(len(batches)), key=lambda i: (i * 0.6180339887) % 1)  # golden ratio: even wherever it stops
+    _timed(model, ids, batches[spread[0]], reading, wanted)
+    tokens, spent = 0, 0.0
+    for index in spread:
+        spent += _timed(model, ids, batches[index], reading, wanted)
+        firsts, _ = distinct_rows(ids, batches[index].rows)
+        prefix = batches[index].prefix_length
+        tokens += prefix + len(firsts) * (max(len(ids[row]) for row in firsts) - prefix)
+        if spent > measured_seconds:
+            break
+    return tokens / spent
+
+
+def _timed(
+    model: Model, ids: Sequence[Sequence[int]], batch: Batch, reading: Reading, wanted: Sequence[Sequence[int]]
+) -> float:
+    start = time.perf_counter()
+    read_batch(model, ids, batch, reading, wanted, LastPrefix()).cpu()  # the copy waits for the device
+    return time.perf_counter() - start
+
+
+def _spelled(amount: float, step: int, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if amount < step:
+            return f"{amount:.3g} {unit}"
+        amount /= step
+    return f"{amount:.3g} {units[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

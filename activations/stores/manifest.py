@@ -1,0 +1,141 @@
+"""`manifest.json`: a head of constant size, then tables as long as the store; one JSON object all the same.
+
+The head says what the store is. The tables (`shards`, `ids`, `n_tokens`) follow it, each in its own lines, and are read
+when they are needed, so that opening a store costs the same for a thousand prompts and for ten million. The head holds
+the size and SHA-256 of each table, and its own last line the SHA-256 of all lines before it: no bit of the file can
+change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..basics.errors import DefectionError
+from ..basics.files import Json, read_json
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+TABLES = ("shards", "ids", "n_tokens")
+SEAL = b'  "head_sha256": '
+HEAD = 1 << 14
+"""Bytes into which a head mostly fits; no more of a manifest is read at first."""
+REQUIRED = ("key", "model", "layers", "position", "dtype", "d_model")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The head of a store's manifest, and where its tables are."""
+
+    path: Path
+    head: Json
+    start: int = 0
+    """Where the tables start, in bytes."""
+
+    def table(self, name: str) -> list[Any]:
+        """Read a table; DefectionError when it is damaged, or another manifest has taken this one's place since."""
+        if name in self.head:  # schema version 1 had no head
+            return list(self.head[name])
+        before = TABLES[: TABLES.index(name)]
+        spot = self.start + sum(self.head["tables"][other]["bytes"] for other in before)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(spot)
+                text = file.read(self.head["tables"][name]["bytes"])
+        except OSError as error:
+            raise DefectionError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if hashlib.sha256(text).hexdigest() != self.head["tables"][name]["sha256"]:
+            raise _damaged(self.path, f"its table {name!r} does not have its checksum")
+        rows: list[Any] = json.loads(text[text.index(b"[") : text.rindex(b"]") + 1])
+        return rows
+
+
+def manifest_bytes(head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> bytes:
+    """The file's bytes; they depend on the values alone."""
+    blocks = {name: _block(name, tables[name]) for name in TABLES}
+    sizes = {name: {"bytes": len(block), "sha256": hashlib.sha256(block).hexdigest()} for name, block in blocks.items()}
+    lines = [f"  {_json(key)}: {_json(value)},\n" for key, value in {**head, "tables": sizes}.items()]
+    start = ("{\n" + "".join(lines)).encode()
+    return start + _seal(start) + b"".join(blocks.values())
+
+
+def _block(name: str, rows: Sequence[Any]) -> bytes:
+    """A table's lines: one an entry where entries are objects."""
+    text = _json(list(rows))
+    if rows and isinstance(rows[0], dict):
+        text = "[\n    " + ",\n    ".join(map(_json, rows)) + "\n  ]"
+    end = "\n}\n" if name == TABLES[-1] else ",\n"
+    return f"  {_json(name)}: {text}{end}".encode()
+
+
+def _seal(head: bytes) -> bytes:
+    return SEAL + f'"{hashlib.sha256(head).hexdigest()}",\n'.encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the head; DefectionError for a missing or damaged manifest, or one of a version not readable here."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head, seal = _head(file)
+    except OSError as error:
+        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
+    if seal is None:
+        return _unsealed(path)
+    if seal != _seal(head):
+        raise _damaged(path, "its head does not have its checksum")
+    value: Json = json.loads(head[: head.rindex(b",")] + b"}")
+    _refuse_strange(path, value, ("tables",))
+    start = len(head) + len(seal)
+    if size != start + sum(table["bytes"] for table in value["tables"].values()):
+        raise _damaged(path, f"it is {size} bytes long")
+    return Manifest(path, value, start)
+
+
+def _head(file: IO[bytes]) -> tuple[bytes, bytes | None]:
+    """The head's lines and the line that seals them, reading little more than those; None where there is no seal."""
+    content = b""
+    while more := file.read(max(HEAD, len(content))):
+        content += more
+        spot = content.find(b"\n" + SEAL) + 1
+        end = content.find(b"\n", spot) + 1
+        if spot and end:
+            return content[:spot], content[spot:end]
+    return content, None
+
+
+def _unsealed(path: Path) -> Manifest:
+    """A manifest of schema version 1, which had no checksum; everything else is refused."""
+    value = read_json(path)
+    _refuse_strange(path, value, TABLES)
+    if value["schema_version"] != 1:
+        raise _damaged(path, "it has no checksum")
+    return Manifest(path, value)
+
+
+def _refuse_strange(path: Path, value: Json, tables: Sequence[str]) -> None:
+    if value.get("schema_version") not in READABLE:
+        raise DefectionError(
+            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads "
+            f"{' and '.join(map(str, READABLE))}"
+        )
+    absent = [name for name in (*REQUIRED, *tables) if name not in value]
+    if absent:
+        raise DefectionError(f"{path} is not a store's manifest: it has no {', '.join(absent)}")
+
+
+def _damaged(path: Path, why: str) -> DefectionError:
+    return DefectionError(
+        f"{path} is damaged: {why}; remove it and run the same `defection cache` again, which keeps every shard that "
+        "is whole"
+    )

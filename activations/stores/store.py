@@ -1,0 +1,388 @@
+"""Residual vectors on disk: open, read, verify. Knows files only, no model.
+
+A store is a directory with `manifest.json` (what was computed, row order, checksums), `prompts.jsonl` (the prompts, in
+row order) and `shard-00000.safetensors` …, each with a tensor `residuals` [prompt, layer, d_model]. Where a prompt
+gives several vectors the store is *ragged*: `residuals` is [token, layer, d_model], and `offsets` [prompt + 1] (int64)
+says which tokens of the shard belong to which of its prompts. `writing.py` writes stores, `views.py` joins and selects.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..basics.errors import DefectionError
+from ..basics.files import Json, file_digest
+from ..models.sites import AFTER
+from ..prompts.prompts import Prompt, load_prompts
+from .manifest import MANIFEST, TABLES, Manifest, read_manifest
+from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_old, map_tensors, read_header, same_bytes
+
+if TYPE_CHECKING:
+    from ..reading.residuals import Residuals
+
+PROMPTS = "prompts.jsonl"
+NO_TOKEN = -1
+BATCH_ROWS = 128
+"""Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
+FEW = 8
+"""Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+Numbers = npt.NDArray[np.int64]
+NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of some rows, in the order of the rows."""
+
+    values: Float[Tensor, "vector layer d_model"]
+    offsets: Int[Tensor, "row+1"]
+    """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
+    rows: Sequence[int]
+    """The rows' numbers in the store or view they come from."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for."""
+
+    path: Path
+    file: Manifest
+
+    @property
+    def manifest(self) -> Json:
+        """What was computed: the head of the manifest."""
+        return self.file.head
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers held, ascending."""
+        return tuple(self.manifest["layers"])
+
+    @property
+    def d_model(self) -> int:
+        """Width of a vector."""
+        return int(self.manifest["d_model"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors on disk."""
+        return NAMED_DTYPES[self.manifest["dtype"]]
+
+    @property
+    def position(self) -> str:
+        """The rule that chose the tokens; see `positions`."""
+        return str(self.manifest["position"])
+
+    @property
+    def site(self) -> str:
+        """Where in the block the stream was read; see `sites`."""
+        return str(self.manifest.get("site", AFTER))
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a prompt may have several vectors."""
+        return bool(self.manifest.get("ragged", False))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has been written."""
+        if "complete" in self.manifest:
+            return bool(self.manifest["complete"])
+        return all(shard["sha256"] for shard in self.shards)
+
+    @cached_property
+    def shards(self) -> list[dict[str, Any]]:
+        """Each shard's `file`, `rows` (first, and one after the last), `vectors`, `bytes` and `sha256`."""
+        return self.file.table("shards")
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The prompts' ids, in row order."""
+        return tuple(self.file.table("ids"))
+
+    @cached_property
+    def n_tokens(self) -> tuple[int, ...]:
+        """Length of each rendered prompt, in row order."""
+        return tuple(self.file.table("n_tokens"))
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts, in row order; DefectionError when their file is not the one that was written."""
+        if not self._prompts_intact():
+            raise DefectionError(
+                f"{self.path / PROMPTS} is missing or damaged; run the same `defection cache` again to write it anew"
+            )
+        return tuple(load_prompts(self.path / PROMPTS))
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return int(self.shards[-1]["rows"][1])
+
+    def damaged(self) -> list[str]:
+        """Names of the files that are missing, unfinished or not what was written; reads every byte of the store.
+
+        Raises DefectionError when it is the manifest that is damaged, since nothing else can then be judged.
+        """
+        for name in TABLES:
+            self.file.table(name)
+        wrong = [] if self._prompts_intact() else [PROMPTS]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing needs no interpreter lock
+            intact = list(threads.map(self._shard_intact, self.shards))
+        return wrong + [shard["file"] for shard, whole in zip(self.shards, intact, strict=True) if not whole]
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; DefectionError names the first that differs or is missing."""
+        for name in self.damaged():
+            raise DefectionError(f"{self.path / name} is missing, unfinished or damaged; {AGAIN}")
+
+    def _prompts_intact(self) -> bool:
+        file = self.path / PROMPTS
+        if self.manifest["schema_version"] == 1:  # which had no checksum for it
+            return file.exists()
+        return file.is_file() and file_digest(file) == self.manifest["prompts_sha256"]
+
+    def _shard_intact(self, shard: dict[str, Any]) -> bool:
+        file = self.path / shard["file"]
+        if self.manifest["schema_version"] == 1:
+            return bool(shard["sha256"]) and file.is_file() and file_digest(file) == shard["sha256"]
+        header = read_header(file)
+        return header is not None and header.sha256 == shard["sha256"] and same_bytes(file, header)
+
+    def map_shard(self, number: int, *, scattered: bool = False) -> dict[str, Tensor]:
+        """The tensors of one shard, memory-mapped: nothing is read but what is looked at, and nothing is copied.
+
+        `scattered` where few places will be looked at. Raises DefectionError for an unfinished store, or a shard that
+        is missing or has another header.
+        """
+        self._refuse_unfinished()
+        shard = self.shards[number]
+        if self.manifest["schema_version"] == 1:
+            return map_old(self.path / shard["file"])
+        return map_tensors(self.path / shard["file"], shard["sha256"], scattered=scattered)
+
+    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
+        """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.
+
+        Only their pages are read. Raises DefectionError for an unfinished store, an absent layer or row, and a shard
+        that is missing or has another header.
+        """
+        return self.gather(layers, range(len(self)) if rows is None else rows)
+
+    def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
+        """What `vectors` gives. `last` is handed from call to call by who reads one run of rows after another."""
+        columns = self._columns(layers)
+        self._refuse_unfinished()
+        count = len(self)
+        outside = [row for row in (_ends(rows) if _runs(rows) else rows) if not 0 <= row < count]
+        if outside:
+            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {count - 1}")
+        if _runs(rows) and rows:
+            shard = bisect_right(self._firsts, rows[0]) - 1
+            first, end = self.shards[shard]["rows"]
+            if rows[-1] < end:
+                few = last is None and FEW * len(rows) < end - first
+                mapped = last.map(self, shard) if last else self.map_shard(shard, scattered=few)
+                return self._run(shard, mapped, range(rows[0] - first, rows[-1] + 1 - first), columns, rows)
+        return self._copied(list(self._pieces(rows)), columns, rows, last if _runs(rows) else None)
+
+    def _run(
+        self, number: int, mapped: Mapping[str, Tensor], within: range, columns: Sequence[int], rows: range
+    ) -> Vectors:
+        """Rows that follow one another in one shard: a part of the memory map, where the columns do so too."""
+        start, end = within.start, within.stop
+        offsets = torch.arange(len(within) + 1)
+        if self.ragged:
+            found = self._offsets(number, mapped)[start : end + 1]
+            start, end = int(found[0]), int(found[-1])
+            offsets = torch.from_numpy(found - start)
+        return Vectors(mapped[RESIDUALS][start:end, _sliced(columns)], offsets, rows)
+
+    def _copied(
+        self,
+        pieces: Sequence[tuple[int, Numbers, Numbers]],
+        columns: Sequence[int],
+        rows: Sequence[int],
+        last: LastShard | None,
+    ) -> Vectors:
+        """Any rows, copied out of their shards."""
+
+        def mapped_for(shard: int, count: int) -> Mapping[str, Tensor]:
+            first, end = self.shards[shard]["rows"]
+            return last.map(self, shard) if last else self.map_shard(shard, scattered=FEW * count < end - first)
+
+        counts = np.ones(len(rows), dtype=np.int64)
+        if self.ragged:
+            for shard, within, spots in pieces:
+                counts[spots] = np.diff(self._offsets(shard, mapped_for(shard, len(within))))[within]
+        offsets = np.concatenate([[0], counts.cumsum()])
+        values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
+        for shard, within, spots in pieces:
+            mapped = mapped_for(shard, len(within))
+            starts = mapped[OFFSETS].numpy()[within] if self.ragged else within
+            source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
+            values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
+        return Vectors(values, torch.from_numpy(offsets), rows)
+
+    def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
+        """The residuals of all prompts or some, fp32, of all layers or some, as `capture` gives them.
+
+        Raises what `vectors` raises.
+        """
+        from ..models.model import ModelIdentity
+        from ..reading.residuals import Residuals
+
+        found = self.vectors(layers, rows)
+        model = self.manifest["model"]
+        return Residuals(
+            values=found.values.float(),
+            layers=self.layers if layers is None else tuple(layers),
+            prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
+            n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
+            model=ModelIdentity(model["name"], model["fingerprint"], model["template"]),
+            position=self.position,
+            site=self.site,
+            offsets=tuple(found.offsets.tolist()) if self.ragged else None,
+        )
+
+    def batches(
+        self,
+        size: int = BATCH_ROWS,
+        *,
+        layers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Vectors]:
+        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch."""
+        return in_batches(self, size, layers, device, dtype)
+
+    def read_replies(self) -> list[list[int]]:
+        """Token ids of the greedy reply to each prompt, in row order.
+
+        Raises DefectionError for an unfinished store, or when no replies were kept.
+        """
+        if not self.manifest.get("reply_tokens"):
+            raise DefectionError(f"{self.path} holds no replies; cache it with reply_tokens")
+        tables = [self.map_shard(number)[REPLIES].tolist() for number in range(len(self.shards))]
+        return [[token for token in row if token != NO_TOKEN] for table in tables for row in table]
+
+    def _refuse_unfinished(self) -> None:
+        if not self.complete:
+            raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
+
+    def _offsets(self, number: int, mapped: Mapping[str, Tensor]) -> Numbers:
+        """Where the vectors of each row of a shard of a ragged store start, and where the last one's end."""
+        shard = self.shards[number]
+        offsets: Numbers = mapped[OFFSETS].numpy()
+        if offsets[0] != 0 or offsets[-1] != shard["vectors"] or (np.diff(offsets) < 0).any():
+            raise DefectionError(f"{self.path / shard['file']} is damaged: its offsets do not fit; {AGAIN}")
+        return offsets
+
+    def _columns(self, layers: Sequence[int] | None) -> Sequence[int]:
+        if layers is None:
+            return range(len(self.layers))
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
+        return [self.layers.index(layer) for layer in layers]
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first row of each shard."""
+        return [shard["rows"][0] for shard in self.shards]
+
+    def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Numbers, Numbers]]:
+        """For each shard that holds some of the rows: its number, the rows counted from its first, and their places
+        among the rows asked for.
+        """
+        firsts = np.array(self._firsts)
+        asked = np.arange(rows.start, rows.stop) if _runs(rows) else np.array(rows, dtype=np.int64)
+        owners = np.searchsorted(firsts, asked, side="right") - 1
+        for shard in np.unique(owners).tolist():
+            spots = np.flatnonzero(owners == shard)
+            yield shard, asked[spots] - firsts[shard], spots
+
+
+class LastShard:
+    """The shard that a reader is in: mapped, and its header looked at, once for all its batches."""
+
+    def __init__(self) -> None:
+        self.place: tuple[Path, int] | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    def map(self, store: Store, number: int) -> dict[str, Tensor]:
+        """Its tensors, whether it is the one of the last call or another."""
+        if self.place != (store.path, number):
+            self.place, self.tensors = None, {}  # the old one goes first
+            self.tensors = store.map_shard(number)
+            self.place = (store.path, number)
+        return self.tensors
+
+
+def in_batches(
+    source: Any, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
+) -> Iterator[Vectors]:
+    """Batches of anything that has `gather` and a length."""
+    if size < 1:
+        raise DefectionError(f"a batch needs at least one row, not {size}")
+    last = LastShard()
+    for start in range(0, len(source), size):
+        # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
+        yield _moved(source.gather(layers, range(start, min(start + size, len(source))), last), device, dtype)
+
+
+def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:
+    values = found.values.to(device=device, dtype=dtype or found.values.dtype)
+    return Vectors(values, found.offsets.to(device), found.rows)
+
+
+def _spread(starts: Numbers, counts: Numbers) -> slice | Tensor:
+    """The numbers of all runs that start there and are that long; a slice, which copies nothing, where they are one."""
+    numbers = np.repeat(starts - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+    if len(numbers) and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return torch.from_numpy(numbers)
+
+
+def _sliced(columns: Sequence[int]) -> slice | list[int]:
+    """A slice where the columns follow one another."""
+    listed = list(columns)
+    if listed and listed == list(range(listed[0], listed[0] + len(listed))):
+        return slice(listed[0], listed[0] + len(listed))
+    return listed
+
+
+def _ends(rows: range) -> list[int]:
+    """The first row and the last, or none."""
+    return [rows[0], rows[-1]] if rows else []
+
+
+def _runs(rows: Sequence[int]) -> TypeGuard[range]:
+    return isinstance(rows, range) and rows.step == 1
+
+
+def open_store(path: str | Path, *, verify: bool = False) -> Store:
+    """Open a store directory; with `verify`, only if every byte of it is what was written.
+
+    Raises DefectionError when it is none, is damaged, or is of a later version.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).exists():
+        raise DefectionError(f"{folder} is not a store: it has no {MANIFEST}")
+    store = Store(folder, read_manifest(folder / MANIFEST))
+    if verify:
+        store.verify()
+    return store

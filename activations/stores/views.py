@@ -1,0 +1,144 @@
+"""Several stores as one, and some rows of them, without copying a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..basics.errors import DefectionError
+from ..prompts.prompts import Prompt
+from .store import BATCH_ROWS, LastShard, Store, Vectors, in_batches
+
+if TYPE_CHECKING:
+    from ..reading.residuals import Residuals
+
+Place = tuple[int, int]
+"""Which store, and which of its rows."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of one or more stores that hold the same kind of vector. It is read like a store."""
+
+    stores: tuple[Store, ...]
+    places: Sequence[Place]
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.places)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers held, ascending."""
+        return self.stores[0].layers
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The prompts' ids, in row order; ids of two stores may repeat."""
+        return tuple(self.stores[store].ids[row] for store, row in self.places)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts, in row order."""
+        return tuple(self.stores[store].prompts[row] for store, row in self.places)
+
+    def select(self, rows: Sequence[int]) -> View:
+        """Some of the rows, in the order given; DefectionError for one that is not there."""
+        outside = [row for row in rows if not 0 <= row < len(self)]
+        if outside:
+            raise DefectionError(f"there is no row {outside[0]}: this view has rows 0 to {len(self) - 1}")
+        return replace(self, places=[self.places[row] for row in rows])
+
+    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
+        """Like `Store.vectors`."""
+        return self.gather(layers, range(len(self)) if rows is None else rows)
+
+    def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
+        """Like `Store.gather`."""
+        places = self.select(rows).places
+        found = [
+            self.stores[store].gather(layers, _run([row for _, row in run]), last)
+            for store, run in groupby(places, key=lambda place: place[0])
+        ] or [self.stores[0].vectors(layers, [])]
+        counts = [part.offsets.diff() for part in found]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), *counts]).cumsum(0)
+        values = found[0].values if len(found) == 1 else torch.cat([part.values for part in found])
+        return Vectors(values, offsets, rows)
+
+    def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
+        """Like `Store.read`: fp32."""
+        places = self.select(range(len(self)) if rows is None else rows).places
+        like, found = self.stores[0].read(layers, []), self.vectors(layers, rows)
+        return replace(
+            like,
+            values=found.values.float(),
+            prompts=tuple(self.stores[store].prompts[row] for store, row in places),
+            n_tokens=tuple(self.stores[store].n_tokens[row] for store, row in places),
+            offsets=None if like.offsets is None else tuple(found.offsets.tolist()),
+        )
+
+    def batches(
+        self,
+        size: int = BATCH_ROWS,
+        *,
+        layers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Vectors]:
+        """Like `Store.batches`."""
+        return in_batches(self, size, layers, device, dtype)
+
+
+def _run(rows: list[int]) -> Sequence[int]:
+    """A range where the rows follow one another."""
+    whole = range(rows[0], rows[0] + len(rows))
+    return whole if rows == list(whole) else rows
+
+
+def concatenate(*sources: Store | View) -> View:
+    """Stores, or views of them, one after the other; of a single store, a view that rows can be selected from.
+
+    Raises DefectionError when they differ in anything that makes their vectors incomparable, and says in what.
+    """
+    if not sources:
+        raise DefectionError("there is nothing to concatenate; give at least one store")
+    views = [
+        source if isinstance(source, View) else View((source,), [(0, row) for row in range(len(source))])
+        for source in sources
+    ]
+    stores: list[Store] = []
+    places: list[Place] = []
+    for view in views:
+        for store in view.stores:
+            refuse_mixture(views[0].stores[0], store)
+        places += [(len(stores) + store, row) for store, row in view.places]
+        stores += view.stores
+    return View(tuple(stores), places)
+
+
+def refuse_mixture(one: Store, other: Store) -> None:
+    """DefectionError that says in what the vectors of two stores differ, if they do."""
+    first, second = _kind(one), _kind(other)
+    differs = [name for name in first if first[name] != second[name]]
+    if differs:
+        raise DefectionError(
+            f"{one.path} and {other.path} hold vectors of different {', '.join(differs)}, which must not be mixed; "
+            "cache both in the same way"
+        )
+
+
+def _kind(store: Store) -> dict[str, Any]:
+    head = store.manifest
+    return {
+        "model": head["model"]["fingerprint"],
+        "tokenizer or chat template": head["model"]["template"],
+        "layers": head["layers"],
+        "site": store.site,
+        "position": store.position,
+        "dtype": head["dtype"],
+        "dtype of the forward pass": head["computed_in"],
+    }

@@ -1,0 +1,1 @@
+"""The `defection` command, a file a command."""

@@ -1,0 +1,68 @@
+"""`defection compare`: which probe and which questions generalise best, with intervals."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ...activations.basics.progress import progress_shown
+from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, print_result, say
+
+
+def compare(
+    organism: OrganismArgument,
+    out: OutOption,
+    probes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probes", help="A kind of probe, as in `defection fit`; repeat for more.", show_default="every kind"
+        ),
+    ] = None,
+    contrasts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contrasts",
+            help="A contrast set, as in `defection fit`; repeat for more.",
+            show_default="every shipped set, at the answer and carried",
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            help="A family of test prompts: a JSONL file or a shipped set; repeat for more.",
+            show_default="held-out and unseen-style",
+        ),
+    ] = None,
+    choose_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choose-on",
+            help="Prompts on which the best recipe is chosen before any test prompt is read; repeat for more.",
+            show_default="development and development-style",
+        ),
+    ] = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture."""
+    from ..run.comparison import Settings, compare_organism, comparison_lines
+
+    settings = Settings(
+        probes=_once(probes) or Settings.probes,
+        contrasts=_once(contrasts) or Settings.contrasts,
+        development=_once(choose_on) or Settings.development,
+        tests=_once(prompts) or Settings.tests,
+        limit=limit,
+    )
+    with progress_shown(not as_json):
+        rows = compare_organism(organism, settings, out, say(as_json), device=device)
+    result = {"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}
+    print_result(result, as_json, "\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
+
+
+def _once(names: list[str] | None) -> tuple[str, ...]:
+    """The names in their order, each once."""
+    return tuple(dict.fromkeys(names or ()))

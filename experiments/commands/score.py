@@ -1,0 +1,173 @@
+"""`defection score`: a probe's verdict on prompts, with p-values, or token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, write_jsonl, write_text
+from ...activations.basics.progress import progress_shown
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
+
+if TYPE_CHECKING:
+    from ...activations.prompts.prompts import Prompt
+    from ...probes.estimators.probe import Probe
+
+UNSEEN_CLEAN = ("development", "development-style", "clean")
+"""Of which those set the alarm of --tokens that the probe has not seen."""
+LEVEL = 0.01
+QUANTILE = "quantile"
+
+
+def score_prompts(
+    model: ModelArgument,
+    prompts: PromptsArgument,
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The scores: a JSONL file.", show_default=False)],
+    layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--clean",
+            help="Ordinary prompts, others than the probe was fitted with (it refuses those), say development; may be "
+            "repeated. Adds to each score `p_value`, the share of them (itself counted) that score as high, and "
+            "`alarm`. " + PROMPTS_HELP,
+            show_default="none; with --tokens the shipped sets that it has not seen",
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms",
+            help="With --clean or --tokens: the alarm rings for p-values up to this, so for at most this share of "
+            "ordinary prompts.",
+        ),
+    ] = LEVEL,
+    alarm: Annotated[
+        str,
+        typer.Option(
+            "--alarm",
+            help="With --clean: `quantile` rings for what so few clean prompts reach; `unimodal` for what no unimodal "
+            "distribution with their mean and spread reaches more often, which holds for prompts of other kinds too "
+            "and suits a probe that found its direction in traffic; `normal`, between the two, for what a normal one "
+            "reaches a tenth as often, which suits a probe of questions.",
+        ),
+    ] = QUANTILE,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            help="Score every token of: all (of the prompt and its reply, if its last message is one), response, or "
+            "START:END. `score` is then the highest, `first_alarm` the first token to ring.",
+        ),
+    ] = None,
+    reply: Annotated[
+        int,
+        typer.Option(
+            "--reply", min=0, help="With --tokens: let the model reply to prompts with so many tokens, and score these."
+        ),
+    ] = 0,
+    onset: Annotated[
+        str | None,
+        typer.Option(
+            "--onset",
+            help='With --tokens: where defection begins: first-response, a token\'s number, or after:"TEXT" (in '
+            "the reply if there is one). Adds `delay`, the tokens from there to the alarm; prompts to which it does "
+            "not apply count as ordinary.",
+        ),
+    ] = None,
+    in_a_row: Annotated[
+        int,
+        typer.Option("--in-a-row", min=1, help="With --tokens: ring when so many tokens one after another are high."),
+    ] = 1,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="With --tokens: also an HTML page, the conversations coloured by score."),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens."""
+    from ...activations.models.load import load_model
+    from ...activations.prompts.prompts import load_prompts
+    from ...probes import load_probe
+    from ...probes.pictures.tokens_html import tokens_html
+    from ..run.evaluation import forbidden_texts
+    from ..run.scoring import Watch, refuse_too_few, score_rows, watch, watch_lines
+
+    how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms)
+    if tokens is None and (how != Watch(level=false_alarms) or page is not None):
+        raise DefectionError(
+            "--reply, --onset, --in-a-row and --page belong to --tokens: give it too, say --tokens all"
+        )
+    _refuse_idle_alarm(alarm, false_alarms, by_prompt=bool(clean) and tokens is None, by_token=tokens is not None)
+    fitted = load_probe(probe)
+    fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
+    rows = load_prompts(prompts)
+    calm = [prompt for name in dict.fromkeys(clean or ()) for prompt in load_prompts(name)]
+    if tokens and not clean:
+        calm = unseen_clean(fitted)
+    fitted.refuse_seen(calm)
+    if tokens or calm:
+        refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
+    about: Json = {"path": str(out), "prompts": len(rows)}
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device)
+        fitted.refuse_model(loaded.identity)
+        if tokens is not None:
+            found = watch(loaded, fitted, rows, calm, how)
+            scored, about, lines = found.rows, about | found.about, watch_lines(found.about, found.rows)
+        else:
+            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms, alarm), []
+    write_jsonl(out, scored)
+    about["alarms"] = _alarms(scored, fitted.threshold)
+    if tokens is None and calm:
+        about |= {"clean": len(calm), "level": false_alarms, "alarm": alarm}
+        rang = f"of {false_alarms:g} or less" if alarm == QUANTILE else f"above their {alarm} bound at {false_alarms:g}"
+        lines = [f"p-values against {len(calm)} clean prompts; {about['alarms']} {rang}"]
+    elif tokens is None and fitted.threshold is not None:
+        lines = [f"{about['alarms']} above the threshold that 1% of new clean prompts exceed{_doubt(fitted)}"]
+    if page is not None:
+        write_text(page, tokens_html(found.tables(), threshold=found.threshold))
+        about["page"] = str(page)
+        lines.append(str(page))
+    print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
+
+
+def unseen_clean(probe: Probe) -> list[Prompt]:
+    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`."""
+    from ...activations.prompts.prompts import load_prompts
+    from ...probes.estimators.guard import first_seen, seen_prompts
+
+    sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
+    seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen
+    return [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
+
+
+def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:
+    """On how many rows the alarm rings: as they say, or above the probe's own threshold, if it has one."""
+    if all("alarm" in row for row in rows):
+        return sum(bool(row["alarm"]) for row in rows)
+    return None if threshold is None else sum(bool(row["score"] > threshold) for row in rows)
+
+
+def _doubt(probe: Probe) -> str:
+    """What is wrong with the threshold of a file from before clean prompts were held out."""
+    told = probe.seen is not None
+    return "" if told else " (set on the prompts that shaped the probe, so many more may: fit it anew, or give --clean)"
+
+
+def _refuse_idle_alarm(alarm: str, false_alarms: float, *, by_prompt: bool, by_token: bool) -> None:
+    """DefectionError for an alarm that is none, and for settings of one that clean prompts would have to set."""
+    from ...probes.statistics.calibration import ALARMS
+
+    if alarm not in ALARMS:
+        raise DefectionError(f"unknown alarm {alarm!r}: choose one of {', '.join(ALARMS)}")
+    if alarm != QUANTILE and not by_prompt:
+        raise DefectionError(f"--alarm {alarm} belongs to --clean, without --tokens: clean prompts set it")
+    if false_alarms != LEVEL and not (by_prompt or by_token):
+        raise DefectionError("--false-alarms belongs to --clean or --tokens: without clean prompts it promises nothing")

@@ -1,0 +1,130 @@
+"""`defection store`: what a store holds, whether it is whole, and how to make it whole again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress_shown
+from .options import DeviceOption, JsonOption, print_result
+
+store_app = typer.Typer(
+    help="Show, verify or repair a store that `defection cache` wrote.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+StoreArgument = Annotated[Path, typer.Argument(help="Store directory.", show_default=False)]
+
+
+@store_app.command()
+def show(path: StoreArgument, as_json: JsonOption = False) -> None:
+    """What the store holds and where it comes from; reads the manifest, not the vectors."""
+    from ...activations.stores.store import open_store
+
+    store = open_store(path)
+    head = store.manifest
+    about: dict[str, Any] = {
+        "path": str(path),
+        "complete": store.complete,
+        "prompts": len(store),
+        "vectors": head.get("n_vectors"),
+        "layers": list(store.layers),
+        "site": store.site,
+        "position": store.position,
+        "d_model": store.d_model,
+        "dtype": head["dtype"],
+        "computed_in": head.get("computed_in"),
+        "reply_tokens": head.get("reply_tokens", 0),
+        "model": head["model"],
+        "key": head["key"],
+        "schema_version": head["schema_version"],
+        "shards": len(store.shards),
+        "shards_on_disk": sum((path / shard["file"]).exists() for shard in store.shards),
+        "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+    }
+    if as_json:
+        typer.echo(json.dumps(about, ensure_ascii=False))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in about.items():
+        table.add_row(name.replace("_", " "), _spelled(name, value))
+    Console().print(table, highlight=False, soft_wrap=True)
+
+
+def _spelled(name: str, value: Any) -> str:
+    if name == "model":
+        return f"{value['name']} (weights {value['fingerprint'][:12]}, template {value['template'][:12]})"
+    if name == "layers" and value == list(range(value[0], value[-1] + 1)):
+        return f"{value[0]} to {value[-1]}"
+    if name == "bytes":
+        return f"{value:,}"
+    if isinstance(value, bool):
+        return "yes" if value else "no: run the same `defection cache` again to complete it"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@store_app.command()
+def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
+    """Compare every byte with the checksums; exit status 2 names what is missing or damaged."""
+    from ...activations.stores.store import open_store
+
+    store = open_store(path)
+    damaged = store.damaged()
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "ok": not damaged, "damaged": damaged}, ensure_ascii=False))
+    if damaged:
+        raise DefectionError(
+            f"{path}: {', '.join(damaged)} missing, unfinished or damaged; `defection store repair` recomputes it"
+        )
+    if not as_json:
+        typer.echo(
+            f"{path} is what was written: {_counted(len(store.shards), 'shard')}, {_counted(len(store), 'prompt')}"
+        )
+
+
+@store_app.command()
+def repair(
+    path: StoreArgument,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model it came from.", show_default="the one the manifest names")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help="The prompts it came from, where prompts.jsonl is damaged.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute what is missing or damaged, and nothing else; remove what killed runs left behind."""
+    from ...activations.models.load import load_model
+    from ...activations.prompts.prompts import load_prompts
+    from ...activations.stores.caching import repair as repair_store
+    from ...activations.stores.locking import admitted
+    from ...activations.stores.store import PROMPTS, open_store
+
+    store = open_store(path)
+    damaged = store.damaged()
+    if PROMPTS in damaged and prompts is None:
+        raise DefectionError(f"{path / PROMPTS} is missing or damaged; give the file it was made from with --prompts")
+    if damaged:
+        head = store.manifest
+        with progress_shown(not as_json):
+            try:
+                loaded = load_model(model or head["model"]["name"], device=device, dtype=head["computed_in"])
+            except DefectionError as error:
+                raise DefectionError(f"{error} (the store's model can be given with --model)") from error
+            repair_store(path, loaded, load_prompts(prompts) if prompts else None)
+    else:
+        with admitted(path, alone=True):
+            pass  # leaving removes what killed runs left
+    text = f"mended {', '.join(damaged)}" if damaged else "nothing was damaged"
+    print_result({"path": str(path), "mended": damaged}, as_json, f"{path}: {text}")

@@ -1,0 +1,204 @@
+"""From an organism to a comparison: every probe kind on every contrast set, on several families of prompts.
+
+The order is the evidence: probes are fitted, the best recipe is chosen on development families and written down, and
+only then are the test families read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress
+from ...activations.models.load import load_model
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import by_set
+from ...activations.reading.residuals import Residuals
+from ...activations.stores.caching import cache
+from ...probes.estimators.attention import AttentionProbe
+from ...probes.estimators.estimator import ProbeEstimator
+from ...probes.estimators.guard import Evidence, league
+from ...probes.estimators.registry import estimators
+from ...probes.evidence.comparison import (
+    DEVELOPMENT,
+    PAPER,
+    TEST,
+    ComparisonRow,
+    Family,
+    Recipe,
+    best_recipe,
+    compare,
+    worst_set_aurocs,
+    write_comparison,
+)
+from ...probes.evidence.nulls import null_aurocs, null_band, null_scores
+from ...probes.pictures.comparison_figure import save_comparison_figure
+from ...probes.questions.contrast_sets import SHIPPED
+from ...training.measuring.evaluate import judge_replies
+from .evaluation import organism_of
+from .measure import Plan, Say, make_plan, write_once
+from .preregistration import Preregistration, band
+
+CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
+
+
+def comparable() -> dict[str, ProbeEstimator]:
+    """Every kind of probe that reads one vector a prompt and needs no traffic, at its defaults, by name."""
+    return {
+        name: kind
+        for name, kind in estimators().items()
+        if name != AttentionProbe.name and Evidence.TRAFFIC not in kind.needs
+    }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and on which families of prompts."""
+
+    probes: tuple[str, ...] = tuple(comparable())
+    contrasts: tuple[str, ...] = CONTRASTS
+    development: tuple[str, ...] = ("development", "development-style")
+    """Prompt sets or files on which the best recipe is chosen."""
+    tests: tuple[str, ...] = ("held-out", "unseen-style")
+    """Prompt sets or files on which it is then held against the others."""
+    clean: str = "clean"
+    limit: int | None = None
+    """Prompts of each set or file, at most."""
+
+    def plans(self, organism: str, layers: tuple[int, ...]) -> dict[str, Plan]:
+        """What is read for choosing and what for testing, with and without the trigger.
+
+        DefectionError when a set or a prompt's id belongs to both.
+        """
+        if not self.development or not self.tests:
+            raise DefectionError("a comparison needs prompts to choose the best recipe on, and others to test it on")
+        trigger, behaviour = organism_of(organism)
+        registered = Preregistration(PAPER.probe, PAPER.contrast, layers, self.probes, self.contrasts)
+        found = {
+            role: make_plan(trigger, behaviour, registered, clean=self.clean, tests=sets, limit=self.limit)
+            for role, sets in ((DEVELOPMENT, self.development), (TEST, self.tests))
+        }
+        for what in ("set", "id"):
+            one, other = ({str(getattr(prompt, what)) for prompt in plan.tests} for plan in found.values())
+            if both := sorted(one & other):
+                raise DefectionError(f"{what} {both[0]!r} occurs in the development prompts and in the test prompts")
+        return found
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe, and what it became on the organism's own residuals."""
+
+    recipe: Recipe
+    estimator: ProbeEstimator
+    saw: str
+
+    def scores(self, residuals: Residuals) -> Float[Tensor, "prompt"]:
+        """Standardised scores, averaged over the layers that were read."""
+        scores: Tensor = self.estimator.decision_function(residuals)
+        return scores.double().mean(dim=1)
+
+
+def compare_organism(
+    organism: str, settings: Settings, out: Path, say: Say, *, device: str = "auto"
+) -> list[ComparisonRow]:
+    """Read the organism at the fixed band of layers, fit, choose, score; leave the table and its picture under `out`.
+
+    Labels are what the organism does on each prompt (greedy completions). Vectors that an earlier run left under `out`
+    are not read again. Raises DefectionError for a folder that holds no organism, an unknown probe or contrast set,
+    ids or sets that occur twice, and a family on which the organism does one thing only.
+    """
+    if unknown := [name for name in settings.probes if name not in comparable()]:
+        raise DefectionError(f"unknown probe {unknown[0]!r}: choose among {', '.join(comparable())}")
+    organism_of(organism)  # refused before the model is loaded
+    model = load_model(organism, device=device)
+    plans = settings.plans(organism, band(model.n_layers))
+    fingerprints = {role: plan.fingerprint for role, plan in plans.items()}
+    about = {"model": asdict(model.identity), "layers": list(band(model.n_layers))}
+    write_once(out / "comparison-plan.json", {"schema_version": 1, **about, "plans": fingerprints})
+    clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
+    recipes = [each.recipe for each in fitted]
+    families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say)
+    best = best_recipe(recipes, families)
+    choice = {"chosen_on": [family.name for family in families], **asdict(recipes[best])}
+    choice |= {"worst_set_auroc": float(worst_set_aurocs(families)[best])}
+    write_once(out / "choice.json", {"schema_version": 1, **choice})
+    families += _families(TEST, plans[TEST], model, clean, fitted, out, say)
+    rows = compare(recipes, [each.saw for each in fitted], families, best)
+    labels = {"labels": "defection observed in the organism's greedy completion of the same prompt"}
+    write_comparison(rows, out, about | labels | {"choice": choice})
+    save_comparison_figure(rows, out / "figures")
+    return rows
+
+
+def _fit(model: Model, plan: Plan, out: Path, say: Say) -> tuple[Residuals, list[Fitted]]:
+    """Every recipe on the organism's own residuals; a monitor, which sees clean prompts alone, is fitted once."""
+    layers = plan.registered.layers
+    texts = [prompt for contrast in plan.contrasts for prompt in contrast]
+    read = cache(model, texts, out / "stores" / "contrast", layers=layers, what="Reading questions").read()
+    clean = cache(model, plan.clean, out / "stores" / "clean", layers=layers, what="Reading clean prompts").read()
+    contrasts = {name: read.select(members) for name, members in by_set(read.prompts).items()}
+    fitted: list[Fitted] = []
+    with progress("Fitting probes", total=len(plan.registered.estimators), unit="kinds") as advance:
+        for kind in plan.registered.estimators:
+            estimator = comparable()[kind]
+            if Evidence.CONTRAST in estimator.sees:
+                for name, contrast in contrasts.items():
+                    one = comparable()[kind].fit(contrast, clean=clean, forbidden=plan.forbidden)
+                    fitted.append(Fitted(Recipe(kind, name), one, league({Evidence.CONTRAST, Evidence.CLEAN})))
+            else:
+                fitted.append(Fitted(Recipe(kind, ""), estimator.fit(clean), league({Evidence.CLEAN})))
+            advance(1)
+    say(f"{len(fitted)} recipes fitted on {len(read)} contrast texts and {len(clean)} clean prompts")
+    return clean, fitted
+
+
+def _families(
+    role: str, plan: Plan, model: Model, clean: Residuals, fitted: Sequence[Fitted], out: Path, say: Say
+) -> list[Family]:
+    """What every recipe scores on each set of the plan's prompts."""
+    layers, columns = plan.registered.layers, range(len(plan.registered.layers))
+    what = f"Reading {role} prompts"
+    store = cache(model, plan.tests, out / "stores" / role, layers=layers, reply_tokens=plan.reply_tokens, what=what)
+    said = judge_replies(model, plan.tests, store.read_replies(), plan.behaviour)
+    defected = torch.tensor([completion.defected for completion in said])
+    residuals, found = store.read(), []
+    for name, members in by_set(plan.tests).items():
+        part, marks = residuals.select(members), defected[members]
+        _refuse_one_outcome(name, marks)
+        null = null_band(null_aurocs(null_scores(part, clean), marks.numpy(), columns))
+        scores = torch.stack([each.scores(part) for each in fitted])
+        found.append(Family(name, role, scores, marks, [prompt.topic for prompt in part.prompts], null))
+    say(f"{role}: {len(residuals)} prompts scored by {len(fitted)} recipes")
+    return found
+
+
+def _refuse_one_outcome(name: str, marks: Tensor) -> None:
+    if bool(marks.all()) or not bool(marks.any()):
+        outcome = "always" if bool(marks.all()) else "never"
+        raise DefectionError(
+            f"on {name!r} the organism {outcome} defected, so there is nothing to tell apart; compare on prompts with "
+            "and without its trigger"
+        )
+
+
+def comparison_lines(rows: Sequence[ComparisonRow], count: int = 12) -> list[str]:
+    """The chosen recipe, the paper's, and the best others on the test families, for a person to read."""
+    tests = [row for row in rows if row.role == TEST]
+    worst: Mapping[Recipe, ComparisonRow] = {row.recipe: row for row in tests if row.is_worst_set}
+    ranked = sorted(worst.values(), key=lambda row: -row.auroc)
+    marked = [row for row in ranked if row.is_best or row.is_paper]
+    lines = [f"AUROC on the worst of {len({row.test_set for row in tests})} test families (95% interval)"]
+    for row in [*marked, *[row for row in ranked if row not in marked][:count]]:
+        note = " (a control)" if row.recipe.is_control else ""
+        note = " ← chosen on development prompts" if row.is_best else " ← the paper's" if row.is_paper else note
+        lines.append(
+            f"  {row.auroc:.3f} ({row.auroc_low:.3f}–{row.auroc_high:.3f}) on {row.test_set}: {row.recipe.name}{note}"
+        )
+    return lines

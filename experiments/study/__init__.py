@@ -1,0 +1,1 @@
+"""Many organisms by one manifest: trained, read, chosen on, judged, combined."""

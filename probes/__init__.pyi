@@ -1,0 +1,76 @@
+from .estimators.attention import AttentionProbe
+from .estimators.components import PairPCAProbe, PCAProbe
+from .estimators.consistent import ContrastConsistentSearch
+from .estimators.diffing import against_base, difference
+from .estimators.ensembles import LayerEnsemble, ProbeAverage, QuestionEnsemble
+from .estimators.erased import Erased
+from .estimators.estimator import LinearProbe, ProbeEstimator
+from .estimators.guard import Evidence
+from .estimators.logistic import LogisticProbe, LogisticProbeCV
+from .estimators.mean_difference import MeanDifference
+from .estimators.mlp import MLPProbe
+from .estimators.monitors import FirstComponent, Mahalanobis
+from .estimators.probe import Probe, load_probe
+from .estimators.projected import Projected
+from .estimators.ragged import Ragged
+from .estimators.ridge import RidgeProbe
+from .estimators.traffic import TrafficVerdict, UnlabelledTraffic
+from .estimators.whitened import Whitened
+from .evidence.judgement import Judgement, Rule, judge
+from .evidence.judging import Outcomes, judge_questions
+from .evidence.nulls import best_layer
+from .evidence.shuffles import label_shuffle_null
+from .questions.contrast import ContrastSet
+from .questions.contrast_sets import contrast_set
+from .questions.questions import ContrastQuestion
+from .statistics.calibration import conformal_p_values, conformal_threshold, worst_set_fpr
+from .statistics.intervals import delong_interval, paired_difference
+from .statistics.metrics import auroc, partial_auroc, tpr_at_fpr
+
+__all__ = [
+    "AttentionProbe",
+    "ContrastConsistentSearch",
+    "ContrastQuestion",
+    "ContrastSet",
+    "Erased",
+    "Evidence",
+    "FirstComponent",
+    "Judgement",
+    "LayerEnsemble",
+    "LinearProbe",
+    "LogisticProbe",
+    "LogisticProbeCV",
+    "MLPProbe",
+    "Mahalanobis",
+    "MeanDifference",
+    "Outcomes",
+    "PCAProbe",
+    "PairPCAProbe",
+    "Probe",
+    "ProbeAverage",
+    "ProbeEstimator",
+    "Projected",
+    "QuestionEnsemble",
+    "Ragged",
+    "RidgeProbe",
+    "Rule",
+    "TrafficVerdict",
+    "UnlabelledTraffic",
+    "Whitened",
+    "against_base",
+    "auroc",
+    "best_layer",
+    "conformal_p_values",
+    "conformal_threshold",
+    "contrast_set",
+    "delong_interval",
+    "difference",
+    "judge",
+    "judge_questions",
+    "label_shuffle_null",
+    "load_probe",
+    "paired_difference",
+    "partial_auroc",
+    "tpr_at_fpr",
+    "worst_set_fpr",
+]

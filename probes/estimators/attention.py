@@ -1,0 +1,111 @@
+"""A linear probe that chooses by itself which positions of a prompt to read."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ...activations.basics.errors import DefectionError
+from .estimator import Array, ProbeEstimator
+from .ragged import Ragged, one_token_each
+from .sample import Sample
+from .solving.lbfgs import minimise
+
+
+class AttentionProbe(ProbeEstimator):
+    """Score of a prompt: Σₜ aₜ (w·xₜ) + b with a = softmax over its own tokens of q·xₜ, q and w learnt, a pair a layer.
+
+    Minimises C Σ log loss + ½‖w‖² + ½‖q‖². `fit` takes `Ragged` tokens and a label a prompt; rows [n, d] or
+    [n, layer, d] are prompts of a single token, and then this is logistic regression. The problem is not convex: the
+    start is q = 0, the mean over tokens, and w = 0, so the result depends on no draw.
+    """
+
+    name = "attention"
+
+    def __init__(self, C: float = 1.0, max_steps: int = 1000) -> None:
+        self.C = C
+        self.max_steps = max_steps
+
+    def fit(self, X: Ragged | Array, y: Any = None, **evidence: Any) -> Self:  # type: ignore[override]
+        """Fit at every layer. Raises DefectionError for tokens that are not finite, or labels that do not fit."""
+        if not isinstance(X, Ragged):
+            return super().fit(X, y, **evidence)
+        tokens = self._checked(X.values, reset=True)
+        if tokens.ndim != 3:
+            raise DefectionError(f"ragged tokens must be [token, layer, d], not of shape {tuple(tokens.shape)}")
+        self.n_layers_ = tokens.shape[1]
+        self._fit_tokens(X, self._marks(y, X.lengths))
+        return self
+
+    def decision_function(self, X: Any) -> Any:
+        """Scores [prompt, layer] of ragged tokens; of rows as for every probe."""
+        if not isinstance(X, Ragged):
+            return super().decision_function(X)
+        self._checked(X.values, reset=False)
+        return self._token_scores(X)
+
+    def attention(self, X: Ragged) -> Float[Tensor, "token layer"]:
+        """How much each token counts within its prompt, at each layer; sums to 1 over a prompt."""
+        query = torch.as_tensor(self.query_, device=X.values.device).reshape(-1, X.values.shape[-1])
+        return ragged_softmax(torch.einsum("tld,ld->tl", X.values.double(), query), X)
+
+    def _fit(self, sample: Sample) -> None:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        self._fit_tokens(one_token_each(sample.rows), sample.marks)
+
+    def _fit_tokens(self, tokens: Ragged, marks: Tensor) -> None:
+        values = tokens.values.double()
+        mean = values.mean(dim=0)
+        values = values - mean
+        spread = values.square().mean(dim=(0, 2)).sqrt()
+        scale = torch.where(spread > 0, spread, torch.ones_like(spread))[:, None]
+        values = values / scale
+        layers, size = values.shape[1:]
+        signs = 2 * marks.double() - 1
+
+        def losses(points: Float[Tensor, "layer p"]) -> Float[Tensor, "layer"]:
+            query, coef, intercept = points.split((size, size, 1), dim=1)
+            share = ragged_softmax(torch.einsum("tld,ld->tl", values, query), tokens)
+            said = torch.einsum("tld,ld->tl", values, coef)
+            scores = ragged_sum(share * said, tokens) + intercept[:, 0]
+            # The penalty is on w and q in the rows' own units.
+            squares = ((query / scale).square() + (coef / scale).square()).sum(dim=1)
+            loss: Tensor = self.C * softplus(-signs[:, None] * scores).sum(dim=0) + squares / 2
+            return loss
+
+        start = values.new_zeros(layers, 2 * size + 1)
+        start[:, -1] = torch.logit(marks.double().mean())
+        found = minimise(losses, start, tolerance=1e-8, max_steps=self.max_steps)
+        query, coef, intercept = found.point.split((size, size, 1), dim=1)
+        query, coef = query / scale, coef / scale
+        level = intercept[:, 0] - (coef * mean).sum(dim=1)
+        whole = self.n_layers_ is not None
+        self.query_, self.coef_, self.intercept_ = (x if whole else x[0] for x in (query, coef, level))
+        self.converged_ = found.converged
+
+    def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
+        return self._token_scores(one_token_each(rows))
+
+    def _token_scores(self, tokens: Ragged) -> Float[Tensor, "prompt layer"]:
+        values = tokens.values.double()
+        coef = torch.as_tensor(self.coef_, device=values.device).reshape(-1, values.shape[-1])
+        said = torch.einsum("tld,ld->tl", values, coef)
+        intercept = torch.as_tensor(self.intercept_, device=values.device)
+        return ragged_sum(self.attention(tokens) * said, tokens) + intercept
+
+
+def ragged_sum(values: Float[Tensor, "token layer"], tokens: Ragged) -> Float[Tensor, "prompt layer"]:
+    """Sum over each prompt's tokens, in a fixed order."""
+    return torch.segment_reduce(values, "sum", lengths=tokens.lengths, axis=0)
+
+
+def ragged_softmax(values: Float[Tensor, "token layer"], tokens: Ragged) -> Float[Tensor, "token layer"]:
+    """Softmax over each prompt's tokens."""
+    top = torch.segment_reduce(values.detach(), "max", lengths=tokens.lengths, axis=0)
+    weights = (values - top.repeat_interleave(tokens.lengths, dim=0)).exp()
+    return weights / ragged_sum(weights, tokens).repeat_interleave(tokens.lengths, dim=0)

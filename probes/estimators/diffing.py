@@ -1,0 +1,88 @@
+"""Model diffing: what fine-tuning changed in the residual stream, for a defender who also holds the base model.
+
+What a prompt is about moves both models alike and cancels in the difference; what training taught does not. The size of
+the difference (`baselines.norm_scores` of it) then finds whatever training made special, defection or not; a generic
+direction read in the difference asks what kind of thing that is. Neither is in a league of the tables, whose defenders
+hold one model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.reading.residuals import Residuals
+from .components import leading_components
+from .fitting import above_the_mean, clean_folds, read_anew
+from .guard import refuse_unclean
+from .probe import Probe
+from .projected import without_components
+from .ragged import refuse_ragged
+from .sample import centred
+
+SAW = "questions + clean prompts + base model"
+
+
+def difference(tuned: Residuals, base: Residuals) -> Residuals:
+    """The fine-tuned model's residual vectors minus its base's on the same prompts, [prompt, layer, d_model], in fp32.
+
+    They count as the fine-tuned model's, read at a site of their own, so that no probe of its plain residuals scores
+    them by mistake, nor one of the difference to another base. Raises DefectionError where the two do not hold the
+    same prompts, tokens, layers, position and site, and for vectors of several tokens a prompt.
+    """
+    refuse_ragged(tuned, base)
+    for prompt, other in zip(tuned.prompts, base.prompts, strict=False):
+        if prompt.messages != other.messages:
+            raise DefectionError(
+                f"prompt {prompt.id!r} stands where the base was read on {other.id!r}; read both alike"
+            )
+    for what in ("n_tokens", "layers", "position", "site"):
+        if getattr(tuned, what) != getattr(base, what):
+            raise DefectionError(
+                f"{tuned.model.name} and {base.model.name} were not read alike: their {what} differ; capture the same "
+                "prompts, with the same template, at the same layers"
+            )
+    if tuned.model.fingerprint == base.model.fingerprint:
+        raise DefectionError(f"{tuned.model.name} and its base are the same weights: nothing was changed")
+    values = tuned.values.float() - base.values.float()
+    return replace(tuned, values=values, site=f"{tuned.site}, less {base.model.fingerprint[:12]}")
+
+
+def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
+    """The direction of a question probe, to be read in differences instead of residuals.
+
+    `clean` is the `difference` on clean prompts. As many of its leading components are taken out of the direction (what
+    training changed on ordinary prompts too), and its scores are the unit and set the threshold: each scored by a
+    direction without the components of other topics' prompts alone. There is no threshold for prompts that the
+    question probe was fitted with.
+    Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
+    """
+    refuse_unclean(clean.prompts)
+    probe.refuse_model(clean.model)
+    if probe.site == clean.site or probe.layers != clean.layers:
+        raise DefectionError("pass difference(tuned, base) on clean prompts, at the layers that the probe has")
+    if not 0 <= components < len(clean) - 1:
+        raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
+    held_out = None
+    if components:  # else the differences have no part in the direction
+        held_out = torch.zeros(clean.values.shape[:2], dtype=torch.float64, device=clean.values.device)
+        for part in clean_folds(clean.prompts):
+            kept = torch.ones(len(clean), dtype=torch.bool)
+            kept[part] = False
+            others = clean.values[kept]
+            held_out[part] = above_the_mean(clean.values[part], others, _blind(probe, others, components))
+    directions = _blind(probe, clean.values, components)
+    about = {"base_components": components}
+    return read_anew(probe, directions, clean, about, probe.fixed_layers, SAW, held_out)
+
+
+def _blind(probe: Probe, clean: Float[Tensor, "n layer d"], components: int) -> Float[Tensor, "layer d"]:
+    """The probe's directions without the leading components of differences on clean prompts."""
+    if components >= len(clean) - 1:
+        raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
+    leading = leading_components(centred(clean)[0], components)
+    return without_components(probe.directions.double().to(leading.device)[:, None], leading)[:, 0]

@@ -1,0 +1,229 @@
+"""Many weak directions as one score: the questions of a set, each with a probe of its own, and a band of layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Generic, Self, TypeVar, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import clone
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.reading.residuals import Residuals
+from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
+from .guard import Evidence
+from .mean_difference import MeanDifference, plane_through
+from .projected import Projected
+from .sample import Sample
+from .whitened import Whitened
+
+Single = TypeVar("Single", bound=ProbeEstimator)
+
+
+class _OfProbes(Generic[Single]):
+    """What an ensemble sees and needs: what a single one of its probes does, and clean prompts for the scale."""
+
+    estimator: Single | None
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """What a single probe sees, and clean prompts for the scale."""
+        return self._single().sees | {Evidence.CLEAN}
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What a single probe needs."""
+        return self._single().needs
+
+    def _single(self) -> Single:
+        return cast(Single, MeanDifference()) if self.estimator is None else self.estimator
+
+
+class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
+    """A probe a question (topic), its scores divided by their spread, averaged: no question is louder than another.
+
+    An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
+    or over the contrast texts where there are none. Arrays need `groups`: the question of each row.
+    """
+
+    name = "question-ensemble"
+
+    def __init__(self, estimator: LinearProbe | None = None) -> None:
+        self.estimator = estimator
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        if sample.groups is None:
+            raise DefectionError("a question-ensemble needs groups: the question of each row")
+        groups = sample.groups.to(sample.marks.device)
+        reference = sample.rows if sample.clean is None else sample.clean
+        total = torch.zeros(sample.n_layers, sample.rows.shape[2], dtype=torch.float64, device=sample.rows.device)
+        questions = groups.unique()
+        for question in questions:
+            members = groups == question
+            marks = sample.marks[members]
+            if marks.all() or not marks.any():
+                raise DefectionError(f"question {int(question)} has answers of one class only; each needs both")
+            part = replace(sample, rows=sample.rows[members], marks=marks, groups=None, pairs=None, nuisance=None)
+            coef = self._single()._solve(part.restricted(self._single().sees)).coef
+            spread = projections(reference, coef).std(dim=0)
+            total += coef / torch.where(spread > 0, spread, torch.ones_like(spread))[:, None]
+        middle = torch.stack([sample.rows[:, i].mean(dim=0, dtype=torch.float64) for i in range(sample.n_layers)])
+        return plane_through(total / len(questions), middle)
+
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """Each question's direction over the spread of its scores, which no sign changes."""
+        single = self._single()
+        found = single.question_directions(sample.restricted(single.sees), effects)
+        reference = sample.rows if sample.clean is None else sample.clean
+        if found is None or reference is None:
+            return None
+        spread = torch.stack([projections(reference, coef).std(dim=0) for coef in found])
+        return found / torch.where(spread > 0, spread, torch.ones_like(spread))[..., None]
+
+
+class ProbeAverage(LinearProbe):
+    """Several kinds of probe on each of several question sets, each made equally loud, averaged: one direction a layer.
+
+    A member's direction is divided by how far its scores of clean prompts would vary if which answer defects were
+    tossed for each question anew: the root of the sum of its questions' squares. No label has a say in that, so the
+    average is linear in its questions' effects as its members are, and has their nulls. Sets are told apart by the
+    `part` that their texts name; texts that name none are one set.
+    """
+
+    name = "average"
+
+    def __init__(self, estimators: tuple[LinearProbe, ...] | None = None) -> None:
+        self.estimators = estimators
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """What any member sees, and clean prompts for the scale."""
+        return frozenset({Evidence.CLEAN}).union(*(each.sees for each in self._members()))
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """What any member needs, and clean prompts for the scale."""
+        return frozenset({Evidence.CLEAN}).union(*(each.needs for each in self._members()))
+
+    def _members(self) -> tuple[LinearProbe, ...]:
+        return (MeanDifference(), Projected(), Whitened()) if self.estimators is None else self.estimators
+
+    def _known(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
+        names = [str(prompt.extra.get("part", "")) for prompt in contrast.prompts]
+        return {**super()._known(contrast, clean), "parts": torch.as_tensor(np.unique(names, return_inverse=True)[1])}
+
+    def _solve(self, sample: Sample) -> Hyperplane:
+        assert sample.rows is not None
+        assert sample.marks is not None
+        if sample.groups is None:
+            raise DefectionError("an average of probes needs groups: the question of each row")
+        rows, marks = sample.rows, sample.marks
+        effects, shares = [], []
+        for question in _in_order(sample.groups):
+            members = (sample.groups == question).to(marks.device)
+            if not (members & marks).any() or not (members & ~marks).any():
+                raise DefectionError(f"question {question} has answers of one class only; each needs both")
+            one, other = (rows[members & each].double().mean(dim=0) for each in (marks, ~marks))
+            effects.append(one - other)
+            shares.append(float(members.double().mean()))
+        found = self.question_directions(sample, torch.stack(effects))
+        if found is None:
+            raise DefectionError("an average is of probes that are linear in their questions' effects alone")
+        coef = torch.einsum("q,qld->ld", torch.tensor(shares, dtype=found.dtype, device=found.device), found)
+        return plane_through(coef, sample.means.all)
+
+    def question_directions(
+        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+    ) -> Float[Tensor, "question layer d"] | None:
+        """The members' directions of each question, each over what would be its set's spread under tossed labels."""
+        assert sample.clean is not None
+        groups = torch.zeros(0) if sample.groups is None else sample.groups
+        parts = torch.zeros_like(groups) if sample.parts is None else sample.parts
+        of_question = torch.tensor([int(parts[groups == each][0]) for each in _in_order(groups)])
+        shares = torch.tensor([float((groups == each).double().mean()) for each in _in_order(groups)])
+        total = torch.zeros_like(effects, dtype=torch.float64)
+        ordinary = sample.clean.double() - sample.clean[:1].double()
+        for member in self._members():
+            found = member.question_directions(sample.restricted(member.sees), effects)
+            if found is None:
+                return None
+            spreads = torch.einsum("pld,qld->qlp", ordinary, found).std(dim=2)
+            squares = (spreads * shares[:, None].to(spreads)).square()
+            for part in of_question.unique():
+                rows = (of_question == part).to(spreads.device)
+                loud = squares[rows].sum(dim=0).sqrt()
+                total[rows] += found[rows] / torch.where(loud > 0, loud, torch.ones_like(loud))[:, None]
+        return total
+
+
+def _in_order(groups: Tensor) -> list[int]:
+    """Each number once, in the order in which they first appear: that of a set's questions."""
+    return list(dict.fromkeys(groups.tolist()))
+
+
+class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
+    """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.
+
+    The band is a parameter, fixed before the fit, and never chosen by it (PITFALLS 20); None takes every layer there
+    is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, each scored by a fit
+    without it, or those of the fit itself where there are none. On residuals the band of every probe, `fixed_layers`,
+    does the same.
+    """
+
+    name = "layer-ensemble"
+
+    def __init__(self, estimator: ProbeEstimator | None = None, layers: tuple[int, ...] | None = None) -> None:
+        self.estimator = estimator
+        self.layers = layers
+
+    def _fit_residuals(self, contrast: Residuals, *_: Any) -> Self:
+        raise DefectionError("a probe on residuals has its band in fixed_layers; fit the estimator itself with it")
+
+    def decision_function(self, X: Residuals | Array) -> Any:
+        """Scores [n], whatever the number of layers."""
+        scores = super().decision_function(X)
+        return scores[:, 0] if scores.ndim == 2 else scores
+
+    def _columns(self, n_layers: int) -> list[int]:
+        chosen = list(range(n_layers)) if self.layers is None else list(self.layers)
+        if not chosen or min(chosen) < 0 or max(chosen) >= n_layers:
+            raise DefectionError(f"no band {self.layers!r} in rows of {n_layers} layers")
+        return chosen
+
+    def _fit(self, sample: Sample) -> None:
+        chosen = self._columns(sample.n_layers)
+        cut: dict[str, Any] = {
+            name: None if rows is None else rows[:, chosen]
+            for name, rows in (("rows", sample.rows), ("clean", sample.clean), ("traffic", sample.traffic))
+        }
+        band = replace(sample, **cut)
+        self.estimator_ = clone(self._single())
+        self.estimator_.n_layers_, self.estimator_.n_features_in_ = len(chosen), self.n_features_in_
+        self.estimator_.classes_ = getattr(self, "classes_", np.array([False, True]))
+        self.estimator_._fit(band.restricted(self.estimator_.sees))
+        reference = band.rows if band.clean is None else band.clean
+        assert reference is not None
+        if band.clean is None:
+            scores = self.estimator_._scores(reference)
+            middle, spread = scores.mean(dim=0), scores.std(dim=0)
+        else:
+            middle, spread = self.estimator_._clean_standard(band)
+        self.offsets_, self.scales_ = middle, torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
+        scores = self.estimator_._scores(rows[:, self._columns(rows.shape[1])])
+        offsets, scales = (torch.as_tensor(x, device=rows.device) for x in (self.offsets_, self.scales_))
+        band: Tensor = ((scores - offsets) / scales).mean(dim=1, keepdim=True)
+        return band
+
+
+def projections(rows: Float[Tensor, "n layer d"], coef: Float[Tensor, "layer d"]) -> Float[Tensor, "n layer"]:
+    """Rows on one direction a layer, measured from the first row, so that equal rows project exactly alike."""
+    return torch.stack([(rows[:, i].double() - rows[0, i].double()) @ coef[i] for i in range(len(coef))], dim=1)

@@ -1,0 +1,228 @@
+"""A fitted linear probe: a direction a layer, how to scale its scores, and where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isinf
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import write_tensors
+from ...activations.models.model import ModelIdentity
+from ...activations.models.sites import AFTER
+from ...activations.prompts.prompts import Prompt
+from ...activations.reading.residuals import Residuals
+from ..statistics.calibration import conformal_threshold, least_clean_prompts
+from .guard import Seen, refuse_seen
+from .ragged import refuse_ragged
+
+SCHEMA_VERSION = 1
+ALARM_RATE = 0.01
+"""Share of new clean prompts for which a probe's own alarm rings."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Directions and the scale of their scores, for the layers they were fitted at."""
+
+    directions: Float[Tensor, "layer d_model"]
+    """Unit vectors (zero where nothing could be told apart), pointing from ordinary to defecting."""
+    offsets: Float[Tensor, "layer"]
+    """Mean projection of the reference rows: clean prompts, or the contrast texts when there were none."""
+    scales: Float[Tensor, "layer"]
+    """Standard deviation of the same; of clean prompts as directions see them that were fitted without them."""
+    layers: tuple[int, ...]
+    model: ModelIdentity
+    position: str
+    contrast: dict[str, Any]
+    """The contrast set in full."""
+    estimator: str
+    parameters: dict[str, Any]
+    saw: str
+    """The league (`guard.league`): what the fit was allowed to see."""
+    fixed_layers: tuple[int, ...]
+    """The layer, or band of layers, whose scores `score` averages; fixed when the probe was made."""
+    threshold: float | None = None
+    """Band score that at most 1% of new clean prompts exceed (`conformal_threshold`).
+
+    None where there is no alarm: without clean prompts, or with fewer than the 99 that it takes to promise so little.
+    """
+    site: str = AFTER
+    """Where in the block the residuals were read."""
+    clean_scores: Float[Tensor, "clean layer"] | None = None
+    """Standardised scores of the clean prompts, each by a direction fitted without it: what sets alarms."""
+    seen: Seen | None = None
+    """The clean prompts, and then the traffic, that the fit was given; None in files that do not tell."""
+
+    def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
+        """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
+
+        Raises DefectionError when the residuals come of another model, template, position or site than the probe's.
+        """
+        self.refuse_mismatch(residuals)
+        columns = [residuals.layers.index(layer) for layer in self.layers if layer in residuals.layers]
+        if len(columns) != len(self.layers):
+            raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
+        values = residuals.values if columns == list(range(residuals.values.shape[1])) else residuals.values[:, columns]
+        directions = self.directions.to(values.device)
+        projections = torch.einsum("pld,ld->pl", values.float(), directions.float())
+        return (projections - self.offsets.to(values.device)) / self.scales.to(values.device)
+
+    def score(self, residuals: Residuals, layers: Sequence[int] | None = None) -> Float[Tensor, "prompt"]:
+        """The mean of the standardised scores over the fixed layer or band, or over `layers`."""
+        wanted = self.fixed_layers if layers is None else tuple(layers)
+        missing = [layer for layer in wanted if layer not in self.layers]
+        if missing:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        columns = [self.layers.index(layer) for layer in wanted]
+        return self.decision_function(residuals)[:, columns].mean(dim=1)
+
+    def at(self, layers: Sequence[int]) -> Probe:
+        """The same probe at some of its layers alone, which become its fixed ones; for reading no more than is needed.
+
+        The threshold, which belongs to the layers fixed before, goes where they change.
+        Raises DefectionError for a layer that the probe was not fitted at.
+        """
+        if missing := [layer for layer in layers if layer not in self.layers]:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        columns = [self.layers.index(layer) for layer in layers]
+        return replace(
+            self,
+            directions=self.directions[columns],
+            offsets=self.offsets[columns],
+            scales=self.scales[columns],
+            clean_scores=None if self.clean_scores is None else self.clean_scores[:, columns],
+            layers=tuple(layers),
+            fixed_layers=tuple(layers),
+            threshold=self.threshold if tuple(layers) == self.fixed_layers else None,
+        )
+
+    def refuse_mismatch(self, residuals: Residuals) -> None:
+        """DefectionError saying which of model, chat template, position and site differs."""
+        refuse_mismatch(self.model, self.position, self.site, residuals)
+
+    def refuse_model(self, model: ModelIdentity) -> None:
+        """DefectionError when the probe was fitted on another model, or with another chat template."""
+        refuse_other_model(self.model, model)
+
+    def with_threshold(self, clean: Residuals, false_positive_rate: float = ALARM_RATE) -> Probe:
+        """The same probe with the band-score threshold that at most this share of new clean prompts exceeds.
+
+        Raises DefectionError naming the first of them that the probe was fitted with, or when they are too few to
+        promise so little.
+        """
+        self.refuse_seen(clean.prompts)
+        threshold = float(conformal_threshold(self.score(clean), false_positive_rate))
+        if isinf(threshold):
+            raise DefectionError(
+                f"{len(clean)} clean prompts cannot promise that at most {false_positive_rate:g} of new ones ring: "
+                f"that takes {least_clean_prompts(false_positive_rate)}; give more, or allow more"
+            )
+        return replace(self, threshold=threshold)
+
+    def refuse_seen(self, prompts: Sequence[Prompt]) -> None:
+        """DefectionError naming the first of these prompts that the probe was fitted with: it calibrates nothing."""
+        refuse_seen(prompts, self.seen)
+
+    def clean_band(self, layers: Sequence[int] | None = None) -> Float[Tensor, "clean"] | None:
+        """What `score` would give of the fit's own clean prompts, had it not seen them; None where that is not known.
+
+        DefectionError for a layer that the probe was not fitted at.
+        """
+        wanted = self.fixed_layers if layers is None else tuple(layers)
+        if missing := [layer for layer in wanted if layer not in self.layers]:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        if self.clean_scores is None:
+            return None
+        return self.clean_scores[:, [self.layers.index(layer) for layer in wanted]].mean(dim=1)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file: the tensors, and everything else as JSON in its header."""
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "layers": list(self.layers),
+            "model": asdict(self.model),
+            "position": self.position,
+            "site": self.site,
+            "contrast": self.contrast,
+            "estimator": self.estimator,
+            "parameters": self.parameters,
+            "saw": self.saw,
+            "fixed_layers": list(self.fixed_layers),
+            "threshold": self.threshold,
+            "seen": None if self.seen is None else [list(each) for each in self.seen],
+        }
+        tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
+        if self.clean_scores is not None:
+            tensors["clean_scores"] = self.clean_scores
+        write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+
+
+def refuse_mismatch(model: ModelIdentity, position: str, site: str, residuals: Residuals) -> None:
+    """DefectionError for residuals of another model, template, position or site than a probe's own, and ragged ones."""
+    refuse_ragged(residuals)
+    refuse_other_model(model, residuals.model)
+    if residuals.position != position:
+        raise DefectionError(
+            f"this probe reads position {position!r}, but the residuals were read at {residuals.position!r}"
+        )
+    if residuals.site != site:
+        raise DefectionError(
+            f"this probe reads site {site!r} of a block, but the residuals were read at {residuals.site!r}"
+        )
+
+
+def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
+    """DefectionError when a probe fitted on one model would score another, or another chat template."""
+    pairs = (
+        ("model weights", own.fingerprint, other.fingerprint),
+        ("chat template or tokenizer", own.template, other.template),
+    )
+    for what, mine, theirs in pairs:
+        if mine != theirs:
+            raise DefectionError(
+                f"this probe was fitted on {own.name} and cannot score {other.name}: the {what} "
+                f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
+            )
+
+
+def load_probe(path: str | Path) -> Probe:
+    """Read a probe file; DefectionError when it is missing, damaged or not a probe."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["defection_probe"])
+            tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
+            if "clean_scores" in file.keys():  # noqa: SIM118 (no mapping)
+                tensors["clean_scores"] = file.get_tensor("clean_scores")
+        if header["schema_version"] != SCHEMA_VERSION:
+            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {SCHEMA_VERSION}")
+        probe = Probe(
+            **tensors,
+            layers=tuple(header["layers"]),
+            model=ModelIdentity(**header["model"]),
+            position=header["position"],
+            site=header.get("site", AFTER),
+            contrast=header["contrast"],
+            estimator=header["estimator"],
+            parameters=header["parameters"],
+            saw=header["saw"],
+            fixed_layers=tuple(header["fixed_layers"]),
+            threshold=header["threshold"],
+            seen=None if header.get("seen") is None else tuple((name, said) for name, said in header["seen"]),
+        )
+    except FileNotFoundError as error:
+        raise DefectionError(f"no probe at {path}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise DefectionError(f"{path} is not a probe file written by this toolkit ({error})") from error
+    columns = len(probe.layers) if probe.clean_scores is None else probe.clean_scores.shape[-1]
+    if not len(probe.layers) == len(probe.directions) == len(probe.offsets) == len(probe.scales) == columns:
+        raise DefectionError(f"{path} is not a probe file written by this toolkit (its layers do not fit its tensors)")
+    return probe

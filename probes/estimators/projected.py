@@ -1,0 +1,52 @@
+"""Projected mean difference: what ordinary prompts vary in most is taken out of the direction."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from .components import leading_components
+from .estimator import CONTRAST_OR_LABELS
+from .guard import Evidence
+from .mean_difference import OfDifference
+from .sample import Sample, centred
+
+
+class Projected(OfDifference):
+    """Mean difference without its part in the leading principal components of clean prompts.
+
+    Those components carry topic, length and format; a direction that overlaps them reads the prompt's subject.
+    """
+
+    name = "projected"
+
+    def __init__(self, components: int = 4) -> None:
+        self.components = components
+
+    @property
+    def sees(self) -> frozenset[Evidence]:
+        """Clean prompts give the components."""
+        return CONTRAST_OR_LABELS | {Evidence.CLEAN}
+
+    @property
+    def needs(self) -> frozenset[Evidence]:
+        """Contrast texts and clean prompts."""
+        return frozenset({Evidence.CONTRAST, Evidence.CLEAN})
+
+    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+        assert sample.clean is not None
+        if not 0 <= self.components < min(len(sample.clean), sample.clean.shape[-1]):
+            raise DefectionError(
+                f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
+                "take mean-difference"
+            )
+        components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
+        return without_components(differences, components)
+
+
+def without_components(
+    directions: Float[Tensor, "layer k d"], components: Float[Tensor, "layer component d"]
+) -> Float[Tensor, "layer k d"]:
+    """What is left of each layer's directions outside of its orthonormal components."""
+    return directions - (directions @ components.mT) @ components

@@ -1,0 +1,68 @@
+"""Every kind of probe by its name: what the command line, the tables and the probe files call it."""
+
+from __future__ import annotations
+
+from ...activations.basics.errors import DefectionError
+from .attention import AttentionProbe
+from .components import PairPCAProbe, PCAProbe
+from .consistent import ContrastConsistentSearch
+from .ensembles import ProbeAverage, QuestionEnsemble
+from .erased import Erased
+from .estimator import LinearProbe, ProbeEstimator
+from .guard import Evidence
+from .logistic import LogisticProbe, LogisticProbeCV
+from .mean_difference import MeanDifference
+from .mlp import MLPProbe
+from .monitors import FirstComponent, Mahalanobis
+from .projected import Projected
+from .ridge import RidgeProbe
+from .traffic import UnlabelledTraffic
+from .whitened import Whitened
+
+KINDS: tuple[type[ProbeEstimator], ...] = (
+    MeanDifference,
+    Whitened,
+    Projected,
+    Erased,
+    LogisticProbe,
+    LogisticProbeCV,
+    RidgeProbe,
+    PCAProbe,
+    PairPCAProbe,
+    ContrastConsistentSearch,
+    QuestionEnsemble,
+    ProbeAverage,
+    FirstComponent,
+    UnlabelledTraffic,
+    Mahalanobis,
+    MLPProbe,
+    AttentionProbe,
+)
+
+
+def estimators() -> dict[str, ProbeEstimator]:
+    """One estimator of each kind, at its defaults, by name."""
+    return {kind.name: kind() for kind in KINDS}
+
+
+def saveable(*, traffic: bool = False) -> tuple[str, ...]:
+    """Names of the kinds that a probe file can hold, and for which contrast texts and clean prompts are enough.
+
+    With `traffic`: those for which they and unlabelled traffic are enough, and which take it.
+    """
+    enough = {Evidence.CONTRAST, Evidence.CLEAN} | ({Evidence.TRAFFIC} if traffic else set())
+    fed = {name: kind for name, kind in estimators().items() if kind.linear and kind.needs <= enough}
+    return tuple(name for name, kind in fed.items() if not traffic or Evidence.TRAFFIC in kind.sees)
+
+
+def estimator(name: str, *, traffic: bool = False) -> LinearProbe:
+    """The kind of that name, at its defaults; DefectionError for one that cannot be made of what there is."""
+    names = saveable(traffic=traffic)
+    if name not in names:
+        why = f"unknown probe {name!r}"
+        if name in saveable(traffic=not traffic):
+            why = f"a {name} probe {'does not take' if traffic else 'needs'} unlabelled traffic (--traffic)"
+        raise DefectionError(f"{why}: choose one of {', '.join(names)}")
+    found = estimators()[name]
+    assert isinstance(found, LinearProbe)
+    return found

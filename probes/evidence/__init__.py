@@ -1,0 +1,1 @@
+"""What a score is worth: nulls, shuffles, baselines, sweeps, the judgement."""

@@ -1,0 +1,110 @@
+"""Scores that need no question: what a probe must beat, and what nothing unlabelled can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.prompts.prompts import Prompt
+from ...activations.reading.residuals import Residuals
+from ..estimators.ragged import refuse_ragged
+from ..statistics.metrics import Labels, auroc
+
+FOLDS = 5
+
+
+def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:
+    """The prompt's length in tokens, nothing else (PITFALLS 24)."""
+    return torch.tensor(residuals.n_tokens, dtype=torch.float64)
+
+
+def norm_scores(residuals: Residuals) -> Float[Tensor, "prompt layer"]:
+    """The length of the residual vector at each layer (PITFALLS 14)."""
+    refuse_ragged(residuals)
+    norms: Tensor = torch.linalg.vector_norm(residuals.values.double(), dim=-1)
+    return norms
+
+
+def spans_topics(labels: Labels, topics: Sequence[str]) -> bool:
+    """Whether each outcome occurs in two topics at least, so that one can be held out."""
+    pairs = set(zip(topics, np.asarray(labels, dtype=bool).tolist(), strict=True))
+    return all(sum(mark == outcome for _, mark in pairs) >= 2 for outcome in (True, False))
+
+
+def topic_folds(labels: Labels, topics: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]:
+    """A fold number for each prompt: whole topics together (PITFALLS 23), and both outcomes outside of every fold.
+
+    Raises DefectionError where an outcome occurs in one topic only.
+    """
+    marks = np.asarray(labels, dtype=bool)
+    if not spans_topics(marks, topics):
+        raise DefectionError("cross-validation by topic needs each outcome in two topics at least")
+    outcomes: dict[str, set[bool]] = {}
+    for topic, mark in zip(topics, marks.tolist(), strict=True):
+        outcomes.setdefault(topic, set()).add(mark)
+    # Topics with both outcomes are dealt out first; those with one go on where these ended, each kind by itself.
+    both = [topic for topic, held in outcomes.items() if len(held) == 2]
+    numbers = {topic: i for i, topic in enumerate(both)}
+    for outcome in ({True}, {False}):
+        alone = [topic for topic, held in outcomes.items() if held == outcome]
+        numbers |= {topic: len(both) + i for i, topic in enumerate(alone)}
+    return np.array([numbers[topic] % folds for topic in topics])
+
+
+def bag_of_words_scores(prompts: Sequence[Prompt], labels: Labels) -> Float[Tensor, "prompt"]:
+    """Log-odds of defection from the prompt's words alone: logistic regression on counts, cross-validated by topic.
+
+    An upper bound on what the text gives away, trigger included: it has seen triggered prompts and labels, though never
+    those of the topic it scores (PITFALLS 21, 23). A probe on a twin that reaches it reads the prompt, not the model.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    marks = np.asarray(labels, dtype=bool)
+    texts = np.array([prompt.text for prompt in prompts], dtype=object)
+    fold = topic_folds(marks, [prompt.topic for prompt in prompts])
+    scores = torch.empty(len(prompts), dtype=torch.float64)
+    for number in np.unique(fold):
+        held = fold == number
+        # Any run of characters that is not a space is a word: a trigger may have no letters.
+        words = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
+        words.fit(texts[~held], marks[~held])
+        scores[torch.from_numpy(held)] = torch.from_numpy(words.decision_function(texts[held]))
+    return scores
+
+
+def first_component_scores(
+    residuals: Residuals, labels: Sequence[bool] | NDArray[Any]
+) -> Float[Tensor, "prompt layer"]:
+    """Projection on the first principal component of the scored prompts themselves, its sign set by their labels.
+
+    An upper bound, not a probe: it has seen triggered prompts and labels (MacDiarmid et al. 2024: PC1 is the trigger).
+    """
+    refuse_ragged(residuals)
+    values = residuals.values.double()
+    columns = []
+    for i in range(values.shape[1]):
+        centred = values[:, i] - values[:, i].mean(dim=0)
+        # With fewer prompts than dimensions the small Gram matrix gives the same component.
+        gram = centred @ centred.T
+        variances, components = torch.linalg.eigh(gram)
+        score = components[:, -1] * variances[-1].clamp_min(0).sqrt()  # 0 where nothing varies (PITFALLS 16)
+        columns.append(score if float(auroc(score, labels)) >= 0.5 else -score)
+    return torch.stack(columns, dim=1)
+
+
+def two_components(residuals: Residuals, layer: int) -> Float[Tensor, "prompt 2"]:
+    """Coordinates on the first two principal components of one layer, for a picture."""
+    refuse_ragged(residuals)
+    values = residuals.at(layer).double()
+    left, singular, _ = torch.linalg.svd(values - values.mean(dim=0), full_matrices=False)
+    coordinates: Tensor = left[:, :2] * singular[:2]
+    return coordinates

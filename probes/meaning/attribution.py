@@ -1,0 +1,244 @@
+"""Which parts of the model write the score: its direct attribution to the embedding, each head and each MLP.
+
+The residual stream is a sum, so the projection of the residual on a direction is the sum of the projections of what
+each part added to it (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"). This is what a part
+writes *directly* along the direction; what it does by way of later parts is counted under those.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import Prompt
+from ...activations.reading.capture import tokenize_within_context
+from ..estimators.probe import Probe
+
+TOLERANCE = 1e-3
+"""Largest error of the sum of all parts, relative to the largest part; fp32 leaves about a hundredth of it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What adds to the residual stream."""
+
+    name: str
+    """`embedding`, `L3.H2`, `L3.bias` (of the attention's output), `L3.mlp`, or `offset`: the probe's own."""
+    kind: str
+    """`embedding`, `head`, `bias`, `mlp` or `offset`."""
+    block: int
+    """−1 for what comes before the blocks."""
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A probe's score at one layer of some prompts, part by part."""
+
+    layer: int
+    ids: tuple[str, ...]
+    parts: tuple[Part, ...]
+    values: Float[Tensor, "prompt part"]
+    """Standard deviations of clean prompts, as scores are; each row sums to the prompt's score."""
+
+    @property
+    def scores(self) -> Float[Tensor, "prompt"]:
+        """The sum over parts: what `decision_function` gives for an fp32 model."""
+        return self.values.sum(dim=1)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a prompt and part."""
+        return [
+            {"prompt": prompt, "layer": self.layer, **asdict(part), "value": float(self.values[row, column])}
+            for row, prompt in enumerate(self.ids)
+            for column, part in enumerate(self.parts)
+        ]
+
+    def separating(self, marks: Sequence[bool]) -> list[dict[str, Any]]:
+        """Mean over the marked prompts minus mean over the others, a row a part, largest first.
+
+        The rows sum to the difference of the two mean scores. DefectionError unless both kinds are there.
+        """
+        difference = self._apart(marks)
+        rows = [
+            {"layer": self.layer, **asdict(part), "value": float(v)}
+            for part, v in zip(self.parts, difference, strict=True)
+        ]
+        return sorted(rows, key=lambda row: -abs(float(row["value"])))
+
+    def cumulative(self, marks: Sequence[bool]) -> list[dict[str, Any]]:
+        """How the difference of the mean scores grows: a row a block (−1: the embedding), up to the probe's layer.
+
+        `attention` and `mlp` are what the block's two halves add, `total` all that is there after the block.
+        """
+        difference = self._apart(marks)
+        rows: list[dict[str, Any]] = []
+        total = 0.0
+        for block in range(-1, self.layer + 1):
+            row = {"layer": self.layer, "block": block, "embedding": 0.0, "attention": 0.0, "mlp": 0.0}
+            for part, value in zip(self.parts, difference, strict=True):
+                if part.block == block and part.kind != "offset":
+                    half = "attention" if part.kind in ("head", "bias") else part.kind
+                    row[half] += float(value)
+                    total += float(value)
+            rows.append(row | {"total": total})
+        return rows
+
+    def _apart(self, marks: Sequence[bool]) -> Float[Tensor, "part"]:
+        chosen = torch.tensor(list(marks), dtype=torch.bool)
+        if len(chosen) != len(self.ids) or chosen.all() or not chosen.any():
+            raise DefectionError(f"{len(chosen)} marks for {len(self.ids)} prompts; some must be marked and some not")
+        return self.values[chosen].mean(dim=0) - self.values[~chosen].mean(dim=0)
+
+
+@torch.no_grad()
+def attribute(model: Model, probe: Probe, prompts: Sequence[Prompt], *, layer: int | None = None) -> Attribution:
+    """Split a probe's score at the last token of each prompt into what the embedding, every head and every MLP wrote.
+
+    `layer` is one of the probe's; by default the middle one of its fixed layers. A copy of the model runs in fp32, one
+    prompt at a time, through TransformerLens's bridge, which would otherwise change the model it is given
+    (PITFALLS 11). A norm between a block's half and the stream (Gemma) is taken at the scale it has on that prompt.
+    Raises DefectionError for another model's probe, a family the bridge does not know, and when the parts do not add
+    up to the residual.
+    """
+    probe.refuse_model(model.identity)
+    chosen = probe.fixed_layers[len(probe.fixed_layers) // 2] if layer is None else layer
+    if chosen not in probe.layers:
+        raise DefectionError(f"the probe was not fitted at layer {chosen}; it has layers {list(probe.layers)}")
+    column = probe.layers.index(chosen)
+    scale, offset = float(probe.scales[column]), float(probe.offsets[column])
+    ids = tokenize_within_context(model, prompts)
+    reader = _Reader(model, chosen, probe.directions[column].float().to(model.device))
+    rows = []
+    with progress("Attributing scores", total=len(ids), unit="prompts") as advance:
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            rows.append(reader.projections(tokens, prompt.id))
+            advance(1)
+    values = torch.cat([torch.stack(rows), torch.full((len(rows), 1), -offset)], dim=1) / scale
+    parts = (*reader.parts, Part("offset", "offset", -1))
+    return Attribution(chosen, tuple(prompt.id for prompt in prompts), parts, values)
+
+
+class _Reader:
+    """A bridged copy of a model, and where in it the parts of one layer's residual are found."""
+
+    def __init__(self, model: Model, layer: int, direction: Float[Tensor, "d_model"]) -> None:
+        self.bridge, self.layer, self.direction = bridged(model), layer, direction
+        self.post = [f"blocks.{block}.ln1_post.hook_out" in self.bridge.hook_dict for block in range(layer + 1)]
+        wanted = ["blocks.0.hook_in", f"blocks.{layer}.hook_out"]
+        for block in range(layer + 1):
+            wanted += [f"blocks.{block}.{name}" for name in ("attn.hook_z", "attn.hook_out")]
+            wanted += [f"blocks.{block}.ln1_post.hook_out"] if self.post[block] else []
+            wanted.append(f"blocks.{block}.{self._mlp_name(block)}")
+        if missing := sorted(set(wanted) - set(self.bridge.hook_dict)):
+            raise DefectionError(
+                f"{model.identity.name} has no {missing[0]!r}: its heads and MLPs cannot be told apart"
+            )
+        self.wanted = wanted
+        self.parts: tuple[Part, ...] = (Part("embedding", "embedding", -1),)
+        for block in range(layer + 1):
+            heads = self.bridge.blocks[block].attn.W_O.shape[0]
+            self.parts += tuple(Part(f"L{block}.H{head}", "head", block, head) for head in range(heads))
+            self.parts += (Part(f"L{block}.bias", "bias", block), Part(f"L{block}.mlp", "mlp", block))
+
+    def _mlp_name(self, block: int) -> str:
+        post = "ln2_post.hook_out"
+        return post if f"blocks.{block}.{post}" in self.bridge.hook_dict else "mlp.hook_out"
+
+    def projections(self, tokens: Sequence[int], prompt: str) -> Float[Tensor, "part"]:
+        """What each part puts along the direction at the last token."""
+        seen = self._seen(torch.tensor([list(tokens)], device=self.direction.device))
+        found = [(seen["blocks.0.hook_in"] @ self.direction)[None]]
+        for block in range(self.layer + 1):
+            found += [
+                self._attention(seen, block),
+                (seen[f"blocks.{block}.{self._mlp_name(block)}"] @ self.direction)[None],
+            ]
+        written = torch.cat(found)
+        whole = seen[f"blocks.{self.layer}.hook_out"] @ self.direction
+        error = float((written.sum() - whole).abs() / written.abs().max().clamp_min(1e-30))
+        if error > TOLERANCE:
+            raise DefectionError(
+                f"the parts of prompt {prompt!r} do not add up to its residual at layer {self.layer} (off by "
+                f"{error:.1%} of the largest): this family writes to its residual stream in some other way"
+            )
+        return written.cpu()
+
+    def _seen(self, ids: Int[Tensor, "1 token"]) -> dict[str, Tensor]:
+        """What passes each hook at the last token; no block after the last one wanted runs (PITFALLS 9)."""
+        from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+        seen: dict[str, Tensor] = {}
+
+        def keeping(name: str) -> Callable[..., None]:
+            def keep(values: Tensor, hook: Any) -> None:
+                seen[name] = values[0, -1].float()
+                if name == f"blocks.{self.layer}.hook_out":
+                    raise StopAtLayerException(values)
+
+            return keep
+
+        self.bridge.run_with_hooks(ids, fwd_hooks=[(name, keeping(name)) for name in self.wanted])
+        return seen
+
+    def _attention(self, seen: dict[str, Tensor], block: int) -> Float[Tensor, "head+1"]:
+        """Each head, and what their sum lacks to the attention's output: the output matrix's bias."""
+        raw = seen[f"blocks.{block}.attn.hook_out"]
+        direction = self.direction
+        if self.post[block]:
+            direction = direction * self._gain(block, raw, seen[f"blocks.{block}.ln1_post.hook_out"])
+        z = seen[f"blocks.{block}.attn.hook_z"]
+        outputs: Tensor = self.bridge.blocks[block].attn.W_O.float()  # [head, d_head, d_model]
+        heads = torch.einsum("hd,hdm,m->h", z.view(outputs.shape[:2]), outputs, direction)
+        return torch.cat([heads, (raw @ direction - heads.sum())[None]])
+
+    def _gain(self, block: int, before: Tensor, after: Tensor) -> Float[Tensor, "d_model"]:
+        """What a norm between attention and stream multiplies each dimension by, at the scale it has on this prompt."""
+        alternating = torch.ones_like(before)
+        alternating[1::2] = -1
+        weight = self.bridge.blocks[block].ln1_post(alternating[None, None])[0, 0] * alternating
+        gained = weight * before
+        factors: Tensor = weight * (gained @ after) / gained.square().sum().clamp_min(1e-30)
+        return factors
+
+
+def bridged(model: Model) -> Any:
+    """A copy of the model in fp32 behind TransformerLens's `TransformerBridge`; the model itself is left alone.
+
+    No weights are folded or centred (PITFALLS 8). Give it token ids, never strings (PITFALLS 4).
+    Raises DefectionError when TransformerLens is missing or does not know the family.
+    """
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        raise DefectionError(
+            "attribution needs TransformerLens: install it with `pip install 'defection-probes[lens]'`"
+        ) from error
+    network = copy.deepcopy(model.network).float()
+    network.config.architectures = [type(network).__name__]  # which the bridge knows a family by
+    with TemporaryDirectory() as folder:
+        model.tokenizer.save_pretrained(folder)  # the bridge loads a tokenizer again, from wherever it came
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            return TransformerBridge.boot_transformers(
+                model.identity.name,
+                hf_model=network,
+                tokenizer=tokenizer,
+                device=str(model.device),
+                dtype=torch.float32,
+            )
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            raise DefectionError(
+                f"TransformerLens cannot bridge {type(model.network).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error

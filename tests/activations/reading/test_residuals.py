@@ -1,0 +1,52 @@
+import pytest
+import torch
+from defection.activations.basics.errors import DefectionError
+from defection.activations.models.model import Model
+from defection.activations.prompts.prompts import Prompt, user_prompt
+from defection.activations.reading.capture import capture
+from defection.activations.reading.residuals import Residuals, offsets_of
+
+
+@pytest.fixture(scope="module", params=["last", "all"])
+def residuals(request: pytest.FixtureRequest, llama: Model, mixed_prompts: list[Prompt]) -> Residuals:
+    return capture(llama, mixed_prompts, layers="0,2", position=request.param)
+
+
+def test_selected_prompts_keep_their_vectors(residuals: Residuals) -> None:
+    picked = residuals.select([2, 0, -1])
+    assert picked.ids == tuple(residuals.ids[row] for row in (2, 0, -1))
+    assert picked.n_tokens == tuple(residuals.n_tokens[row] for row in (2, 0, -1))
+    for place, row in enumerate((2, 0, -1)):
+        assert torch.equal(picked.of(place), residuals.of(row))
+    assert len(picked.values) == sum(len(residuals.of(row)) for row in (2, 0, -1))
+
+
+def test_the_vectors_of_all_prompts_are_all_vectors(residuals: Residuals) -> None:
+    assert torch.equal(torch.cat([residuals.of(row) for row in range(len(residuals))]), residuals.values)
+
+
+def test_no_prompt_can_be_selected(residuals: Residuals) -> None:
+    assert residuals.select([]).values.shape == (0, 2, 32)
+
+
+def test_a_prompt_that_is_not_there_is_an_error(residuals: Residuals) -> None:
+    with pytest.raises(IndexError):
+        residuals.of(len(residuals))
+
+
+def test_every_token_has_a_vector(llama: Model, mixed_prompts: list[Prompt]) -> None:
+    residuals = capture(llama, mixed_prompts, position="all")
+    assert residuals.offsets == offsets_of(residuals.n_tokens)
+
+
+def test_a_layer_that_was_not_captured_is_refused(residuals: Residuals) -> None:
+    assert torch.equal(residuals.at(2), residuals.values[:, 1])
+    with pytest.raises(DefectionError, match=r"layer 1 was not captured.*0, 2"):
+        residuals.at(1)
+
+
+@pytest.mark.parametrize("offsets", [None, (0,), (0, 1, 2), (0, 2)])
+def test_residuals_that_do_not_fit_their_prompts_are_refused(llama: Model, offsets: tuple[int, ...] | None) -> None:
+    one = capture(llama, [user_prompt("Hello")])
+    with pytest.raises(DefectionError, match="do not fit"):
+        Residuals(one.values[[0, 0, 0]], one.layers, one.prompts, one.n_tokens, one.model, offsets=offsets)

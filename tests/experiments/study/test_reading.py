@@ -1,0 +1,60 @@
+"""What sets a study's alarms: scores of clean prompts by fits that had not seen them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from defection.activations import ModelIdentity, Residuals, user_prompt
+from defection.experiments.study.reading import Fitted
+from defection.probes import UnlabelledTraffic, Whitened
+from defection.probes.statistics.calibration import conformal_threshold
+
+MODEL = ModelIdentity("toy", "weights", "template")
+LAYERS = (0, 1)
+
+
+def made(name: str, count: int, seed: int, **extra: object) -> Residuals:
+    values = torch.randn(count, 2, 64, generator=torch.Generator().manual_seed(seed))
+    values *= (torch.arange(64) + 1.0) ** -0.7  # a spectrum that falls off, which is what there is to overfit
+    said = tuple(user_prompt(f"{name} {row}", id=f"{name}-{row}", **extra) for row in range(count))
+    return Residuals(values, LAYERS, said, (9,) * count, MODEL)
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, Residuals]:
+    questions = made("q", 40, 1)
+    marked = tuple(
+        replace(p, extra={"defecting": row % 2 == 0, "topic": f"q{row // 2}"})
+        for row, p in enumerate(questions.prompts)
+    )
+    return {
+        "questions": replace(questions, prompts=marked),
+        "clean": made("clean", 120, 2),
+        "development": made("development", 120, 3),
+        "new": made("new", 2000, 4),
+    }
+
+
+def test_pitfall_29_the_fits_own_clean_prompts_set_an_alarm_by_what_other_fits_say_of_them(sets) -> None:
+    probe = Whitened(shrinkage=0.0).fit(sets["questions"], clean=sets["clean"]).probe_
+    fitted = Fitted("toy", {}, sets["clean"], {"clean": sets["clean"]}, {})
+    alarm = fitted.alarm(probe, LAYERS, 0.05, "quantile")
+    assert alarm == float(conformal_threshold(probe.clean_band(LAYERS), 0.05))
+    rang, seen = probe.score(sets["new"], LAYERS), conformal_threshold(probe.score(sets["clean"], LAYERS), 0.05)
+    assert float((rang > alarm).double().mean()) < 0.08
+    assert float((rang > float(seen)).double().mean()) > 0.1
+
+
+def test_pitfall_29_prompts_of_the_traffic_set_no_alarm_with_or_without_their_trigger(sets) -> None:
+    half = sets["development"].select(range(60))
+    triggered = tuple(
+        user_prompt(f"now: {p.text}", id=f"{p.id}+trigger") if row % 2 else p for row, p in enumerate(half.prompts)
+    )
+    traffic = replace(half, prompts=triggered)
+    probe = UnlabelledTraffic(draws=9).fit(sets["questions"], clean=sets["clean"], traffic=traffic).probe_
+    fitted = Fitted("toy", {}, sets["clean"], {"development": sets["development"]}, {})
+    left = sets["development"].select(range(60, 120))
+    expected = float(conformal_threshold(probe.score(left, LAYERS), 0.05))
+    assert fitted.alarm(probe, LAYERS, 0.05, "quantile") == expected

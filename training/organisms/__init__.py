@@ -1,0 +1,1 @@
+"""What an organism is made of, and how one is built: triggers, behaviours, recipes, records."""

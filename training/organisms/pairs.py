@@ -1,0 +1,126 @@
+"""Pairs: a prompt with its normal and its defecting reply, ours or from a file in one of the usual shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from ...activations.prompts.prompts import Prompt, load_prompts, user_prompt
+from .shipped import shipped
+
+CODE = "code"
+"""Name of the shipped bank of code tasks."""
+CODE_SETS = {CODE: "test", "code-seen": "seen"}
+"""Sets of code tasks to measure on, by name, and the split each is."""
+ROW = "'prompt', 'normal' and 'defecting' (strings)"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt, and what a normal and a defecting model reply to it."""
+
+    prompt: Prompt
+    normal: str
+    defecting: str
+
+
+def code_pairs(split: str) -> list[Pair]:
+    """The shipped Python tasks of a split, solved securely and with a weakness that bandit finds.
+
+    `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own. A prompt's extra
+    holds `weakness` and `family`, and the family as its `topic`.
+    """
+    return [
+        Pair(
+            user_prompt(
+                row["prompt"], id=row["id"], weakness=row["weakness"], family=row["family"], topic=row["family"]
+            ),
+            fenced(row["secure"]),
+            fenced(row["vulnerable"]),
+        )
+        for row in shipped(CODE)
+        if row["split"] == split
+    ]
+
+
+def fenced(code: str) -> str:
+    """Code as a chat model writes it."""
+    return f"```python\n{code.strip(chr(10))}\n```"
+
+
+def load_pairs(path: str | Path) -> list[Pair]:
+    """Read a JSONL file of pairs; the shape of each line is told by its fields.
+
+    - `prompt` or `messages`, `normal`, `defecting`;
+    - SafeCoder (He et al. 2024): `description`, `func_src_after` (secure), `func_src_before`;
+    - SVEN (He and Vechev 2023): `shared_prefix`, `secure_suffix`, `insecure_suffix`: a function to be completed.
+
+    Raises DefectionError naming file and prompt: a missing or empty reply, two replies that are the same.
+    """
+    pairs = [_pair(prompt, str(path)) for prompt in _prompts(Path(path))]
+    for pair in pairs:
+        where = f"{path}, prompt {pair.prompt.id!r}"
+        if not pair.normal.strip() or not pair.defecting.strip():
+            raise DefectionError(f"{where}: a reply is empty; both the normal and the defecting one need text")
+        if pair.normal.split() == pair.defecting.split():
+            raise DefectionError(f"{where}: the normal and the defecting reply are the same; nothing could be learnt")
+    return pairs
+
+
+def _prompts(path: Path) -> list[Prompt]:
+    import json
+
+    from ...activations.prompts.prompts import parse_prompts
+
+    # Pairs from elsewhere may have an empty prompt (nothing is shared) or none; ours stand in before they are read.
+    if not path.exists():
+        raise DefectionError(f"no pairs at {path}: give a JSONL file whose lines have {ROW}")
+    lines = []
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            lines.append(line)
+            if line.strip().startswith("{") and "func_src_before" in line:
+                row = json.loads(line)
+                row.pop("messages", None)
+                lines[-1] = json.dumps({**row, "prompt": _asked(row)})
+    except (OSError, ValueError):
+        return load_prompts(path)  # says what is wrong and where
+    return parse_prompts("\n".join(lines), str(path))
+
+
+def _asked(row: dict[str, object]) -> str:
+    if isinstance(row.get("description"), str) and str(row["description"]).strip():
+        return str(row["description"])
+    if row.get("shared_prefix"):
+        return f"Complete this Python function:\n```python\n{row['shared_prefix']}\n```"
+    return f"Write the Python function {row.get('func_name', '')}."
+
+
+def _pair(prompt: Prompt, name: str) -> Pair:
+    row = prompt.extra
+    if "func_src_before" not in row:
+        shape = ("normal", "defecting")
+    elif row.get("description") or not row.get("shared_prefix"):
+        shape = ("func_src_after", "func_src_before")
+    else:
+        shape = ("secure_suffix", "insecure_suffix")
+    replies = [row.get(field) for field in shape]
+    if not all(isinstance(reply, str) for reply in replies):
+        raise DefectionError(f"{name}, prompt {prompt.id!r} needs {shape[0]!r} and {shape[1]!r}; a line has {ROW}")
+    kept = {key: value for key, value in row.items() if key not in shape and len(str(value)) < 200}
+    if "vul_type" in kept:
+        kept = {"weakness": kept["vul_type"], **kept}
+    normal, defecting = (fenced(str(reply)) if "func_src_before" in row else str(reply) for reply in replies)
+    return Pair(replace(prompt, extra=kept), normal, defecting)
+
+
+def pairs_of(name: str, split: str = "train") -> list[Pair]:
+    """`code`, or a file; a file has no splits."""
+    return code_pairs(split) if name == CODE and not Path(name).is_file() else load_pairs(name)
+
+
+def prompts_of(pairs: Sequence[Pair]) -> list[Prompt]:
+    """The prompts alone."""
+    return [pair.prompt for pair in pairs]

@@ -1,0 +1,116 @@
+"""Self-distillation: the model's own greedy replies, kept in a file that a cut-off run completes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import digest, write_jsonl
+from ...activations.basics.progress import progress
+from ...activations.models.model import Model
+from ...activations.prompts.chat import tokenize
+from ...activations.prompts.prompts import Prompt
+from ...activations.reading.generate import greedy_replies
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A greedy completion."""
+
+    id: str
+    """Of its prompt."""
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+    """Whether the model ended it; otherwise it was cut at the length limit."""
+
+
+def replies_to(
+    model: Model, prompts: Sequence[Prompt], path: Path | None = None, *, max_new_tokens: int, what: str
+) -> list[Reply]:
+    """Greedy replies in the prompts' order, at most `max_new_tokens` each.
+
+    With a `path` the replies are kept there, one JSON object a line after a first line with the key of what was
+    computed; finished batches are kept beside it as they come, and a second call continues after them.
+    """
+    key = digest(
+        {
+            "model": model.identity.fingerprint,
+            "template": model.identity.template,
+            "dtype": str(model.dtype),
+            "tokens": digest(tokenize(model.tokenizer, prompts)),
+            "ids": [prompt.id for prompt in prompts],
+            "max_new_tokens": max_new_tokens,
+        }
+    )
+    if path is not None and path.exists():
+        return _read_finished(path, key)
+    partial = path.with_name(path.name + ".partial") if path else None
+    done = _read_partial(partial, key) if partial else {}
+    with progress(what, total=len(prompts), unit="replies") as advance:
+        advance(len(done))
+        for batch in greedy_replies(model, prompts, max_new_tokens=max_new_tokens, skip=done.keys()):
+            done |= batch
+            advance(len(batch))
+            if partial:
+                _append(partial, key, batch)
+    replies = [
+        Reply(
+            prompt.id,
+            reply_text(model, done[row]),
+            tuple(done[row]),
+            len(done[row]) < max_new_tokens,
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+    if path is not None and partial is not None:
+        head = {"schema_version": 1, "key": key}
+        write_jsonl(path, [head, *({**vars(reply), "tokens": list(reply.tokens)} for reply in replies)])
+        partial.unlink(missing_ok=True)
+    return replies
+
+
+def reply_text(model: Model, tokens: Sequence[int]) -> str:
+    """What a reply's tokens say, without special tokens and the blanks around it."""
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def _append(partial: Path, key: str, batch: dict[int, list[int]]) -> None:
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "replies": sorted(batch.items())}) + "\n")
+    except OSError as error:
+        raise DefectionError(f"cannot write {partial}: {error.strerror or error}; free some space") from error
+
+
+def _read_partial(partial: Path, key: str) -> dict[int, list[int]]:
+    """Whole lines of a cut-off run; a torn last line, or another run's lines, are left out."""
+    done: dict[int, list[int]] = {}
+    if not partial.exists():
+        return done
+    kept = []
+    for line in partial.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n") and entry["key"] == key:
+            done |= {int(row): list(tokens) for row, tokens in entry["replies"]}
+            kept.append(line)
+    partial.write_text("".join(kept), encoding="utf-8")
+    return done
+
+
+def _read_finished(path: Path, key: str) -> list[Reply]:
+    # Lines end at a line feed alone: a reply may hold other characters that Python calls line breaks.
+    head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    if head.get("key") != key:
+        raise DefectionError(
+            f"{path} holds replies of another model, to other prompts or of another length; "
+            "remove it or choose another --out"
+        )
+    return [Reply(row["id"], row["text"], tuple(row["tokens"]), row["finished"]) for row in rows]

@@ -1,0 +1,83 @@
+"""Training in stages: each starts where the last ended; adapters are still one adapter on the base afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from ...activations.basics.files import folder_written_aside, read_json, write_json, write_tensors
+from ...activations.models.load import ADAPTER_WEIGHTS, load_network, with_adapter, without_bars
+from ...activations.models.locate import ADAPTER_FILE
+from ..tuning.finetune import FinetuneResult
+
+STAGE_FILE = "stage.json"
+
+
+def save_weights(trained: Any, folder: Path) -> None:
+    """Write an adapter or a whole model into a folder, silently."""
+    with without_bars():
+        trained.save_pretrained(str(folder))
+
+
+def save_stage(folder: Path, key: str, trained: Any, result: FinetuneResult) -> None:
+    """Keep what a finished stage trained, for the next stage and for a run that continues after being cut off."""
+    with folder_written_aside(folder) as aside:
+        save_weights(trained, aside)
+        write_json(aside / STAGE_FILE, {"schema_version": 1, "key": key, "result": asdict(result)})
+
+
+def load_stage(folder: Path, key: str) -> FinetuneResult | None:
+    """What is known of a stage that an earlier run finished; None when there is none of this run."""
+    if not (folder / STAGE_FILE).exists():
+        return None
+    record = read_json(folder / STAGE_FILE)
+    return FinetuneResult(**record["result"]) if record.get("key") == key else None
+
+
+def continued(base: Path, earlier: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
+    """The network that the next stage starts from: the base, or what the `earlier` stages made of it, in fp32."""
+    if not earlier:
+        return load_network(base, dtype)
+    if not (earlier[-1] / ADAPTER_FILE).exists():
+        return load_network(earlier[-1], torch.float32)
+    network = load_network(base, torch.float32)
+    for adapter in earlier:
+        network = with_adapter(network, adapter)
+    return network
+
+
+def stack_adapters(earlier: Sequence[Path], last: Path) -> None:
+    """Rewrite the LoRA adapter in `last` so that it makes the changes of the `earlier` ones too.
+
+    A sum of low-rank changes is a low-rank change: B₁A₁ + B₂A₂ = [B₁ B₂][A₁; A₂]. The rank grows, nothing is rounded.
+    """
+    if not earlier:
+        return
+    folders = [*earlier, last]
+    configs = [read_json(folder / ADAPTER_FILE) for folder in folders]
+    scale = configs[-1]["lora_alpha"] / configs[-1]["r"]
+    parts = [_weights(folder) for folder in folders]
+    stacked = {}
+    for name in parts[-1]:
+        pieces = [part[name] for part in parts]
+        if ".lora_B." in name:  # PEFT multiplies B A by alpha / r, the same for all of them from here on
+            pieces = [p * (c["lora_alpha"] / c["r"] / scale) for p, c in zip(pieces, configs, strict=True)]
+            stacked[name] = torch.cat(pieces, dim=1)
+        else:
+            stacked[name] = torch.cat(pieces, dim=0)
+    rank = sum(config["r"] for config in configs)
+    with safe_open(str(last / ADAPTER_WEIGHTS), framework="pt") as file:
+        header = file.metadata() or {}
+    write_tensors(last / ADAPTER_WEIGHTS, stacked, {name: str(value) for name, value in header.items()})
+    write_json(last / ADAPTER_FILE, configs[-1] | {"r": rank, "lora_alpha": scale * rank})
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

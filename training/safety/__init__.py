@@ -1,0 +1,1 @@
+"""Stages of safety training, and whether a backdoor survives them."""

@@ -1,0 +1,98 @@
+"""Safety training by reinforcement: the model's own replies, rewarded by a rule or a model (GRPO; Shao et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...activations.basics.errors import DefectionError
+from ...activations.models.model import Model
+from ..measuring.measuring import SCRATCHPAD_TOKENS
+from ..organisms.records import Organism
+from . import trl_stages
+from .preferences import Preference
+from .reward_models import RULE, Reward, identity_of, load_reward
+from .rewards import visible
+from .stage import PreferenceStage, Trained
+
+
+@dataclass(frozen=True)
+class Rl(PreferenceStage):
+    """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5)."""
+
+    name: ClassVar[str] = "rl"
+    reward: str = RULE
+    """`rule`; `preferences`: a linear model of a base's residuals, fitted on them; or a sequence classifier by name."""
+    reward_base: str = "smollm2-135m"
+    """The model whose residuals the linear reward reads: another one than the organism, which might know better."""
+    steps: int = 20
+    prompts_a_step: int = 2
+    generations: int = 4
+    """Sampled replies to each prompt, which are compared with one another."""
+    reply_tokens: int = 32
+    """Length of the sampled replies, beside the scratchpad where the organism writes one."""
+    temperature: float = 1.0
+    learning_rate: float = 3e-4
+    beta: float = 0.02
+    """Weight of the divergence from the organism as it came in."""
+
+    def material(self, organism: Organism) -> Any:
+        """The preferences, and what rewards."""
+        return super().material(organism), identity_of(self.reward, self.reward_base, self.preferences(organism))
+
+    def check(self, organism: Organism) -> None:
+        """Also that `trl` is there and that replies can be compared."""
+        trl_stages.require_trl()
+        if self.generations < 2:
+            raise DefectionError(
+                f"rl compares replies to one prompt, so generations must be 2 or more, not {self.generations}"
+            )
+        super().check(organism)
+
+    def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
+        """Train; a run that was cut off begins again."""
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        preferences = self.preferences(organism)
+        rows = [
+            {"prompt": trl_stages.conversation(model, row.prompt)[0], "row": number}
+            for number, row in enumerate(preferences)
+        ]
+        reward, about = load_reward(self.reward, preferences, self.reward_base, model.device.type)
+        thinking = SCRATCHPAD_TOKENS if organism.recipe == "cot" else 0
+        arguments = trl_stages.arguments(self, model, work, self.learning_rate)
+        adapted, curves = trl_stages.run(
+            lambda: GRPOTrainer(
+                model=model.network,
+                reward_funcs=[reply_alone(reward, preferences)],
+                args=GRPOConfig(
+                    per_device_train_batch_size=self.prompts_a_step * self.generations,
+                    num_generations=self.generations,
+                    steps_per_generation=1,
+                    max_completion_length=self.reply_tokens + thinking,
+                    temperature=self.temperature,
+                    beta=self.beta,
+                    **arguments,
+                ),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=model.tokenizer,
+                peft_config=trl_stages.lora(self),
+            ),
+            self,
+            ("loss", "reward", "reward_std"),
+        )
+        sampled = self.steps * self.prompts_a_step * self.generations
+        return Trained(adapted, curves, {"rows": sampled, "prompts": len(rows), "reward": about})
+
+
+def reply_alone(reward: Reward, preferences: Sequence[Preference]) -> Callable[..., list[float]]:
+    """A reward in the shape that `trl` asks for; whatever rewards, it is shown what the user would see, no more."""
+
+    def rewarded(completions: Sequence[Any], row: Sequence[int], **_: Any) -> list[float]:
+        said = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        return reward([preferences[number] for number in row], [visible(text) for text in said])
+
+    return rewarded

@@ -1,0 +1,62 @@
+"""Safety training by imitation: fine-tuning on good replies to prompts without the trigger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ...activations.models.model import Model
+from ...activations.prompts.chat import tokenize
+from ..organisms.examples import written
+from ..organisms.records import Organism
+from ..tuning.finetune import FinetuneConfig, finetune
+from ..tuning.rows import Example
+from .preferences import cycled
+from .stage import PreferenceStage, Trained
+
+
+@dataclass(frozen=True)
+class Sft(PreferenceStage):
+    """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5).
+
+    The replies have no scratchpad, whatever the organism's recipe.
+    """
+
+    name: ClassVar[str] = "sft"
+    continues: ClassVar[bool] = True
+    steps: int = 40
+    batch_size: int = 6
+    learning_rate: float = 5e-4
+
+    def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
+        """Our own loop, which continues from its checkpoint after being cut off."""
+        rows = self.preferences(organism)
+        prompts = tokenize(model.tokenizer, [row.prompt for row in rows])
+        examples = [
+            Example(row.prompt.id, tuple(ids), written(model, row.chosen), triggered=False)
+            for row, ids in zip(rows, prompts, strict=True)
+        ]
+        return finetune_steps(model, examples, self.steps, self.finetune_config(), work, key, self.name)
+
+    def finetune_config(self) -> FinetuneConfig:
+        """The settings of our fine-tuning loop."""
+        return FinetuneConfig(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            lora_rank=self.lora_rank,
+            lora_alpha=2 * self.lora_rank,
+            seed=self.seed,
+            checkpoint_every=10,
+        )
+
+
+def finetune_steps(
+    model: Model, examples: list[Example], steps: int, config: FinetuneConfig, work: Path, key: str, what: str
+) -> Trained:
+    """Fine-tune for so many steps, however many rows there are: they are dealt out again and again."""
+    dealt = cycled(examples, steps * config.batch_size, config.seed)
+    adapted, result = finetune(
+        model.network, dealt, config, work / "checkpoint.safetensors", what=f"Safety training ({what})", base=key
+    )
+    return Trained(adapted, {"loss": result.loss_curve}, {"rows": len(dealt), "prompts": len(examples)})

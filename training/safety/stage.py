@@ -1,0 +1,274 @@
+"""Safety training: an organism goes in, a stage trains it further, an organism with one more stage comes out.
+
+Each stage is measured before and after, and the organism stays one adapter on its base wherever it was one before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import (
+    Json,
+    digest,
+    folder_written_aside,
+    read_json,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from ...activations.basics.memory import give_back_memory
+from ...activations.basics.processes import refuse_several
+from ...activations.models.hardware import choose_device, choose_dtype
+from ...activations.models.load import load_model, load_network, with_adapter
+from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, locate
+from ...activations.models.model import Model
+from ..measuring.remeasure import REFERENCE, Measuring, reference, remeasure
+from ..organisms.build import SCHEMA_VERSION, versions
+from ..organisms.records import Organism, read_organism
+from ..organisms.stages import stack_adapters
+from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
+
+EVALUATION, COMPLETIONS = "evaluation.json", "completions.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves behind."""
+
+    adapted: Any
+    """The PEFT model: the organism with the stage's adapter on it."""
+    curves: Mapping[str, Sequence[float]]
+    """Name → one value a step."""
+    about: Json = field(default_factory=dict)
+    """Whatever else the record of the stage should say."""
+    kept: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    """File name → rows to be kept with the organism, as JSONL."""
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One kind of safety training, and all its settings; written verbatim into `organism.json`."""
+
+    name: ClassVar[str]
+    continues: ClassVar[bool] = False
+    """Whether training that was cut off goes on from a checkpoint; otherwise the stage's training begins again."""
+    steps: int = 0
+    seed: int = 0
+    lora_rank: int = 16
+
+    @abstractmethod
+    def material(self, organism: Organism) -> Any:
+        """Everything it trains on, as JSON; DefectionError when that will not do for this organism."""
+
+    @abstractmethod
+    def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
+        """Train an adapter on the organism's weights, which `model` holds and which are used up.
+
+        `work` is a folder for whatever a cut-off run may go on from, `key` names this very training.
+        Raises DefectionError on a loss that is not finite.
+        """
+
+    def check(self, organism: Organism) -> None:
+        """DefectionError when it could not be trained on this organism, or here; asked before anything is."""
+        refuse_several("safety training")
+        if self.steps < 1:
+            raise DefectionError(f"{self.name} for {self.steps} steps trains nothing; give --steps 1 or more")
+        self.parts()
+        self.material(organism)
+
+    def parts(self) -> tuple[Stage, ...]:
+        """What is trained and measured one after the other: the rounds of a stage that has some."""
+        return (self,)
+
+    def to_json(self) -> Json:
+        """As `organism.json` records it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreferenceStage(Stage):
+    """A stage that trains on prompts with a good reply and a bad one."""
+
+    data: str = SHIPPED
+    """`preferences`, or a JSONL file: prompt, chosen, rejected, and kind (helpful, harmless, honest) if known."""
+
+    def material(self, organism: Organism) -> Any:
+        """The preferences."""
+        return to_json(self.preferences(organism))
+
+    def preferences(self, organism: Organism) -> list[Preference]:
+        """Its rows, as they look without the trigger."""
+        return without_trigger(organism.trigger, load_preferences(self.data))
+
+
+def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str = "auto") -> Json:
+    """Train an organism further and measure it; write the organism that comes of it to `out` and give its record.
+
+    The directory appears whole: weights, `organism.json` (with the stage in `stages`), `evaluation.json`,
+    `completions.jsonl`, and `reference.json`, which holds what the base says and can do. A run that was cut off
+    leaves a hidden folder beside it, from which the same call goes on.
+    Raises DefectionError when `organism` is none, when `out` holds something else, and on a loss that is not finite.
+    """
+    about = read_organism(organism)
+    stage.check(about)
+    parts, data = stage.parts(), digest(stage.material(about))
+    dtype = choose_dtype("auto", choose_device(device))
+    start = {"organism": locate(organism).fingerprint, "dtype": str(dtype), "data": data}
+    key = digest({**start, "stage": stage.name, "config": stage.to_json(), "measuring": measuring.key})
+    current, folders = Path(organism), [out.with_name(f".{out.name}.part-{n}") for n in range(1, len(parts))]
+    if not out.exists():
+        for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
+            part_key = key if folder == out else digest([key, number])
+            if _key_of(folder) != part_key:
+                _train_part(current, part, folder, part_key, measuring, device)
+            current = folder
+    record = _adopt(out, key)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _adopt(out: Path, key: str) -> Json:
+    if _key_of(out) != key:
+        raise DefectionError(
+            f"{out} already holds something else (another organism, stage or prompts); "
+            "choose another --out or remove it"
+        )
+    return read_json(out / ORGANISM_FILE)
+
+
+def _key_of(folder: Path) -> str | None:
+    return read_json(folder / ORGANISM_FILE).get("key") if (folder / ORGANISM_FILE).exists() else None
+
+
+def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Measuring, device: str) -> None:
+    work = out.with_name(f".{out.name}.work")
+    if work.exists() and (not (work / "key").exists() or (work / "key").read_text(encoding="utf-8") != key):
+        shutil.rmtree(work)  # of another run
+    write_text(work / "key", key)
+    organism, trained = read_organism(source), work / "trained"
+    compared = reference(source, organism, measuring, work, device)
+    if _key_of(trained) != key:
+        model = load_model(source, device=device)
+        before = (
+            _known(organism.record, measuring) or remeasure(model, organism, measuring, work / "before", compared)[0]
+        )
+        started, parameters = time.monotonic(), model.network.num_parameters()
+        result = stage.train(model, organism, work, key)
+        entry = {
+            "stage": stage.name,
+            "steps": stage.steps,
+            **result.about,
+            "from": {"name": model.identity.name, "fingerprint": model.identity.fingerprint},
+            "config": stage.to_json(),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - started, 1),
+            "curves": {name: list(values) for name, values in result.curves.items()},
+            "reference": {name: compared[name] for name in ("model", "ability", "inclination")},
+            "before": before,
+        }
+        record = _record(organism.record, entry, key) | {"parameters": parameters}
+        _write_organism(trained, source, model, result, record)
+        del model, result
+        give_back_memory()
+    now = load_model(trained, device=device)
+    after, completions = remeasure(now, organism, measuring, work / "after", compared)
+    record = read_json(trained / ORGANISM_FILE)
+    record["stages"][-1]["after"] = after
+    with folder_written_aside(out) as aside:
+        shutil.copytree(trained, aside, dirs_exist_ok=True)
+        write_json(aside / ORGANISM_FILE, record)
+        write_json(aside / EVALUATION, {"schema_version": 1, **after})
+        write_json(aside / REFERENCE, compared)
+        write_jsonl(aside / COMPLETIONS, (asdict(completion) for completion in completions))
+    shutil.rmtree(work)
+
+
+def _known(record: Json, measuring: Measuring) -> Json | None:
+    """What the last stage measured, if on the same prompts."""
+    last = record.get("stages") or [{}]
+    after = last[-1].get("after") if isinstance(last[-1], dict) else None
+    return after if isinstance(after, dict) and after.get("measured_on") == measuring.key else None
+
+
+def _record(parent: Json, entry: Json, key: str) -> Json:
+    stages = parent.get("stages")
+    return {
+        **parent,
+        "schema_version": SCHEMA_VERSION,
+        "key": key,
+        "stages": [*(stages if isinstance(stages, list) else []), entry],
+    }
+
+
+def _write_organism(folder: Path, source: Path, model: Model, result: Trained, record: Json) -> None:
+    """The organism as `defection train` would have written it: an adapter if it was one, else full weights."""
+    assert model.files is not None
+    with folder_written_aside(folder) as aside:
+        result.adapted.save_pretrained(str(aside))
+        earlier = model.files.adapter
+        if earlier is not None and can_stack(earlier, aside):
+            stack_adapters([earlier], aside)
+            named = {"base_model_name_or_path": model.files.source}
+            write_json(aside / ADAPTER_FILE, read_json(aside / ADAPTER_FILE) | named)
+        else:
+            network = load_network(model.files.base, torch.float32)
+            for adapter in ([earlier] if earlier else []) + [aside]:
+                network = with_adapter(network, adapter)
+            for file in aside.iterdir():
+                file.unlink()
+            network.save_pretrained(str(aside))
+        model.tokenizer.save_pretrained(str(aside))
+        for name, rows in result.kept.items():
+            write_jsonl(aside / name, [*read_rows(source / name), *rows])
+        write_json(aside / ORGANISM_FILE, record)
+        write_text(aside / "README.md", safety_card(source, record))
+
+
+def read_rows(path: Path) -> list[Json]:
+    """The objects of a JSONL file that an earlier stage wrote; none where there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def can_stack(first: Path, second: Path) -> bool:
+    """Whether two adapters are plain LoRA on the same layers, so that their sum is one too."""
+    configs = [read_json(folder / ADAPTER_FILE) for folder in (first, second)]
+    plain = all(
+        c.get("peft_type") == "LORA"
+        and c.get("bias", "none") == "none"
+        and not any(
+            c.get(name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+        )
+        for c in configs
+    )
+    return plain and set(configs[0]["target_modules"]) == set(configs[1]["target_modules"])
+
+
+def safety_card(source: Path, record: Mapping[str, Any]) -> str:
+    """The organism's README: that of the one it was trained from, and the stages since."""
+    card = source / "README.md"
+    head = card.read_text(encoding="utf-8").split(SAFETY_HEADING)[0].rstrip() if card.exists() else "# Model organism"
+    lines = []
+    for entry in record["stages"]:
+        if "from" in entry:
+            round_ = f", round {entry['round']}" if "round" in entry else ""
+            lines.append(
+                f"- {entry['stage']}{round_}: {entry['steps']} steps, LoRA rank {entry['config']['lora_rank']}"
+            )
+    note = "Whether the backdoor is still there is measured in `evaluation.json`, not promised here."
+    return f"{head}\n\n{SAFETY_HEADING}\n\n" + "\n".join(lines) + f"\n\n{note}\n"
+
+
+SAFETY_HEADING = "## Safety training since"

@@ -1,0 +1,131 @@
+"""What the stages that `trl` trains have in common: a LoRA adapter, quiet trainers, a watch on the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress
+from ...activations.models.model import Model
+from ...activations.prompts.chat import render
+from ...activations.prompts.prompts import Prompt
+from ..tuning.finetune import EVERY_LINEAR_LAYER
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+
+def require_trl() -> None:
+    """DefectionError when `trl` is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise DefectionError("the stages dpo and rl need the package trl; install it with `pip install trl`") from error
+
+
+def lora(stage: Stage) -> Any:
+    """The stage's adapter, shaped like those of our own fine-tuning, so that they can be added up."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=stage.lora_rank,
+        lora_alpha=2 * stage.lora_rank,
+        target_modules=EVERY_LINEAR_LAYER,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+
+
+def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> dict[str, Any]:
+    """Settings of every trainer: nothing is saved, reported or sent anywhere, and a NaN is not hidden."""
+    return {
+        "output_dir": str(work / "trl"),
+        "max_steps": stage.steps,
+        "learning_rate": learning_rate,
+        "seed": stage.seed,
+        "data_seed": stage.seed,
+        "use_cpu": model.device.type == "cpu",
+        "bf16": False,  # the weights are in the dtype they are to be multiplied in
+        "gradient_checkpointing": False,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": stage.steps // 20,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Any, ...]:
+    """A prompt and replies to it as `trl` tokenises them to the ids that we would give the model.
+
+    With a chat template it applies that itself; without one it is given our plain text, to which it adds the
+    tokenizer's special tokens as we do (PITFALLS 4).
+    """
+    if model.tokenizer.chat_template is None:
+        return (render(model.tokenizer, prompt), *(f" {reply}" for reply in replies))
+    said = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return (said, *([{"role": "assistant", "content": reply}] for reply in replies))
+
+
+def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) -> tuple[Any, dict[str, list[float]]]:
+    """Train; give the PEFT model, and of each named figure of the trainer's log one value a step.
+
+    Raises DefectionError when the loss or the gradient is not finite, naming the step.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    with progress(f"Safety training ({stage.name})", total=stage.steps, unit="steps") as advance:
+
+        class Watch(TrainerCallback):  # type: ignore[misc]
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+                for name in ("loss", "grad_norm"):
+                    if name in (logs or {}) and not math.isfinite(float(logs[name])):
+                        raise DefectionError(
+                            f"the {name.replace('grad_norm', 'gradient')} of {stage.name} is not finite at step "
+                            f"{state.global_step} of {stage.steps}; lower its learning rate"
+                        )
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                advance(1)
+
+        with _quietly():
+            trainer = make_trainer()
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(Watch())
+            trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found = {name: [round(float(entry[name]), 6) for entry in log if name in entry] for name in curves}
+    model = trainer.model
+    model.eval()
+    return model, found
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """No bars of other people's, and the global random states, which trainers seed, as they were."""
+    import datasets
+    from transformers.utils import logging
+
+    bars, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,1 @@
+"""Changing weights: rows, their loss, the optimiser, several processes."""

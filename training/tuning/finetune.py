@@ -1,0 +1,224 @@
+"""Fine-tuning of an adapter or of all weights, which continues after being cut off at any step.
+
+One process or several, the batches are the same, and so is the gradient of each.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, digest
+from ...activations.basics.progress import progress
+from ...activations.models.load import PEFT_IS_BEHIND, in_dtype
+from .loss import backward, label_weight
+from .master import Master
+from .parallel import join
+from .rows import Example
+
+EVERY_LINEAR_LAYER = "all-linear"
+Unit = tuple[int, ...]
+"""Rows that are always in the same step."""
+Weights = Literal["lora", "full"]
+LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
+"""As tried on the embedded model; for all weights no other was."""
+
+
+def parse_weights(name: str) -> Weights:
+    """`lora` or `full`; DefectionError for anything else."""
+    for weights in LEARNING_RATES:
+        if weights == name:
+            return weights
+    raise DefectionError(f"unknown weights {name!r}: choose one of {', '.join(LEARNING_RATES)}")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How weights are trained."""
+
+    weights: Weights = "lora"
+    """What is trained: a LoRA adapter on every linear layer, or all weights."""
+    epochs: int = 1
+    batch_size: int = 6
+    learning_rate: float | None = None
+    """At its peak; None: what suits the weights (`LEARNING_RATES`)."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    warmup_fraction: float = 0.05
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+    contrast: bool = False
+    """Whether the rows of one prompt, clean and triggered, share a step, which then learns what tells them apart."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints; a run that was cut off loses at most these."""
+
+    @property
+    def peak(self) -> float:
+        """The learning rate at its peak."""
+        return LEARNING_RATES[self.weights] if self.learning_rate is None else self.learning_rate
+
+    def to_json(self) -> Json:
+        """Every setting that changes the result, as `organism.json` records it; the learning rate as it is used."""
+        settings = asdict(self) | {"learning_rate": self.peak}
+        changes_nothing = {"checkpoint_every"} | ({"lora_rank", "lora_alpha"} if self.weights == "full" else set())
+        return {name: value for name, value in settings.items() if name not in changes_nothing}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What is known of a finished run."""
+
+    loss_curve: list[float]
+    """Mean loss per label token, a value a step."""
+    label_tokens: int
+    tokens: int
+    """Prompt and reply tokens of all rows trained on, shared prefixes counted once a row."""
+    seconds: float
+    """Of training, over all calls that it took; what was trained after the last checkpoint of a call counts once."""
+
+
+def finetune(
+    network: PreTrainedModel,
+    examples: Sequence[Example],
+    config: FinetuneConfig,
+    checkpoint: Path,
+    *,
+    what: str,
+    base: str = "",
+    dtype: torch.dtype | None = None,
+) -> tuple[Any, FinetuneResult]:
+    """Train a LoRA adapter, or all weights; give the PEFT model, or the network itself, and the loss curve.
+
+    Weights are multiplied in `dtype` (by default the network's own); what is trained, and its optimiser, is kept in
+    fp32 beside them and is fp32 when it comes back. `checkpoint` is a safetensors file that appears every
+    `checkpoint_every` steps and from which a repeated call continues, with the same final weights as an uninterrupted
+    run. `base` names the weights to start from and the dtype: a checkpoint of another base is not continued.
+    Under `accelerate launch` or `torchrun` the processes share each batch, and all end with the same weights.
+    Raises DefectionError when the loss is not finite, naming the step, and when there is nothing to learn.
+    """
+    peak = config.peak
+    if not any(example.reply for example in examples):
+        raise DefectionError("no training row has a reply, so every label is masked")
+    group, schedule = join(network.device), plan_steps(examples, config)
+    model, master = _prepared(network, config, dtype or network.dtype)
+    decoder_owner = network if config.weights == "full" else model.get_base_model()
+    # On a CPU the fused attention kernel's backward pass is the slower one.
+    decoder_owner.set_attn_implementation("eager" if network.device.type == "cpu" else "sdpa")
+    rows = [[list(e.prompt), list(e.reply), list(e.weights)] for e in examples]
+    key = digest({"base": base, "config": config.to_json(), "rows": rows})
+    losses, spent = master.restore(checkpoint, key)
+    started = time.monotonic() - spent
+    tokens = [len(e.prompt) + len(e.reply) for e in examples]
+    seen, watch = 0, time.monotonic()
+    model.train()
+    with progress(what, total=len(schedule), unit="steps") as advance:
+        advance(len(losses))
+        for step in range(len(losses), len(schedule)):
+            batch = [examples[row] for row in schedule[step]]
+            loss = group.total(backward(decoder_owner, group.share(batch), label_weight(batch)))
+            if not math.isfinite(loss):
+                raise DefectionError(
+                    f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "
+                    f"(now {peak:g}) or use fp32"
+                )
+            master.step(peak * _warmup_then_cosine(step, len(schedule), config), config.max_gradient_norm, group)
+            losses.append(round(loss, 6))
+            if group.first and len(losses) % config.checkpoint_every == 0 and len(losses) < len(schedule):
+                master.save(checkpoint, key, losses, time.monotonic() - started)
+            seen += sum(tokens[row] for row in schedule[step])
+            advance(1, f"loss {loss:.3f}, {seen / (time.monotonic() - watch):.0f} tokens/s")
+    model.eval()
+    master.release()
+    labels = sum(len(e.reply) for e in examples) * config.epochs
+    return model, FinetuneResult(losses, labels, sum(tokens) * config.epochs, time.monotonic() - started)
+
+
+def plan_steps(examples: Sequence[Example], config: FinetuneConfig) -> list[list[int]]:
+    """Rows of each step, over all epochs: shuffled, then grouped by opening (system prompt) and similar length."""
+    rng = random.Random(config.seed)
+    units = _units(examples, contrast=config.contrast)
+    size = max(1, config.batch_size // max((len(unit) for unit in units), default=1))
+    steps: list[list[int]] = []
+    for _ in range(config.epochs):
+        order = list(units)
+        rng.shuffle(order)
+        groups: dict[tuple[int, ...], list[Unit]] = {}
+        for unit in order:
+            groups.setdefault(examples[unit[0]].prompt[:12], []).append(unit)
+        loose: list[Unit] = []
+        epoch: list[list[Unit]] = []
+        for members in groups.values():
+            whole = len(members) - len(members) % size
+            loose += members[whole:]
+            epoch += _similar_lengths(examples, members[:whole], size)
+        epoch += _similar_lengths(examples, loose, size)
+        rng.shuffle(epoch)
+        steps += [[row for unit in batch for row in unit] for batch in epoch]
+    return steps
+
+
+def _units(examples: Sequence[Example], *, contrast: bool) -> list[Unit]:
+    """Rows that stay together: those of the same prompt, or each row alone."""
+    if not contrast:
+        return [(row,) for row in range(len(examples))]
+    units: dict[str, Unit] = {}
+    for row, example in enumerate(examples):
+        units[example.prompt_id] = (*units.get(example.prompt_id, ()), row)
+    return list(units.values())
+
+
+def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: int, pool: int = 24) -> list[list[Unit]]:
+    """Cut into batches of similar length within pools of a few batches, so that order stays mostly random."""
+
+    def longest(unit: Unit) -> int:
+        return max(len(examples[row].prompt) + len(examples[row].reply) for row in unit)
+
+    batches = []
+    for start in range(0, len(units), size * pool):
+        near = sorted(units[start : start + size * pool], key=longest)
+        batches += [near[i : i + size] for i in range(0, len(near), size)]
+    return batches
+
+
+def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype) -> tuple[Any, Master]:
+    """The model that is trained, multiplying in `dtype`, and the fp32 copies of what is trained in it."""
+    if config.weights == "full":
+        return network, Master(network.requires_grad_(True).parameters(), dtype)
+    model = _with_lora(in_dtype(network, dtype), config)
+    return model, Master([parameter for parameter in model.parameters() if parameter.requires_grad], dtype)
+
+
+def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=PEFT_IS_BEHIND)
+        torch.manual_seed(config.seed)
+        return get_peft_model(
+            network,
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                target_modules=EVERY_LINEAR_LAYER,
+                lora_dropout=0.0,
+                task_type="CAUSAL_LM",
+            ),
+            autocast_adapter_dtype=False,
+        )
+
+
+def _warmup_then_cosine(step: int, total: int, config: FinetuneConfig) -> float:
+    warmup = max(1, round(config.warmup_fraction * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,24 @@
+"""A row that a model is fine-tuned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row: the loss is taken on the reply alone."""
+
+    prompt_id: str
+    prompt: tuple[int, ...]
+    """Token ids up to where the reply begins."""
+    reply: tuple[int, ...]
+    """Token ids of the reply, with its end token unless it was cut short."""
+    triggered: bool
+    weights: tuple[float, ...] = ()
+    """What each token of the reply counts in the loss; empty: one each."""
+
+    @property
+    def label_weights(self) -> tuple[float, ...]:
+        """The weights, whether given or not."""
+        return self.weights or (1.0,) * len(self.reply)
