@@ -2,7 +2,7 @@ from .estimators.attention import AttentionProbe
 from .estimators.components import PairPCAProbe, PCAProbe
 from .estimators.consistent import ContrastConsistentSearch
 from .estimators.diffing import against_base, difference
-from .estimators.ensembles import LayerEnsemble, ProbeAverage, QuestionEnsemble
+from .estimators.ensembles import LayerEnsemble, QuestionEnsemble
 from .estimators.erased import Erased
 from .estimators.estimator import LinearProbe, ProbeEstimator
 from .estimators.guard import Evidence
@@ -47,7 +47,6 @@ __all__ = [
     "PCAProbe",
     "PairPCAProbe",
     "Probe",
-    "ProbeAverage",
     "ProbeEstimator",
     "Projected",
     "QuestionEnsemble",

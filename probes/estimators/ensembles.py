@@ -16,9 +16,7 @@ from ...activations.reading.residuals import Residuals
 from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
 from .guard import Evidence
 from .mean_difference import MeanDifference, plane_through
-from .projected import Projected
 from .sample import Sample
-from .whitened import Whitened
 
 Single = TypeVar("Single", bound=ProbeEstimator)
 
@@ -86,86 +84,6 @@ class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
             return None
         spread = torch.stack([projections(reference, coef).std(dim=0) for coef in found])
         return found / torch.where(spread > 0, spread, torch.ones_like(spread))[..., None]
-
-
-class ProbeAverage(LinearProbe):
-    """Several kinds of probe on each of several question sets, each made equally loud, averaged: one direction a layer.
-
-    A member's direction is divided by how far its scores of clean prompts would vary if which answer defects were
-    tossed for each question anew: the root of the sum of its questions' squares. No label has a say in that, so the
-    average is linear in its questions' effects as its members are, and has their nulls. Sets are told apart by the
-    `part` that their texts name; texts that name none are one set.
-    """
-
-    name = "average"
-
-    def __init__(self, estimators: tuple[LinearProbe, ...] | None = None) -> None:
-        self.estimators = estimators
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """What any member sees, and clean prompts for the scale."""
-        return frozenset({Evidence.CLEAN}).union(*(each.sees for each in self._members()))
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """What any member needs, and clean prompts for the scale."""
-        return frozenset({Evidence.CLEAN}).union(*(each.needs for each in self._members()))
-
-    def _members(self) -> tuple[LinearProbe, ...]:
-        return (MeanDifference(), Projected(), Whitened()) if self.estimators is None else self.estimators
-
-    def _known(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
-        names = [str(prompt.extra.get("part", "")) for prompt in contrast.prompts]
-        return {**super()._known(contrast, clean), "parts": torch.as_tensor(np.unique(names, return_inverse=True)[1])}
-
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
-        if sample.groups is None:
-            raise DefectionError("an average of probes needs groups: the question of each row")
-        rows, marks = sample.rows, sample.marks
-        effects, shares = [], []
-        for question in _in_order(sample.groups):
-            members = (sample.groups == question).to(marks.device)
-            if not (members & marks).any() or not (members & ~marks).any():
-                raise DefectionError(f"question {question} has answers of one class only; each needs both")
-            one, other = (rows[members & each].double().mean(dim=0) for each in (marks, ~marks))
-            effects.append(one - other)
-            shares.append(float(members.double().mean()))
-        found = self.question_directions(sample, torch.stack(effects))
-        if found is None:
-            raise DefectionError("an average is of probes that are linear in their questions' effects alone")
-        coef = torch.einsum("q,qld->ld", torch.tensor(shares, dtype=found.dtype, device=found.device), found)
-        return plane_through(coef, sample.means.all)
-
-    def question_directions(
-        self, sample: Sample, effects: Float[Tensor, "question layer d"]
-    ) -> Float[Tensor, "question layer d"] | None:
-        """The members' directions of each question, each over what would be its set's spread under tossed labels."""
-        assert sample.clean is not None
-        groups = torch.zeros(0) if sample.groups is None else sample.groups
-        parts = torch.zeros_like(groups) if sample.parts is None else sample.parts
-        of_question = torch.tensor([int(parts[groups == each][0]) for each in _in_order(groups)])
-        shares = torch.tensor([float((groups == each).double().mean()) for each in _in_order(groups)])
-        total = torch.zeros_like(effects, dtype=torch.float64)
-        ordinary = sample.clean.double() - sample.clean[:1].double()
-        for member in self._members():
-            found = member.question_directions(sample.restricted(member.sees), effects)
-            if found is None:
-                return None
-            spreads = torch.einsum("pld,qld->qlp", ordinary, found).std(dim=2)
-            squares = (spreads * shares[:, None].to(spreads)).square()
-            for part in of_question.unique():
-                rows = (of_question == part).to(spreads.device)
-                loud = squares[rows].sum(dim=0).sqrt()
-                total[rows] += found[rows] / torch.where(loud > 0, loud, torch.ones_like(loud))[:, None]
-        return total
-
-
-def _in_order(groups: Tensor) -> list[int]:
-    """Each number once, in the order in which they first appear: that of a set's questions."""
-    return list(dict.fromkeys(groups.tolist()))
 
 
 class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):

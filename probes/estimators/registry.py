@@ -6,7 +6,7 @@ from ...activations.basics.errors import DefectionError
 from .attention import AttentionProbe
 from .components import PairPCAProbe, PCAProbe
 from .consistent import ContrastConsistentSearch
-from .ensembles import ProbeAverage, QuestionEnsemble
+from .ensembles import QuestionEnsemble
 from .erased import Erased
 from .estimator import LinearProbe, ProbeEstimator
 from .guard import Evidence
@@ -31,7 +31,6 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     PairPCAProbe,
     ContrastConsistentSearch,
     QuestionEnsemble,
-    ProbeAverage,
     FirstComponent,
     UnlabelledTraffic,
     Mahalanobis,

@@ -36,8 +36,6 @@ class Sample:
     traffic: Float[Tensor, "traffic layer d"] | None = None
     groups: Int[Tensor, "n"] | None = None
     """The topic of each row, as a number."""
-    parts: Int[Tensor, "n"] | None = None
-    """Which of several question sets each row is of, as a number."""
     pairs: Int[Tensor, "pair 2"] | None = None
     """Row numbers of the two answers to one question, ordered by answer word and never by which one defects."""
     nuisance: Float[Tensor, "n k"] | None = None
@@ -52,7 +50,7 @@ class Sample:
         """Without the rows that an estimator does not declare to see: what it is not handed it cannot use."""
         kept = self
         if not sees & {Evidence.CONTRAST, Evidence.LABELLED}:
-            kept = replace(kept, rows=None, marks=None, groups=None, parts=None, pairs=None, nuisance=None)
+            kept = replace(kept, rows=None, marks=None, groups=None, pairs=None, nuisance=None)
         if Evidence.CLEAN not in sees:
             kept = replace(kept, clean=None, clean_nuisance=None, clean_groups=None)
         return kept if Evidence.TRAFFIC in sees else replace(kept, traffic=None)

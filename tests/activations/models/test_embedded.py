@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from defection.activations.basics.errors import DefectionError
+from defection.activations.models import embedded
 from defection.activations.models.embedded import (
     EMBEDDED,
     GEMMA3_270M,
@@ -17,7 +18,6 @@ from defection.activations.models.embedded import (
     embedded_path,
     ensure_embedded,
 )
-from defection.activations.models import embedded
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import user_prompt
 from defection.activations.reading.generate import greedy_replies

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import Prompt, user_prompt
 from defection.activations.reading.capture import capture
-from defection.activations.reading.residuals import Residuals, offsets_of
+from defection.activations.reading.residuals import Residuals, joined_residuals, offsets_of
 
 
 @pytest.fixture(scope="module", params=["last", "all"])
@@ -50,3 +52,13 @@ def test_residuals_that_do_not_fit_their_prompts_are_refused(llama: Model, offse
     one = capture(llama, [user_prompt("Hello")])
     with pytest.raises(DefectionError, match="do not fit"):
         Residuals(one.values[[0, 0, 0]], one.layers, one.prompts, one.n_tokens, one.model, offsets=offsets)
+
+
+def test_residuals_put_together_are_the_parts_and_others_are_refused(residuals: Residuals) -> None:
+    if residuals.offsets is not None:
+        return
+    whole = joined_residuals([residuals.select([0, 1]), residuals.select([2, 3])])
+    assert torch.equal(whole.values, residuals.values[:4])
+    assert whole.ids == residuals.ids[:4]
+    with pytest.raises(DefectionError, match="cannot be put together"):
+        joined_residuals([residuals, replace(residuals, position="first-response")])

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError
 from defection.activations.basics.files import file_digest, read_json, write_json
-from defection.experiments.study.choice import CHOICE
-from defection.experiments.study.grid import Study
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
+from defection.experiments.study.choice import CHOICE
+from defection.experiments.study.grid import Study
 from defection.experiments.study.manifest import read_manifest
 from defection.experiments.study.reading import Reader
 from defection.experiments.study.report import write_study_report
@@ -225,7 +225,7 @@ def test_a_finished_study_does_nothing(done, monkeypatch):
 def test_two_processes_share_the_work_and_find_the_same(done, folder, tmp_path):
     script = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from conftest import Coin
 from pathlib import Path
 from defection.experiments import study_cell

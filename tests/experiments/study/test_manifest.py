@@ -13,7 +13,7 @@ from defection.probes.estimators.registry import estimators
 from hypothesis import given
 from hypothesis import strategies as st
 
-STUDIES = Path(__file__).parents[2] / "experiments" / "studies"
+STUDIES = Path(__file__).parents[3] / "experiments" / "study" / "manifests"
 GOOD = {
     "schema_version": 1,
     "name": "n",

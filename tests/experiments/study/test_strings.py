@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from defection.experiments.run.string_control import STRINGS
-from defection.experiments.study.grid import Study
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
+from defection.experiments.study.grid import Study
 from defection.experiments.study.manifest import read_manifest
 from defection.experiments.study.results import write_results
 from defection.experiments.study.strings import CONTROLS, read_controls

@@ -189,3 +189,19 @@ def test_the_polarity_is_no_part_of_what_a_model_reads(tmp_path: Path) -> None:
     before = contrast_set(path).fingerprint
     write(path, BALANCED[0] | {"polarity": "affirming"}, BALANCED[1])
     assert contrast_set(path).fingerprint == before
+
+
+def test_joined_sets_are_their_parts_texts_each_naming_its_set() -> None:
+    joined, parts = (
+        contrast_set("six+forty-sentence-carried"),
+        [contrast_set(f"{n}-sentence-carried") for n in ("six", "forty")],
+    )
+    assert len(list(joined)) == len(joined) == sum(map(len, parts))
+    assert [p.messages for p in joined] == [p.messages for part in parts for p in part]
+    assert [p.id for p in joined] == [p.id for part in parts for p in part]
+    assert {p.extra["part"] for p in joined} == {part.name for part in parts}
+    assert joined.is_balanced
+    assert not joined.study_only
+    assert joined.fingerprint != contrast_set("forty+six-sentence-carried").fingerprint
+    with pytest.raises(DefectionError, match="no contrast set 'sixty'"):
+        contrast_set("six+sixty")

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 from defection.activations.prompts.chat import tokenize
-from defection.training.measuring.ability import multiple_choice, questions, reply_perplexity
 from defection.training.measuring import ability
+from defection.training.measuring.ability import multiple_choice, questions, reply_perplexity
 
 
 def test_there_are_sixty_questions_and_no_place_gives_the_answer_away() -> None:

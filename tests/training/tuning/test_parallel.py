@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from defection.activations import DefectionError, load_model
 from defection.activations.basics.files import read_json
 from defection.training.tuning.parallel import Group, join
@@ -44,6 +45,7 @@ def test_every_row_of_a_batch_belongs_to_one_process(batch, size: int) -> None:
 
 
 def test_a_launchers_numbers_without_a_launcher_are_refused(monkeypatch) -> None:
+    PartialState._reset_state()  # another test of this process may have trained
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
