@@ -14,7 +14,7 @@ from ...activations.models.model import Model
 from ...probes.evidence.sweep_table import read_sweep
 from ...probes.pictures.figures import save_figures
 from ...training.measuring.ability import multiple_choice
-from ...training.measuring.measuring import measure_defection, reply_tokens
+from ...training.measuring.defection import measure_defection, reply_tokens
 from ...training.measuring.personas import agreement, compare
 from ...training.organisms.behaviours import Behaviour
 from ...training.organisms.records import base_of, read_organism

@@ -35,8 +35,8 @@ from ...probes.pictures.figures import Scores
 from ...probes.questions.contrast import ContrastSet
 from ...probes.statistics.metrics import auroc
 from ...training.measuring.ability import reply_perplexity
+from ...training.measuring.defection import reply_tokens
 from ...training.measuring.evaluate import Completion, judge_replies, rates
-from ...training.measuring.measuring import reply_tokens
 from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ...training.organisms.replies import replies_to
 from ...training.organisms.triggers import Trigger, with_and_without

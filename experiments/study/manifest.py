@@ -117,12 +117,12 @@ class Candidate:
     estimator: str
     contrast: str
     layers: str
-    """`middle`, `middle-WIDTH`, or a share of the depth such as `0.45-0.6`; see `study_layers`."""
+    """`middle`, `middle-WIDTH`, or a share of the depth such as `0.45-0.6`; see `layers`."""
     clean: bool = True
     """Whether the fit sees clean prompts, if only to scale its scores; without them it is in the league of questions
     only."""
     alarm: str = "quantile"
-    """How high above clean prompts the alarm is set, one of `probes.calibration.ALARMS`; see `study_alarms`."""
+    """How high above clean prompts the alarm is set, one of `probes.statistics.calibration.ALARMS`; see `alarms`."""
 
     @property
     def name(self) -> str:

