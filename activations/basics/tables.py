@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DefectionError
-from .files import Json, read_json, write_json, write_text
+from .files import Json, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,19 +21,28 @@ SCHEMA_VERSION = 1
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows below a head line: `columns`, or every key of the rows in the order of its first appearance."""
+    """Write rows below a head line: `columns`, or every key of the rows in the order of its first appearance.
+
+    A `path` that ends in `.gz` is compressed; equal rows give equal bytes.
+    """
     text = io.StringIO()
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    content = text.getvalue().encode("utf-8")
+    write_bytes(path, (gzip.compress(content, mtime=0) if path.suffix == ".gz" else content,))
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file: numbers and truth values come back as such, an empty field as None."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{key: _parsed(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of such a file: numbers and truth values come back as such, an empty field as None.
+
+    Where `path` with `.gz` behind its name is there, it is read in its place.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    rows = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""))
+    return [{key: _parsed(value) for key, value in row.items()} for row in rows]
 
 
 def _parsed(text: str) -> Any:

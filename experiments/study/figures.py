@@ -32,12 +32,11 @@ FIGURES = {
     "something was found there), and how far ordinary prompts with a meaningless string do in its place (bars, one a "
     "string). A find that does not stand beyond all bars may be no more than a string the model has not met.",
 }
-FORMATS = ("png", "svg")
 PAPER_COLOUR = "#7A3B00"
 
 
 def save_study_figures(results: Path) -> list[Path]:
-    """Draw every figure for which the tables in `results` hold rows into `results/figures`; give the PNG files."""
+    """Draw every figure for which the tables in `results` hold rows into `results/figures`; give the files (SVG)."""
     scores = [row for row in read_table(results, SCORES) if row["role"] == "test"]
     curves = [row for row in read_table(results, CURVES) if row["role"] == "test"]
     drawn = {
@@ -52,10 +51,9 @@ def save_study_figures(results: Path) -> list[Path]:
 
 
 def _save(figure: Figure, stem: Path) -> Path:
-    for extension in FORMATS:
-        with written_aside(stem.with_suffix(f".{extension}")) as aside:
-            figure.savefig(aside, format=extension, metadata={"Date": None} if extension == "svg" else None)
-    return stem.with_suffix(".png")
+    with written_aside(stem.with_suffix(".svg")) as aside:
+        figure.savefig(aside, format="svg", metadata={"Date": None})
+    return stem.with_suffix(".svg")
 
 
 def main_candidate(scores: Sequence[Row]) -> str:

@@ -56,7 +56,7 @@ def write_results(study: Study, folder: Path, command: str) -> Json:
         "manifest": study.manifest.to_json(),
         "versions": versions(),
     }
-    write_tables(tables, about, folder)
+    write_tables(tables, folder)
     shutil.copyfile(study.out / CHOICE, folder / CHOICE)
     write_json(folder / SUMMARY, summary)
     write_text(folder / "table.md", markdown_table(table, study.manifest.name, study.configuration))

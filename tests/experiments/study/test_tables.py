@@ -194,12 +194,12 @@ def _number(text: str) -> bool:
 @given(st.lists(st.none() | st.booleans() | st.integers(-1000, 1000) | texts, min_size=1))
 def test_what_is_written_is_read_back(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("tables")
-    write_tables({"scores": [{"value": value, "n": 0} for value in values]}, {}, folder)
+    write_tables({"scores": [{"value": value, "n": 0} for value in values]}, folder)
     assert [row["value"] for row in read_table(folder, "scores")] == values
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_keep_six_digits(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("tables")
-    write_tables({"scores": [{"value": value}]}, {}, folder)
+    write_tables({"scores": [{"value": value}]}, folder)
     assert read_table(folder, "scores")[0]["value"] == pytest.approx(value, rel=1e-5)
