@@ -8,9 +8,10 @@ from .reading.bridge import as_activation_cache, from_bridge
 from .reading.capture import capture
 from .reading.forward import Reading
 from .reading.residuals import Residuals
+from .stores.batches import Vectors
 from .stores.caching import cache, repair
 from .stores.estimate import Estimate, estimate
-from .stores.store import Store, Vectors, open_store
+from .stores.store import Store, open_store
 from .stores.views import View, concatenate
 
 __all__ = [

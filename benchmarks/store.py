@@ -26,8 +26,9 @@ from pathlib import Path
 import torch
 from common import Records, main, medians, spread
 from defection.activations.prompts.prompts import user_prompt
+from defection.activations.stores.batches import BATCH_ROWS
 from defection.activations.stores.plan import Plan, shard_rows
-from defection.activations.stores.store import BATCH_ROWS, Store, open_store
+from defection.activations.stores.store import Store, open_store
 from defection.activations.stores.writing import write_store
 
 LAYERS, D_MODEL = 30, 576

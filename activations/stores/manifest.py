@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..basics.errors import DefectionError
-from ..basics.files import Json, read_json
+from ..basics.files import Json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
-READABLE = (1, 2)
 TABLES = ("shards", "ids", "n_tokens")
 SEAL = b'  "head_sha256": '
 HEAD = 1 << 14
 """Bytes into which a head mostly fits; no more of a manifest is read at first."""
-REQUIRED = ("key", "model", "layers", "position", "dtype", "d_model")
+REQUIRED = ("key", "model", "layers", "position", "dtype", "d_model", "tables")
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,11 @@ class Manifest:
 
     path: Path
     head: Json
-    start: int = 0
+    start: int
     """Where the tables start, in bytes."""
 
     def table(self, name: str) -> list[Any]:
         """Read a table; DefectionError when it is damaged, or another manifest has taken this one's place since."""
-        if name in self.head:  # schema version 1 had no head
-            return list(self.head[name])
         before = TABLES[: TABLES.index(name)]
         spot = self.start + sum(self.head["tables"][other]["bytes"] for other in before)
         try:
@@ -90,20 +87,18 @@ def read_manifest(path: Path) -> Manifest:
             head, seal = _head(file)
     except OSError as error:
         raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
-    if seal is None:
-        return _unsealed(path)
     if seal != _seal(head):
         raise _damaged(path, "its head does not have its checksum")
     value: Json = json.loads(head[: head.rindex(b",")] + b"}")
-    _refuse_strange(path, value, ("tables",))
+    _refuse_strange(path, value)
     start = len(head) + len(seal)
     if size != start + sum(table["bytes"] for table in value["tables"].values()):
         raise _damaged(path, f"it is {size} bytes long")
     return Manifest(path, value, start)
 
 
-def _head(file: IO[bytes]) -> tuple[bytes, bytes | None]:
-    """The head's lines and the line that seals them, reading little more than those; None where there is no seal."""
+def _head(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """The head's lines and the line that seals them, reading little more than those; empty without a seal."""
     content = b""
     while more := file.read(max(HEAD, len(content))):
         content += more
@@ -111,31 +106,21 @@ def _head(file: IO[bytes]) -> tuple[bytes, bytes | None]:
         end = content.find(b"\n", spot) + 1
         if spot and end:
             return content[:spot], content[spot:end]
-    return content, None
+    return content, b""
 
 
-def _unsealed(path: Path) -> Manifest:
-    """A manifest of schema version 1, which had no checksum; everything else is refused."""
-    value = read_json(path)
-    _refuse_strange(path, value, TABLES)
-    if value["schema_version"] != 1:
-        raise _damaged(path, "it has no checksum")
-    return Manifest(path, value)
-
-
-def _refuse_strange(path: Path, value: Json, tables: Sequence[str]) -> None:
-    if value.get("schema_version") not in READABLE:
+def _refuse_strange(path: Path, value: Json) -> None:
+    if value.get("schema_version") != SCHEMA_VERSION:
         raise DefectionError(
-            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads "
-            f"{' and '.join(map(str, READABLE))}"
+            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads {SCHEMA_VERSION}"
         )
-    absent = [name for name in (*REQUIRED, *tables) if name not in value]
+    absent = [name for name in REQUIRED if name not in value]
     if absent:
         raise DefectionError(f"{path} is not a store's manifest: it has no {', '.join(absent)}")
 
 
 def _damaged(path: Path, why: str) -> DefectionError:
     return DefectionError(
-        f"{path} is damaged: {why}; remove it and run the same `defection cache` again, which keeps every shard that "
-        "is whole"
+        f"{path} is damaged, or no store's: {why}; if it is a store's, remove it and run the same `defection cache` "
+        "again, which keeps every shard that is whole"
     )

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..basics.errors import DefectionError
 from ..basics.files import Json, digest, jsonl
 from ..prompts.prompts import Prompt
+from .batches import BATCH_ROWS
 from .manifest import SCHEMA_VERSION, Manifest
 from .shards import OFFSETS, RESIDUALS, Header, Rows
-from .store import BATCH_ROWS, NAMED_DTYPES
+from .store import NAMED_DTYPES
 
 ROWS_PER_SHARD = 512
 """At least, where each prompt has one vector: prompts are batched within a shard."""
@@ -96,11 +97,6 @@ class Plan:
 
     def refuse_other(self, folder: Path, found: Manifest) -> None:
         """DefectionError that says in what the store at `folder` is not the one planned, if it is not."""
-        if found.head["schema_version"] != SCHEMA_VERSION:
-            raise DefectionError(
-                f"{folder} was written in schema version {found.head['schema_version']}, which is read but no longer "
-                "written; choose another --out or remove it"
-            )
         same_ids = found.table("ids") == [prompt.id for prompt in self.prompts]
         if found.head["key"] == self.key and same_ids:
             return

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..basics.errors import DefectionError
@@ -183,12 +182,3 @@ def _mapped(mapped: mmap.mmap, start: int, about: Mapping[str, Any]) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     flat: Tensor = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + about["data_offsets"][0])
     return flat.view(shape)
-
-
-def map_old(file: Path) -> dict[str, Tensor]:
-    """The tensors of a shard of schema version 1, which said nothing of itself; memory-mapped."""
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise DefectionError(f"{file} is missing or damaged ({error}); {AGAIN}") from error

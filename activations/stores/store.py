@@ -20,39 +20,26 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..basics.errors import DefectionError
 from ..basics.files import Json, file_digest
 from ..models.sites import AFTER
 from ..prompts.prompts import Prompt, load_prompts
+from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
 from .manifest import MANIFEST, TABLES, Manifest, read_manifest
-from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_old, map_tensors, read_header, same_bytes
+from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_tensors, read_header, same_bytes
 
 if TYPE_CHECKING:
     from ..reading.residuals import Residuals
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
-BATCH_ROWS = 128
-"""Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
 FEW = 8
 """Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 Numbers = npt.NDArray[np.int64]
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Vectors of some rows, in the order of the rows."""
-
-    values: Float[Tensor, "vector layer d_model"]
-    offsets: Int[Tensor, "row+1"]
-    """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
-    rows: Sequence[int]
-    """The rows' numbers in the store or view they come from."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +87,7 @@ class Store:
     @property
     def complete(self) -> bool:
         """Whether every shard has been written."""
-        if "complete" in self.manifest:
-            return bool(self.manifest["complete"])
-        return all(shard["sha256"] for shard in self.shards)
+        return bool(self.manifest["complete"])
 
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
@@ -151,14 +136,10 @@ class Store:
 
     def _prompts_intact(self) -> bool:
         file = self.path / PROMPTS
-        if self.manifest["schema_version"] == 1:  # which had no checksum for it
-            return file.exists()
         return file.is_file() and file_digest(file) == self.manifest["prompts_sha256"]
 
     def _shard_intact(self, shard: dict[str, Any]) -> bool:
         file = self.path / shard["file"]
-        if self.manifest["schema_version"] == 1:
-            return bool(shard["sha256"]) and file.is_file() and file_digest(file) == shard["sha256"]
         header = read_header(file)
         return header is not None and header.sha256 == shard["sha256"] and same_bytes(file, header)
 
@@ -170,8 +151,6 @@ class Store:
         """
         self._refuse_unfinished()
         shard = self.shards[number]
-        if self.manifest["schema_version"] == 1:
-            return map_old(self.path / shard["file"])
         return map_tensors(self.path / shard["file"], shard["sha256"], scattered=scattered)
 
     def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
@@ -314,39 +293,6 @@ class Store:
         for shard in np.unique(owners).tolist():
             spots = np.flatnonzero(owners == shard)
             yield shard, asked[spots] - firsts[shard], spots
-
-
-class LastShard:
-    """The shard that a reader is in: mapped, and its header looked at, once for all its batches."""
-
-    def __init__(self) -> None:
-        self.place: tuple[Path, int] | None = None
-        self.tensors: dict[str, Tensor] = {}
-
-    def map(self, store: Store, number: int) -> dict[str, Tensor]:
-        """Its tensors, whether it is the one of the last call or another."""
-        if self.place != (store.path, number):
-            self.place, self.tensors = None, {}  # the old one goes first
-            self.tensors = store.map_shard(number)
-            self.place = (store.path, number)
-        return self.tensors
-
-
-def in_batches(
-    source: Any, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
-) -> Iterator[Vectors]:
-    """Batches of anything that has `gather` and a length."""
-    if size < 1:
-        raise DefectionError(f"a batch needs at least one row, not {size}")
-    last = LastShard()
-    for start in range(0, len(source), size):
-        # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
-        yield _moved(source.gather(layers, range(start, min(start + size, len(source))), last), device, dtype)
-
-
-def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:
-    values = found.values.to(device=device, dtype=dtype or found.values.dtype)
-    return Vectors(values, found.offsets.to(device), found.rows)
 
 
 def _spread(starts: Numbers, counts: Numbers) -> slice | Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from ..basics.errors import DefectionError
 from ..prompts.prompts import Prompt
-from .store import BATCH_ROWS, LastShard, Store, Vectors, in_batches
+from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
+from .store import Store
 
 if TYPE_CHECKING:
     from ..reading.residuals import Residuals

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from defection.activations.basics.files import write_json
 
 SHARD = "shard-00000.safetensors"
 
@@ -132,31 +130,3 @@ def test_repair_of_a_whole_store_only_removes_what_killed_runs_left(run, store, 
     (store / ".manifest.json.y.tmp").write_text("half")
     assert run("store", "repair", store) == 0
     assert content(store) == whole
-
-
-def test_a_store_of_the_first_schema_version_is_still_read(run, store: Path, tmp_path: Path) -> None:
-    from defection.activations.basics.files import file_digest
-    from defection.activations.stores.store import open_store
-
-    now = open_store(store)
-    old = shutil.copytree(store, tmp_path / "old")
-    shards = [{"file": SHARD, "rows": [0, 6], "sha256": file_digest(store / SHARD)}]
-    tables = {"ids": list(now.ids), "n_tokens": list(now.n_tokens), "shards": shards}
-    ours = ("tables", "site", "ragged", "n_prompts", "n_vectors", "complete", "prompts_sha256")
-    head = {name: value for name, value in now.manifest.items() if name not in ours}
-    write_json(old / "manifest.json", {**head, "schema_version": 1, **tables})
-    found = open_store(old, verify=True).read([1])
-    assert found.values.equal(now.read([1]).values)
-    assert found.ids == now.ids
-    assert run("store", "verify", old) == 0
-    flip(old / SHARD)
-    assert run("store", "verify", old) == 2
-
-
-def test_an_old_store_is_not_written_to(run, store, prompts, llama_folder, capsys) -> None:
-    write_json(store / "manifest.json", {"schema_version": 1, "key": "", "model": {}, "layers": [], "position": "last"}
-               | {"dtype": "fp32", "d_model": 1, "shards": [], "ids": [], "n_tokens": []})  # fmt: skip
-    before = content(store)
-    assert run("cache", llama_folder, prompts, "--dtype", "fp32", "--device", "cpu", "--out", store) == 2
-    assert "schema version 1" in capsys.readouterr().err
-    assert content(store) == before

@@ -1,0 +1,65 @@
+"""Vectors as a store gives them, and all of a store's or a view's, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..basics.errors import DefectionError
+
+if TYPE_CHECKING:
+    from .store import Store
+    from .views import View
+
+BATCH_ROWS = 128
+"""Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of some rows, in the order of the rows."""
+
+    values: Float[Tensor, "vector layer d_model"]
+    offsets: Int[Tensor, "row+1"]
+    """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
+    rows: Sequence[int]
+    """The rows' numbers in the store or view they come from."""
+
+
+class LastShard:
+    """The shard that a reader is in: mapped, and its header looked at, once for all its batches."""
+
+    def __init__(self) -> None:
+        self.place: tuple[Path, int] | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    def map(self, store: Store, number: int) -> dict[str, Tensor]:
+        """Its tensors, whether it is the one of the last call or another."""
+        if self.place != (store.path, number):
+            self.place, self.tensors = None, {}  # the old one goes first
+            self.tensors = store.map_shard(number)
+            self.place = (store.path, number)
+        return self.tensors
+
+
+def in_batches(
+    source: Store | View, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
+) -> Iterator[Vectors]:
+    """All rows of a store or a view, `size` at a time."""
+    if size < 1:
+        raise DefectionError(f"a batch needs at least one row, not {size}")
+    last = LastShard()
+    for start in range(0, len(source), size):
+        # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
+        yield _moved(source.gather(layers, range(start, min(start + size, len(source))), last), device, dtype)
+
+
+def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:
+    values = found.values.to(device=device, dtype=dtype or found.values.dtype)
+    return Vectors(values, found.offsets.to(device), found.rows)
