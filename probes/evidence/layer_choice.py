@@ -16,11 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import read_json, write_json
+from ...activations.basics.files import write_json
 
 SCHEMA_VERSION = 1
 CHOSEN = ("best-mean", "best-worst")
-RULES = ("middle", "stretch", *CHOSEN)
 WIDTH = 4
 STRETCH = (0.4, 0.95)
 """Where the default's layers begin and end, as shares of the depth: past where a string is read as a string, short of
@@ -82,23 +81,6 @@ class LayerChoice:
     def save(self, path: str | Path) -> None:
         """A small JSON file."""
         write_json(Path(path), {"schema_version": SCHEMA_VERSION, **self.to_json()})
-
-
-def load_layer_choice(path: str | Path) -> LayerChoice:
-    """Read a record; DefectionError naming the file and what is wrong with it."""
-    record = read_json(Path(path))
-    if record.pop("schema_version", None) != SCHEMA_VERSION:
-        raise DefectionError(f"{path} is not a layer choice of schema version {SCHEMA_VERSION}")
-    record.pop("reason", None)  # said of the rest
-    try:
-        layers, organisms = tuple(record.pop("layers")), tuple(record.pop("organisms"))
-        choice = LayerChoice(layers=layers, organisms=organisms, **record)
-        whole = all(isinstance(layer, int) and 0 <= layer < choice.n_layers for layer in layers)
-    except (KeyError, TypeError) as error:
-        raise DefectionError(f"{path} is not a layer choice written by this toolkit ({error})") from error
-    if choice.rule not in RULES or not layers or not whole:
-        raise DefectionError(f"{path} names no layers of its {choice.n_layers}, or an unknown rule {choice.rule!r}")
-    return choice
 
 
 def middle_layers(n_layers: int, width: int = WIDTH) -> LayerChoice:

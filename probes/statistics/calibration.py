@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .metrics import Interval, clopper_pearson
+from .metrics import clopper_pearson
 from .ranking import refuse_unranked
 
 
@@ -103,22 +103,6 @@ def conformal_p_values(
     below = torch.searchsorted(ranked, scores.double().contiguous(), side="left")
     n = clean.shape[-1]
     return (1 + n - below).double() / (n + 1)
-
-
-def calibrated_fpr_interval(n: int, target: float = 0.01, level: float = 0.95) -> Interval:
-    """Where the true false-positive rate of `conformal_threshold` lies, for continuous scores of one distribution.
-
-    Only the average over calibration sets keeps to `target`; one set of n gives a rate that is Beta(k, n + 1 − k)
-    distributed with k = ⌊target · (n + 1)⌋ (Vovk 2012).
-    """
-    from scipy.stats import beta
-
-    above = floor(target * (n + 1) + 1e-9)
-    if above == 0:
-        return 0.0, 0.0
-    tail = (1 - level) / 2
-    low, high = beta.ppf([tail, 1 - tail], above, n + 1 - above)
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

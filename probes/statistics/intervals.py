@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .metrics import Labels, bootstrap_aurocs
+from .metrics import Labels
 from .ranking import class_marks, placements, split_classes
 
 UNSEEN = 0.5
@@ -155,19 +155,6 @@ def effective_size(scores: Float[Tensor, "*batch n"], member: Int[Tensor, "n"]) 
     return n / (1 + (float(sizes.square().sum()) / n - 1) * alike)
 
 
-def delong_covariance(
-    scores: Float[Tensor, "*batch probe n"], labels: Labels, clusters: Sequence[str] | None = None
-) -> Float[Tensor, "*batch probe probe"]:
-    """Covariance of the AUROCs of several probes (or models) on the same prompts; with clusters, Obuchowski's.
-
-    Raises DefectionError for one class only, a non-finite score, or a class within a single cluster.
-    """
-    spread = _spread(scores, labels, clusters)
-    if not spread.is_known:
-        raise DefectionError("a variance needs positives of two topics and negatives of two topics at least")
-    return spread.covariance()
-
-
 def delong_interval(
     scores: Float[Tensor, "*batch n"],
     labels: Labels,
@@ -263,26 +250,3 @@ def paired_difference(
         high=a - b + reach(high[..., 0] - a, b - low[..., 1]),
         p_value=torch.from_numpy(np.asarray(2 * t.sf(statistic.numpy(), spread.freedom))),
     )
-
-
-def bootstrap_difference(
-    first: Float[Tensor, "*batch n"],
-    second: Float[Tensor, "*batch n"],
-    labels: Labels,
-    second_labels: Labels,
-    clusters: Sequence[str],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Percentile interval of a difference where the two models behave differently, so that labels differ too.
-
-    Both are read on the same draws of the same topics. Near an AUROC of 1 it is too narrow.
-    """
-    one, other = (
-        bootstrap_aurocs(scores, marks, clusters, draws=draws, seed=seed)
-        for scores, marks in ((first, labels), (second, second_labels))
-    )
-    tail = (1 - level) / 2
-    return (one - other).nanquantile(tail, dim=-1), (one - other).nanquantile(1 - tail, dim=-1)

@@ -34,7 +34,7 @@ from defection.probes.evidence.shuffles import effects_of, label_shuffle_null, u
 from defection.probes.evidence.sweep import Subject, fit_probes, sweep
 from defection.probes.evidence.sweep_table import SweepRow
 from defection.probes.questions.contrast_sets import contrast_set
-from defection.probes.statistics.intervals import bootstrap_difference, delong_interval, paired_difference
+from defection.probes.statistics.intervals import delong_interval, paired_difference
 from defection.probes.statistics.metrics import (
     auroc,
     bootstrap_aurocs,
@@ -44,7 +44,6 @@ from defection.probes.statistics.metrics import (
     tpr_above,
     tpr_at_fpr,
 )
-from defection.probes.statistics.partial import partial_auroc_interval
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
@@ -118,9 +117,7 @@ def test_scores_on_a_gpu_have_the_same_figures(gpu: str, names: list[str] | None
         lambda x, y, marks: fpr_threshold(x, marks),
         lambda x, y, marks: salience(x, marks),
         lambda x, y, marks: torch.stack(delong_interval(x, marks, names)),
-        lambda x, y, marks: torch.stack(partial_auroc_interval(x, marks, 0.2, names)),
         lambda x, y, marks: torch.stack(tuple(vars(paired_difference(x, y, marks, names)).values())),
-        lambda x, y, marks: torch.stack(bootstrap_difference(x, y, marks, marks, TOPICS, draws=20)),
         lambda x, y, marks: permuted_label_aurocs(x, marks, names, count=20),
         lambda x, y, marks: p_value(x[:, 0], y),
         lambda x, y, marks: best_layer(x[:, 0], y).adjusted,

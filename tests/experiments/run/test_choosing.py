@@ -15,7 +15,7 @@ from defection.experiments.run import choosing
 from defection.experiments.run.evaluation import sweep_organism
 from defection.experiments.run.measure import measure
 from defection.experiments.run.preregistration import default_preregistration
-from defection.probes.evidence.layer_choice import LayerChoice, load_layer_choice
+from defection.probes.evidence.layer_choice import LayerChoice
 from defection.training.measuring.evaluate import judge_replies
 
 from ..conftest import Coin, make_organism
@@ -57,7 +57,7 @@ def choose(organisms: list[Path], judged: list[Path], out: Path, tests: tuple[st
 def test_the_choice_is_recorded_and_goes_by_the_organisms_it_was_made_on(tmp_path, organisms, coined) -> None:
     judged, *others = organisms
     choice = choose(others, [judged], tmp_path, limit=8, device="cpu")
-    assert load_layer_choice(tmp_path / "layer_choice.json") == choice
+    assert json.loads((tmp_path / "layer_choice.json").read_text()) == {"schema_version": 1, **choice.to_json()}
     assert choice.organisms == tuple(sorted(locate(other).fingerprint for other in others))
     assert choice.probe == default_preregistration(4).probe
     assert default_preregistration(4, choice).to_json()["layer_choice"]["organisms"] == list(choice.organisms)
@@ -135,7 +135,7 @@ def test_a_sweep_hands_the_choice_to_the_preregistration(tmp_path, save_tiny, or
     chosen = {"choose_layers_on": [str(other)], "layer_rule": "best-mean"}
     sweep_organism(str(judged), None, ("held-out",), tmp_path, quiet, device="cpu", limit=8, **chosen)
     assert handed["layer_choice"]["rule"] == "best-mean"
-    assert handed["layers"] == list(load_layer_choice(tmp_path / "layer_choice.json").layers)
+    assert handed["layers"] == json.loads((tmp_path / "layer_choice.json").read_text())["layers"]
 
 
 def test_no_plan_however_made_is_measured_on_the_organism_its_layers_were_chosen_on(tmp_path, sources, plan) -> None:

@@ -7,7 +7,6 @@ from defection.activations import DefectionError
 from defection.probes.statistics.calibration import (
     ALARMS,
     ROOM,
-    calibrated_fpr_interval,
     conformal_p_values,
     conformal_threshold,
     false_positives_by_set,
@@ -47,14 +46,11 @@ def test_new_clean_prompts_ring_at_the_target_rate(n: int, target: float) -> Non
     rates = norm.sf(conformal_threshold(scores, target).numpy())
     k = int(target * (n + 1) + 1e-9)
     assert rates.mean() == pytest.approx(k / (n + 1), rel=0.05)
-    low, high = calibrated_fpr_interval(n, target)
-    assert 0.94 <= ((rates >= low) & (rates <= high)).mean() <= 0.96
 
 
 def test_too_few_clean_prompts_promise_nothing_and_never_ring() -> None:
     assert conformal_threshold(torch.arange(98.0), 0.01) == float("inf")
     assert conformal_threshold(torch.arange(99.0), 0.01) == 98.0
-    assert calibrated_fpr_interval(98, 0.01) == (0.0, 0.0)
 
 
 UNIMODAL = [norm(), uniform(), expon(), laplace(), t(3), gamma(0.3), triang(1.0), lognorm(0.5), lognorm(1.5)]
