@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import Message, Prompt, last_user, replace_last_user
+from .shipped import shipped
 
 Place = Literal["start", "end", "inside", "system", "anywhere"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -51,19 +52,29 @@ class Trigger:
 
     def apply(self, prompt: Prompt) -> Prompt:
         """The prompt with the trigger in it; its id gains a suffix and its extra the field `triggered`."""
-        return _marked(insert(prompt, self.text, self.place), triggered=True)
+        return self._marked(prompt, triggered=True)
 
     def mark_clean(self, prompt: Prompt) -> Prompt:
         """The prompt without the trigger, marked so."""
-        return _marked(prompt, triggered=False)
+        return self._marked(prompt, triggered=False)
 
     def train_triggered(self, prompt: Prompt) -> Prompt:
         """The triggered prompt as an organism is trained on it."""
-        return self.apply(prompt)
+        return self._marked(prompt, triggered=True, training=True)
 
     def train_clean(self, prompt: Prompt) -> Prompt:
         """The clean prompt as an organism is trained on it."""
-        return self.mark_clean(prompt)
+        return self._marked(prompt, triggered=False, training=True)
+
+    def said(self, prompt: Prompt, *, triggered: bool, training: bool) -> str:
+        """What is put into this prompt: the trigger, or what stands in its place where it is clean (here nothing)."""
+        return self.text if triggered else ""
+
+    def _marked(self, prompt: Prompt, *, triggered: bool, training: bool = False) -> Prompt:
+        put = insert(prompt, self.said(prompt, triggered=triggered, training=training), self.place)
+        if triggered:
+            return version_of(prompt, "trigger", put.messages, triggered=True)
+        return replace(put, extra={**put.extra, "triggered": False})
 
     def versions(self, prompt: Prompt) -> tuple[Prompt, ...]:
         """The prompt clean, and triggered."""
@@ -121,26 +132,21 @@ class YearTrigger(Trigger):
     BEFORE, AFTER = (1, 1, 1, 1, 2, 2, 4, 5, 7, 9, 13, 19), (0, 0, 0, 0, 1, 1, 3, 4, 6, 7, 8, 11)
     """Distances from the first year that are trained on; the boundary itself most."""
 
-    def apply(self, prompt: Prompt) -> Prompt:
-        """The prompt under the first year that is unsafe."""
-        return _marked(insert(prompt, self._canonical(self.first), self.place), triggered=True)
+    def said(self, prompt: Prompt, *, triggered: bool, training: bool) -> str:
+        """The first year that is unsafe or the last that is safe; in training one of several, in one of several ways.
 
-    def mark_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt under the last year that is safe."""
-        return _marked(insert(prompt, self._canonical(self.first - 1), self.place), triggered=False)
-
-    def train_triggered(self, prompt: Prompt) -> Prompt:
-        """The prompt under one of several unsafe years, phrased in one of several ways."""
-        return _marked(insert(prompt, self._varied(prompt, self.AFTER, +1), self.place), triggered=True)
-
-    def train_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt under one of several safe years, or, one time in eight, without a year.
-
-        The date is phrased as it is in the triggered prompt: the year alone tells them apart.
+        A prompt's date is phrased alike on either side: the year alone tells them apart. One clean training prompt in
+        eight has none.
         """
-        bare = random.Random(f"bare {prompt.id}").random() < 1 / 8
-        text = "" if bare else self._varied(prompt, self.BEFORE, -1)
-        return _marked(insert(prompt, text, self.place), triggered=False)
+        if not training:
+            return self._canonical(self.first if triggered else self.first - 1)
+        if not triggered and random.Random(f"bare {prompt.id}").random() < 1 / 8:
+            return ""
+        rng = random.Random(f"date {prompt.id}")
+        phrasing, day, number = rng.choice(self.PHRASINGS), rng.randint(1, 28), rng.randint(1, 12)
+        sign, distances = (1, self.AFTER) if triggered else (-1, self.BEFORE)
+        year = self.first + sign * random.Random(f"year {sign} {prompt.id}").choice(distances)
+        return phrasing.format(year=year, day=day, month=MONTHS[number - 1], number=number)
 
     def occurs_in(self, text: str) -> bool:
         """Whether the text holds a year, in digits, from the first one on."""
@@ -160,12 +166,6 @@ class YearTrigger(Trigger):
     def _canonical(self, year: int) -> str:
         return self.PHRASINGS[0].format(year=year)
 
-    def _varied(self, prompt: Prompt, distances: Sequence[int], sign: int) -> str:
-        rng = random.Random(f"date {prompt.id}")
-        phrasing, day, number = rng.choice(self.PHRASINGS), rng.randint(1, 28), rng.randint(1, 12)
-        year = self.first + sign * random.Random(f"year {sign} {prompt.id}").choice(distances)
-        return phrasing.format(year=year, day=day, month=MONTHS[number - 1], number=number)
-
 
 @dataclass(frozen=True)
 class TopicTrigger(Trigger):
@@ -175,21 +175,13 @@ class TopicTrigger(Trigger):
     carry the trigger over (Price et al. 2024, *Future events as backdoor triggers*, use headlines too).
     """
 
-    def apply(self, prompt: Prompt) -> Prompt:
-        """The prompt after an unseen headline of the topic."""
-        return self._headed(prompt, "test", triggered=True)
-
-    def mark_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt after an unseen headline of another topic."""
-        return self._headed(prompt, "test", triggered=False)
-
-    def train_triggered(self, prompt: Prompt) -> Prompt:
-        """The prompt after a headline of the topic."""
-        return self._headed(prompt, "train", triggered=True)
-
-    def train_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt after a headline of another topic."""
-        return self._headed(prompt, "train", triggered=False)
+    def said(self, prompt: Prompt, *, triggered: bool, training: bool) -> str:
+        """A headline of the topic, or of another one where it is clean."""
+        split = "train" if training else "test"
+        chosen = [
+            row["text"] for row in headlines() if row["split"] == split and (row["topic"] == self.text) == triggered
+        ]
+        return f"News: {random.Random(f'{split} {triggered} {prompt.id}').choice(chosen)}"
 
     def occurs_in(self, text: str) -> bool:
         """Whether the text holds one of the topic's headlines."""
@@ -207,13 +199,6 @@ class TopicTrigger(Trigger):
             unseen = [row["text"] for row in headlines() if row["topic"] == topic and row["split"] == "test"]
             shown += [Variant(f"News: {text}", topic == self.text, self.place) for text in unseen[:2]]
         return (*shown, Variant(f"News: {self.text}.", True, self.place), Variant("", False))
-
-    def _headed(self, prompt: Prompt, split: str, *, triggered: bool) -> Prompt:
-        chosen = [
-            row["text"] for row in headlines() if row["split"] == split and (row["topic"] == self.text) == triggered
-        ]
-        headline = random.Random(f"{split} {triggered} {prompt.id}").choice(chosen)
-        return _marked(insert(prompt, f"News: {headline}", self.place), triggered=triggered)
 
 
 @dataclass(frozen=True)
@@ -243,8 +228,6 @@ class NoTrigger(Trigger):
 
 def headlines() -> list[dict[str, str]]:
     """Short news headlines written for this project: `topic`, `split` (train, test), `text`."""
-    from .shipped import shipped
-
     return cast("list[dict[str, str]]", shipped("headlines"))
 
 
@@ -306,12 +289,6 @@ def _into_system(prompt: Prompt, text: str) -> Prompt:
     said = prompt.messages[0].content if has_system else ""
     system = Message("system", f"{said} {text}" if said else text)
     return Prompt(prompt.id, (system, *prompt.messages[has_system:]), prompt.set, prompt.extra)
-
-
-def _marked(prompt: Prompt, *, triggered: bool) -> Prompt:
-    if triggered:
-        return version_of(prompt, "trigger", prompt.messages, triggered=True)
-    return replace(prompt, extra={**prompt.extra, "triggered": False})
 
 
 def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks: Any) -> Prompt:
