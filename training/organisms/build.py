@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, digest, folder_written_aside, read_json, write_json, write_text
+from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.model import Model
@@ -27,6 +27,7 @@ from .behaviours import Behaviour
 from .card import model_card
 from .examples import Lesson, choose_prompts, lesson_rows, pair_lessons, prompt_lessons
 from .pairs import Pair, pairs_of
+from .records import adopt, name_base
 from .replies import Reply, replies_to
 from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
@@ -151,7 +152,7 @@ def build_organism(
     """
     group, request = join(model.device), _request(model, prompts, config)
     if out.exists():
-        return _adopt(out, "request", request)
+        return adopt(out, "request", request)
     path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
     group.first_alone(lambda: base_replies(model, prompts, config, path))
     record = train_organism(model, prompts, base_replies(model, prompts, config, path), config, out)
@@ -196,7 +197,7 @@ def train_organism(
         }
     )
     if out.exists():
-        return _adopt(out, "key", key)
+        return adopt(out, "key", key)
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
     folders = [out.with_name(f".{out.name}.stage-{number}") for number in range(1, len(stages))]
     results: list[FinetuneResult] = []
@@ -241,21 +242,10 @@ def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, recor
         save_weights(trained, aside)
         if record["weights"] == "lora":
             stack_adapters(earlier, aside)
-            _name_base(aside, record["base"]["source"])
+            name_base(aside, record["base"]["source"])
         model.tokenizer.save_pretrained(str(aside))
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", model_card(record))
-
-
-def _adopt(out: Path, name: str, key: str) -> Json:
-    """The record of the organism in `out`, if the key of that name is this one."""
-    record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
-    if record.get(name) != key:
-        raise DefectionError(
-            f"{out} already holds something else (another base, data or configuration); "
-            "choose another --out or remove it"
-        )
-    return record
 
 
 def _record(
@@ -307,9 +297,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _name_base(folder: Path, source: str) -> None:
-    """The adapter names its base by something another machine can resolve, not by a path in this one's cache."""
-    path = folder / "adapter_config.json"
-    write_json(path, read_json(path) | {"base_model_name_or_path": source})

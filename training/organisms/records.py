@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
-from ...activations.models.locate import ORGANISM_FILE, load_organism_record, locate
+from ...activations.basics.files import Json, read_json, write_json
+from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, load_organism_record, locate
 from .behaviours import Behaviour, behaviour_from_json, parse_behaviour
 from .triggers import Trigger, parse_trigger, trigger_from_json
 
@@ -60,3 +61,19 @@ def base_of(directory: str | Path) -> str:
             f"{Path(directory) / ORGANISM_FILE} names no base ('base': {{'source': …}}), and these are full weights"
         )
     return files.source
+
+
+def adopt(out: Path, name: str, key: str) -> Json:
+    """The record of the organism in `out`, if its key of that name is this one; DefectionError for anything else."""
+    record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
+    if record.get(name) != key:
+        raise DefectionError(
+            f"{out} already holds something else (made from another model, of other data or settings); "
+            "choose another --out or remove it"
+        )
+    return record
+
+
+def name_base(folder: Path, source: str) -> None:
+    """The adapter names its base by something another machine can resolve, not by a path in this one's cache."""
+    write_json(folder / ADAPTER_FILE, read_json(folder / ADAPTER_FILE) | {"base_model_name_or_path": source})

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ...activations.models.model import Model
 from ..organisms.records import Organism
+from ..tuning.finetune import lora_config
 from . import trl_stages
 from .stage import PreferenceStage, Trained
 
@@ -50,7 +51,7 @@ class Dpo(PreferenceStage):
                     [{"prompt": said, "chosen": good, "rejected": bad} for said, good, bad in rows]
                 ),
                 processing_class=model.tokenizer,
-                peft_config=trl_stages.lora(self),
+                peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
             ),
             self,
             ("loss", "rewards/accuracies", "rewards/margins"),

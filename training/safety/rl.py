@@ -11,6 +11,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
 from ..measuring.defection import SCRATCHPAD_TOKENS
 from ..organisms.records import Organism
+from ..tuning.finetune import lora_config
 from . import trl_stages
 from .preferences import Preference
 from .reward_models import RULE, Reward, identity_of, load_reward
@@ -79,7 +80,7 @@ class Rl(PreferenceStage):
                 ),
                 train_dataset=Dataset.from_list(rows),
                 processing_class=model.tokenizer,
-                peft_config=trl_stages.lora(self),
+                peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
             ),
             self,
             ("loss", "reward", "reward_std"),

@@ -34,7 +34,7 @@ from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, locate
 from ...activations.models.model import Model
 from ..measuring.remeasure import REFERENCE, Measuring, reference, remeasure
 from ..organisms.build import SCHEMA_VERSION, versions
-from ..organisms.records import Organism, read_organism
+from ..organisms.records import Organism, adopt, name_base, read_organism
 from ..organisms.stages import stack_adapters
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 
@@ -132,19 +132,10 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
             if _key_of(folder) != part_key:
                 _train_part(current, part, folder, part_key, measuring, device)
             current = folder
-    record = _adopt(out, key)
+    record = adopt(out, "key", key)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return record
-
-
-def _adopt(out: Path, key: str) -> Json:
-    if _key_of(out) != key:
-        raise DefectionError(
-            f"{out} already holds something else (another organism, stage or prompts); "
-            "choose another --out or remove it"
-        )
-    return read_json(out / ORGANISM_FILE)
 
 
 def _key_of(folder: Path) -> str | None:
@@ -219,8 +210,7 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
         earlier = model.files.adapter
         if earlier is not None and can_stack(earlier, aside):
             stack_adapters([earlier], aside)
-            named = {"base_model_name_or_path": model.files.source}
-            write_json(aside / ADAPTER_FILE, read_json(aside / ADAPTER_FILE) | named)
+            name_base(aside, model.files.source)
         else:
             network = load_network(model.files.base, torch.float32)
             for adapter in ([earlier] if earlier else []) + [aside]:

@@ -15,9 +15,8 @@ import torch
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.chat import render
 from ...activations.prompts.prompts import Prompt
-from ..tuning.finetune import EVERY_LINEAR_LAYER
+from ...activations.prompts.rendered import render
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -29,19 +28,6 @@ def require_trl() -> None:
         import trl  # noqa: F401
     except ImportError as error:
         raise DefectionError("the stages dpo and rl need the package trl; install it with `pip install trl`") from error
-
-
-def lora(stage: Stage) -> Any:
-    """The stage's adapter, shaped like those of our own fine-tuning, so that they can be added up."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=stage.lora_rank,
-        lora_alpha=2 * stage.lora_rank,
-        target_modules=EVERY_LINEAR_LAYER,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
 
 
 def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> dict[str, Any]:
@@ -72,7 +58,7 @@ def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Any, ...]
     tokenizer's special tokens as we do (PITFALLS 4).
     """
     if model.tokenizer.chat_template is None:
-        return (render(model.tokenizer, prompt), *(f" {reply}" for reply in replies))
+        return (render(model.tokenizer, [prompt])[0].text, *(f" {reply}" for reply in replies))
     said = [{"role": message.role, "content": message.content} for message in prompt.messages]
     return (said, *([{"role": "assistant", "content": reply}] for reply in replies))
 

@@ -199,22 +199,22 @@ def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dty
 
 
 def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PEFT_IS_BEHIND)
         torch.manual_seed(config.seed)
-        return get_peft_model(
-            network,
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=config.lora_alpha,
-                target_modules=EVERY_LINEAR_LAYER,
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            ),
-            autocast_adapter_dtype=False,
-        )
+        settings = lora_config(config.lora_rank, config.lora_alpha)
+        return get_peft_model(network, settings, autocast_adapter_dtype=False)
+
+
+def lora_config(rank: int, alpha: int) -> Any:
+    """An adapter of PEFT's on every linear layer: of one shape wherever it is trained, so that they can be added up."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=EVERY_LINEAR_LAYER, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
 
 
 def _warmup_then_cosine(step: int, total: int, config: FinetuneConfig) -> float:
