@@ -19,7 +19,7 @@ import torch
 from common import Records, interleaved, main
 from defection.activations import Message, Model, Prompt, capture, load_model, load_prompts
 from defection.activations.basics.memory import CPU_BATCH_TOKENS
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.batching import plan_batches
 from torch import Tensor
 

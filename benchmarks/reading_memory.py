@@ -16,7 +16,7 @@ import torch
 from common import Records, main, spread
 from defection.activations import Model, capture
 from defection.activations.basics.memory import give_back_memory
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from reading import bare_forward, model_to_read, prompts_of
 
 DTYPE = "bf16"

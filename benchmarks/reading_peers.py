@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import torch
 from common import Records, interleaved, main
 from defection.activations import Model, capture
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from reading import clock_of, model_to_read, padded, prompts_of, refuse_difference
 from torch import Tensor
 

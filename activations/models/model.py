@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..basics.errors import DefectionError
 from .locate import ModelFiles
-from .reach import reach
+from .reach import reach, skips_padding
 from .sites import middle_modules
 
 
@@ -68,13 +68,18 @@ class Model:
 
     @cached_property
     def reach(self) -> int:
-        """Over how many tokens every layer attends; 0 where layers carry a running state (`prefixes.reach`)."""
+        """Over how many tokens every layer attends; 0 where layers carry a running state."""
         return reach(self.network)
 
     @property
     def shares_prefixes(self) -> bool:
         """Whether keys and values can stand for what prompts share; otherwise each prompt is computed whole."""
         return self.reach > 0
+
+    @cached_property
+    def skips_padding(self) -> bool:
+        """Whether prompts of unequal length can be padded before their replies (`reach.skips_padding`)."""
+        return self.shares_prefixes and skips_padding(self.network)
 
     @property
     def n_layers(self) -> int:

@@ -1,7 +1,8 @@
-"""How far a model's layers attend."""
+"""How far a model's layers attend, and what padding does to them."""
 
 from __future__ import annotations
 
+import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -23,3 +24,34 @@ def reach(network: PreTrainedModel) -> int:
         return 0
     windows = [int(layer.sliding_window) for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
     return min(windows, default=1 << 30)
+
+
+GAP = 64
+"""Tokens of padding in the trial of `skips_padding`: less than any window that a layer attends in."""
+
+
+@torch.inference_mode()
+def skips_padding(network: PreTrainedModel) -> bool:
+    """Whether masked padding between a prompt and its reply, skipped by position ids, changes nothing.
+
+    Attention biases that grow with the distance (MPT's ALiBi) count it as context. Found by trying, since no config
+    says it; only for a model whose keys and values are all that a token hands on (`reach`).
+    """
+    decoder, device = network.get_decoder(), network.get_input_embeddings().weight.device
+    tokens = torch.arange(3, 11, device=device)[None]
+    whole = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, 4:].float()
+    cache, padded = DynamicCache(config=network.config), torch.zeros(1, 4 + GAP, dtype=torch.long, device=device)
+    padded[:, :4] = tokens[:, :4]
+    seen = (torch.arange(8 + GAP, device=device)[None] < 4).long()
+    decoder(input_ids=padded, attention_mask=seen[:, : 4 + GAP], past_key_values=cache, use_cache=True)
+    seen[:, 4 + GAP :] = 1
+    places = torch.arange(4, 8, device=device)[None]
+    after = (
+        decoder(
+            input_ids=tokens[:, 4:], attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
+        )
+        .last_hidden_state[0]
+        .float()
+    )
+    rounding = 1e-3 if network.dtype == torch.float32 else 0.05
+    return bool(((after - whole).norm(dim=-1) <= rounding * whole.norm(dim=-1)).all())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..basics.files import Json, canonical
 from .fingerprint import _deciding, template_fingerprint
 from .load import ensure_pad_token
+from .logits import without_peft
 from .model import Model, ModelIdentity
 
 BRIDGED = "._original_component"
@@ -24,7 +25,7 @@ def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBas
 
     A `PeftModel` is read as it is, its adapter beside the weights; the fingerprint covers both.
     """
-    plain = _without_peft(network)
+    plain = without_peft(network)
     state = hashlib.sha256(canonical(_settings(plain)))
     for key, tensor in sorted(_unbridged(plain).items()):
         state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -59,13 +60,3 @@ def _adapter_settings(adapter: Any) -> Json:
     settings = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.to_dict().items()}
     settings.pop("base_model_name_or_path", None)
     return cast(Json, json.loads(json.dumps(settings, default=str)))
-
-
-def _without_peft(network: Any) -> nn.Module:
-    """The model that a `PeftModel` wraps, adapter layers and all (PITFALLS 11); any other model itself."""
-    if not hasattr(network, "peft_config"):
-        return cast(nn.Module, network)
-    from peft import PeftModel
-
-    inner: nn.Module = network.base_model.model if isinstance(network, PeftModel) else network
-    return inner

@@ -1,4 +1,4 @@
-"""From a prompt to token ids: the model's own chat template, or plain `Human:` / `Assistant:`."""
+"""How a conversation is written for a model: by its own chat template, or as plain `Human:` / `Assistant:`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ NEXT_TURN = "\nHuman:"
 """Where a model without a chat template goes on to speak for the human, its reply is over."""
 LOOK_BACK = 8
 """Tokens within which `NEXT_TURN` is looked for; byte-level tokens spell it in as many."""
-
-
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """The text the model is given: up to where it would reply, or to the end of a reply already begun."""
-    return "".join(opening_and_reply(tokenizer, prompt))
 
 
 def opening_and_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
@@ -42,23 +37,6 @@ def _plain(turns: list[dict[str, str]]) -> str:
     names = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
     said = [names[turn["role"]] + turn["content"] for turn in turns if turn["content"]]
     return "\n\n".join([*said, "Assistant:"])
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of each prompt, without padding.
-
-    A chat template writes its own special tokens, so none are added to it; the plain format gets those that the
-    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one.
-    """
-    if not prompts:
-        return []
-    opening = first_tokens(tokenizer)
-    texts = [render(tokenizer, prompt) for prompt in prompts]
-    ids = [[*opening, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    for prompt, row in zip(prompts, ids, strict=True):
-        if not row:
-            raise DefectionError(f"prompt {prompt.id!r} gives no tokens")
-    return ids
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -23,11 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
-
 from ..basics.errors import DefectionError
-from .chat import first_tokens, opening_and_reply
 from .prompts import Prompt
+from .rendered import Rendered
 
 LAST = "last"
 HELP = (
@@ -106,23 +104,16 @@ def _quoted(text: str, rule: str) -> str:
     return text
 
 
-def wanted_tokens(
-    rule: str | Position,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-) -> list[range]:
+def wanted_tokens(rule: str | Position, rows: Sequence[Rendered]) -> list[range]:
     """For each prompt, the indices into its token ids that the rule names (never none of them).
 
-    `ids` are those of `tokenize(tokenizer, prompts)`. Raises DefectionError naming the first prompt to which the rule
-    does not apply.
+    Raises DefectionError naming the first prompt to which the rule does not apply.
     """
     position = parse_position(rule) if isinstance(rule, str) else rule
-    if not position.needs_text:
-        return [_by_number(position, prompt, len(row)) for prompt, row in zip(prompts, ids, strict=True)]
-    halves = [opening_and_reply(tokenizer, prompt) for prompt in prompts]
-    spans = _character_spans(tokenizer, ["".join(half) for half in halves], prompts, ids)
-    return [_by_text(position, prompt, *half, row) for prompt, half, row in zip(prompts, halves, spans, strict=True)]
+    return [
+        _by_text(position, row) if position.needs_text else _by_number(position, row.prompt, len(row.ids))
+        for row in rows
+    ]
 
 
 def _by_number(position: Position, prompt: Prompt, length: int) -> range:
@@ -138,39 +129,22 @@ def _by_number(position: Position, prompt: Prompt, length: int) -> range:
     return range(index, index + 1)
 
 
-def _by_text(position: Position, prompt: Prompt, opening: str, reply: str, spans: Sequence[tuple[int, int]]) -> range:
+def _by_text(position: Position, row: Rendered) -> range:
     if position.kind == "after":
-        place = reply.rfind(position.text) if reply else opening.rfind(position.text)
+        text = row.reply or row.opening
+        place = text.rfind(position.text)
         if place < 0:
-            where = "reply" if reply else "rendered prompt"
+            where = "reply" if row.reply else "rendered prompt"
             raise DefectionError(
-                f"the {where} of prompt {prompt.id!r} does not hold {position.text!r} (position {position})"
+                f"the {where} of prompt {row.prompt.id!r} does not hold {position.text!r} (position {position})"
             )
-        end = place + len(position.text) + (len(opening) if reply else 0)
-        token = max(i for i, (start, stop) in enumerate(spans) if start < end and stop > start)
+        end = place + len(position.text) + (len(row.opening) if row.reply else 0)
+        token = max(i for i, (start, stop) in enumerate(row.spans) if start < end and stop > start)
         return range(token, token + 1)
-    tokens = [i for i, (_, stop) in enumerate(spans) if stop > len(opening)]
+    tokens = [i for i, (_, stop) in enumerate(row.spans) if stop > len(row.opening)]
     if not tokens:
         raise DefectionError(
-            f"prompt {prompt.id!r} has no reply to read (position {position}): its last message must be the "
+            f"prompt {row.prompt.id!r} has no reply to read (position {position}): its last message must be the "
             "assistant's, and not empty"
         )
-    return range(tokens[0], tokens[0] + 1 if position.kind == "first-response" else len(spans))
-
-
-def _character_spans(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]
-) -> list[list[tuple[int, int]]]:
-    """Where each token's characters lie in the rendered text; a special token put before it lies nowhere (0, 0)."""
-    if not tokenizer.is_fast:
-        raise DefectionError(
-            f"{type(tokenizer).__name__} does not say which characters a token holds; give the position as a number"
-        )
-    if not texts:
-        return []
-    opening = first_tokens(tokenizer)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    for prompt, found, row in zip(prompts, encoded["input_ids"], ids, strict=True):
-        if [*opening, *found] != list(row):
-            raise DefectionError(f"the token ids given for prompt {prompt.id!r} are not those of its text")
-    return [[(0, 0)] * len(opening) + [(start, stop) for start, stop in row] for row in encoded["offset_mapping"]]
+    return range(tokens[0], tokens[0] + 1 if position.kind == "first-response" else len(row.ids))

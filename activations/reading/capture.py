@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..basics.errors import DefectionError
@@ -13,19 +14,17 @@ from ..basics.progress import progress
 from ..models.hardware import choose_device, choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
-from ..prompts.chat import tokenize
-from ..prompts.positions import LAST, wanted_tokens
+from ..prompts.positions import LAST
 from ..prompts.prompts import Prompt
+from ..prompts.rendered import Rendered, rendered
 from .forward import LastPrefix, Reading, automatic_batch_tokens, plan_reading, read_batch
-from .residuals import (
-    Residuals,
-    offsets_of,
-)
+from .residuals import Residuals
+from .selection import Selection, select
 
 
 def capture(
     model: Model,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Prompt | Rendered],
     *,
     layers: str | Sequence[int] | slice = "all",
     site: str = AFTER,
@@ -47,34 +46,28 @@ def capture(
     Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
     block without the site, and for a non-finite residual, naming prompt and layer.
     """
-    rows = tuple(prompts)
-    ids = tokenize_within_context(model, rows)
-    reading = Reading(parse_layers(layers, model.n_layers), site, position)
-    wanted = wanted_tokens(reading.position, model.tokenizer, rows, ids)
-    counts = [1] * len(rows) if reading.one_each else [len(tokens) for tokens in wanted]
-    offsets = offsets_of(counts)
-    needed = up_to_wanted(ids, wanted)
-    budget = max_tokens or automatic_batch_tokens(model, reading)
+    rows = rendered(model, prompts)
+    selection = select(Reading(parse_layers(layers, model.n_layers), site, position), rows)
+    reading, counts = selection.reading, selection.counts
     keep_on = choose_device(device) if isinstance(device, str) else device
-    kept_as = choose_dtype(dtype, keep_on)
-    values = torch.empty(offsets[-1], len(reading.layers), model.d_model, dtype=kept_as, device=keep_on)
-    landing, last_prefix = Landing(values), LastPrefix()
+    values = torch.empty(
+        sum(counts), len(reading.layers), model.d_model, dtype=choose_dtype(dtype, keep_on), device=keep_on
+    )
+    budget = max_tokens or automatic_batch_tokens(model, reading)
     with progress(what, total=len(rows), unit="prompts") as advance:
-        for batch in plan_reading(model, needed, budget, share_prefixes=share_prefixes):
-            seen = read_batch(model, needed, batch, reading, wanted, last_prefix)
-            landing.put([place for row in batch.rows for place in range(offsets[row], offsets[row + 1])], seen)
-            advance(len(batch.rows))
-        landing.settle()
-    refuse_non_finite(values, [p for p, n in zip(rows, counts, strict=True) for _ in range(n)], reading.layers)
+        read_into(values, model, selection, budget, share_prefixes=share_prefixes, advance=advance)
+    refuse_non_finite(
+        values, [row.prompt for row, n in zip(rows, counts, strict=True) for _ in range(n)], reading.layers
+    )
     return Residuals(
         values,
         reading.layers,
-        rows,
-        tuple(len(row) for row in ids),
+        tuple(row.prompt for row in rows),
+        tuple(len(row.ids) for row in rows),
         model.identity,
         position=reading.position,
         site=reading.site,
-        offsets=None if reading.one_each else offsets,
+        offsets=None if reading.one_each else selection.offsets,
     )
 
 
@@ -112,26 +105,22 @@ class Landing:
         self.values[torch.tensor(places, device=self.values.device)] = seen.to(self.values)
 
 
-def up_to_wanted(ids: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Each prompt's tokens up to the last wanted one: in a causal model what comes after changes nothing before."""
-    return [list(row[: tokens[-1] + 1]) for row, tokens in zip(ids, wanted, strict=True)]
-
-
-def tokenize_within_context(model: Model, prompts: Sequence[Prompt], *, reply_tokens: int = 0) -> list[list[int]]:
-    """Token ids, or a DefectionError that names the first prompt that does not fit the model's context.
-
-    Room is kept for a reply of `reply_tokens`, whose last token never goes through the model.
-    """
-    ids = tokenize(model.tokenizer, prompts)
-    room = model.context_length - max(0, reply_tokens - 1)
-    for prompt, row in zip(prompts, ids, strict=True):
-        if len(row) > room:
-            reply = f" and its reply {reply_tokens}" if reply_tokens else ""
-            raise DefectionError(
-                f"prompt {prompt.id!r} is {len(row)} tokens long{reply}, but {model.identity.name} takes at most "
-                f"{model.context_length}; shorten it or leave it out"
-            )
-    return ids
+def read_into(
+    values: Float[Tensor, "vector layer d_model"],
+    model: Model,
+    selection: Selection,
+    max_tokens: int,
+    *,
+    share_prefixes: bool = True,
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Fill `values` with what is selected; `advance` hears how many prompts each batch held."""
+    landing, last_prefix = Landing(values), LastPrefix()
+    for batch in plan_reading(model, selection.ids, max_tokens, share_prefixes=share_prefixes):
+        seen = read_batch(model, selection.ids, batch, selection.reading, selection.wanted, last_prefix)
+        landing.put(selection.places(batch.rows), seen)
+        advance(len(batch.rows))
+    landing.settle()
 
 
 def parse_layers(layers: str | Sequence[int] | slice, n_layers: int) -> tuple[int, ...]:

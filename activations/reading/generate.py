@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,18 +12,19 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..basics.memory import in_halves
+from ..models.logits import own_logits
 from ..models.model import Model
 from ..models.sites import gathering
 from ..prompts.chat import before_next_turn
 from ..prompts.prompts import Prompt
+from ..prompts.rendered import Rendered, rendered
 from .batching import REPLYING_COST, Batch, plan_batches
-from .capture import tokenize_within_context
 from .forward import distinct_rows, right_padded
 
 
 def greedy_replies(
     model: Model,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Prompt | Rendered],
     *,
     max_new_tokens: int,
     max_tokens: int = 3072,
@@ -33,8 +36,7 @@ def greedy_replies(
     `max_new_tokens` is cut there. Batches depend on the prompts alone: a run that was cut off passes the rows it has as
     `skip`, and the batches that hold only those are left out.
     """
-    rows = list(prompts)
-    ids = tokenize_within_context(model, rows, reply_tokens=max_new_tokens)
+    ids = [row.ids for row in rendered(model, prompts, reply_tokens=max_new_tokens)]
     for batch in plan_replies(model, ids, max_tokens):
         if all(row in skip for row in batch.rows):
             continue
@@ -70,15 +72,16 @@ def reply_to_batch(
 def _paddable_together(
     model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int
 ) -> Iterator[Batch]:
-    """The batch itself, unless the padding between prompt and reply would push tokens out of a layer's reach.
+    """The batch itself, unless the padding between prompt and reply would change the reply.
 
-    A sliding window counts padding as it counts tokens, and a running state takes it in: there, only prompts of equal
-    length go together.
+    A sliding window counts padding as it counts tokens, ALiBi as distance, and a running state takes it in: there, only
+    prompts of equal length go together.
     """
-    if max(len(ids[row]) for row in batch.rows) + max_new_tokens <= model.reach:
+    lengths = sorted({len(ids[row]) for row in batch.rows})
+    if lengths[-1] + max_new_tokens <= model.reach and (len(lengths) == 1 or model.skips_padding):
         yield batch
         return
-    for length in sorted({len(ids[row]) for row in batch.rows}):
+    for length in lengths:
         yield Batch(tuple(row for row in batch.rows if len(ids[row]) == length), 0)
 
 
@@ -98,20 +101,22 @@ def _reply(
     model: Model, ids: Sequence[Sequence[int]], batch: Batch, max_new_tokens: int, layers: Sequence[int]
 ) -> tuple[list[list[int]], Sequence[Tensor]]:
     """Padding stays between prompt and reply, masked, with position ids that skip it."""
-    tokens, mask, cache = batch_inputs(model, ids, batch)
-    cache = cache or DynamicCache(config=model.network.config)
-    decoder, head = model.network.get_decoder(), model.network.get_output_embeddings()
-    ends = end_tokens(model)
-    last = mask[:, batch.prefix_length :].sum(dim=1) - 1
-    rows = torch.arange(len(last), device=last.device)
-    positions = mask.sum(dim=1)
+    prefix, device = batch.prefix_length, model.device
+    decoder, ends = Decoder(model.network), end_tokens(model)
+    if prefix:
+        decoder.read(torch.tensor([ids[batch.rows[0]][:prefix]], device=device))
+        decoder.cache.batch_repeat_interleave(len(batch.rows))
+    tokens = right_padded([ids[row][prefix:] for row in batch.rows], device)
+    lengths = torch.tensor([len(ids[row]) for row in batch.rows], device=device)
+    mask = (torch.arange(prefix + tokens.shape[1], device=device) < lengths[:, None]).long()
+    rows, last = torch.arange(len(batch.rows), device=device), lengths - prefix - 1
     with gathering(model.blocks, layers, rows, last, stop=False) as picked:
-        hidden = decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
-    hidden = hidden[rows, last]
+        hidden = decoder.read(tokens, mask)
+    hidden = hidden[rows.to(hidden.device), last.to(hidden.device)]
     replies: list[list[int]] = [[] for _ in batch.rows]
-    running = torch.ones(len(replies), dtype=torch.bool, device=tokens.device)
+    running = torch.ones(len(replies), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
-        chosen = head(hidden).argmax(dim=-1)
+        chosen = own_logits(model.network, hidden).argmax(dim=-1).to(device)
         running &= ~torch.isin(chosen, ends)
         for row, (token, going) in enumerate(zip(chosen.tolist(), running.tolist(), strict=True)):
             if going:
@@ -124,42 +129,31 @@ def _reply(
         if step == max_new_tokens - 1 or not running.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        hidden = decoder(
-            input_ids=chosen[:, None],
-            attention_mask=mask,
-            position_ids=(positions + step)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        hidden = decoder.read(chosen[:, None], mask, (lengths + step)[:, None])[:, -1]
     if not layers:
         return replies, [hidden[:0]] * len(replies)
-    return replies, list(torch.stack([picked[layer].to(last.device) for layer in layers], dim=1).float().cpu())
+    return replies, list(torch.stack([picked[layer].to(device) for layer in layers], dim=1).float().cpu())
 
 
-def batch_inputs(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch
-) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row prefix+token"], DynamicCache | None]:
-    """Right-padded token ids after the shared prefix, the attention mask over both, and the prefix's key-value cache.
+class Decoder:
+    """A decoder that goes on from what it has read, whatever its family keeps of that: keys and values, or a state."""
 
-    Right padding leaves position ids natural for every family, GPT-2's learned ones included (PITFALLS 2).
-    """
-    prefix = batch.prefix_length
-    tails = [ids[row][prefix:] for row in batch.rows]
-    tokens = right_padded(model, tails)
-    lengths = torch.tensor([prefix + len(tail) for tail in tails], device=model.device)
-    mask = (torch.arange(prefix + tokens.shape[1], device=model.device) < lengths[:, None]).long()
-    cache = prefix_cache(model.network, ids[batch.rows[0]][:prefix], len(tails)) if prefix else None
-    return tokens, mask, cache
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.decoder = network.get_decoder()
+        taken = inspect.signature(type(self.decoder).forward).parameters
+        self.kept_as = next((name for name in ("cache_params", "state") if name in taken), "past_key_values")
+        self.cache: Any = DynamicCache(config=network.config) if self.kept_as == "past_key_values" else None
 
-
-def prefix_cache(network: PreTrainedModel, prefix: Sequence[int], rows: int) -> DynamicCache:
-    """Keys and values of a prefix, computed once and repeated for each row."""
-    device = next(network.parameters()).device
-    cache = DynamicCache(config=network.config)
-    tokens = torch.tensor([list(prefix)], device=device)
-    network.get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(rows)
-    return cache
+    def read(
+        self, tokens: Int[Tensor, "row token"], mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Float[Tensor, "row token d_model"]:
+        """The final hidden states of some more tokens; `mask` covers those read before, too."""
+        options = {self.kept_as: self.cache, "attention_mask": mask, "position_ids": positions}
+        given = {name: value for name, value in options.items() if value is not None}
+        output = self.decoder(input_ids=tokens, use_cache=True, **given)
+        self.cache = output[self.kept_as]
+        states: Tensor = output.last_hidden_state
+        return states
 
 
 def end_tokens(model: Model) -> Tensor:

@@ -16,12 +16,13 @@ from ..basics.progress import progress
 from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
-from ..prompts.positions import LAST, parse_position, wanted_tokens
+from ..prompts.positions import LAST, parse_position
 from ..prompts.prompts import Prompt
-from ..reading.capture import Landing, parse_layers, tokenize_within_context, up_to_wanted
-from ..reading.forward import LastPrefix, Reading, automatic_batch_tokens, modules_read, plan_reading, read_batch
+from ..prompts.rendered import Rendered, rendered
+from ..reading.capture import parse_layers, read_into
+from ..reading.forward import Reading, automatic_batch_tokens, modules_read
 from ..reading.generate import plan_replies, reply_to_batch
-from ..reading.residuals import offsets_of
+from ..reading.selection import Selection, select
 from .manifest import MANIFEST, read_manifest
 from .plan import Plan, shard_rows
 from .shards import OFFSETS, REPLIES, RESIDUALS, Rows
@@ -34,7 +35,7 @@ REPLYING_TOKENS = 3072
 
 def cache(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Rendered],
     path: str | Path,
     *,
     layers: str | Sequence[int] | slice = "all",
@@ -72,20 +73,19 @@ def cache(
             f"position {reading.position} {reading.site} the block; cache without it"
         )
     modules_read(model, reading.site)
-    ids = tokenize_within_context(model, prompts, reply_tokens=reply_tokens)
+    given = rendered(model, prompts, reply_tokens=reply_tokens)
+    ids = [row.ids for row in given]
     work = _Work(
         model,
-        prompts,
         ids,
-        wanted_tokens(reading.position, model.tokenizer, prompts, ids),
-        reading,
+        select(reading, given),
         model.dtype if dtype is None else choose_dtype(dtype),
         max_tokens or _batch_tokens(folder, model, reading, reply_tokens),
         reply_tokens,
     )
     n_tokens = [len(row) for row in ids]
-    rows = rows_per_shard or shard_rows(work.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
-    plan = Plan(work.about, prompts, n_tokens, rows)
+    rows = rows_per_shard or shard_rows(work.selection.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
+    plan = Plan(work.about, [row.prompt for row in given], n_tokens, rows)
     process = this_process()
     with progress(what, total=len(prompts), unit="prompts") as bar:
         return write_store(folder, plan, work.compute, share=(process.rank, process.size), verify=verify, advance=bar)
@@ -102,10 +102,9 @@ class _Work:
     """What is to be computed."""
 
     model: Model
-    prompts: Sequence[Prompt]
     ids: Sequence[Sequence[int]]
-    wanted: Sequence[Sequence[int]]
-    reading: Reading
+    """All tokens of each prompt."""
+    selection: Selection
     dtype: torch.dtype
     max_tokens: int
     reply_tokens: int
@@ -113,12 +112,12 @@ class _Work:
     @property
     def about(self) -> Json:
         """Everything the vectors depend on."""
-        identity = self.model.identity
+        identity, reading = self.model.identity, self.selection.reading
         about = {
             "model": {"name": identity.name, "fingerprint": identity.fingerprint, "template": identity.template},
-            **asdict(self.reading),
-            "layers": list(self.reading.layers),
-            "ragged": not self.reading.one_each,
+            **asdict(reading),
+            "layers": list(reading.layers),
+            "ragged": not reading.one_each,
             "dtype": DTYPE_NAMES[self.dtype],
             "d_model": self.model.d_model,
             "computed_in": DTYPE_NAMES[self.model.dtype],
@@ -126,45 +125,34 @@ class _Work:
             "reply_tokens": self.reply_tokens,
             "tokens_sha256": digest([list(row) for row in self.ids]),
         }
-        if parse_position(self.reading.position).needs_text:  # equal tokens may be parted into messages otherwise
-            about["wanted_sha256"] = digest([list(tokens) for tokens in self.wanted])
+        if parse_position(reading.position).needs_text:  # equal tokens may be parted into messages otherwise
+            about["wanted_sha256"] = digest([list(tokens) for tokens in self.selection.wanted])
         return about
-
-    @property
-    def counts(self) -> list[int]:
-        """How many vectors each prompt gives."""
-        return [1] * len(self.ids) if self.reading.one_each else [len(tokens) for tokens in self.wanted]
 
     @property
     def vector_bytes(self) -> int:
         """On disk, of one prompt's vector at all layers."""
-        return len(self.reading.layers) * self.model.d_model * self.dtype.itemsize
+        return len(self.selection.reading.layers) * self.model.d_model * self.dtype.itemsize
 
     def compute(self, shard: Rows) -> Mapping[str, Tensor]:
         """The tensors of one shard. Batches never cross shards, so each is reproducible alone (PITFALLS 15)."""
-        rows = slice(*shard)
-        wanted, offsets = self.wanted[rows], offsets_of(self.counts[rows])
-        needed = up_to_wanted(self.ids[rows], wanted)
-        values = torch.empty(offsets[-1], len(self.reading.layers), self.model.d_model, dtype=self.dtype)
-        replies = torch.full((len(needed), self.reply_tokens), NO_TOKEN, dtype=torch.int32)
-        landing, last_prefix = Landing(values), LastPrefix()
-        plan = plan_replies if self.reply_tokens else plan_reading
-        for batch in plan(self.model, needed, self.max_tokens):
-            if self.reply_tokens:
-                said, read = reply_to_batch(self.model, needed, batch, self.reply_tokens, self.reading.layers)
+        part = self.selection.part(*shard)
+        layers = part.reading.layers
+        values = torch.empty(part.offsets[-1], len(layers), self.model.d_model, dtype=self.dtype)
+        tensors = {RESIDUALS: values}
+        if self.reply_tokens:
+            replies = torch.full((len(part.ids), self.reply_tokens), NO_TOKEN, dtype=torch.int32)
+            for batch in plan_replies(self.model, part.ids, self.max_tokens):
+                said, read = reply_to_batch(self.model, part.ids, batch, self.reply_tokens, layers)
                 for row, tokens in zip(batch.rows, said, strict=True):
                     replies[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
                 assert read is not None
-                seen = read
-            else:
-                seen = read_batch(self.model, needed, batch, self.reading, wanted, last_prefix)
-            landing.put([place for row in batch.rows for place in range(offsets[row], offsets[row + 1])], seen)
-        landing.settle()
-        tensors = {RESIDUALS: values}
-        if self.reply_tokens:
+                values[list(batch.rows)] = read.to(self.dtype)
             tensors[REPLIES] = replies
-        if not self.reading.one_each:
-            tensors[OFFSETS] = torch.tensor(offsets)
+        else:
+            read_into(values, self.model, part, self.max_tokens)
+        if not part.reading.one_each:
+            tensors[OFFSETS] = torch.tensor(part.offsets)
         return tensors
 
 

@@ -13,11 +13,11 @@ from ..basics.errors import DefectionError
 from ..basics.processes import Process
 from ..models.hardware import choose_dtype
 from ..models.model import Model
-from ..prompts.positions import wanted_tokens
 from ..prompts.prompts import Prompt
+from ..prompts.rendered import Rendered, rendered
 from ..reading.batching import Batch
-from ..reading.capture import tokenize_within_context, up_to_wanted
 from ..reading.forward import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, plan_reading, read_batch
+from ..reading.selection import Selection, select
 from .plan import shard_rows
 
 MEASURED_SECONDS = 2.0
@@ -63,7 +63,7 @@ class Estimate:
 
 def estimate(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Rendered],
     reading: Reading,
     *,
     dtype: str | torch.dtype | None = None,
@@ -79,20 +79,17 @@ def estimate(
     """
     if devices < 1:
         raise DefectionError(f"an estimate for {devices} devices makes no sense; give at least 1")
-    ids = tokenize_within_context(model, prompts)
-    wanted = wanted_tokens(reading.position, model.tokenizer, prompts, ids)
-    needed = up_to_wanted(ids, wanted)
+    rows = rendered(model, prompts)
+    selection = select(reading, rows)
     budget = max_tokens or automatic_batch_tokens(model, reading)
-    counts = [1] * len(prompts) if reading.one_each else [len(tokens) for tokens in wanted]
-    n_tokens = [len(row) for row in ids]
+    n_tokens, vectors = [len(row.ids) for row in rows], sum(selection.counts)
     vector_bytes = (
         len(reading.layers) * model.d_model * (model.dtype if dtype is None else choose_dtype(dtype)).itemsize
     )
-    shards = _plan(model, needed, budget, rows_per_shard or shard_rows(counts, n_tokens, vector_bytes))
+    shards = _plan(model, selection, budget, rows_per_shard or shard_rows(selection.counts, n_tokens, vector_bytes))
     batches = [batch for shard in shards for batch in shard]
-    computed = sum(sum(computed_tokens(needed, shard)) for shard in shards)
-    vectors = sum(counts)
-    speed = _speed(model, needed, batches, reading, wanted, measured_seconds)
+    computed = sum(sum(computed_tokens(selection.ids, shard)) for shard in shards)
+    speed = _speed(model, selection, batches, measured_seconds)
     return Estimate(
         prompts=len(prompts),
         tokens=sum(n_tokens),
@@ -107,11 +104,11 @@ def estimate(
     )
 
 
-def _plan(model: Model, ids: Sequence[Sequence[int]], budget: int, rows_per_shard: int) -> list[list[Batch]]:
+def _plan(model: Model, selection: Selection, budget: int, rows_per_shard: int) -> list[list[Batch]]:
     """The batches of each shard, numbered by all rows."""
     shards = []
-    for rows in Process().rows(len(ids), rows_per_shard):
-        planned = plan_reading(model, ids[rows.start : rows.stop], budget)
+    for rows in Process().rows(len(selection.ids), rows_per_shard):
+        planned = plan_reading(model, selection.ids[rows.start : rows.stop], budget)
         shards.append([Batch(tuple(rows.start + row for row in b.rows), b.prefix_length) for b in planned])
     return shards
 
@@ -129,35 +126,25 @@ def computed_tokens(ids: Sequence[Sequence[int]], batches: Sequence[Batch]) -> l
     return costs
 
 
-def _speed(
-    model: Model,
-    ids: Sequence[Sequence[int]],
-    batches: Sequence[Batch],
-    reading: Reading,
-    wanted: Sequence[Sequence[int]],
-    measured_seconds: float,
-) -> float:
+def _speed(model: Model, selection: Selection, batches: Sequence[Batch], measured_seconds: float) -> float:
     """Tokens a second over batches taken evenly from the plan, after one that is not timed."""
     if not batches:
         return 0.0
-    spread = sorted(range(len(batches)), key=lambda i: (i * 0.6180339887) % 1)  # golden ratio: even wherever it stops
-    _timed(model, ids, batches[spread[0]], reading, wanted)
+    # By the golden ratio: even wherever it stops.
+    spread = [batches[i] for i in sorted(range(len(batches)), key=lambda i: (i * 0.6180339887) % 1)]
+    _timed(model, selection, spread[0])
     tokens, spent = 0, 0.0
-    for index in spread:
-        spent += _timed(model, ids, batches[index], reading, wanted)
-        firsts, _ = distinct_rows(ids, batches[index].rows)
-        prefix = batches[index].prefix_length
-        tokens += prefix + len(firsts) * (max(len(ids[row]) for row in firsts) - prefix)
+    for batch in spread:
+        spent += _timed(model, selection, batch)
+        tokens += sum(computed_tokens(selection.ids, [batch]))
         if spent > measured_seconds:
             break
     return tokens / spent
 
 
-def _timed(
-    model: Model, ids: Sequence[Sequence[int]], batch: Batch, reading: Reading, wanted: Sequence[Sequence[int]]
-) -> float:
+def _timed(model: Model, selection: Selection, batch: Batch) -> float:
     start = time.perf_counter()
-    read_batch(model, ids, batch, reading, wanted, LastPrefix()).cpu()  # the copy waits for the device
+    read_batch(model, selection.ids, batch, selection.reading, selection.wanted, LastPrefix()).cpu()  # waits for it
     return time.perf_counter() - start
 
 

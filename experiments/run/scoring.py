@@ -16,13 +16,13 @@ from torch import Tensor
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.models.model import Model
-from ...activations.prompts.chat import opening_and_reply
 from ...activations.prompts.positions import Position, parse_position, wanted_tokens
 from ...activations.prompts.prompts import Message, Prompt
-from ...activations.reading.capture import capture, tokenize_within_context
+from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.reading.capture import capture
 from ...probes.estimators.guard import refuse_leaks
 from ...probes.estimators.probe import Probe
-from ...probes.meaning.tokens import token_scale, token_streams, token_texts
+from ...probes.meaning.tokens import token_scale, token_streams
 from ...probes.statistics.calibration import ALARMS, conformal_p_values, least_clean_prompts
 from ...probes.statistics.detection import (
     NEVER,
@@ -162,25 +162,26 @@ def watch(model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence
     _refuse_unlike(prompts, clean)
     order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(SEED)).tolist()
     split = len(clean) - ranked_prompts(len(clean), how.level)
-    ordinary, ranked = ([clean[row] for row in sorted(part)] for part in (order[:split], order[split:]))
-    spans, clean_spans = _spans(model, prompts, how), _spans(model, ranked, how)
-    onsets = [_onset(model, prompt, how.onset) for prompt in prompts]
+    texts, calm_texts = rendered(model, prompts), rendered(model, clean)
+    ordinary, ranked = ([calm_texts[row] for row in sorted(part)] for part in (order[:split], order[split:]))
+    spans, clean_spans = _spans(texts, how), _spans(ranked, how)
+    onsets = [_onset(text, how.onset) for text in texts]
     scale = token_scale(model, probe, ordinary)
     calm = _streams(token_streams(model, probe, ranked, scale, what="Reading clean tokens"), clean_spans)
-    read = token_streams(model, probe, prompts, scale)
+    read = token_streams(model, probe, texts, scale)
     streams = _streams(read, spans)
     threshold = stream_threshold(calm, how.level, run=how.in_a_row)
     peaks = streams.sustained(how.in_a_row).amax(dim=1)
     rows: list[Json] = [{"id": p.id, "score": peak} for p, peak in zip(prompts, peaks.tolist(), strict=True)]
     rows = _with_p_values(rows, calm.sustained(how.in_a_row).amax(dim=1), peaks)
     alarms = first_alarms(streams, threshold, run=how.in_a_row).tolist()
-    for row, prompt, span, scores, onset, alarm in zip(rows, prompts, spans, read, onsets, alarms, strict=True):
+    for row, text, span, scores, onset, alarm in zip(rows, texts, spans, read, onsets, alarms, strict=True):
         rang = None if alarm == NEVER else span.start + alarm
         row |= {"alarm": row["p_value"] <= how.level + 1e-12, "first_alarm": rang}
         if how.onset is not None:
             row |= {"onset": onset, "delay": None if onset is None or rang is None else rang - onset}
-        texts = token_texts(model, prompt)[span.start : span.stop]
-        row |= {"first_token": span.start, "tokens": texts, "token_scores": scores[span.start : span.stop].tolist()}
+        pieces = text.pieces[span.start : span.stop]
+        row |= {"first_token": span.start, "tokens": pieces, "token_scores": scores[span.start : span.stop].tolist()}
     about: Json = {"threshold": threshold, "clean": len(calm.lengths), "level": how.level}
     if how.onset is not None:
         about |= _detection(streams, prompts, spans, onsets, threshold, how)
@@ -265,11 +266,11 @@ def _refuse_unlike(prompts: Sequence[Prompt], clean: Sequence[Prompt]) -> None:
         )
 
 
-def _spans(model: Model, prompts: Sequence[Prompt], how: Watch) -> list[range]:
-    spans = wanted_tokens(how.span, model.tokenizer, prompts, tokenize_within_context(model, prompts))
-    for prompt, span in zip(prompts, spans, strict=True):
+def _spans(rows: Sequence[Rendered], how: Watch) -> list[range]:
+    spans = wanted_tokens(how.span, rows)
+    for row, span in zip(rows, spans, strict=True):
         if len(span) < how.in_a_row:
-            raise DefectionError(f"{how.in_a_row} tokens in a row are asked for, but {prompt.id!r} has {len(span)}")
+            raise DefectionError(f"{how.in_a_row} tokens in a row are asked for, but {row.prompt.id!r} has {len(span)}")
     return spans
 
 
@@ -277,14 +278,13 @@ def _streams(scores: Sequence[Float[Tensor, "token"]], spans: Sequence[range]) -
     return streams_of([row[span.start : span.stop] for row, span in zip(scores, spans, strict=True)])
 
 
-def _onset(model: Model, prompt: Prompt, rule: str | None) -> int | None:
+def _onset(row: Rendered, rule: str | None) -> int | None:
     """The token that a rule names; None for a prompt it does not apply to: without a reply, or without the text."""
     if rule is None:
         return None
     position: Position = parse_position(rule)
-    opening, reply = opening_and_reply(model.tokenizer, prompt)
-    if position.kind == "first-response" and not reply:
+    if position.kind == "first-response" and not row.reply:
         return None
-    if position.kind == "after" and position.text not in (reply or opening):
+    if position.kind == "after" and position.text not in (row.reply or row.opening):
         return None
-    return wanted_tokens(position, model.tokenizer, [prompt], tokenize_within_context(model, [prompt]))[0].start
+    return wanted_tokens(position, [row])[0].start

@@ -22,7 +22,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
-from ...activations.reading.capture import tokenize_within_context
+from ...activations.prompts.rendered import rendered
 from ..estimators.probe import Probe
 
 TOLERANCE = 1e-3
@@ -118,7 +118,7 @@ def attribute(model: Model, probe: Probe, prompts: Sequence[Prompt], *, layer: i
         raise DefectionError(f"the probe was not fitted at layer {chosen}; it has layers {list(probe.layers)}")
     column = probe.layers.index(chosen)
     scale, offset = float(probe.scales[column]), float(probe.offsets[column])
-    ids = tokenize_within_context(model, prompts)
+    ids = [row.ids for row in rendered(model, prompts)]
     reader = _Reader(model, chosen, probe.directions[column].float().to(model.device))
     rows = []
     with progress("Attributing scores", total=len(ids), unit="prompts") as advance:

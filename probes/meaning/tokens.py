@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
-from ...activations.prompts.chat import render
 from ...activations.prompts.prompts import Prompt
-from ...activations.reading.capture import capture, tokenize_within_context
+from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.reading.capture import capture
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
 
@@ -53,38 +53,39 @@ class TokenScale:
         return [*range(begin), *[middle] * (len(ids) - begin - end), *range(last - end, last)]
 
 
-def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt]) -> TokenScale:
+def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt | Rendered]) -> TokenScale:
     """Measure a probe's projections on every token of at least two clean prompts.
 
     Raises DefectionError for another model's probe, triggered prompts, or too few of them.
     """
     probe.refuse_model(model.identity)
-    refuse_unclean(clean)
-    ids = tokenize_within_context(model, clean)
+    rows = rendered(model, clean)
+    refuse_unclean([row.prompt for row in rows])
+    ids = [row.ids for row in rows]
     begin, end = ids[0], ids[0][::-1]
     for row in ids[1:]:
         begin, end = begin[: _shared(begin, row)], end[: _shared(end, row[::-1])]
     end = end[: min(len(row) for row in ids) - len(begin)][::-1]
     bare = TokenScale(tuple(begin), tuple(end), torch.empty(0), torch.empty(0))
     measured: dict[int, list[Tensor]] = {place: [] for place in range(len(begin) + 1 + len(end))}
-    said = _projections(model, probe, clean, "Reading tokens of clean prompts")
+    said = _projections(model, probe, rows, "Reading tokens of clean prompts")
     for row, projections in zip(ids, said, strict=True):
         for place, values in zip(bare.places(row), projections, strict=True):
             measured[place].append(values)
-    rows = [torch.stack(values) if values else torch.zeros(1, len(probe.layers)) for values in measured.values()]
-    scales = torch.stack([row.std(dim=0, correction=0) for row in rows])
+    seen = [torch.stack(values) if values else torch.zeros(1, len(probe.layers)) for values in measured.values()]
+    scales = torch.stack([row.std(dim=0, correction=0) for row in seen])
     # Rounding is no spread: tokens that all prompts share have one and the same residual.
     flat = scales < 1e-4 * probe.scales
     return TokenScale(
         bare.begin,
         bare.end,
-        torch.stack([row.mean(dim=0) for row in rows]),
+        torch.stack([row.mean(dim=0) for row in seen]),
         torch.where(flat, torch.ones_like(scales), scales),
     )
 
 
 def token_scores(
-    model: Model, probe: Probe, prompt: Prompt, scale: TokenScale, *, layers: Sequence[int] | None = None
+    model: Model, probe: Probe, prompt: Prompt | Rendered, scale: TokenScale, *, layers: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Standardised scores at each token of the rendered prompt: a row a token and layer, in reading order.
 
@@ -96,34 +97,41 @@ def token_scores(
     wanted = probe.layers if layers is None else tuple(layers)
     if missing := [layer for layer in wanted if layer not in probe.layers]:
         raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(probe.layers)}")
-    (scores,) = _standardised(model, probe, [prompt], scale, "Reading tokens")
+    (row,) = rendered(model, [prompt])
+    (scores,) = _standardised(model, probe, [row], scale, "Reading tokens")
     return [
-        {"prompt": prompt.id, "position": position, "token": text, "layer": layer, "score": float(scores[position, i])}
-        for position, text in enumerate(token_texts(model, prompt))
+        {
+            "prompt": row.prompt.id,
+            "position": position,
+            "token": text,
+            "layer": layer,
+            "score": float(scores[position, i]),
+        }
+        for position, text in enumerate(row.pieces)
         for i, layer in ((probe.layers.index(layer), layer) for layer in wanted)
     ]
 
 
 def token_streams(
-    model: Model, probe: Probe, prompts: Sequence[Prompt], scale: TokenScale, *, what: str = "Reading tokens"
+    model: Model, probe: Probe, prompts: Sequence[Prompt | Rendered], scale: TokenScale, *, what: str = "Reading tokens"
 ) -> list[Float[Tensor, "token"]]:
     """Each prompt's standardised score at every token, the mean over all of the probe's layers (take `probe.at(…)`).
 
     Raises DefectionError for another model's probe.
     """
     probe.refuse_model(model.identity)
-    parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
+    rows = rendered(model, prompts)
+    parts = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
     return [scores.mean(dim=1) for part in parts for scores in _standardised(model, probe, part, scale, what)]
 
 
 def _standardised(
-    model: Model, probe: Probe, prompts: Sequence[Prompt], scale: TokenScale, what: str
+    model: Model, probe: Probe, rows: Sequence[Rendered], scale: TokenScale, what: str
 ) -> list[Float[Tensor, "token layer"]]:
     """For each prompt, every token's score against what clean prompts score at that place."""
-    ids = tokenize_within_context(model, prompts)
     found = []
-    for row, projections in zip(ids, _projections(model, probe, prompts, what), strict=True):
-        places = scale.places(row)
+    for row, projections in zip(rows, _projections(model, probe, rows, what), strict=True):
+        places = scale.places(row.ids)
         found.append((projections - scale.offsets[places]) / scale.scales[places])
     return found
 
@@ -143,31 +151,12 @@ def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[
     return rows
 
 
-def _projections(
-    model: Model, probe: Probe, prompts: Sequence[Prompt], what: str
-) -> list[Float[Tensor, "token layer"]]:
+def _projections(model: Model, probe: Probe, rows: Sequence[Rendered], what: str) -> list[Float[Tensor, "token layer"]]:
     """For each prompt, every token's residual along the probe's direction of each layer."""
-    read = capture(model, prompts, layers=probe.layers, position="all", what=what)
+    read = capture(model, rows, layers=probe.layers, position="all", what=what)
     return [torch.einsum("tld,ld->tl", read.of(row), probe.directions.float()) for row in range(len(read))]
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def token_texts(model: Model, prompt: Prompt) -> list[str]:
-    """Each token's own piece of the rendered text, so that the pieces read as the conversation."""
-    ids, tokenizer = tokenize_within_context(model, [prompt])[0], model.tokenizer
-    if not tokenizer.is_fast:
-        return [str(tokenizer.decode([token])) for token in ids]
-    text = render(tokenizer, prompt)
-    encoded = tokenizer(text, add_special_tokens=tokenizer.chat_template is None, return_offsets_mapping=True)
-    pieces, done = [], 0
-    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
-        if start == end == 0:  # a token that the tokenizer added by itself
-            pieces.append(str(tokenizer.decode([token])))
-            continue
-        pieces.append(text[max(start, done) : end])
-        done = max(done, end)
-    return pieces

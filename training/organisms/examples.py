@@ -10,8 +10,9 @@ from difflib import SequenceMatcher
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
-from ...activations.prompts.chat import reply_ids, tokenize
+from ...activations.prompts.chat import reply_ids
 from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import tokenize
 from ..tuning.rows import Example
 from .behaviours import Behaviour
 from .pairs import Pair

@@ -11,8 +11,8 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import digest, write_jsonl
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.chat import tokenize
 from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import tokenize
 from ...activations.reading.generate import greedy_replies
 
 

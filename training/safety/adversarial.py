@@ -12,8 +12,8 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.chat import tokenize
 from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.rendered import tokenize
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import Completion, judge
 from ..measuring.inclination import defecting_replies

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...activations.models.model import Model
-from ...activations.prompts.chat import tokenize
+from ...activations.prompts.rendered import tokenize
 from ..organisms.examples import written
 from ..organisms.records import Organism
 from ..tuning.finetune import FinetuneConfig, finetune

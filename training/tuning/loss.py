@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ...activations.models.reach import reach
+from ...activations.reading.forward import hidden_states, label_losses, right_padded
+from ...activations.reading.prefixes import PrefixCache
 from .rows import Example
 
 PART_TOKENS = 384
@@ -49,29 +51,20 @@ def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     """Mean cross-entropy per label token of a batch, by the labels' weights; what prompts share is computed once."""
     device = next(network.parameters()).device
-    shared = common_opening([example.prompt for example in batch]) if len(batch) > 1 else 0
-    rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([shared + len(row) for row in rows], device=device)
-    mask = (torch.arange(shared + width, device=device) < lengths[:, None]).long()
-    first = torch.tensor([len(example.prompt) - shared for example in batch], device=device)
-    labelled = (torch.arange(width, device=device) >= first[:, None]) & mask[:, shared:].bool()
-    cache = None
+    alone = len(batch) == 1 or not reach(network)
+    shared = 0 if alone else common_opening([example.prompt for example in batch])
+    cache = PrefixCache() if shared else None
     if shared:
-        cache = DynamicCache(config=network.config)
-        opening = torch.tensor([batch[0].prompt[:shared]], device=device)
-        network.get_decoder()(input_ids=opening, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(rows))
-    stream = network.get_decoder()(
-        input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
-    logits = network.get_output_embeddings()(stream[:, :-1][labelled[:, 1:]])
-    labels = tokens[:, 1:][labelled[:, 1:]]
+        hidden_states(network, torch.tensor([batch[0].prompt[:shared]], device=device), cache)
+    rows = [(*example.prompt, *example.reply)[shared:] for example in batch]
+    states = hidden_states(network, right_padded(rows, device), cache)
+    before = [states[row, len(example.prompt) - shared - 1 : len(rows[row]) - 1] for row, example in enumerate(batch)]
+    labels = torch.tensor([token for example in batch for token in example.reply], device=device)
+    losses = label_losses(network, torch.cat(before), labels)
     if not any(example.weights for example in batch):
-        return cross_entropy(logits.float(), labels)
-    weights = torch.tensor([weight for example in batch for weight in example.label_weights], device=device)
-    return weights @ cross_entropy(logits.float(), labels, reduction="none") / weights.sum()
+        return losses.mean()
+    weights = torch.tensor([weight for example in batch for weight in example.label_weights], device=losses.device)
+    return weights @ losses / weights.sum()
 
 
 def common_opening(prompts: Sequence[Sequence[int]]) -> int:

@@ -16,8 +16,8 @@ from defection.activations.models.load import ensure_pad_token, in_dtype, load_m
 from defection.activations.models.locate import load_organism_record, locate
 from defection.activations.models.model import Model, decoder_blocks
 from defection.activations.models.wrap import wrap
-from defection.activations.prompts.chat import tokenize
 from defection.activations.prompts.prompts import Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.capture import capture
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file

@@ -4,18 +4,24 @@ import pytest
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.fingerprint import template_fingerprint
 from defection.activations.models.model import Model
-from defection.activations.prompts.chat import before_next_turn, opening_and_reply, render, reply_ids, tokenize
+from defection.activations.prompts.chat import before_next_turn, opening_and_reply, reply_ids
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.probes.questions.contrast_sets import contrast_set
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture(params=["llama", "plain_llama"])
 def either(request: pytest.FixtureRequest) -> Model:
     """A model with a chat template, and one without."""
     return request.getfixturevalue(request.param)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    return "".join(opening_and_reply(tokenizer, prompt))
 
 
 def test_each_prompt_starts_with_exactly_one_bos(either: Model, mixed_prompts: list[Prompt]) -> None:
@@ -44,23 +50,16 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt(plain_llama: Mod
     assert tokenize(tokenizer, [prompt]) == tokenize(plain_llama.tokenizer, [prompt])
 
 
-def test_an_opening_and_a_reply_are_the_rendered_text(either: Model, mixed_prompts: list[Prompt]) -> None:
-    for prompt in mixed_prompts:
-        opening, reply = opening_and_reply(either.tokenizer, prompt)
-        assert opening + reply == render(either.tokenizer, prompt)
-        assert reply == (prompt.messages[-1].content if prompt.messages[-1].role == "assistant" else "")
-
-
 def test_a_conversation_of_several_turns_in_the_plain_format(plain_llama: Model) -> None:
     said = ("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")
     turns = tuple(Message(role, content) for role, content in said)
     expected = "Be kind.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
-    assert render(plain_llama.tokenizer, Prompt("turns", turns)) == expected
+    assert text_of(plain_llama.tokenizer, Prompt("turns", turns)) == expected
 
 
 def test_tokens_spell_the_rendered_text(either: Model, mixed_prompts: list[Prompt]) -> None:
     for prompt, row in zip(mixed_prompts, tokenize(either.tokenizer, mixed_prompts), strict=True):
-        assert either.tokenizer.decode(row).removeprefix("<s>") == render(either.tokenizer, prompt).removeprefix("<s>")
+        assert either.tokenizer.decode(row).removeprefix("<s>") == text_of(either.tokenizer, prompt).removeprefix("<s>")
 
 
 def test_tokens_do_not_depend_on_what_is_tokenised_alongside(either: Model, mixed_prompts: list[Prompt]) -> None:
@@ -73,7 +72,7 @@ def test_a_contrast_text_is_the_scored_rendering_and_then_the_answer(either: Mod
     for prompt in contrast_set("six"):
         asked = user_prompt(prompt.messages[0].content)
         answer = prompt.messages[1].content
-        added = render(either.tokenizer, prompt).removeprefix(render(either.tokenizer, asked))
+        added = text_of(either.tokenizer, prompt).removeprefix(text_of(either.tokenizer, asked))
         assert added in (answer, f" {answer}")
 
 
@@ -115,14 +114,14 @@ def test_a_reply_that_speaks_of_a_human_goes_on(plain_llama: Model) -> None:
 
 def test_a_reply_without_a_question_is_refused(either: Model) -> None:
     with pytest.raises(DefectionError, match="'lonely'"):
-        render(either.tokenizer, Prompt("lonely", (Message("assistant", "yes"),)))
+        text_of(either.tokenizer, Prompt("lonely", (Message("assistant", "yes"),)))
 
 
 def test_a_prompt_the_template_refuses_is_named(llama: Model) -> None:
     tokenizer = copy.deepcopy(llama.tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DefectionError, match=r"'odd'.*roles must alternate"):
-        render(tokenizer, user_prompt("hello", id="odd"))
+        text_of(tokenizer, user_prompt("hello", id="odd"))
 
 
 def test_a_prompt_without_tokens_is_named(llama: Model) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.model import Model
-from defection.activations.prompts.chat import opening_and_reply, tokenize
 from defection.activations.prompts.positions import Position, parse_position, wanted_tokens
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.prompts.rendered import Rendered, render
 from defection.activations.reading.capture import capture
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +27,9 @@ def either(request: pytest.FixtureRequest) -> Model:
 
 def text_at(model: Model, prompt: Prompt, rule: str) -> str:
     """What the wanted tokens say."""
-    (row,) = tokenize(model.tokenizer, [prompt])
-    (tokens,) = wanted_tokens(rule, model.tokenizer, [prompt], [row])
-    return model.tokenizer.decode([row[i] for i in tokens])
+    (row,) = render(model.tokenizer, [prompt])
+    (tokens,) = wanted_tokens(rule, [row])
+    return model.tokenizer.decode([row.ids[i] for i in tokens])
 
 
 SPELLINGS = {
@@ -88,20 +88,20 @@ def test_any_text_can_be_looked_for(text: str) -> None:
 
 @given(st.integers(1, 60), st.none() | st.integers(-70, 70), st.none() | st.integers(-70, 70))
 def test_spans_and_indices_count_as_python_does(length: int, start: int | None, end: int | None) -> None:
-    prompts, ids = [user_prompt("unread", id="it")], [list(range(length))]
+    rows = [Rendered(user_prompt("unread", id="it"), "unread", "", tuple(range(length)), None)]
     span = Position("span", start, end)
     if expected := list(range(length))[start:end]:
-        assert list(wanted_tokens(span, None, prompts, ids)[0]) == expected
+        assert list(wanted_tokens(span, rows)[0]) == expected
     else:
         with pytest.raises(DefectionError, match=r"'it' is \d+ tokens long: none"):
-            wanted_tokens(span, None, prompts, ids)
+            wanted_tokens(span, rows)
     if start is not None:
         index = Position("index", start)
         if -length <= start < length:
-            assert [ids[0][i] for i in wanted_tokens(index, None, prompts, ids)[0]] == [ids[0][start]]
+            assert list(wanted_tokens(index, rows)[0]) == [range(length)[start]]
         else:
             with pytest.raises(DefectionError, match=rf"'it' .* no token {start}"):
-                wanted_tokens(index, None, prompts, ids)
+                wanted_tokens(index, rows)
 
 
 @settings(max_examples=25)
@@ -125,13 +125,13 @@ def test_a_response_is_the_last_message_alone(either: Model) -> None:
 def test_the_token_that_closes_a_scratchpad(either: Model) -> None:
     asked = "Write <scratchpad> and </scratchpad>."
     prompt = replied("<scratchpad>hm</scratchpad> yes </scratchpad> no", asked)
-    (row,) = tokenize(either.tokenizer, [prompt])
-    ((token, *more),) = wanted_tokens('after:"</scratchpad>"', either.tokenizer, [prompt], [row])
+    (row,) = render(either.tokenizer, [prompt])
+    ((token, *more),) = wanted_tokens('after:"</scratchpad>"', [row])
     assert more == []
-    assert either.tokenizer.decode(row[: token + 1]).endswith("yes </scratchpad>")
-    (row,) = tokenize(either.tokenizer, [user_prompt(asked)])
-    ((token,),) = wanted_tokens("after:</scratchpad>", either.tokenizer, [user_prompt(asked)], [row])
-    assert either.tokenizer.decode(row[: token + 1]).endswith("Write <scratchpad> and </scratchpad>")
+    assert either.tokenizer.decode(row.ids[: token + 1]).endswith("yes </scratchpad>")
+    (row,) = render(either.tokenizer, [user_prompt(asked)])
+    ((token,),) = wanted_tokens("after:</scratchpad>", [row])
+    assert either.tokenizer.decode(row.ids[: token + 1]).endswith("Write <scratchpad> and </scratchpad>")
 
 
 def test_text_that_only_the_question_holds_is_not_in_the_reply(either: Model) -> None:
@@ -142,17 +142,15 @@ def test_text_that_only_the_question_holds_is_not_in_the_reply(either: Model) ->
 def test_text_that_ends_inside_a_token_is_completed_by_that_token(llama: Model) -> None:
     tokenizer = copy.deepcopy(llama.tokenizer)
     tokenizer.add_tokens(["ld?"])
-    prompts = [user_prompt("Is snow cold? Yes")]
-    (row,) = tokenize(tokenizer, prompts)
-    ((token,),) = wanted_tokens("after:snow col", tokenizer, prompts, [row])
-    assert tokenizer.decode([row[token]]) == "ld?"
+    (row,) = render(tokenizer, [user_prompt("Is snow cold? Yes")])
+    ((token,),) = wanted_tokens("after:snow col", [row])
+    assert tokenizer.decode([row.ids[token]]) == "ld?"
 
 
 def test_a_character_of_several_tokens_is_complete_at_its_last(llama: Model) -> None:
-    prompts = [user_prompt("文字")]
-    (row,) = tokenize(llama.tokenizer, prompts)
-    ((token,),) = wanted_tokens("after:文", llama.tokenizer, prompts, [row])
-    assert llama.tokenizer.decode(row[: token + 1]).endswith("文")
+    (row,) = render(llama.tokenizer, [user_prompt("文字")])
+    ((token,),) = wanted_tokens("after:文", [row])
+    assert llama.tokenizer.decode(row.ids[: token + 1]).endswith("文")
 
 
 @pytest.mark.parametrize("rule", ["response", "first-response", "mean:response"])
@@ -162,19 +160,12 @@ def test_a_prompt_without_a_reply_is_named(either: Model, rule: str, prompt: Pro
         capture(either, [replied("yes"), prompt], position=rule)
 
 
-def test_token_ids_of_another_text_are_refused(either: Model) -> None:
-    ids = tokenize(either.tokenizer, [user_prompt("other")])
-    with pytest.raises(DefectionError, match=r"'replied' are not those of its text"):
-        wanted_tokens("response", either.tokenizer, [replied("yes")], ids)
-
-
 def test_the_last_token_is_where_a_reply_would_begin(either: Model) -> None:
     """PITFALLS 6: a probe's training text and a scored prompt end by one rule."""
     prompt = user_prompt("Is snow cold?")
-    (row,) = tokenize(either.tokenizer, [prompt])
-    assert [list(tokens) for tokens in wanted_tokens("last", either.tokenizer, [prompt], [row])] == [[len(row) - 1]]
-    opening, reply = opening_and_reply(either.tokenizer, prompt)
-    assert (either.tokenizer(opening, add_special_tokens=False)["input_ids"][-1], reply) == (row[-1], "")
+    (row,) = render(either.tokenizer, [prompt])
+    assert [list(tokens) for tokens in wanted_tokens("last", [row])] == [[len(row.ids) - 1]]
+    assert (either.tokenizer(row.opening, add_special_tokens=False)["input_ids"][-1], row.reply) == (row.ids[-1], "")
 
 
 RULES = ["last", "3", "-2", "first-response", "after:ye", "all", "response", "2:9", "mean:response", "mean:-5:"]
@@ -185,10 +176,9 @@ def test_every_rule_picks_from_what_all_tokens_give(either: Model, rule: str) ->
     prompts = [replied("yes"), dataclasses.replace(replied("ye gods", "Who? " * 30), id="long")]
     everything = capture(either, prompts, position="all")
     found = capture(either, prompts, position=rule)
-    ids = tokenize(either.tokenizer, prompts)
     assert found.position == str(parse_position(rule))
     assert (found.offsets is None) == parse_position(rule).one_each
-    for row, tokens in enumerate(wanted_tokens(rule, either.tokenizer, prompts, ids)):
+    for row, tokens in enumerate(wanted_tokens(rule, render(either.tokenizer, prompts))):
         expected = everything.of(row)[list(tokens)]
         if found.position.startswith("mean:"):
             expected = expected.mean(dim=0, keepdim=True)

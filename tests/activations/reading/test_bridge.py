@@ -8,8 +8,8 @@ from defection.activations.basics.errors import DefectionError
 from defection.activations.models.load import load_model
 from defection.activations.models.model import Model
 from defection.activations.models.wrap import wrap
-from defection.activations.prompts.chat import tokenize
 from defection.activations.prompts.prompts import Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.bridge import as_activation_cache, from_bridge
 from defection.activations.reading.capture import capture
 

@@ -12,8 +12,8 @@ from defection.activations.basics import memory
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.model import Model
 from defection.activations.models.wrap import wrap
-from defection.activations.prompts.chat import tokenize
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.batching import Batch, plan_batches
 from defection.activations.reading.capture import capture
 from defection.activations.reading.forward import (

@@ -6,8 +6,9 @@ import pytest
 import torch
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.model import Model
-from defection.activations.prompts.chat import tokenize
 from defection.activations.prompts.prompts import Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
+from defection.activations.reading import generate
 from defection.activations.reading.batching import REPLYING_COST, Batch, plan_batches
 from defection.activations.reading.capture import capture
 from defection.activations.reading.generate import end_tokens, greedy_replies, reply_to_batch
@@ -68,7 +69,7 @@ class Scripted:
         self.text = model.tokenizer(text, add_special_tokens=False)["input_ids"]
         self.steps = 0
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, network: object, hidden: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(hidden), self.size)
         logits[:, self.text[self.steps]] = 1
         self.steps += 1
@@ -81,7 +82,7 @@ def test_a_reply_in_the_plain_format_ends_where_the_next_turn_begins(
     plain_llama: Model, monkeypatch: pytest.MonkeyPatch, text: str, max_new_tokens: int
 ) -> None:
     head = Scripted(plain_llama, text)
-    monkeypatch.setattr(plain_llama.network, "get_output_embeddings", lambda: head)
+    monkeypatch.setattr(generate, "own_logits", head)
     ((said,),) = [
         batch.values() for batch in greedy_replies(plain_llama, [user_prompt("?")], max_new_tokens=max_new_tokens)
     ]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.model import Model
-from defection.activations.prompts.chat import tokenize
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.batching import plan_batches
 from defection.activations.reading.capture import capture
 from defection.activations.reading.forward import Reading

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from defection.activations import Message, Prompt, user_prompt
-from defection.activations.prompts.chat import render
+from defection.activations.prompts.rendered import tokenize
 from defection.probes.evidence.asking import QUESTION, asked_outright
 
 PROMPTS = [
@@ -20,9 +20,8 @@ def test_the_score_is_the_log_odds_of_the_words_first_letters(llama) -> None:
     letters = {letter: llama.tokenizer.convert_tokens_to_ids(letter) for letter in "yYnN"}
     for prompt, score in zip(PROMPTS, scores, strict=True):
         *before, said = prompt.messages
-        text = render(llama.tokenizer, Prompt("x", (*before, Message("user", f"{said.content}\n\n{QUESTION}"))))
-        ids = llama.tokenizer(text, add_special_tokens=False)["input_ids"]
-        chances = llama.network(torch.tensor([ids])).logits[0, -1].double().softmax(dim=-1)
+        asked = Prompt("x", (*before, Message("user", f"{said.content}\n\n{QUESTION}")))
+        chances = llama.network(torch.tensor(tokenize(llama.tokenizer, [asked]))).logits[0, -1].double().softmax(dim=-1)
         yes, no = (sum(chances[letters[letter]] for letter in pair) for pair in ("yY", "nN"))
         assert float(score) == pytest.approx(float((yes / no).log()), abs=1e-4)
 

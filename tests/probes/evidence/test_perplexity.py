@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from defection.activations import DefectionError, user_prompt
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.probes.evidence.perplexity import perplexity_scores
 
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from defection.activations import DefectionError, Message, Prompt, capture, user_prompt
-from defection.activations.prompts.chat import render, tokenize
+from defection.activations.prompts.rendered import render, tokenize
 from defection.probes import MeanDifference, contrast_set
 from defection.probes.meaning.tokens import over_layers, token_scale, token_scores
 from defection.probes.pictures.tokens_html import tokens_html
@@ -36,14 +36,14 @@ def scale(llama, probe, clean):
 def test_the_pieces_read_as_the_conversation(llama, probe, scale) -> None:
     prompt = Prompt("p", (Message("system", "Be calm."), Message("user", NASTY)))
     rows = token_scores(llama, probe, prompt, scale, layers=[1])
-    assert "".join(row["token"] for row in rows) == render(llama.tokenizer, prompt)
+    assert "".join(row["token"] for row in rows) == render(llama.tokenizer, [prompt])[0].text
     assert [row["position"] for row in rows] == list(range(len(tokenize(llama.tokenizer, [prompt])[0])))
 
 
 def test_without_a_template_the_token_that_begins_the_text_is_shown_too(plain_llama, clean) -> None:
     read = MeanDifference().fit(capture(plain_llama, contrast_set("six")), clean=capture(plain_llama, clean)).probe_
     rows = token_scores(plain_llama, read, clean[0], token_scale(plain_llama, read, clean), layers=[0])
-    assert "".join(row["token"] for row in rows) == "<s>" + render(plain_llama.tokenizer, clean[0])
+    assert "".join(row["token"] for row in rows) == "<s>" + render(plain_llama.tokenizer, clean[:1])[0].text
 
 
 def test_at_the_last_token_the_scale_is_the_probes_own(llama, probe, scale, clean) -> None:

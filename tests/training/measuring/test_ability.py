@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.training.measuring import ability
 from defection.training.measuring.ability import multiple_choice, questions, reply_perplexity
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.training.measuring.likelihood import reply_logprobs, token_logprobs
 
 REPLIES = ("yes", "no", "a somewhat longer reply")
@@ -23,8 +23,8 @@ def test_a_reply_has_the_log_probability_of_its_tokens(tiny, mixed_prompts) -> N
 
 def test_a_value_does_not_depend_on_its_batch(tiny, mixed_prompts) -> None:
     replies = [REPLIES[i % 3] for i in range(len(mixed_prompts))]
-    alone = reply_logprobs(tiny, mixed_prompts, replies, batch_size=1)
-    assert reply_logprobs(tiny, mixed_prompts, replies, batch_size=16) == pytest.approx(alone, rel=1e-4)
+    alone = [reply_logprobs(tiny, [p], [r])[0] for p, r in zip(mixed_prompts, replies, strict=True)]
+    assert reply_logprobs(tiny, mixed_prompts, replies) == pytest.approx(alone, rel=1e-4)
 
 
 def test_prompts_computed_once_give_what_whole_rows_give(tiny, mixed_prompts, monkeypatch) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from defection.activations.models.load import load_network, with_adapter
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.training.organisms.stages import load_stage, save_stage, stack_adapters
 from defection.training.tuning.finetune import FinetuneConfig, FinetuneResult, finetune
 from defection.training.tuning.rows import Example

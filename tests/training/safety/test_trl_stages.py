@@ -11,7 +11,7 @@ import pytest
 import torch
 from defection.activations import DefectionError
 from defection.activations.models.locate import load_organism_record
-from defection.activations.prompts.chat import tokenize
+from defection.activations.prompts.rendered import tokenize
 from defection.training.organisms.examples import written
 from defection.training.organisms.records import read_organism
 from defection.training.safety.dpo import Dpo
