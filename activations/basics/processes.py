@@ -19,21 +19,6 @@ class Process:
     local_rank: int = 0
     """Among the processes of this machine: which GPU is its own."""
 
-    def share(self, n_shards: int) -> range:
-        """The shards that this process computes: every `size`-th, from its rank on.
-
-        Every shard belongs to exactly one process, and no process has more than one shard more than another.
-        """
-        return range(self.rank, n_shards, self.size)
-
-    def rows(self, n_rows: int, rows_per_shard: int) -> list[range]:
-        """The rows that this process reads, a range for each shard of its share.
-
-        Batches that stay within a shard are the same whatever the number of processes, and so is each row's result.
-        """
-        n_shards = -(-n_rows // rows_per_shard)
-        return [range(i * rows_per_shard, min((i + 1) * rows_per_shard, n_rows)) for i in self.share(n_shards)]
-
 
 def this_process() -> Process:
     """What the launcher numbered this process (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`); one of one without a launcher.

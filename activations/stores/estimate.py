@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..basics.errors import DefectionError
-from ..basics.processes import Process
 from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..prompts.prompts import Prompt
@@ -107,9 +106,9 @@ def estimate(
 def _plan(model: Model, selection: Selection, budget: int, rows_per_shard: int) -> list[list[Batch]]:
     """The batches of each shard, numbered by all rows."""
     shards = []
-    for rows in Process().rows(len(selection.ids), rows_per_shard):
-        planned = plan_reading(model, selection.ids[rows.start : rows.stop], budget)
-        shards.append([Batch(tuple(rows.start + row for row in b.rows), b.prefix_length) for b in planned])
+    for start in range(0, len(selection.ids), rows_per_shard):
+        planned = plan_reading(model, selection.ids[start : start + rows_per_shard], budget)
+        shards.append([Batch(tuple(start + row for row in b.rows), b.prefix_length) for b in planned])
     return shards
 
 

@@ -42,7 +42,6 @@ class Adversarial(Stage):
     """
 
     name: ClassVar[str] = "adversarial"
-    continues: ClassVar[bool] = True
     steps: int = 10
     """Training steps a round."""
     rounds: int = 5

@@ -24,7 +24,6 @@ class Sft(PreferenceStage):
     """
 
     name: ClassVar[str] = "sft"
-    continues: ClassVar[bool] = True
     steps: int = 40
     batch_size: int = 6
     learning_rate: float = 5e-4

@@ -60,8 +60,6 @@ class Stage(ABC):
     """One kind of safety training, and all its settings; written verbatim into `organism.json`."""
 
     name: ClassVar[str]
-    continues: ClassVar[bool] = False
-    """Whether training that was cut off goes on from a checkpoint; otherwise the stage's training begins again."""
     steps: int = 0
     seed: int = 0
     lora_rank: int = 16
