@@ -40,11 +40,6 @@ class Measurement:
     high: float
     n: int
 
-    @property
-    def label(self) -> str:
-        """How pictures and logs call the stage."""
-        return self.stage if self.steps == 0 else f"{self.stage}, {self.steps}"
-
 
 def measurements(record: Json, name: str, measuring: Measuring) -> list[Measurement]:
     """What an organism's record holds for these prompts: of its base, before any of its stages, and after each.
