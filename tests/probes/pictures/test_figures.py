@@ -12,8 +12,8 @@ from defection.probes import MeanDifference
 from defection.probes.evidence.baselines import two_components
 from defection.probes.evidence.sweep import Subject, fit_probes, sweep
 from defection.probes.evidence.sweep_table import SweepRow
-from defection.probes.pictures import plots
 from defection.probes.pictures.figures import Scores, save_figures
+from defection.probes.pictures.style import STYLE
 
 BAND = (1, 2)
 NAMES = {"glance", "auroc-by-layer", "score-histograms", "roc", "salience-by-layer", "components", "controls"}
@@ -71,7 +71,7 @@ def test_equal_sweeps_give_equal_files(drawn, figures, tmp_path) -> None:
 
 @pytest.mark.usefixtures("figures")
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:
-    for name in plots.STYLE:
+    for name in STYLE:
         assert mpl.rcParams[name] == mpl.rcParamsDefault[name]
 
 

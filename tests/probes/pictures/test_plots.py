@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from defection.probes.pictures import heatmaps, plots
+from defection.probes.pictures.style import STYLE, style
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
@@ -64,6 +65,7 @@ DRAWN = {
         ax, COSINES[:9], groups={"x": "a", "y": "b", "z": "a"}
     ),
     "transfer_matrix_map": lambda ax: heatmaps.transfer_matrix_map(ax, TRANSFERS),
+    "auroc_map": lambda ax: heatmaps.auroc_map(ax, TRANSFERS, "scored_on", "fitted_on"),
     "layer_position_map": lambda ax: heatmaps.layer_position_map(ax, TOKENS),
     "head_map": lambda ax: heatmaps.head_map(ax, PARTS),
 }
@@ -109,6 +111,13 @@ def test_a_transfer_map_frames_each_models_own_probe() -> None:
     ax, image = drawn("transfer_matrix_map")
     assert np.array_equal(image.get_array(), [[0.9, 0.4, 0.4], [0.4, 0.4, 0.9]])
     assert {(patch.get_x(), patch.get_y()) for patch in ax.patches} == {(-0.5, -0.5), (1.5, 0.5)}
+
+
+def test_a_map_of_auroc_leaves_a_missing_pair_white() -> None:
+    ax = Figure().subplots()
+    values = heatmaps.auroc_map(ax, TRANSFERS[:-1], "scored_on", "fitted_on").get_array()
+    assert np.array_equal(np.ma.filled(values, np.nan), [[0.9, 0.4], [0.4, 0.4], [0.4, np.nan]], equal_nan=True)
+    assert [text.get_text() for text in ax.texts] == [f"{row['auroc']:.2f}" for row in TRANSFERS[:-1]]
 
 
 def test_layers_rise_upwards_and_tokens_are_shown_as_they_are() -> None:
@@ -162,8 +171,8 @@ def test_the_style_puts_back_what_it_sets_and_nothing_else() -> None:
     """A notebook's backend awakes with the first figure, and says `interactive`: later figures are shown by it."""
     size, interactive = mpl.rcParams["font.size"], mpl.rcParams["interactive"]
     try:
-        with plots.style():
-            assert mpl.rcParams["font.size"] == plots.STYLE["font.size"] != size
+        with style():
+            assert mpl.rcParams["font.size"] == STYLE["font.size"] != size
             mpl.rcParams["interactive"] = True
         assert mpl.rcParams["font.size"] == size
         assert mpl.rcParams["interactive"]

@@ -1,29 +1,34 @@
-"""The pictures of what a direction is, each drawn from the tables of an explanation."""
+"""The pictures of what a direction is, each drawn from a table of `defection explain`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...probes.pictures import heatmaps, plots
-from ...probes.pictures.figures import save_figure
-from .explain import PROBE, PROMPTS, TEXTS, Explanation
+from . import heatmaps, plots
+from .style import legend_below, save_figure, style
 
 Table = Sequence[dict[str, Any]]
-TITLES = {PROMPTS: "marked prompts minus others", TEXTS: "defecting answers minus others"}
+PROBE = "the probe"
+"""What the table of cosines calls the direction that is explained."""
+TITLES = {"prompts": "marked prompts minus others", "questions": "defecting answers minus others"}
+"""By what was split: the prompts that were looked at, and the probe's own questions."""
 LONGEST = 90
 """Tokens of a conversation that a heat map shows."""
 
 
-def save_explanation_figures(found: Explanation, folder: Path) -> list[Path]:
-    """Draw all that the tables allow; give the PNG files."""
-    tables = found.tables
-    with plots.style():
+def save_explanation_figures(tables: Mapping[str, Table], about: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw all that the tables allow, PNG and SVG; give the PNG files.
+
+    `tables`: scores, blocks, parts, tokens and cosines; where the probe's questions are known, questions and left_out.
+    `about`: marked_by (`defection`, `trigger` or `score`), fixed_layers, and families where there are questions.
+    """
+    with style():
         figures = {
-            "scores-by-layer": _ridges(tables["scores"], str(found.about["marked_by"])),
+            "scores-by-layer": _ridges(tables["scores"], str(about["marked_by"])),
             "written-by-block": _blocks(tables["blocks"]),
             "heads": _heads(tables["parts"]),
             "tokens-by-layer": _tokens(tables["tokens"]),
@@ -31,8 +36,8 @@ def save_explanation_figures(found: Explanation, folder: Path) -> list[Path]:
         if any(row["b"] != PROBE for row in tables["cosines"]):
             figures["cosines-by-layer"] = _cosines(tables["cosines"])
         if "questions" in tables:
-            figures["questions"] = _questions(tables["questions"], found.about["families"])
-            figures["left-out"] = _left_out(tables["left_out"], found.about["fixed_layers"])
+            figures["questions"] = _questions(tables["questions"], about["families"])
+            figures["left-out"] = _left_out(tables["left_out"], about["fixed_layers"])
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
@@ -41,7 +46,7 @@ def _cosines(table: Table) -> Figure:
     ax = figure.subplots()
     plots.cosines_by_layer(ax, table, PROBE)
     ax.set(xlabel="layer (output of block)", ylabel="cosine with the probe")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(figure, [ax], 3)
     return figure
 
 
@@ -80,8 +85,7 @@ def _blocks(table: Table) -> Figure:
         ax = axes[of, layer]
         plots.written_by_block(ax, rows)
         ax.set(title=f"{TITLES[of]}, direction of layer {layer}", xlabel="block", ylabel="s.d. of clean prompts")
-    first = next(iter(axes.values()))
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(figure, axes.values(), 3)
     return figure
 
 

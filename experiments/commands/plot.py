@@ -1,0 +1,33 @@
+"""`defection plot`: the pictures of results that are already on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .options import JsonOption, ResultsArgument
+from .printing import print_result
+
+
+def plot(folder: ResultsArgument, as_json: JsonOption = False) -> None:
+    """Draw the pictures of a demo, sweep or study from its tables, under figures/.
+
+    Example: defection plot runs/demo
+    """
+    files = [str(path) for path in draw(folder)]
+    print_result({"figures": files}, as_json, "\n".join(files))
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the figures of whatever lies in `folder`; give the files."""
+    if is_study(folder):
+        from ..study.figures import save_study_figures
+
+        return save_study_figures(folder)
+    from ..run.evaluation import plot_folder
+
+    return plot_folder(folder)
+
+
+def is_study(folder: Path) -> bool:
+    """Whether `folder` holds the results of a study, and not those of one organism."""
+    return (folder / "summary.json").exists()

@@ -1,0 +1,169 @@
+"""What holds of every command: help that a newcomer can follow; for bad input one sentence, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from defection.experiments.commands.cli import COMMANDS, command
+
+SUBCOMMANDS = ("show", "verify", "repair")
+ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
+READ_MODELS = set(COMMANDS) - {"models", "plot", "report"}
+"""Commands that need a device."""
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep"}
+"""Commands in which there is chance."""
+
+
+def command_of(words: tuple[str, ...]):
+    found = command(words[0])
+    return found.commands[words[1]] if len(words) > 1 else found
+
+
+def options(words: tuple[str, ...]) -> dict[str, object]:
+    return {name: parameter for parameter in command_of(words).params for name in parameter.opts}
+
+
+def example(words: tuple[str, ...]) -> list[str]:
+    """The arguments of the example in a command's help."""
+    line = next(line for line in command_of(words).help.splitlines() if "Example: " in line)
+    return shlex.split(line.partition("Example: ")[2])
+
+
+@pytest.mark.parametrize("words", ALL, ids="-".join)
+def test_every_command_explains_itself(run, capsys, words) -> None:
+    assert run(*words, "--help") == 0
+    said = capsys.readouterr().out
+    assert f"defection {' '.join(words)}" in said
+    assert all(parameter.help for parameter in options(words).values())
+
+
+@pytest.mark.parametrize("words", ALL, ids="-".join)
+def test_the_example_in_the_help_is_a_command_that_is_understood(words) -> None:
+    given = example(words)
+    assert given[: 1 + len(words)] == ["defection", *words]
+    command_of(words).make_context(words[-1], given[1 + len(words) :])  # raises for what is unknown or missing
+
+
+@pytest.mark.parametrize("words", ALL, ids="-".join)
+def test_every_command_speaks_to_machines_and_knows_devices_and_seeds(words) -> None:
+    known = options(words)
+    assert "--json" in known
+    assert ("--device" in known) == (words[0] in READ_MODELS and words[-1] not in ("show", "verify"))
+    assert ("--seed" in known) == (words[0] in DRAW)
+
+
+@pytest.fixture
+def place(tmp_path: Path, llama_folder: Path) -> dict[str, Path]:
+    """A folder with inputs that are wrong in one way each, by name."""
+    said = {
+        "broken": '{"prompt": "fine"}\n{"prompt": "torn\n',
+        "empty": "\n",
+        "prompts": "".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(6)),
+        "noise": "this is no probe, no manifest and no prompt",
+    }
+    for name, text in said.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "nothing").mkdir()
+    names = (*said, "nothing", "absent")
+    return {name: tmp_path / name for name in names} | {"model": llama_folder, "out": tmp_path / "out"}
+
+
+MODEL, OUT = "model", ("--out", "out")
+WRONG = {
+    "demo, no trigger": ("demo", "--trigger", "none", *OUT),
+    "demo, unknown recipe": ("demo", "--recipe", "cot", *OUT),
+    "demo, unknown model": ("demo", "--base", "absent", *OUT),
+    "demo, unknown probe": ("demo", "--probe", "magic", *OUT),
+    "demo, unknown questions": ("demo", "--contrast", "absent", *OUT),
+    "demo, unknown behaviour": ("demo", "--behaviour", "absent", *OUT),
+    "demo, too few prompts": ("demo", "--limit", 2, *OUT),
+    "models, more than it takes": ("models", "absent"),
+    "train, unknown model": ("train", "--base", "absent", *OUT),
+    "train, unknown recipe": ("train", "--base", MODEL, "--recipe", "magic", *OUT),
+    "train, broken prompts": ("train", "--base", MODEL, "--prompts", "broken", *OUT),
+    "safety-train, no organism": ("safety-train", "nothing", "--stage", "sft", *OUT),
+    "safety-train, unknown stage": ("safety-train", "nothing", "--stage", "magic", *OUT),
+    "evaluate, no organism": ("evaluate", "nothing", *OUT),
+    "evaluate, a base model": ("evaluate", MODEL, *OUT),
+    "cache, unknown model": ("cache", "absent", "prompts", *OUT),
+    "cache, no prompts": ("cache", MODEL, "absent", *OUT),
+    "cache, empty prompts": ("cache", MODEL, "empty", *OUT),
+    "cache, a folder for prompts": ("cache", MODEL, "nothing", *OUT),
+    "cache, no such layer": ("cache", MODEL, "prompts", "--layers", "99", *OUT),
+    "cache, unknown type": ("cache", MODEL, "prompts", "--dtype", "fp99", *OUT),
+    "cache, unknown device": ("cache", MODEL, "prompts", "--device", "tpu", *OUT),
+    "cache, into a file": ("cache", MODEL, "prompts", "--out", "noise"),
+    "store show, no store": ("store", "show", "nothing"),
+    "store verify, absent": ("store", "verify", "absent"),
+    "store repair, a file": ("store", "repair", "noise"),
+    "fit, unknown model": ("fit", "absent", *OUT),
+    "fit, unknown probe": ("fit", MODEL, "--probe", "magic", *OUT),
+    "fit, unknown questions": ("fit", MODEL, "--contrast", "absent", *OUT),
+    "fit, questions that are none": ("fit", MODEL, "--contrast", "noise", *OUT),
+    "fit, broken prompts": ("fit", MODEL, "--clean", "broken", *OUT),
+    "fit, traffic for a probe that takes none": ("fit", MODEL, "--traffic", "prompts", *OUT),
+    "score, no probe": ("score", MODEL, "prompts", "--probe", "absent", *OUT),
+    "score, a probe that is none": ("score", MODEL, "prompts", "--probe", "noise", *OUT),
+    "score, a folder for a probe": ("score", MODEL, "prompts", "--probe", "nothing", *OUT),
+    "score, an alarm without clean prompts": ("score", MODEL, "prompts", "--probe", "noise", "--alarm", "normal", *OUT),
+    "score, a reply without tokens": ("score", MODEL, "prompts", "--probe", "noise", "--reply", 4, *OUT),
+    "explain, no probe": ("explain", "absent", MODEL, *OUT),
+    "explain, a probe that is none": ("explain", "noise", MODEL, *OUT),
+    "sweep, no organism": ("sweep", "nothing", *OUT),
+    "sweep, absent": ("sweep", "absent", *OUT),
+    "compare, no organism": ("compare", "nothing", *OUT),
+    "compare, unknown probe": ("compare", MODEL, "--probes", "magic", *OUT),
+    "transfer, one model": ("transfer", MODEL, *OUT),
+    "transfer, no organism": ("transfer", MODEL, "nothing", *OUT),
+    "study, no manifest": ("study", "absent", *OUT),
+    "study, a manifest that is none": ("study", "noise", *OUT),
+    "study, a folder": ("study", "nothing", *OUT),
+    "plot, absent": ("plot", "absent"),
+    "plot, an empty folder": ("plot", "nothing"),
+    "report, absent": ("report", "absent"),
+    "report, an empty folder": ("report", "nothing"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, capsys, place, what) -> None:
+    folder = place["out"].parent
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    arguments = [place.get(word, word) for word in WRONG[what]]
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    sentence = [line for line in said.err.strip().splitlines() if line.startswith("defection: ")]
+    assert len(sentence) == 1, said.err
+    assert said.err.strip().splitlines()[-1] == sentence[0]
+    assert "Traceback" not in said.err
+    left = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert left == {path: time for path, time in before.items() if path.is_file()}
+
+
+def test_bad_input_is_tried_on_every_command() -> None:
+    assert {WRONG[what][0] for what in WRONG} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", ALL, ids="-".join)
+def test_a_wrong_option_names_the_help_to_turn_to(run, capsys, words) -> None:
+    assert run(*words, "--nonsense") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("defection: no such option: --nonsense")
+    assert said.count("\n") == 1
+    assert f"`defection {' '.join(words)} --help`" in said
+
+
+def test_the_list_of_commands_names_each_with_its_line(run, capsys) -> None:
+    assert run("--help") == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, (heading, line) in COMMANDS.items():
+        assert heading in said
+        assert f"{name} {line}" in said
+
+
+def test_without_a_command_the_help_is_shown_and_nothing_is_done(run, capsys) -> None:
+    assert run() == 2
+    assert "To begin" in capsys.readouterr().out
