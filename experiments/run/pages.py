@@ -18,17 +18,24 @@ def render(template: str, source: Path, **values: Any) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
-    text = (resources.files(__package__) / "templates" / template).read_text(encoding="utf-8")
     try:
-        return environment.from_string(text).render(values)
+        return environment.get_template(template).render(values)
     except jinja2.UndefinedError as error:
         raise DefectionError(
             f"{source} was written by another version of this toolkit, whose results the page cannot show ({error}); "
             "measure again, into a new directory"
         ) from error
+
+
+def _template(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
 def _percent(value: float | None) -> str:
