@@ -108,7 +108,9 @@ def _reply(
         decoder.cache.batch_repeat_interleave(len(batch.rows))
     tokens = right_padded([ids[row][prefix:] for row in batch.rows], device)
     lengths = torch.tensor([len(ids[row]) for row in batch.rows], device=device)
-    mask = (torch.arange(prefix + tokens.shape[1], device=device) < lengths[:, None]).long()
+    mask = places = None
+    if len({len(ids[row]) for row in batch.rows}) > 1:
+        mask = (torch.arange(prefix + tokens.shape[1], device=device) < lengths[:, None]).long()
     rows, last = torch.arange(len(batch.rows), device=device), lengths - prefix - 1
     with gathering(model.blocks, layers, rows, last, stop=False) as picked:
         hidden = decoder.read(tokens, mask)
@@ -128,8 +130,9 @@ def _reply(
                     running[row] = False
         if step == max_new_tokens - 1 or not running.any():
             break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        hidden = decoder.read(chosen[:, None], mask, (lengths + step)[:, None])[:, -1]
+        if mask is not None:
+            mask, places = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), (lengths + step)[:, None]
+        hidden = decoder.read(chosen[:, None], mask, places)[:, -1]
     if not layers:
         return replies, [hidden[:0]] * len(replies)
     return replies, list(torch.stack([picked[layer].to(device) for layer in layers], dim=1).float().cpu())

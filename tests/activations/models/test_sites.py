@@ -10,7 +10,8 @@ from defection.activations.prompts.prompts import Prompt, user_prompt
 from defection.activations.reading.capture import capture
 from torch import Tensor
 
-from ..conftest import PARALLEL, WITHOUT_MIDDLE, random_network, relative_error
+from ...zoo import PARALLEL, WITHOUT_MIDDLE, random_network
+from ..conftest import relative_error
 
 MLPS = ("mlp", "block_sparse_moe")
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")

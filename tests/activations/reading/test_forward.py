@@ -21,11 +21,14 @@ from defection.activations.reading.forward import (
     Reading,
     automatic_batch_tokens,
     distinct_rows,
+    final_states,
     read_batch,
+    token_losses,
 )
 from torch import Tensor
 
-from ..conftest import OUT_OF_MEMORY, STATEFUL, Memory, relative_error
+from ...zoo import STATEFUL
+from ..conftest import OUT_OF_MEMORY, Memory, relative_error
 
 LAYERS = (0, 1, 2, 3)
 
@@ -47,7 +50,9 @@ def hooked(model: Model, tokens: Sequence[int]) -> dict[str, Tensor]:
             )
         )
     with torch.inference_mode():
-        model.network(input_ids=torch.tensor([list(tokens)]), attention_mask=torch.ones(1, len(tokens)))
+        model.network(
+            input_ids=torch.tensor([list(tokens)]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long)
+        )
     for handle in handles:
         handle.remove()
     return {site: torch.cat(streams) for site, streams in seen.items()}
@@ -291,6 +296,30 @@ def test_a_reading_is_recorded_as_json_in_one_spelling() -> None:
 def test_a_reading_that_makes_no_sense_is_refused(change: dict[str, str]) -> None:
     with pytest.raises(DefectionError, match="unknown"):
         Reading((0,), **change)
+
+
+def test_predictions_are_those_of_the_whole_model_alone(every_model: Model, mixed_prompts: list[Prompt]) -> None:
+    """PITFALLS 34 and 35: soft-capping, scaling, windows, prefixes, equal rows; against `transformers`' own logits."""
+    ids = tokenize(every_model.tokenizer, [*mixed_prompts, mixed_prompts[3]])
+    predicted = [range(1 + 5 * i % (len(row) - 1), len(row)) for i, row in enumerate(ids)]
+    predicted[2] = range(4, 4)
+    seen: list[int] = []
+    found = token_losses(every_model, ids, predicted, max_tokens=400, advance=seen.append)
+    assert sum(seen) == len(ids) - 1
+    for row, tokens, losses in zip(ids, predicted, found, strict=True):
+        with torch.inference_mode():
+            logits = every_model.network(torch.tensor([row])).logits[0].double().log_softmax(dim=-1)
+        expected = torch.tensor([-float(logits[i - 1, row[i]]) for i in tokens], dtype=torch.float64)
+        torch.testing.assert_close(losses, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_final_states_of_rows_that_end_alike_are_each_their_own(llama: Model) -> None:
+    ids = [[0, 5, 9, 7], [0, 5, 9, 8], [0, 6, 9, 7]]
+    found = {}
+    for rows, states in final_states(llama, ids, [range(2, 3)] * 3):
+        found |= zip(rows, states, strict=True)
+    assert torch.equal(found[0], found[1])  # what follows is not read, so they are the same row
+    assert relative_error(found[2][None], found[0][None]) > 1e-2
 
 
 def test_distinct_rows_stand_for_all() -> None:

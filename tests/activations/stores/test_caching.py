@@ -17,8 +17,8 @@ from defection.activations.basics.errors import DefectionError
 from defection.activations.models.load import load_model
 from defection.activations.models.model import Model
 from defection.activations.models.wrap import wrap
-from defection.activations.prompts.rendered import tokenize
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.capture import capture
 from defection.activations.reading.generate import greedy_replies
 from defection.activations.stores import caching, writing

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from defection.activations import DefectionError
+from defection.activations.models.wrap import wrap
 from defection.activations.prompts.rendered import tokenize
 from defection.training.measuring.likelihood import reply_logprobs, token_logprobs
+
+from ...zoo import random_network
 
 REPLIES = ("yes", "no", "a somewhat longer reply")
 
@@ -27,12 +31,23 @@ def test_a_value_does_not_depend_on_its_batch(tiny, mixed_prompts) -> None:
     assert reply_logprobs(tiny, mixed_prompts, replies) == pytest.approx(alone, rel=1e-4)
 
 
-def test_prompts_computed_once_give_what_whole_rows_give(tiny, mixed_prompts, monkeypatch) -> None:
-    prompts = [p for p in mixed_prompts for _ in REPLIES]
-    replies = [reply for _ in mixed_prompts for reply in REPLIES]
-    once = reply_logprobs(tiny, prompts, replies)
-    monkeypatch.setattr(type(tiny), "reach", 0)  # as of a model whose layers carry a state
-    assert reply_logprobs(tiny, prompts, replies) == pytest.approx(once, rel=1e-4)
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "granite", "cohere", "mpt", "mamba"])
+@torch.inference_mode()
+def test_log_probabilities_of_unlike_families_are_those_of_transformers(llama, mixed_prompts, family) -> None:
+    """A window of 24 tokens must not be filled by the padding of a batch of long prompts and long replies."""
+    model = wrap(random_network(family), llama.tokenizer, family)
+    replies = [(REPLIES[i % 3] + "!" * 7 * i) for i in range(len(mixed_prompts))]
+    found = reply_logprobs(model, mixed_prompts, replies)
+    for ids, reply, value in zip(tokenize(llama.tokenizer, mixed_prompts), replies, found, strict=True):
+        said = llama.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        logits = model.network(torch.tensor([[*ids, *said]])).logits[0].double().log_softmax(dim=-1)
+        expected = sum(float(logits[len(ids) + i - 1, token]) for i, token in enumerate(said))
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_prompt_that_does_not_fit_with_its_reply_is_named(llama, mixed_prompts) -> None:
+    with pytest.raises(DefectionError, match="'lone-0'"):
+        reply_logprobs(llama, mixed_prompts[:1], ["x" * llama.context_length])
 
 
 def test_a_prompt_that_is_asked_twice_is_computed_once(llama, mixed_prompts, monkeypatch) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import DefectionError
-from defection.activations.prompts.rendered import tokenize
 from defection.activations.prompts.prompts import last_user, replace_last_user
+from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.generate import greedy_replies
 from defection.training import replies_to
 
