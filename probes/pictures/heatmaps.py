@@ -42,12 +42,12 @@ def cosine_matrix(ax: Axes, table: Table, *, groups: Mapping[str, str] | None = 
     return image
 
 
-def transfer_matrix_map(ax: Axes, table: Table, *, layer: int | str | None = None) -> AxesImage:
+def transfer_matrix_map(ax: Axes, table: Table) -> AxesImage:
     """AUROC of every model's probe on every model, on one test set, with its interval.
 
-    Columns: fitted_on, scored_on, layer, auroc, auroc_low, auroc_high (`TransferRow`). Framed: a model's own probe.
+    Columns: fitted_on, scored_on, auroc, auroc_low, auroc_high (`TransferRow`). Framed: a model's own probe.
     """
-    rows = [row for row in tidy(table) if layer is None or row["layer"] == layer]
+    rows = tidy(table)
     image = auroc_map(ax, rows, "fitted_on", "scored_on", intervals=True)
     ax.set(xlabel="scored on", ylabel="probe fitted on")
     fitted, scored = _names(rows, "fitted_on"), _names(rows, "scored_on")
@@ -75,16 +75,16 @@ def auroc_map(ax: Axes, table: Table, down: str, across: str, *, intervals: bool
     return image
 
 
-def layer_position_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage:
+def layer_position_map(ax: Axes, table: Table) -> AxesImage:
     """Scores at every layer and token of one conversation. Columns: layer, position, token, score (`token_scores`).
 
-    Colours end at `limit` (by default the 99th percentile of the scores' size).
+    Colours end at the 99th percentile of the scores' size.
     """
     rows = tidy(table)
     layers = sorted({int(row["layer"]) for row in rows})
     tokens = dict(sorted({int(row["position"]): str(row["token"]) for row in rows}.items()))
     values = _matrix(rows, "layer", "position", "score", layers, list(tokens))
-    end = float(np.nanquantile(np.abs(values), 0.99)) if limit is None else limit
+    end = float(np.nanquantile(np.abs(values), 0.99))
     image = _draw(ax, values, limit=end or 1.0, middle=0.0, label="score", equal=False)
     ax.invert_yaxis()  # the stream flows upwards
     step = max(1, len(layers) // 8)
@@ -97,7 +97,7 @@ def layer_position_map(ax: Axes, table: Table, *, limit: float | None = None) ->
     return image
 
 
-def head_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage:
+def head_map(ax: Axes, table: Table) -> AxesImage:
     """What each head and MLP writes along a direction, in standard deviations of clean prompts' scores.
 
     Columns: kind, block, head, value (`Attribution.separating`).
@@ -108,7 +108,7 @@ def head_map(ax: Axes, table: Table, *, limit: float | None = None) -> AxesImage
     values = np.full((len(blocks), heads + 1), np.nan)
     for row in rows:
         values[blocks.index(int(row["block"])), heads if row["kind"] == "mlp" else int(row["head"])] = row["value"]
-    end = float(np.nanmax(np.abs(values))) if limit is None else limit
+    end = float(np.nanmax(np.abs(values)))
     image = _draw(ax, values, limit=end or 1.0, middle=0.0, label="s.d. of clean prompts", equal=False)
     ax.invert_yaxis()
     ax.axvline(heads - 0.5, color="black", lw=0.8)

@@ -48,17 +48,11 @@ def column(table: Table, name: str) -> NDArray[Any]:
     return np.array([row[name] for row in tidy(table)])
 
 
-def choose(
-    rows: Sequence[SweepRow], *, model: str, probe: str, contrast: str, test_set: str, layers_only: bool = True
-) -> list[SweepRow]:
-    """The rows of one curve, by layer; without `layers_only` those of the fixed layer or band."""
-    found = [
-        row
-        for row in rows
-        if (row.model, row.probe, row.contrast, row.test_set) == (model, probe, contrast, test_set)
-        and (isinstance(row.layer, int) if layers_only else row.is_preregistered_layer)
-    ]
-    return sorted(found, key=lambda row: row.layer if isinstance(row.layer, int) else -1)
+def choose(rows: Sequence[SweepRow], *, model: str, probe: str, contrast: str, test_set: str) -> list[SweepRow]:
+    """The rows of one curve, by layer."""
+    wanted = (model, probe, contrast, test_set)
+    found = {row.layer: row for row in rows if (row.model, row.probe, row.contrast, row.test_set) == wanted}
+    return [found[layer] for layer in sorted(layer for layer in found if isinstance(layer, int))]
 
 
 def auroc_by_layer(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...activations.basics.errors import DefectionError
 
+TITLE = "Scores by token"
 LIMIT = 4.0
 """Score at which the colours end, in standard deviations of clean prompts."""
 ABOVE, BELOW = (213, 94, 0), (0, 114, 178)
@@ -31,18 +32,16 @@ h1 { font-size: 1.15rem; margin: 0 0 .2rem; }
 def tokens_html(
     conversations: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
-    title: str = "Scores by token",
     threshold: float | None = None,
-    limit: float = LIMIT,
 ) -> str:
     """The page: each conversation under its heading, each token on the colour of its score.
 
     `conversations` maps headings to tables with the columns position, token, score (`tokens.over_layers`). Blue is
-    below an ordinary prompt's score, orange above; colours end at ±`limit`. The score is in each token's tooltip;
+    below an ordinary prompt's score, orange above; colours end at ±4. The score is in each token's tooltip;
     tokens above `threshold` are underlined. Whatever the texts hold is escaped.
     Raises DefectionError when a table has more than one score for a token.
     """
-    shown = [_conversation(heading, table, threshold, limit) for heading, table in conversations.items()]
+    shown = [_conversation(heading, table, threshold) for heading, table in conversations.items()]
     underlined = "" if threshold is None else f" Underlined: above the threshold of {threshold:.2f}."
     note = (
         "Standard deviations from what clean prompts score at that place. The probe was fitted at the last token "
@@ -50,29 +49,29 @@ def tokens_html(
     )
     return f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style></head>
+<head><meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style></head>
 <body>
-<h1>{escape(title)}</h1>
+<h1>{TITLE}</h1>
 <p class="note">{escape(note)}</p>
-<div class="scale"><span>−{limit:g}</span><i></i><span>+{limit:g}</span></div>
+<div class="scale"><span>−{LIMIT:g}</span><i></i><span>+{LIMIT:g}</span></div>
 {"".join(shown)}
 </body>
 </html>
 """
 
 
-def _conversation(heading: str, table: Sequence[Mapping[str, Any]], threshold: float | None, limit: float) -> str:
+def _conversation(heading: str, table: Sequence[Mapping[str, Any]], threshold: float | None) -> str:
     rows = sorted(table, key=lambda row: row["position"])
     if len({row["position"] for row in rows}) != len(rows):
         raise DefectionError(f"{heading!r} has several scores for a token; choose a layer, or average over a band")
-    spans = "".join(_token(row, threshold, limit) for row in rows)
+    spans = "".join(_token(row, threshold) for row in rows)
     return f'<h2 class="note">{escape(heading)}</h2>\n<div class="said">{spans}</div>\n'
 
 
-def _token(row: Mapping[str, Any], threshold: float | None, limit: float) -> str:
+def _token(row: Mapping[str, Any], threshold: float | None) -> str:
     score = float(row["score"])
     tone = ABOVE if score > 0 else BELOW
-    strength = 0.8 * min(1.0, abs(score) / limit)
+    strength = 0.8 * min(1.0, abs(score) / LIMIT)
     alarm = ' class="alarm"' if threshold is not None and score > threshold else ""
     return (
         f'<span{alarm} title="{score:+.2f}" style="background:rgba({tone[0]},{tone[1]},{tone[2]},{strength:.2f})">'

@@ -132,9 +132,10 @@ def test_a_sweep_hands_the_choice_to_the_preregistration(tmp_path, save_tiny, or
         return Done()
 
     monkeypatch.setattr("defection.experiments.run.evaluation.measure", measured)
-    chosen = {"choose_layers_on": [str(other)], "layer_rule": "best-mean"}
+    chosen = {"choose_layers_on": [str(other)], "layer_rule": "best-mean", "seed": 5}
     sweep_organism(str(judged), None, ("held-out",), tmp_path, quiet, device="cpu", limit=8, **chosen)
     assert handed["layer_choice"]["rule"] == "best-mean"
+    assert handed["rule"]["seed"] == handed["traffic"]["seed"] == 5
     assert handed["layers"] == json.loads((tmp_path / "layer_choice.json").read_text())["layers"]
 
 
