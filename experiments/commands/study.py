@@ -47,26 +47,46 @@ def study(
     only_results: Annotated[
         bool, typer.Option("--only-results", help="Run nothing: write the results of what is done.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            help="One organism, by the name that --list shows, and no results: for a job array; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            help="Where organisms are worked on at once: local (a process a core; on a GPU one at a time), local=N, "
+            "dask=HOST:PORT or ray=ADDRESS (docs/studies.md).",
+        ),
+    ] = "local",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study of many organisms from a manifest; run it again, also several times at once, and it continues.
+    """Run a study of many organisms from a manifest, several at once; run it again, and it continues.
 
     Example: defection study experiments/study/manifests/small.toml --out runs/study
     """
     from ..study.grid import Study
-    from ..study.manifest import read_manifest
+    from ..study.manifest_file import read_manifest
 
     opened = Study(read_manifest(manifest, family or ()), out, device)
     if only_list:
-        listed = list_study(opened)
+        listed = list_study(opened, only or ())
         print_result(listed, as_json, "\n".join(study_lines(listed)))
         return
     from ..study.results import write_results
 
     with progress_shown(not as_json):
         if not only_results:
-            opened.run(say(as_json))
+            opened.run(say(as_json), backend, only or ())
+        if only and not only_results:
+            listed = list_study(opened, only)
+            print_result(listed, as_json, "\n".join(study_lines(listed)))
+            return
         target = results or out / "results"
         summary = write_results(opened, target, reproducing_command(manifest, family or ()))
     print_result(summary, as_json, "\n".join([*summary["sentences"], str(target / "report.html")]))
@@ -81,16 +101,17 @@ def reproducing_command(path: Path, families: Sequence[str]) -> str:
     return shlex.join(parts)
 
 
-def list_study(opened: Study) -> dict[str, Any]:
-    """Every organism with its state, the seconds it took or is expected to take, and the seconds that are left."""
-    cells = [(role, cell) for role in ("development", "test") for cell in opened.cells(role)]
-    factor = _factor([cell for _, cell in cells])
+def list_study(opened: Study, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Each organism with its state, the seconds it took or is expected to take, and the seconds that are left."""
+    factor = _factor(opened.named())
     rows = []
-    for role, cell in cells:
+    for cell in opened.named(only):
         took, expected = _took(cell), _nominal(cell) * factor
         state = _state(opened, cell)
         left = 0.0 if state == "done" else max(0.0, expected - sum(took.values()))
-        rows.append({"organism": cell.organism.name, "role": role, "state": state, **took, "left": round(left)})
+        rows.append(
+            {"organism": cell.organism.name, "role": cell.organism.role, "state": state, **took, "left": round(left)}
+        )
     missing = [family.name for family in opened.manifest.families if not family.prompts]
     return {
         "study": opened.manifest.name,

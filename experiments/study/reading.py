@@ -16,13 +16,12 @@ from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt, load_prompts
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
+from ...activations.stores.locking import room
 from ...activations.stores.store import Store
 from ...probes import Probe, contrast_set
 from ...probes.estimators.guard import first_seen
 from ..run.preregistration import make_estimators
-from .alarms import alarm
-from .manifest import Candidate
-from .work import held
+from .candidates import Candidate, alarm_threshold
 
 TRIGGERED = "+trigger"
 """How the id of a prompt's triggered version ends."""
@@ -52,7 +51,7 @@ class Reader:
         """The prompts' residuals at every layer, in a store of their own; other processes may want the same one."""
         said = [[p.id, [[m.role, m.content] for m in p.messages]] for p in prompts]
         store = f"{Path(name).stem}-{digest(said)[:8]}"
-        with held(self.folder / f".{store}"):
+        with room(self.folder, store):
             return cache(
                 self.model,
                 prompts,
@@ -75,9 +74,9 @@ class Fitted:
     """At every layer; candidates that differ in their layers alone share one. Those that see traffic are not here."""
 
     def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
-        """The threshold that a rule of `alarms.alarm` sets on the calibration sets for a rate of false alarms."""
+        """The threshold that a rule of `alarm_threshold` sets on the calibration sets for a rate of false alarms."""
         sets = [self._unseen(probe, rows, layers) for rows in self.calibration.values()]
-        return alarm([scores for scores in sets if len(scores)], rate, rule)
+        return alarm_threshold([scores for scores in sets if len(scores)], rate, rule)
 
     def _unseen(self, probe: Probe, rows: Residuals, layers: Sequence[int]) -> Tensor:
         """Scores by fits that did not see them: of the fit's own clean prompts, and of others without its traffic.

@@ -25,9 +25,7 @@ from ...probes.evidence.sweep import NO_FIT, UPPER_BOUND
 from ...probes.evidence.sweep_table import band_name
 from ...probes.statistics.intervals import delong_interval
 from ...probes.statistics.metrics import auroc, clopper_pearson, salience, tpr_at_fpr
-from .layers import layers_by_rule
-from .manifest import Candidate
-from .probes import Line
+from .candidates import Candidate, Line, layers_by_rule
 from .reading import Fitted
 from .traffic import TrafficFit, bare
 

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...probes.estimators.traffic import UnlabelledTraffic
 from ..run.string_control import STRINGS, Read, string_control
+from .candidates import Candidate
 from .cell import Cell, fits_on_traffic, note_time, readers
-from .manifest import Candidate
 from .reading import Reader, fit
 
 SCHEMA_VERSION = 1

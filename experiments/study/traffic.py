@@ -11,8 +11,8 @@ from ...activations.reading.residuals import Residuals
 from ...probes import LinearProbe, Probe
 from ...probes.estimators.registry import estimators
 from ..run.traffic_league import mixed
-from .layers import layers_by_rule, stretch
-from .manifest import Candidate, Traffic
+from .candidates import Candidate, layers_by_rule, stretch
+from .manifest import Traffic
 from .reading import Fitted
 
 

