@@ -21,15 +21,11 @@ LOCK = ".lock"
 WRITING = ".writing"
 
 
-class Busy(DefectionError):
-    """Another process holds the lock; it may be free later."""
-
-
 @contextlib.contextmanager
 def admitted(folder: Path, *, alone: bool) -> Iterator[None]:
     """Be the only writer of `folder`, or one of those that share the work. Who was alone leaves no rooms behind.
 
-    Raises Busy at once when another process is in the way, DefectionError when the folder cannot be written.
+    Raises DefectionError, at once, when another process is in the way, and when the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +36,9 @@ def admitted(folder: Path, *, alone: bool) -> Iterator[None]:
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Busy(f"another process is writing to {folder}; wait for it or choose another --out") from error
+            raise DefectionError(
+                f"another process is writing to {folder}; wait for it or choose another --out"
+            ) from error
         try:
             yield
         finally:
@@ -80,8 +78,6 @@ def remove_rooms(folder: Path) -> None:
     A process still on its way in makes its room anew and removes it too.
     """
     shutil.rmtree(folder / WRITING, ignore_errors=True)
-    for left in folder.glob(".*.tmp"):  # by version 0.1, which had no rooms
-        left.unlink(missing_ok=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> DefectionError:
