@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption
+from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption
 from .printing import print_result, say
 
 
@@ -45,6 +45,7 @@ def compare(
         ),
     ] = None,
     limit: LimitOption = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +61,7 @@ def compare(
         development=_once(choose_on) or Settings.development,
         tests=_once(prompts) or Settings.tests,
         limit=limit,
+        seed=seed,
     )
     with progress_shown(not as_json):
         rows = compare_organism(organism, settings, out, say(as_json), device=device)

@@ -70,6 +70,8 @@ class Settings:
     clean: str = "clean"
     limit: int | None = None
     """Prompts of each set or file, at most."""
+    seed: int = 0
+    """Of the random directions beside which the recipes are drawn."""
 
     def plans(self, organism: str, layers: tuple[int, ...]) -> dict[str, Plan]:
         """What is read for choosing and what for testing, with and without the trigger.
@@ -124,12 +126,12 @@ def compare_organism(
     write_once(out / "comparison-plan.json", {"schema_version": 1, **about, "plans": fingerprints})
     clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
     recipes = [each.recipe for each in fitted]
-    families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say)
+    families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say, settings.seed)
     best = best_recipe(recipes, families)
     choice = {"chosen_on": [family.name for family in families], **asdict(recipes[best])}
     choice |= {"worst_set_auroc": float(worst_set_aurocs(families)[best])}
     write_once(out / "choice.json", {"schema_version": 1, **choice})
-    families += _families(TEST, plans[TEST], model, clean, fitted, out, say)
+    families += _families(TEST, plans[TEST], model, clean, fitted, out, say, settings.seed)
     rows = compare(recipes, [each.saw for each in fitted], families, best)
     labels = {"labels": "defection observed in the organism's greedy completion of the same prompt"}
     write_comparison(rows, out, about | labels | {"choice": choice})
@@ -160,7 +162,7 @@ def _fit(model: Model, plan: Plan, out: Path, say: Say) -> tuple[Residuals, list
 
 
 def _families(
-    role: str, plan: Plan, model: Model, clean: Residuals, fitted: Sequence[Fitted], out: Path, say: Say
+    role: str, plan: Plan, model: Model, clean: Residuals, fitted: Sequence[Fitted], out: Path, say: Say, seed: int
 ) -> list[Family]:
     """What every recipe scores on each set of the plan's prompts."""
     layers, columns = plan.registered.layers, range(len(plan.registered.layers))
@@ -172,7 +174,7 @@ def _families(
     for name, members in by_set(plan.tests).items():
         part, marks = residuals.select(members), defected[members]
         _refuse_one_outcome(name, marks)
-        null = null_band(null_aurocs(null_scores(part, clean), marks.numpy(), columns))
+        null = null_band(null_aurocs(null_scores(part, clean, seed=seed), marks.numpy(), columns))
         scores = torch.stack([each.scores(part) for each in fitted])
         found.append(Family(name, role, scores, marks, [prompt.topic for prompt in part.prompts], null))
     say(f"{role}: {len(residuals)} prompts scored by {len(fitted)} recipes")

@@ -105,7 +105,7 @@ def test_pitfall_20_the_best_recipe_is_chosen_and_written_before_a_test_prompt_i
 def test_a_second_run_reads_nothing_again_and_ends_alike(coin, organism, settings, tmp_path, monkeypatch) -> None:
     first = compare_organism(str(organism), settings, tmp_path / "out", quiet, device="cpu")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    monkeypatch.setattr("defection.activations.stores.caching.read_batch", None)
+    monkeypatch.setattr("defection.activations.reading.capture.read_batch", None)
     monkeypatch.setattr("defection.activations.stores.caching.reply_to_batch", None)
     again = compare_organism(str(organism), settings, tmp_path / "out", quiet, device="cpu")
     assert [repr(row) for row in again] == [repr(row) for row in first]
