@@ -109,7 +109,7 @@ def _prefix_groups(ids: Sequence[Ids], order: Sequence[int], group_cost: int) ->
     what they have in common, or they part at the next token; the better is chosen from the leaves up. An explicit
     stack keeps deep trees (many near-identical long prompts) from overflowing Python's.
     """
-    common = [_common_prefix(ids[a], ids[b]) for a, b in pairwise(order)]
+    common = [shared_prefix(ids[a], ids[b]) for a, b in pairwise(order)]
     best: dict[tuple[int, int], tuple[int, list[tuple[int, int, int]]]] = {}
     stack = [(0, len(order), False)] if order else []
     while stack:
@@ -139,9 +139,7 @@ def _merge_unshared(groups: list[tuple[int, list[int]]]) -> list[tuple[int, list
     return [group for group in groups if group[0] > 0] + ([(0, alone)] if alone else [])
 
 
-def _common_prefix(a: Ids, b: Ids) -> int:
-    limit = min(len(a), len(b)) - 1  # the last token is never shared: every row must run at least one of its own
-    for i in range(limit):
-        if a[i] != b[i]:
-            return i
-    return limit
+def shared_prefix(a: Ids, b: Ids) -> int:
+    """How many tokens two rows begin with in common and may share: every row must run at least its last one."""
+    limit = min(len(a), len(b)) - 1
+    return next((i for i in range(limit) if a[i] != b[i]), limit)

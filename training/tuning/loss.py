@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...activations.models.reach import reach
+from ...activations.reading.batching import shared_prefix
 from ...activations.reading.forward import hidden_states, label_losses, right_padded
 from ...activations.reading.prefixes import PrefixCache
 from .rows import Example
@@ -51,8 +52,10 @@ def _parts(batch: Sequence[Example]) -> list[Sequence[Example]]:
 def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
     """Mean cross-entropy per label token of a batch, by the labels' weights; what prompts share is computed once."""
     device = next(network.parameters()).device
-    alone = len(batch) == 1 or not reach(network)
-    shared = 0 if alone else common_opening([example.prompt for example in batch])
+    prompts = [example.prompt for example in batch]
+    # Of sorted rows, what the first and the last share is shared by all; the first label needs a position of its own.
+    shared = shared_prefix(min(prompts), max(prompts)) if len(batch) > 1 and reach(network) else 0
+    shared = min(shared, min(map(len, prompts)) - 1)
     cache = PrefixCache() if shared else None
     if shared:
         hidden_states(network, torch.tensor([batch[0].prompt[:shared]], device=device), cache)
@@ -65,10 +68,3 @@ def batch_loss(network: PreTrainedModel, batch: Sequence[Example]) -> Tensor:
         return losses.mean()
     weights = torch.tensor([weight for example in batch for weight in example.label_weights], device=losses.device)
     return weights @ losses / weights.sum()
-
-
-def common_opening(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, at least one token short of every prompt: the first label needs a position."""
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
