@@ -282,13 +282,36 @@ def test_a_cluster_that_loses_a_worker_half_way_finds_the_same(done, folder, tmp
     for name in ("train", "measure"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("this process does nothing itself"))
     said: list[str] = []
-    open_study(folder, tmp_path / "out").run(said.append, f"dask={address}")
+    study = open_study(folder, tmp_path / "out")
+    study.run(said.append, f"dask={address}")
     assert sorted(str(worker.poll()) for worker in workers) == [str(-signal.SIGKILL), "None"]
-    assert left_behind(tmp_path / "out") == left_behind(done.out)
+    mine, whole = ({name: json.loads(text) for name, text in left_behind(out).items()} for out in (study.out, done.out))
+    for record in (*mine.values(), *whole.values()):
+        record.pop("fingerprints", None)  # of adapters, whose configuration lists modules in each process's own order
+    assert mine == whole
     ended = [line for line in said if " of " in line]
     names = [cell.organism.name for cell in (*done.cells("development"), *done.cells("test"))]
     assert len(ended) == 3  # both organisms, and the training of the second beside the first
     assert all(any(name in line for name in names) for line in ended)
+
+
+def test_organisms_one_by_one_make_the_same_study(done, folder, tmp_path):
+    study = open_study(folder, tmp_path)
+    (development,), (test,) = study.cells("development"), study.cells("test")
+    said: list[str] = []
+    study.run(said.append, "local=1", [test.organism.name])
+    assert test.trained()
+    assert not study.choice
+    assert not (test.folder / "measured").exists()
+    assert f"waits for {development.organism.name}" in said[-1]
+    study.run(said.append, "local=1", [development.organism.name])
+    assert study.choice
+    assert not study.is_measured(test)
+    study.run(said.append, "local=1", [test.organism.name])
+    assert study.is_finished(test)
+    assert left_behind(tmp_path) == left_behind(done.out)
+    with pytest.raises(DefectionError, match="has no organism 'another'"):
+        study.run(only=["another"])
 
 
 def test_a_later_family_changes_neither_choice_nor_organisms_nor_other_families(done, folder, monkeypatch):
