@@ -1,15 +1,16 @@
 from .estimators.attention import AttentionProbe
-from .estimators.components import PairPCAProbe, PCAProbe
 from .estimators.consistent import ContrastConsistentSearch
 from .estimators.diffing import against_base, difference
 from .estimators.ensembles import LayerEnsemble, QuestionEnsemble
 from .estimators.erased import Erased
-from .estimators.estimator import LinearProbe, ProbeEstimator
+from .estimators.estimator import ProbeEstimator
 from .estimators.guard import Evidence
+from .estimators.linear import LinearProbe
 from .estimators.logistic import LogisticProbe, LogisticProbeCV
 from .estimators.mean_difference import MeanDifference
 from .estimators.mlp import MLPProbe
 from .estimators.monitors import FirstComponent, Mahalanobis
+from .estimators.pca import PairPCAProbe, PCAProbe
 from .estimators.probe import Probe, load_probe
 from .estimators.projected import Projected
 from .estimators.ragged import Ragged
@@ -17,8 +18,9 @@ from .estimators.ridge import RidgeProbe
 from .estimators.traffic import TrafficVerdict, UnlabelledTraffic
 from .estimators.whitened import Whitened
 from .evidence.judgement import Judgement, Rule, judge
-from .evidence.judging import Outcomes, judge_questions
+from .evidence.judging import judge_questions
 from .evidence.nulls import best_layer
+from .evidence.outcomes import Outcomes
 from .evidence.shuffles import label_shuffle_null
 from .questions.contrast import ContrastSet
 from .questions.contrast_sets import contrast_set

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ...activations.basics.errors import DefectionError
-from .estimator import Array, ProbeEstimator
+from .arrays import Array
+from .estimator import ProbeEstimator
 from .ragged import Ragged, one_token_each
 from .sample import Sample
 from .solving.lbfgs import minimise
@@ -54,9 +55,8 @@ class AttentionProbe(ProbeEstimator):
         return ragged_softmax(torch.einsum("tld,ld->tl", X.values.double(), query), X)
 
     def _fit(self, sample: Sample) -> None:
-        assert sample.rows is not None
-        assert sample.marks is not None
-        self._fit_tokens(one_token_each(sample.rows), sample.marks)
+        known = sample.labelled_for(self.name)
+        self._fit_tokens(one_token_each(known.rows), known.marks)
 
     def _fit_tokens(self, tokens: Ragged, marks: Tensor) -> None:
         values = tokens.values.double()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from .components import PairPCAProbe, checked_pairs, signed
-from .estimator import Hyperplane
+from .linear import Hyperplane
 from .mean_difference import plane_through
-from .sample import Sample, stacked
+from .pca import PairPCAProbe, checked_pairs, signed
+from .sample import Labelled, span, stacked
 from .solving.lbfgs import minimise
 
 
@@ -29,9 +28,7 @@ class ContrastConsistentSearch(PairPCAProbe):
         self.penalty = penalty
         self.seed = seed
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
+    def _solve(self, sample: Labelled) -> Hyperplane:
         rows, pairs = stacked(sample.rows), checked_pairs(sample, self.name)
         sides = rows[:, pairs.T]  # [layer, side, pair, d]
         sides = sides - sides.mean(dim=2, keepdim=True)
@@ -62,12 +59,3 @@ class ContrastConsistentSearch(PairPCAProbe):
         coef = signed(torch.einsum("lk,lkd->ld", weights, basis), sample.means)
         plane = plane_through(coef, rows.mean(dim=1))
         return Hyperplane(plane.coef, plane.intercept, {"loss": loss})
-
-
-def span(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer k d"]:
-    """An orthonormal basis of at most min(n, d) vectors that holds every row."""
-    n, d = rows.shape[1:]
-    if n >= d:
-        return torch.eye(d, dtype=rows.dtype, device=rows.device).expand(len(rows), d, d)
-    basis: Tensor = torch.linalg.qr(rows.mT).Q.mT
-    return basis

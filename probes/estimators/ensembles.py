@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
-from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
+from .arrays import Array
+from .estimator import ProbeEstimator
 from .guard import Evidence
+from .linear import Hyperplane, SupervisedProbe
 from .mean_difference import MeanDifference, plane_through
-from .sample import Sample
+from .sample import Labelled, Sample
 
 Single = TypeVar("Single", bound=ProbeEstimator)
 
@@ -40,7 +42,7 @@ class _OfProbes(Generic[Single]):
         return cast(Single, MeanDifference()) if self.estimator is None else self.estimator
 
 
-class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
+class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
     """A probe a question (topic), its scores divided by their spread, averaged: no question is louder than another.
 
     An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
@@ -49,12 +51,10 @@ class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
 
     name = "question-ensemble"
 
-    def __init__(self, estimator: LinearProbe | None = None) -> None:
+    def __init__(self, estimator: SupervisedProbe | None = None) -> None:
         self.estimator = estimator
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
+    def _solve(self, sample: Labelled) -> Hyperplane:
         if sample.groups is None:
             raise DefectionError("a question-ensemble needs groups: the question of each row")
         groups = sample.groups.to(sample.marks.device)
@@ -67,21 +67,22 @@ class QuestionEnsemble(_OfProbes[LinearProbe], LinearProbe):
             if marks.all() or not marks.any():
                 raise DefectionError(f"question {int(question)} has answers of one class only; each needs both")
             part = replace(sample, rows=sample.rows[members], marks=marks, groups=None, pairs=None, nuisance=None)
-            coef = self._single()._solve(part.restricted(self._single().sees)).coef
+            seen = part.restricted(self._single().sees).labelled_for(self.name)
+            coef = self._single()._solve(seen).coef
             spread = projections(reference, coef).std(dim=0)
             total += coef / torch.where(spread > 0, spread, torch.ones_like(spread))[:, None]
         middle = torch.stack([sample.rows[:, i].mean(dim=0, dtype=torch.float64) for i in range(sample.n_layers)])
         return plane_through(total / len(questions), middle)
 
     def question_directions(
-        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+        self, sample: Labelled, effects: Float[Tensor, "question layer d"]
     ) -> Float[Tensor, "question layer d"] | None:
         """Each question's direction over the spread of its scores, which no sign changes."""
         single = self._single()
-        found = single.question_directions(sample.restricted(single.sees), effects)
-        reference = sample.rows if sample.clean is None else sample.clean
-        if found is None or reference is None:
+        found = single.question_directions(sample.restricted(single.sees).labelled_for(self.name), effects)
+        if found is None:
             return None
+        reference = sample.rows if sample.clean is None else sample.clean
         spread = torch.stack([projections(reference, coef).std(dim=0) for coef in found])
         return found / torch.where(spread > 0, spread, torch.ones_like(spread))[..., None]
 
@@ -117,19 +118,13 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
 
     def _fit(self, sample: Sample) -> None:
         chosen = self._columns(sample.n_layers)
-        cut: dict[str, Any] = {
-            name: None if rows is None else rows[:, chosen]
-            for name, rows in (("rows", sample.rows), ("clean", sample.clean), ("traffic", sample.traffic))
-        }
-        band = replace(sample, **cut)
+        band = sample.at_layers(chosen)
         self.estimator_ = clone(self._single())
         self.estimator_.n_layers_, self.estimator_.n_features_in_ = len(chosen), self.n_features_in_
         self.estimator_.classes_ = getattr(self, "classes_", np.array([False, True]))
         self.estimator_._fit(band.restricted(self.estimator_.sees))
-        reference = band.rows if band.clean is None else band.clean
-        assert reference is not None
         if band.clean is None:
-            scores = self.estimator_._scores(reference)
+            scores = self.estimator_._scores(band.labelled_for(self.name).rows)
             middle, spread = scores.mean(dim=0), scores.std(dim=0)
         else:
             middle, spread = self.estimator_._clean_standard(band)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
-from .estimator import CONTRAST_OR_LABELS
-from .guard import Evidence
+from .guard import CONTRAST_OR_LABELS, Evidence
 from .mean_difference import OfDifference
-from .sample import Sample, centred
+from .sample import Labelled, centred
 from .solving.covariance import divide_by_covariance
 from .whitened import shrunk
 
@@ -46,7 +45,7 @@ class Erased(OfDifference):
         """Contrast texts."""
         return frozenset({Evidence.CONTRAST})
 
-    def _known(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
+    def _facts(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
         for name in self.nuisances:
             if name not in NUISANCES:
                 raise DefectionError(f"unknown nuisance {name!r}: choose from {', '.join(NUISANCES)}")
@@ -62,7 +61,7 @@ class Erased(OfDifference):
             "clean_nuisance": torch.cat(columns, dim=1).to(device) if columns else None,
         }
 
-    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+    def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         measured = [(sample.rows, sample.nuisance), (sample.clean, sample.clean_nuisance)]
         pairs = [(rows, nuisance) for rows, nuisance in measured if rows is not None and nuisance is not None]
         if not pairs:

@@ -26,6 +26,8 @@ class Evidence(StrEnum):
     """Prompts labelled by what the organism did on them: an upper bound, not a probe a defender could have."""
 
 
+CONTRAST_OR_LABELS = frozenset({Evidence.CONTRAST, Evidence.LABELLED})
+
 LEAGUES = ("questions only", "questions + clean prompts", "questions + unlabelled traffic")
 OTHER_LEAGUES = {
     frozenset({Evidence.CLEAN}): "clean prompts only",
@@ -55,9 +57,14 @@ def refuse_undeclared(name: str, given: Set[Evidence], sees: Set[Evidence], need
     """
     labelled = {Evidence.CONTRAST} if Evidence.LABELLED in given else set()
     for kind in sorted(needs - given - labelled):
-        raise DefectionError(f"a {name} probe needs {kind}{HOW_TO_GIVE.get(kind, '')}")
+        raise lacking(name, kind)
     for kind in sorted(given - sees - {Evidence.CLEAN, Evidence.CONTRAST}):
         raise DefectionError(f"a {name} probe does not declare to see {kind}, so it may not be given any")
+
+
+def lacking(name: str, kind: Evidence) -> DefectionError:
+    """What is said where a probe of this name lacks rows without which it cannot be fitted."""
+    return DefectionError(f"a {name} probe needs {kind}{HOW_TO_GIVE.get(kind, '')}")
 
 
 def refuse_unclean(prompts: Sequence[Prompt], forbidden: Sequence[str] = ()) -> None:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .estimator import Hyperplane, LinearProbe
-from .sample import Sample
+from .linear import Hyperplane, SupervisedProbe
+from .sample import Labelled
 
 
-class OfDifference(LinearProbe):
+class OfDifference(SupervisedProbe):
     """A probe whose direction is a linear map of the difference of two means, and no label has a say in the map.
 
     The difference is a sum over questions of ± what answering each does, so the direction is one too: that is what
@@ -20,16 +20,16 @@ class OfDifference(LinearProbe):
     """
 
     @abstractmethod
-    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+    def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         """What the map makes of each of `k` differences; it may look at the sample's rows but not at their marks."""
 
-    def _solve(self, sample: Sample) -> Hyperplane:
+    def _solve(self, sample: Labelled) -> Hyperplane:
         defecting, other, _ = sample.means
         coef = self._mapped(sample, (defecting - other)[:, None])[:, 0]
         return plane_through(coef, (defecting + other) / 2)
 
     def question_directions(
-        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+        self, sample: Labelled, effects: Float[Tensor, "question layer d"]
     ) -> Float[Tensor, "question layer d"] | None:
         """The map of each question's effect."""
         return self._mapped(sample, effects.transpose(0, 1)).transpose(0, 1)
@@ -43,7 +43,7 @@ class MeanDifference(OfDifference):
 
     name = "mean-difference"
 
-    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+    def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         return differences
 
 

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .consistent import span
 from .estimator import ProbeEstimator
-from .sample import Sample, centred
+from .sample import Labelled, Sample, centred, span
 from .solving.lbfgs import minimise
 
 
@@ -30,21 +29,19 @@ class MLPProbe(ProbeEstimator):
         self.seed = seed
 
     def _fit(self, sample: Sample) -> None:
-        assert sample.marks is not None
-        parts = [self._solve(chunk, sample.marks) for chunk in sample.chunks()]
+        parts = [self._solve(chunk) for chunk in sample.labelled_for(self.name).chunks()]
         names = ("location_", "inner_", "inner_bias_", "outer_", "outer_bias_", "converged_")
         for name, tensors in zip(names, zip(*parts, strict=True), strict=True):
             setattr(self, name, torch.cat(tensors))
 
-    def _solve(self, sample: Sample, marks: Tensor) -> tuple[Tensor, ...]:
-        assert sample.rows is not None
+    def _solve(self, sample: Labelled) -> tuple[Tensor, ...]:
         rows, location = centred(sample.rows)
         spread = rows.square().mean(dim=(1, 2)).sqrt()
         scale = torch.where(spread > 0, spread, torch.ones_like(spread))
         basis = span(rows)  # weights outside the rows' span stay at 0 under the penalty
         short = rows @ basis.mT / scale[:, None, None]
         layers, _, size = short.shape
-        width, signs = self.hidden, 2 * marks.double() - 1
+        width, signs = self.hidden, 2 * sample.marks.double() - 1
         sizes = (size * width, width, width, 1)
         generator = torch.Generator().manual_seed(self.seed)
         start = torch.randn(sum(sizes), generator=generator, dtype=torch.float64).to(rows.device)

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold
+from .arrays import Array
 from .components import leading_components
-from .estimator import Array, Hyperplane, LinearProbe, ProbeEstimator
+from .estimator import ProbeEstimator
 from .guard import Evidence
+from .linear import Hyperplane, LinearProbe
 from .mean_difference import plane_through
 from .probe import ALARM_RATE
 from .sample import Sample, centred, stacked, weighted_sums
@@ -46,10 +47,10 @@ class Mahalanobis(ProbeEstimator):
         return self.sees
 
     def _fit(self, sample: Sample) -> None:
-        assert sample.clean is not None
-        share = sample.clean.new_full((1, len(sample.clean)), 1 / len(sample.clean), dtype=torch.float64)
-        self.location_ = weighted_sums(sample.clean, share)[0]
-        parts = [shrunk([(rows, 1.0)], self.shrinkage) for chunk in sample.chunks() for rows in chunk.values]
+        clean = sample.clean_for(self.name)
+        share = clean.new_full((1, len(clean)), 1 / len(clean), dtype=torch.float64)
+        self.location_ = weighted_sums(clean, share)[0]
+        parts = [shrunk([(chunk.clean_for(self.name), 1.0)], self.shrinkage) for chunk in sample.chunks()]
         self.rows_ = torch.cat([rows for rows, _, _ in parts])
         self.ridge_ = torch.cat([ridge for _, ridge, _ in parts])
 
@@ -93,10 +94,11 @@ class FirstComponent(LinearProbe):
         """Clean prompts."""
         return frozenset({Evidence.CLEAN})
 
+    def _fit(self, sample: Sample) -> None:
+        self._keep([self._solve(chunk) for chunk in sample.chunks()])
+
     def _solve(self, sample: Sample) -> Hyperplane:
-        if sample.clean is None:
-            raise DefectionError("a pc1 probe needs clean prompts")
-        rows = [rows for rows in (sample.clean, sample.traffic) if rows is not None]
+        rows = [rows for rows in (sample.clean_for(self.name), sample.traffic) if rows is not None]
         stack, mean = centred(torch.cat([r.to(torch.promote_types(r.dtype, torch.float32)) for r in rows]))
         component = leading_components(stack, 1)[:, 0]
         tail = torch.einsum("lnd,ld->ln", stack, component).pow(3).sum(dim=1)

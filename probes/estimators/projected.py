@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from .components import leading_components
-from .estimator import CONTRAST_OR_LABELS
-from .guard import Evidence
+from .guard import CONTRAST_OR_LABELS, Evidence
 from .mean_difference import OfDifference
-from .sample import Sample, centred
+from .sample import Labelled, centred
 
 
 class Projected(OfDifference):
@@ -34,14 +33,14 @@ class Projected(OfDifference):
         """Contrast texts and clean prompts."""
         return frozenset({Evidence.CONTRAST, Evidence.CLEAN})
 
-    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
-        assert sample.clean is not None
-        if not 0 <= self.components < min(len(sample.clean), sample.clean.shape[-1]):
+    def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+        clean = sample.clean_for(self.name)
+        if not 0 <= self.components < min(len(clean), clean.shape[-1]):
             raise DefectionError(
-                f"cannot remove {self.components} components with {len(sample.clean)} clean prompts: give more, or "
+                f"cannot remove {self.components} components with {len(clean)} clean prompts: give more, or "
                 "take mean-difference"
             )
-        components = leading_components(centred(sample.clean, coarse=sample.coarse)[0], self.components)
+        components = leading_components(centred(clean, coarse=sample.coarse)[0], self.components)
         return without_components(differences, components)
 
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .estimator import Hyperplane, LinearProbe
-from .sample import Sample, centred
+from .linear import Hyperplane, SupervisedProbe
+from .sample import Labelled, centred
 from .solving.covariance import divide_by_covariance
 from .solving.products import combined, inner_products, solve_products
 
 
-class RidgeProbe(LinearProbe):
+class RidgeProbe(SupervisedProbe):
     """Minimises ‖y − Xw − b‖² + alpha ‖w‖² with y = ±1: `sklearn.linear_model.RidgeClassifier`."""
 
     name = "ridge"
@@ -20,9 +20,7 @@ class RidgeProbe(LinearProbe):
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        assert sample.rows is not None
-        assert sample.marks is not None
+    def _solve(self, sample: Labelled) -> Hyperplane:
         # Of fewer rows than dimensions the products are singular along their mean, which fp32 does not quite remove.
         tall = sample.rows.shape[0] >= sample.rows.shape[2]
         rows, mean = centred(sample.rows, coarse=sample.coarse and tall)
@@ -32,10 +30,9 @@ class RidgeProbe(LinearProbe):
         return Hyperplane(coef, centre - torch.linalg.vecdot(coef, mean))
 
     def question_directions(
-        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+        self, sample: Labelled, effects: Float[Tensor, "question layer d"]
     ) -> Float[Tensor, "question layer d"] | None:
         """(XᵀX + alpha I)⁻¹ of each effect: of balanced classes Xᵀy is a multiple of the difference of means."""
-        assert sample.rows is not None
         rows, _ = centred(sample.rows)
         alpha = rows.new_full((len(rows),), self.alpha)
         return divide_by_covariance(rows, alpha, effects.permute(1, 2, 0)).permute(2, 0, 1)

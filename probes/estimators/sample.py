@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .guard import Evidence
+from .guard import Evidence, lacking
 from .solving.products import times
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
@@ -24,58 +24,113 @@ COLUMNS = 2**15
 """As many of them side by side: memory is read in long sweeps, and sums are short."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Rows of every kind that a fit was given, [row, layer, d] each in the dtype they came in."""
+    """Rows whose label nobody knows, [row, layer, d] each in the dtype they came in: what a monitor is fitted on."""
 
-    rows: Float[Tensor, "n layer d"] | None
-    """Contrast texts or labelled rows; None when there were none, or they may not be seen."""
-    marks: Bool[Tensor, "n"] | None = None
-    """Which rows are the defecting ones."""
     clean: Float[Tensor, "clean layer d"] | None = None
     traffic: Float[Tensor, "traffic layer d"] | None = None
-    groups: Int[Tensor, "n"] | None = None
-    """The topic of each row, as a number."""
-    pairs: Int[Tensor, "pair 2"] | None = None
-    """Row numbers of the two answers to one question, ordered by answer word and never by which one defects."""
-    nuisance: Float[Tensor, "n k"] | None = None
-    """What the scores must not depend on, as numbers a row."""
-    clean_nuisance: Float[Tensor, "clean k2"] | None = None
     clean_groups: Int[Tensor, "clean"] | None = None
     """The topic of each clean row; None: each row is one of its own."""
-    part_of: tuple[Sample, slice] | None = field(init=False, default=None, repr=False)
+    clean_nuisance: Float[Tensor, "clean k2"] | None = None
+    """What the scores must not depend on, as numbers a clean row."""
+    part_of: tuple[Self, slice] | None = field(init=False, default=None, repr=False)
     """The sample whose layers these are some of; with other rows in their place it is a whole one again."""
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The rows of every kind that is there, by the name of their field."""
+        return {name: rows for name in ("rows", "clean", "traffic") if (rows := getattr(self, name, None)) is not None}
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the rows have."""
+        return next(iter(self.values.values())).shape[1]
+
+    @property
+    def coarse(self) -> bool:
+        """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
+        return all(rows.dtype != torch.float64 for rows in self.values.values())
+
+    def clean_for(self, name: str) -> Float[Tensor, "clean layer d"]:
+        """The clean rows; DefectionError that a probe of this name needs some."""
+        if self.clean is None:
+            raise lacking(name, Evidence.CLEAN)
+        return self.clean
+
+    def traffic_for(self, name: str) -> Float[Tensor, "traffic layer d"]:
+        """The traffic; DefectionError that a probe of this name needs some."""
+        if self.traffic is None:
+            raise lacking(name, Evidence.TRAFFIC)
+        return self.traffic
+
+    def labelled_for(self, name: str) -> Labelled:
+        """The sample with its labelled rows; DefectionError that a probe of this name needs some."""
+        raise lacking(name, Evidence.CONTRAST)
 
     def restricted(self, sees: Set[Evidence]) -> Sample:
         """Without the rows that an estimator does not declare to see: what it is not handed it cannot use."""
         kept = self
-        if not sees & {Evidence.CONTRAST, Evidence.LABELLED}:
-            kept = replace(kept, rows=None, marks=None, groups=None, pairs=None, nuisance=None)
         if Evidence.CLEAN not in sees:
             kept = replace(kept, clean=None, clean_nuisance=None, clean_groups=None)
         return kept if Evidence.TRAFFIC in sees else replace(kept, traffic=None)
 
-    def with_clean(self, rows: Int[Tensor, "kept"]) -> Sample:
+    def with_clean(self, rows: Int[Tensor, "kept"]) -> Self:
         """The same sample with these of its clean rows alone."""
         cut = {
             name: values[rows.to(values.device)]
             for name in ("clean", "clean_nuisance", "clean_groups")
             if (values := getattr(self, name)) is not None
         }
-        part = replace(self, **cut)
-        if self.rows is not None and self.marks is not None:
-            vars(part)["means"] = self.means  # of the same rows
+        return replace(self, **cut)
+
+    def at_layers(self, layers: slice | list[int]) -> Self:
+        """The same rows at some of their layers, as columns."""
+        cut: dict[str, Any] = {name: rows[:, layers] for name, rows in self.values.items()}
+        return replace(self, **cut)
+
+    def chunks(self) -> Iterator[Self]:
+        """Consecutive layers, as many at a time as fit into memory in fp64."""
+        values = list(self.values.values())
+        bytes_per_layer = max(8 * rows.shape[0] * rows.shape[2] for rows in values)
+        step = max(1, CHUNK_BYTES.get(values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
+        for start in range(0, self.n_layers, step):
+            layers = slice(start, start + step)
+            chunk = self.at_layers(layers)
+            object.__setattr__(chunk, "part_of", (self, layers))
+            yield chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Sample):
+    """Contrast texts or labelled rows, beside what else there is: what a supervised probe is fitted on."""
+
+    rows: Float[Tensor, "n layer d"]
+    marks: Bool[Tensor, "n"]
+    """Which rows are the defecting ones."""
+    groups: Int[Tensor, "n"] | None = None
+    """The topic of each row, as a number."""
+    pairs: Int[Tensor, "pair 2"] | None = None
+    """Row numbers of the two answers to one question, ordered by answer word and never by which one defects."""
+    nuisance: Float[Tensor, "n k"] | None = None
+    """What the scores must not depend on, as numbers a row."""
+
+    def labelled_for(self, name: str) -> Labelled:
+        """The sample itself."""
+        return self
+
+    def restricted(self, sees: Set[Evidence]) -> Sample:
+        """Without the rows that an estimator does not declare to see."""
+        if sees & {Evidence.CONTRAST, Evidence.LABELLED}:
+            return super().restricted(sees)
+        unlabelled = ("clean", "traffic", "clean_groups", "clean_nuisance")
+        return Sample(**{name: getattr(self, name) for name in unlabelled}).restricted(sees)
+
+    def with_clean(self, rows: Int[Tensor, "kept"]) -> Self:
+        """The same sample with these of its clean rows alone, and the means of its own."""
+        part = super().with_clean(rows)
+        vars(part)["means"] = self.means
         return part
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The rows of every kind that is there."""
-        return [rows for rows in (self.rows, self.clean, self.traffic) if rows is not None]
-
-    @property
-    def coarse(self) -> bool:
-        """Whether no row came in fp64, so that products may be taken in fp32 before they are polished."""
-        return all(rows.dtype != torch.float64 for rows in self.values)
 
     @cached_property
     def means(self) -> Means:
@@ -83,29 +138,7 @@ class Sample:
         if self.part_of is not None:
             whole, layers = self.part_of
             return Means(*(mean[layers] for mean in whole.means))
-        assert self.rows is not None
-        assert self.marks is not None
         return class_means(self.rows, self.marks)
-
-    @property
-    def n_layers(self) -> int:
-        """How many layers the rows have."""
-        return self.values[0].shape[1]
-
-    def chunks(self) -> Iterator[Sample]:
-        """Consecutive layers, as many at a time as fit into memory in fp64."""
-        bytes_per_layer = max(8 * rows.shape[0] * rows.shape[2] for rows in self.values)
-        step = max(1, CHUNK_BYTES.get(self.values[0].device.type, CHUNK_BYTES["cpu"]) // max(1, bytes_per_layer))
-        for start in range(0, self.n_layers, step):
-            layers = slice(start, start + step)
-            cut = {
-                name: rows[:, layers]
-                for name in ("rows", "clean", "traffic")
-                if (rows := getattr(self, name)) is not None
-            }
-            chunk = replace(self, **cut)
-            object.__setattr__(chunk, "part_of", (self, layers))
-            yield chunk
 
 
 def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
@@ -169,3 +202,12 @@ def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"
             part = flat[top : top + height, columns].to(kind) - origin[columns]
             total[:, columns] += times(shares[:, top : top + height], part)
     return total.view(len(weights), *rows.shape[1:])
+
+
+def span(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer k d"]:
+    """An orthonormal basis of at most min(n, d) vectors that holds every row."""
+    n, d = rows.shape[1:]
+    if n >= d:
+        return torch.eye(d, dtype=rows.dtype, device=rows.device).expand(len(rows), d, d)
+    basis: Tensor = torch.linalg.qr(rows.mT).Q.mT
+    return basis

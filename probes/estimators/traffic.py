@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
-from .estimator import Hyperplane, LinearProbe
 from .guard import Evidence
-from .sample import Sample, stacked
+from .linear import LinearProbe
+from .sample import Labelled, Sample, stacked
 
 SMALLEST_MINORITY = 3
 """Fewer prompts are outliers, of which ordinary traffic always has some."""
@@ -124,22 +124,16 @@ class UnlabelledTraffic(LinearProbe):
             raise DefectionError(f"band {self.band!r} holds no layer of {n_layers}: give fractions such as (0.4, 1.0)")
         return range(min(start, n_layers - 1), max(end, start + 1))
 
-    def _solve(self, sample: Sample) -> Hyperplane:
-        raise AssertionError("all layers are solved jointly")
-
     def _fit(self, sample: Sample) -> None:
-        assert sample.rows is not None
-        assert sample.marks is not None
-        assert sample.clean is not None
-        assert sample.traffic is not None
+        ordinary, met = sample.clean_for(self.name), sample.traffic_for(self.name)
         for what, rows, least in (
-            ("clean prompts", sample.clean, 4 * SMALLEST_MINORITY),
-            ("prompts of traffic", sample.traffic, 2 * SMALLEST_MINORITY),
+            ("clean prompts", ordinary, 4 * SMALLEST_MINORITY),
+            ("prompts of traffic", met, 2 * SMALLEST_MINORITY),
         ):
             if len(rows) < least:
                 raise DefectionError(f"{len(rows)} {what} are too few to find a minority in; give at least {least}")
         band = self.columns(sample.n_layers)
-        clean, traffic = (stacked(rows[:, band.start : band.stop]) for rows in (sample.clean, sample.traffic))
+        clean, traffic = (stacked(rows[:, band.start : band.stop]) for rows in (ordinary, met))
         centre = clean.mean(dim=1)
         spread = (clean - centre[:, None]).square().mean(dim=(1, 2)).sqrt()
         scale = torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -170,8 +164,13 @@ class UnlabelledTraffic(LinearProbe):
             minority=found.share,
             component=found.rank,
             variance_ratio=found.variance_ratio,
-            agreement=_agreement(sample, coef, band),
+            agreement=_agreement(sample.labelled_for(self.name), ordinary, met, coef, band),
         )
+
+    def _like(self) -> Self:
+        other = super()._like()
+        other.draws = 0  # of those that say how far chance would go: one verdict is enough
+        return other
 
     def _basis(self, products: Float[Tensor, "n n"]) -> Float[Tensor, "n component"]:
         """Row weights whose sums are the leading principal components of centred rows, as unit vectors."""
@@ -287,18 +286,14 @@ def best_splits(
     return splits, shares, torch.where(up, 1.0, -1.0).to(scores.dtype)
 
 
-def _agreement(sample: Sample, coef: Float[Tensor, "layer d"], band: range) -> float:
+def _agreement(texts: Labelled, clean: Tensor, traffic: Tensor, coef: Float[Tensor, "layer d"], band: range) -> float:
     """Correlation of two band scores over the traffic: this direction's and the contrast texts' mean difference's."""
-    assert sample.rows is not None
-    assert sample.marks is not None
-    assert sample.clean is not None
-    assert sample.traffic is not None
-    defecting, other, _ = sample.means
+    defecting, other, _ = texts.means
     scores = []
     for direction in (coef, defecting - other):
         known, seen = (
             torch.stack([rows[:, layer].double() @ direction[layer] for layer in band], dim=1)
-            for rows in (sample.clean, sample.traffic)
+            for rows in (clean, traffic)
         )
         spread = known.std(dim=0)
         scores.append((seen / torch.where(spread > 0, spread, torch.ones_like(spread))).mean(dim=1))

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .estimator import CONTRAST_OR_LABELS, Hyperplane
-from .guard import Evidence
+from .guard import CONTRAST_OR_LABELS, Evidence
+from .linear import Hyperplane
 from .mean_difference import OfDifference, plane_through
-from .sample import Sample, centred
+from .sample import Labelled, centred
 from .solving.covariance import divide_by_covariance, shrinkage_of
 from .solving.products import inner_products, squared_norm
 
@@ -44,9 +44,8 @@ class Whitened(OfDifference):
         """Contrast texts, and clean prompts when the covariance comes from them."""
         return self.sees - {Evidence.LABELLED}
 
-    def _mapped(self, sample: Sample, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
-        assert sample.clean is not None
-        return self._divided([(sample.clean, 1.0)], differences, coarse=sample.coarse)
+    def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
+        return self._divided([(sample.clean_for(self.name), 1.0)], differences, coarse=sample.coarse)
 
     def _divided(
         self, parts: list[tuple[Tensor, float]], differences: Float[Tensor, "layer k d"], *, coarse: bool
@@ -54,13 +53,11 @@ class Whitened(OfDifference):
         rows, ridge, product = shrunk(parts, self.shrinkage, coarse=coarse)
         return divide_by_covariance(rows, ridge, differences.mT, product, coarse=coarse).mT
 
-    def _solve(self, sample: Sample) -> Hyperplane:
+    def _solve(self, sample: Labelled) -> Hyperplane:
         if self.covariance not in COVARIANCES:
             raise DefectionError(f"unknown covariance {self.covariance!r}: choose {' or '.join(COVARIANCES)}")
         if self.covariance == "clean":
             return super()._solve(sample)
-        assert sample.rows is not None
-        assert sample.marks is not None
         defecting, other, _ = sample.means
         share = float(sample.marks.double().mean())
         parts = [(sample.rows[sample.marks], share), (sample.rows[~sample.marks], 1 - share)]
@@ -69,7 +66,7 @@ class Whitened(OfDifference):
         return Hyperplane(coef, plane.intercept + math.log(share / (1 - share)))
 
     def question_directions(
-        self, sample: Sample, effects: Float[Tensor, "question layer d"]
+        self, sample: Labelled, effects: Float[Tensor, "question layer d"]
     ) -> Float[Tensor, "question layer d"] | None:
         """None with a pooled covariance: there the labels say what lies within a class."""
         return super().question_directions(sample, effects) if self.covariance == "clean" else None

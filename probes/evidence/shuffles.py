@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
-from ..estimators.estimator import LinearProbe
 from ..estimators.guard import Evidence
+from ..estimators.linear import LinearProbe
 from ..estimators.ragged import refuse_ragged
-from ..estimators.sample import Sample
 from ..statistics.metrics import Labels, auroc
 from ..statistics.ranking import class_marks
 from .nulls import DIRECTIONS, p_value
@@ -178,14 +177,7 @@ def questions_of(estimator: LinearProbe, contrast: Residuals, clean: Residuals |
     if not has_questions(contrast) or (clean is None and Evidence.CLEAN in estimator.needs):
         return None
     found = effects_of(contrast)
-    device = contrast.values.device
-    sample = Sample(
-        rows=contrast.values,
-        marks=torch.tensor([bool(prompt.extra["defecting"]) for prompt in contrast.prompts], device=device),
-        clean=None if clean is None else clean.values.to(device),
-        **estimator._known(contrast, clean),
-    )
-    directions = estimator.question_directions(sample.restricted(estimator.sees), found.effects)
+    directions = estimator.question_directions(estimator.sample_of(contrast, clean), found.effects)
     return None if directions is None else replace(found, effects=directions)
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 COARSE_FROM = 128
 """Smaller matrices are not worth a second precision."""
-TERMS = 1024
-"""Products summed in fp32 before the sum is carried on in fp64: what rounding is left is that of the products."""
 CONVERTED = 2**16
 """Numbers converted to fp64 at a time: half a megabyte, so that they stay in the cache."""
 REFINEMENTS = 10
@@ -41,21 +39,6 @@ def inner_products(rows: Float[Tensor, "layer n d"], *, coarse: bool) -> Float[T
     # NumPy sees that the product is symmetric and computes one half of it (BLAS syrk); PyTorch computes both.
     columns = tall.numpy()
     return torch.from_numpy(np.matmul(columns.transpose(0, 2, 1), columns))
-
-
-def summed_products(rows: Float[Tensor, "layer n d"]) -> Float[Tensor, "layer m m"]:
-    """`inner_products` in fp64, of fp32 rows too: their terms are fp32, and summed in fp64 every thousand.
-
-    Off by some 1e-8 of the largest eigenvalue at half the time: enough where nothing polishes afterwards.
-    """
-    if rows.dtype == torch.float64:
-        return inner_products(rows, coarse=False)
-    tall = rows if rows.shape[1] >= rows.shape[2] else rows.mT
-    total = torch.zeros(len(tall), tall.shape[2], tall.shape[2], dtype=torch.float64, device=tall.device)
-    for start in range(0, tall.shape[1], TERMS):
-        part = tall[:, start : start + TERMS]
-        total += inner_products(part, coarse=True) if part.shape[1] >= part.shape[2] else part.mT @ part
-    return total
 
 
 def times(matrix: Float[Tensor, "*layer a b"], vectors: Float[Tensor, "*layer b k"]) -> Float[Tensor, "*layer a k"]:
