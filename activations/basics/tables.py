@@ -7,7 +7,7 @@ import gzip
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +63,16 @@ def write_rows(
 ) -> Json:
     """Write dataclasses of one `kind` as the JSON file `path` and the CSV beside it; give what the former holds.
 
-    What is not a number is null in the one and empty in the other.
+    What is not a number is null in the one and empty in the other. A kind's own fields come before inherited ones.
     """
+    names = sorted((field.name for field in fields(kind)), key=lambda name: name not in kind.__annotations__)
     cleaned = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
+        {name: None if isinstance(v := getattr(row, name), float) and not math.isfinite(v) else v for name in names}
         for row in rows
     ]
     record = {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned}
     write_json(path, record)
-    write_csv(path.with_suffix(".csv"), cleaned, [field.name for field in fields(kind)])
+    write_csv(path.with_suffix(".csv"), cleaned, names)
     return record
 
 

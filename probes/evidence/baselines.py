@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,45 @@ from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ..estimators.ragged import refuse_ragged
 from ..statistics.metrics import Labels, auroc
+from .nulls import standardised
+from .outcomes import Outcomes
 
 FOLDS = 5
+UPPER_BOUND = "triggered prompts and labels (upper bound)"
+NO_FIT = "nothing"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A score that needs no question, and what it was allowed to see."""
+
+    name: str
+    saw: str
+    scores: Float[Tensor, "prompt layer"] | Float[Tensor, "prompt"]
+    """By layer, or of whole prompts."""
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether it is read off the residuals of a layer."""
+        return self.scores.ndim == 2
+
+    def at(self, columns: Sequence[int]) -> Float[Tensor, "prompt"]:
+        """Its mean over some layers in standard deviations of each, since its scale differs by layer."""
+        by_layer = self.scores[:, list(columns)].double().T
+        return by_layer[0] if len(columns) == 1 else standardised(by_layer, by_layer).mean(dim=0)
+
+
+def baselines(tests: Residuals, outcomes: Outcomes) -> list[Baseline]:
+    """Norm, length, and what needs both outcomes: the first component, and words where topics can be held out."""
+    found = [
+        Baseline("norm-only", NO_FIT, norm_scores(tests)),
+        Baseline("length-only", NO_FIT, length_scores(tests)),
+    ]
+    if outcomes.both:
+        found.append(Baseline("pc1", UPPER_BOUND, first_component_scores(tests, outcomes.labels)))
+        if spans_topics(outcomes.labels, outcomes.topics):
+            found.append(Baseline("bag-of-words", UPPER_BOUND, bag_of_words_scores(tests.prompts, outcomes.labels)))
+    return found
 
 
 def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:

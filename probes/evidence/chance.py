@@ -1,76 +1,87 @@
-"""What directions and labels that know nothing reach on one model and test set, drawn once for all its probes."""
+"""What knows nothing, held against a probe: the null bands and p-values of a table, drawn once for all its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.reading.residuals import Residuals
-from ..statistics.metrics import Interval, Labels
-from .nulls import (
-    BestLayer,
-    aurocs_under,
-    best_layer,
-    covariance_directions,
-    moves_labels,
-    null_aurocs,
-    null_band,
-    null_scores,
-    shuffled_labels,
-)
-from .sweep_table import NOTHING
+from .nulls import covariance_directions, null_aurocs, null_band, null_scores
+from .outcomes import Outcomes
+from .shuffles import QuestionEffects, label_shuffle_null, unrelated_question_null
+
+UNMOVED = "no p_label_shuffle: of each two words the same one defects in every question, so a shuffle moves no label"
+Columns = tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class Chance:
-    """Null bands by column: each layer, then the mean over the fixed layers where there are several."""
+    """What random directions reach on one model and test set, read at several layers or bands of layers.
 
-    isotropic: tuple[Interval, ...]
-    """Central 95% of directions drawn from a sphere (MacDiarmid et al. 2024)."""
-    covariance: tuple[Interval, ...]
-    """Central 95% of directions drawn in the clean prompts' own covariance."""
-    best_high: float
-    """97.5th percentile of the best layer of isotropic directions, one a layer."""
-    shuffles: Bool[Tensor, "draw prompt"] | None
-    """Test labels dealt out anew within topics; None where no topic holds both outcomes, so that none would move."""
+    A set on which only one outcome occurs has no bands.
+    """
 
-    def best(self, aurocs: Float[Tensor, "layer"], scores: Float[Tensor, "layer prompt"]) -> BestLayer:
-        """The best of the layers, tested against the best layer of every shuffle of the labels.
+    def __init__(
+        self,
+        tests: Residuals,
+        clean: Residuals,
+        outcomes: Outcomes,
+        wanted: Iterable[Sequence[int]],
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Draw on `tests` [prompt, layer, d_model], standardised on `clean`; `wanted` are columns of layers."""
+        self.tests, self.clean, self.outcomes, self.seed = tests, clean, outcomes, seed
+        columns = {tuple(each) for each in wanted} if outcomes.both else set()
+        # One kind of directions after the other: each is a score for every direction, layer and prompt.
+        self.isotropic = self._aurocs(columns, None)
+        self.covariance = self._aurocs(columns, covariance_directions(clean.values, seed=seed)) if columns else {}
 
-        Its p-values are NaN where a shuffle would move none.
+    def _aurocs(
+        self, wanted: set[Columns], directions: Float[Tensor, "layer direction d_model"] | None
+    ) -> dict[Columns, Float[Tensor, "direction"]]:
+        if not wanted:
+            return {}
+        scores = null_scores(self.tests, self.clean, directions=directions, seed=self.seed)
+        return {columns: null_aurocs(scores, self.outcomes.labels, columns) for columns in wanted}
+
+    def band(self, columns: Sequence[int]) -> dict[str, float]:
+        """The central 95% of both kinds of directions on the mean over these layers, under the names of `Figures`."""
+        found = {}
+        for name, drawn in (("null", self.isotropic), ("null_covariance", self.covariance)):
+            if (areas := drawn.get(tuple(columns))) is not None:
+                found[f"{name}_low"], found[f"{name}_high"] = null_band(areas)
+        return found
+
+    def best_high(self) -> float:
+        """97.5% of isotropic directions, one a layer, have a best layer below this."""
+        return null_band(
+            torch.stack([areas for columns, areas in self.isotropic.items() if len(columns) == 1]).amax(0)
+        )[1]
+
+    def of_questions(
+        self, own: QuestionEffects | None, others: QuestionEffects | None, columns: Sequence[int]
+    ) -> dict[str, Any]:
+        """The p-values of a probe made of questions, whose effects are given at these layers alone.
+
+        None where the probe is no sum over questions. `others` are questions about other things.
         """
-        if self.shuffles is None:
-            untested = torch.full((len(aurocs), 1), torch.nan, dtype=torch.float64)
-            return replace(best_layer(aurocs, untested), p_value=NOTHING, adjusted=untested[:, 0])
-        return best_layer(aurocs, aurocs_under(scores, self.shuffles))
-
-
-def chance(
-    tests: Residuals, clean: Residuals, labels: Labels, topics: Sequence[str], fixed_columns: Sequence[int]
-) -> Chance:
-    """Draw both kinds of random directions, and shuffles of the labels, for the test prompts of one set."""
-    isotropic = null_scores(tests, clean)
-    aurocs = null_aurocs(isotropic, labels)
-    bands = [_bands(isotropic, aurocs, labels, fixed_columns)]
-    del isotropic  # before the next ones are there: each is a score for every direction, layer and prompt
-    drawn = null_scores(tests, clean, directions=covariance_directions(clean.values))
-    bands.append(_bands(drawn, null_aurocs(drawn, labels), labels, fixed_columns))
-    best_high = null_band(aurocs.amax(dim=0))[1]
-    shuffles = shuffled_labels(labels, topics) if moves_labels(labels, topics) else None
-    return Chance(bands[0], bands[1], best_high, shuffles)
-
-
-def _bands(
-    scores: Float[Tensor, "layer direction prompt"],
-    aurocs: Float[Tensor, "layer direction"],
-    labels: Labels,
-    fixed_columns: Sequence[int],
-) -> tuple[Interval, ...]:
-    bands = [null_band(areas) for areas in aurocs]
-    if len(fixed_columns) > 1:
-        bands.append(null_band(null_aurocs(scores, labels, fixed_columns)))
-    return tuple(bands)
+        if own is None or not self.outcomes.both:
+            return {}
+        chosen, places = list(columns), range(len(columns))
+        read = (self.tests.values[:, chosen], self.outcomes.labels, self.clean.values[:, chosen])
+        found: dict[str, Any] = {}
+        if own.can_be_shuffled:
+            found["p_label_shuffle"] = label_shuffle_null(
+                own, *read, columns=places, each_layer=False, seed=self.seed
+            ).band_p_value
+        else:
+            found["note"] = UNMOVED
+        if others is not None:
+            null = unrelated_question_null(own, others, *read, columns=places, each_layer=False, seed=self.seed)
+            low, high = null_band(null.band_null)
+            found |= {"p_unrelated": null.band_p_value, "null_unrelated_low": low, "null_unrelated_high": high}
+        return found

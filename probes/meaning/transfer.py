@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import by_set
@@ -21,9 +19,10 @@ from ..estimators.fitting import read_anew
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
 from ..estimators.ragged import refuse_ragged
+from ..evidence.chance import Chance
+from ..evidence.outcomes import Outcomes
+from ..evidence.scorer import Figures, figures_of
 from ..evidence.sweep_table import band_name
-from ..statistics.intervals import delong_interval
-from ..statistics.metrics import auroc
 from .alignment import LinearMap
 
 
@@ -38,8 +37,8 @@ class Target:
     """By test prompt's id: whether the organism under test defected on it."""
 
 
-@dataclass(frozen=True)
-class TransferRow:
+@dataclass(frozen=True, kw_only=True)
+class TransferRow(Figures):
     """One probe's model × scored model × layer × test set. `layer` is a number, or "14-17" for a band."""
 
     fitted_on: str
@@ -48,11 +47,6 @@ class TransferRow:
     contrast: str
     layer: int | str
     test_set: str
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    n_positive: int
-    n_negative: int
     mapped: str
     """Kind of the linear map between the models; empty when the direction was used as it is."""
 
@@ -91,51 +85,44 @@ def transfer_matrix(
     are the same model the row is that of normal scoring.
     """
     rows: list[TransferRow] = []
-    for fitted_on, probe in probes.items():
-        for scored_on, target in targets.items():
-            by = (maps or {}).get((fitted_on, scored_on))
-            carried = transfer(probe, target.clean, by)
-            mapped = by.kind if by and carried is not probe else ""
-            for test_set, members in by_set(target.tests.prompts).items():
-                part = target.tests.select(members)
-                marks = _labels(part, target.labels, scored_on)
-                names = (fitted_on, scored_on, probe.estimator, str(probe.contrast["name"]))
-                scored = {band_name(carried.fixed_layers): carried.score(part)}
-                if each_layer:
-                    scored |= dict(zip(carried.layers, carried.decision_function(part).T, strict=True))
-                rows += [_row(names, layer, test_set, scores, marks, part, mapped) for layer, scores in scored.items()]
-    return rows
+    for scored_on, target in targets.items():
+        outcomes = Outcomes.of(target.tests, target.labels)
+        by = {name: (maps or {}).get((name, scored_on)) for name in probes}
+        carried = {name: transfer(probe, target.clean, by[name]) for name, probe in probes.items()}
+        reads = {name: _reads(probe, each_layer) for name, probe in carried.items()}
+        places = {layers: tuple(map(target.tests.layers.index, layers)) for each in reads.values() for layers in each}
+        for test_set, members in by_set(target.tests.prompts).items():
+            part, marked = target.tests.select(members), outcomes.select(members)
+            marked.refuse_one_outcome()
+            chance = Chance(part, target.clean, marked, places.values())
+            for name, probe in carried.items():
+                figures = figures_of(
+                    torch.stack([probe.score(part, layers) for layers in reads[name]]),
+                    marked,
+                    nulls=[chance.band(places[layers]) for layers in reads[name]],
+                    alarms=[probe.threshold if layers == probe.fixed_layers else None for layers in reads[name]],
+                )
+                path = by[name]
+                mapped = path.kind if path is not None and probe is not probes[name] else ""
+                rows += [
+                    TransferRow(
+                        fitted_on=name,
+                        scored_on=scored_on,
+                        estimator=probe.estimator,
+                        contrast=str(probe.contrast["name"]),
+                        layer=band_name(layers),
+                        test_set=test_set,
+                        mapped=mapped,
+                        **each,
+                    )
+                    for layers, each in zip(reads[name], figures, strict=True)
+                ]
+    return sorted(rows, key=lambda row: list(probes).index(row.fitted_on))
 
 
-def _row(
-    names: tuple[str, str, str, str],
-    layer: int | str,
-    test_set: str,
-    scores: torch.Tensor,
-    marks: NDArray[np.bool_],
-    part: Residuals,
-    mapped: str,
-) -> TransferRow:
-    low, high = delong_interval(scores[None], marks, [prompt.topic for prompt in part.prompts])
-    positive = int(marks.sum())
-    return TransferRow(
-        *names,
-        layer=layer,
-        test_set=test_set,
-        auroc=float(auroc(scores, marks)),
-        auroc_low=float(low[0]),
-        auroc_high=float(high[0]),
-        n_positive=positive,
-        n_negative=len(marks) - positive,
-        mapped=mapped,
-    )
-
-
-def _labels(part: Residuals, labels: Mapping[str, bool], model: str) -> NDArray[np.bool_]:
-    missing = [prompt.id for prompt in part.prompts if prompt.id not in labels]
-    if missing:
-        raise DefectionError(f"test prompt {missing[0]!r} of {model!r} has no label; say whether the organism defects")
-    return np.array([labels[prompt.id] for prompt in part.prompts], dtype=bool)
+def _reads(probe: Probe, each_layer: bool) -> list[tuple[int, ...]]:
+    """The layers of each row: the fixed ones, and with `each_layer` each by itself."""
+    return [probe.fixed_layers, *((layer,) for layer in probe.layers if each_layer and probe.fixed_layers != (layer,))]
 
 
 def _same_space(probe: Probe, clean: Residuals) -> dict[int, torch.Tensor]:

@@ -17,9 +17,9 @@ from defection.activations import Residuals
 from defection.activations.models.load import load_model
 from defection.activations.prompts.prompts import user_prompt
 from defection.activations.reading.capture import capture
-from defection.probes import MeanDifference, Projected, Whitened
+from defection.probes import MeanDifference, Outcomes, Projected, Whitened
 from defection.probes.evidence.baselines import first_component_scores, norm_scores
-from defection.probes.evidence.chance import chance
+from defection.probes.evidence.chance import Chance
 from defection.probes.evidence.nulls import (
     best_layer,
     covariance_directions,
@@ -159,9 +159,10 @@ def test_questions_on_a_gpu_have_the_same_nulls(gpu: str, contrast: Residuals, c
 
 def test_chance_and_baselines_are_the_same(gpu: str, clean: Residuals, tests: Residuals) -> None:
     there = moved(tests, gpu)
-    found, wanted = (chance(rows, clean, MARKS, TOPICS, BAND) for rows in (there, tests))
-    assert np.allclose(found.isotropic, wanted.isotropic, atol=2e-3)
-    assert np.allclose(found.covariance, wanted.covariance, atol=2e-3)
+    outcomes = Outcomes.of(tests, dict(zip(tests.ids, MARKS.tolist(), strict=True)))
+    found, wanted = (Chance(rows, clean, outcomes, [(0,), BAND]) for rows in (there, tests))
+    for columns in ((0,), BAND):
+        assert found.band(columns) == pytest.approx(wanted.band(columns), abs=2e-3)
     for scores in (norm_scores, lambda rows: first_component_scores(rows, MARKS)):
         assert close(scores(there), scores(tests))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from defection.activations.models.model import ModelIdentity
 from defection.activations.prompts.prompts import user_prompt
@@ -10,6 +9,7 @@ from defection.activations.reading.residuals import Residuals
 from defection.experiments.study.manifest import Traffic
 from defection.experiments.study.scoring import Judged
 from defection.experiments.study.traffic import bare, traffic_of
+from defection.probes import Outcomes
 from defection.training import parse_trigger, with_and_without
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,11 +39,11 @@ def test_a_higher_share_triggers_more_of_the_same_prompts():
 def test_prompts_of_the_traffic_are_left_out_of_the_test_with_and_without_trigger():
     rows = paired(10)
     drawn = traffic_of(rows, 4, 0.5, 0)
-    marks = np.array([bool(prompt.extra["triggered"]) for prompt in rows.prompts])
-    left = Judged("f", rows, marks, marks).without({bare(prompt) for prompt in drawn.prompts})
+    outcomes = Outcomes.of(rows, {prompt.id: bool(prompt.extra["triggered"]) for prompt in rows.prompts})
+    left = Judged("f", rows, outcomes).without({bare(prompt) for prompt in drawn.prompts})
     assert len(left.residuals) == 12
     assert not {bare(p) for p in left.residuals.prompts} & {bare(p) for p in drawn.prompts}
-    assert left.triggered.sum() == 6
+    assert left.outcomes.triggered.sum() == left.outcomes.labels.sum() == 6
 
 
 def test_no_traffic_unless_asked_for():

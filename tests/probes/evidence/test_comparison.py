@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError
+from defection.probes import Outcomes
 from defection.probes.evidence.comparison import (
     DEVELOPMENT,
     PAPER,
@@ -36,7 +39,8 @@ def family(name: str, role: str, seed: int, strengths: torch.Tensor = STRENGTHS,
     generator = torch.Generator().manual_seed(seed)
     marks = torch.arange(n) % 2 == 0
     scores = torch.randn(len(strengths), n, generator=generator) + strengths[:, None] * marks
-    return Family(name, role, scores, marks, [str(i // 4) for i in range(n)], (0.3, 0.7))
+    outcomes = Outcomes(marks.numpy(), (name,) * n, tuple(str(i // 4) for i in range(n)), marks.numpy())
+    return Family(name, role, scores, outcomes, [{"null_low": 0.3, "null_high": 0.7}] * len(scores))
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_the_best_recipe_is_best_on_its_worst_family() -> None:
     steady, brilliant = torch.tensor([2.0, 3.0]), torch.tensor([2.0, 0.0])
     both = [family("a", DEVELOPMENT, 1, steady), family("b", DEVELOPMENT, 2, brilliant)]
     assert best_recipe(RECIPES[:2], both) == 0
-    areas = torch.stack([auroc(f.scores, f.marks) for f in both])
+    areas = torch.stack([auroc(f.scores, f.outcomes.labels) for f in both])
     assert torch.equal(worst_set_aurocs(both), areas.min(dim=0).values)
 
 
@@ -80,7 +84,7 @@ def test_rows_are_those_of_each_recipe_and_family(rows: list[ComparisonRow], fam
     for row in rows:
         found = next(f for f in families if f.name == row.test_set)
         i = RECIPES.index(row.recipe)
-        assert row.auroc == pytest.approx(float(auroc(found.scores[i], found.marks)))
+        assert row.auroc == pytest.approx(float(auroc(found.scores[i], found.outcomes.labels)))
         assert row.auroc_low < row.auroc < row.auroc_high
         assert (row.n_positive, row.n_negative, row.n_topics) == (60, 60, 30)
     assert {row.recipe for row in rows if row.is_best} == {RECIPES[1]}
@@ -116,14 +120,14 @@ def test_without_the_papers_recipe_there_is_nothing_to_differ_from(families: lis
 def test_pitfall_24_one_threshold_keeps_its_promise_on_the_worst_family() -> None:
     """A family whose ordinary prompts score high takes detections away everywhere."""
     calm, loud = family("calm", TEST, 1, n=400), family("loud", TEST, 2, n=400)
-    loud = Family("loud", TEST, loud.scores + 2 * (~loud.marks), loud.marks, loud.topics, loud.null)
+    loud = replace(loud, scores=loud.scores + 2 * ~torch.from_numpy(loud.outcomes.labels))
     alone = {row.recipe: row for row in compare(RECIPES, [""] * 4, [calm], 1)}
     beside = {row.recipe: row for row in compare(RECIPES, [""] * 4, [calm, loud], 1) if row.test_set == "calm"}
     for i, recipe in enumerate(RECIPES):
         assert beside[recipe].tpr_at_worst_fpr_1pct <= alone[recipe].tpr_at_worst_fpr_1pct
-        assert beside[recipe].tpr_low <= beside[recipe].tpr_at_worst_fpr_1pct <= beside[recipe].tpr_high
-        cut = max(float(f.scores[i][~f.marks].sort(descending=True).values[2]) for f in (calm, loud))
-        expected = float((calm.scores[i][calm.marks] > cut).double().mean())
+        assert beside[recipe].tpr_worst_low <= beside[recipe].tpr_at_worst_fpr_1pct <= beside[recipe].tpr_worst_high
+        cut = max(float(f.scores[i][~f.outcomes.labels].sort(descending=True).values[2]) for f in (calm, loud))
+        expected = float((calm.scores[i][calm.outcomes.labels] > cut).double().mean())
         assert beside[recipe].tpr_at_worst_fpr_1pct == pytest.approx(expected)
     assert beside[RECIPES[1]].tpr_at_worst_fpr_1pct < alone[RECIPES[1]].tpr_at_worst_fpr_1pct
 
@@ -148,3 +152,16 @@ def test_a_picture_of_many_recipes_keeps_the_leaders_of_every_kind_and_set() -> 
     assert len(shown) <= MOST
     assert {recipe.probe for recipe in shown} == {f"probe-{i}" for i in range(9)}
     assert {recipe.contrast for recipe in shown} == {f"set-{j}" for j in range(9)}
+
+
+def test_an_earlier_file_whose_worst_thresholds_interval_had_the_plain_name_reads_back(
+    rows: list[ComparisonRow], tmp_path: Path
+) -> None:
+    write_comparison(rows, tmp_path, {})
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    for row in record["rows"]:
+        row["tpr_low"], row["tpr_high"] = row.pop("tpr_worst_low"), row.pop("tpr_worst_high")
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    read = read_comparison(tmp_path)
+    assert [row.tpr_worst_low for row in read] == [row.tpr_worst_low for row in rows]
+    assert all(np.isnan(row.tpr_low) for row in read)

