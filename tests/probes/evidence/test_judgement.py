@@ -152,7 +152,8 @@ def make_trial(seed: int, shift: float = 0.0, layers: int = 3, d: int = 24) -> T
 def test_a_turned_null_is_what_turned_probes_would_have() -> None:
     """Against real rotations of the directions, read as a probe reads: the same quantiles."""
     trial = make_trial(1, shift=0.3)
-    directions = torch.randn(1, 24, generator=torch.Generator().manual_seed(2)) + 0.3 * torch.randn(3, 24)
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.randn(1, 24, generator=generator) + 0.3 * torch.randn(3, 24, generator=generator)
     null = turned_null(trial, directions, draws=2000).sort().values
     rng, areas = np.random.default_rng(0), []
     for _ in range(1000):
