@@ -87,6 +87,14 @@ class Residuals:
             raise DefectionError(f"layer {layer} was not captured; these residuals hold {_spell(self.layers)}")
         return self.values[:, self.layers.index(layer)]
 
+    def at_layers(self, layers: Sequence[int]) -> Residuals:
+        """The same vectors at some of the layers, in that order; DefectionError for one that was not captured."""
+        wanted = tuple(layers)
+        if missing := [layer for layer in wanted if layer not in self.layers]:
+            raise DefectionError(f"layer {missing[0]} was not captured; these residuals hold {_spell(self.layers)}")
+        columns = [self.layers.index(layer) for layer in wanted]
+        return self if wanted == self.layers else replace(self, values=self.values[:, columns], layers=wanted)
+
 
 def joined_residuals(parts: Sequence[Residuals]) -> Residuals:
     """Prompts of several reads as one; DefectionError where these differ in model, layers, position or site."""

@@ -15,7 +15,6 @@ from ...activations.basics.errors import DefectionError
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt, parse_prompts
-from ...activations.reading.capture import capture
 from ...activations.reading.residuals import Residuals
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.agreement import answer_word_direction, leave_one_out, question_directions
@@ -62,8 +61,7 @@ def explain(
 
     Raises DefectionError for another model's probe.
     """
-    probe.refuse_model(model.identity)
-    read = capture(model, studied.prompts, layers=probe.layers, what="Reading the prompts")
+    read = probe.read(model, studied.prompts, what="Reading the prompts")
     found = Explanation(
         {
             "probe": {"estimator": probe.estimator, "contrast": probe.contrast["name"], "saw": probe.saw},
@@ -77,7 +75,7 @@ def explain(
     found.tables["scores"] = _scores(probe, read, studied)
     found.tables["lens"] = logit_lens(model, probe, k=TOKENS_SHOWN)
     texts = contrast_texts(probe)
-    contrast = capture(model, texts, layers=probe.layers, what="Reading the probe's own texts") if texts else None
+    contrast = probe.read(model, texts, what="Reading the probe's own texts") if texts else None
     found.tables["cosines"] = _cosines(model, probe, read, contrast, studied)
     own = spread_pairs(texts)
     sources: dict[str, tuple[Sequence[Prompt], Sequence[bool]]] = {PROMPTS: (studied.prompts, studied.marks)}
@@ -155,7 +153,7 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     from .measure import judged_tokens
 
     if not (Path(directory) / ORGANISM_FILE).exists():
-        scores = probe.score(capture(model, prompts, layers=probe.layers, what="Scoring the prompts"))
+        scores = probe.score(probe.read(model, prompts, what="Scoring the prompts"))
         above = tuple((scores > scores.median()).tolist())
         if len(set(above)) < 2:
             raise DefectionError("the prompts all score alike, so there is nothing to explain; give more of them")

@@ -19,7 +19,6 @@ from ...activations.models.model import Model
 from ...activations.prompts.positions import Position, parse_position, wanted_tokens
 from ...activations.prompts.prompts import Message, Prompt
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.capture import capture
 from ...probes.estimators.guard import refuse_leaks
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.tokens import token_scale, token_streams
@@ -84,11 +83,11 @@ def score_rows(
     at most that. Raises DefectionError naming the first clean prompt that the probe was fitted with.
     """
     probe.refuse_seen(clean)
-    scores = probe.score(capture(model, prompts, layers=probe.layers, what="Reading prompts"))
+    scores = probe.score(probe.read(model, prompts))
     rows: list[Json] = [{"id": p.id, "score": score} for p, score in zip(prompts, scores.tolist(), strict=True)]
     if not clean:
         return rows
-    ordinary = probe.score(capture(model, clean, layers=probe.layers, what="Reading clean prompts"))
+    ordinary = probe.score(probe.read(model, clean, what="Reading clean prompts"))
     rows = _with_p_values(rows, ordinary, scores)
     threshold = float(ALARMS[alarm](ordinary, level))
     return [row | {"alarm": row["score"] > threshold} for row in rows]

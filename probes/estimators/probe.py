@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isinf
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
-from ...activations.models.model import ModelIdentity
+from ...activations.models.model import Model, ModelIdentity
 from ...activations.models.sites import AFTER
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
@@ -61,6 +61,17 @@ class Probe:
     """Standardised scores of the clean prompts, each by a direction fitted without it: what sets alarms."""
     seen: Seen | None = None
     """The clean prompts, and then the traffic, that the fit was given; None in files that do not tell."""
+
+    def read(self, model: Model, prompts: Iterable[Prompt], *, what: str = "Reading prompts") -> Residuals:
+        """The residuals that the probe scores: at its own layers, site and position. `what` names the progress bar.
+
+        Example: `probe.score(probe.read(model, prompts))`. Raises DefectionError for another model or chat template
+        than the probe's, and as `capture` does.
+        """
+        from ...activations.reading.capture import capture
+
+        self.refuse_model(model.identity)
+        return capture(model, prompts, layers=self.layers, site=self.site, position=self.position, what=what)
 
     def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
         """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
