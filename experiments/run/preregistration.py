@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...probes.estimators.estimator import LinearProbe
+from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.mean_difference import MeanDifference
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.judgement import Rule
