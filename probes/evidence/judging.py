@@ -7,7 +7,6 @@ held against the same labels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
@@ -70,20 +69,15 @@ def mean_band(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcom
 
 def trial_of(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes) -> Trial:
     """What null probes are read on: the rows of the probe's layers."""
-    columns = [[rows.layers.index(layer) for layer in probe.layers] for rows in (tests, clean)]
-    return Trial(tests.values[:, columns[0]], clean.values[:, columns[1]], outcomes.labels, outcomes.families)
+    rows, ordinary = (each.at_layers(probe.layers).values for each in (tests, clean))
+    return Trial(rows, ordinary, outcomes.labels, outcomes.families)
 
 
 def questions_at(
     estimator: LinearProbe, contrast: Residuals, clean: Residuals, layers: Sequence[int]
 ) -> QuestionEffects | None:
     """`questions_of` at some of the layers."""
-
-    def at(rows: Residuals) -> Residuals:
-        columns = [rows.layers.index(layer) for layer in layers]
-        return replace(rows, values=rows.values[:, columns], layers=tuple(layers))
-
-    return questions_of(estimator, at(contrast), at(clean))
+    return questions_of(estimator, contrast.at_layers(layers), clean.at_layers(layers))
 
 
 def joined_if_any(parts: Iterable[QuestionEffects | None]) -> QuestionEffects | None:

