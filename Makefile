@@ -10,8 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/defection demo --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=1800 notebooks tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
