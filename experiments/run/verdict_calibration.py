@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.files import write_json, write_text
 from ...activations.basics.progress import progress, progress_shown
-from ...probes.evidence.judgement import Rule, judge
+from ...activations.basics.tables import write_csv
+from ...probes.evidence.judgement import judge
 from ...probes.evidence.nulls import null_band
 from ...probes.evidence.randomisation import Trial, turned_null
 from ...probes.evidence.shuffles import QuestionEffects, question_p_values
@@ -203,7 +203,7 @@ def gap_rows(runs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Simulate, and leave `level.json`, `gap.json` and a table in Markdown."""
+    """Simulate; leave `level.csv.gz` and `gap.csv.gz`, and print the former in short."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=2000)
@@ -213,24 +213,23 @@ def main() -> None:
     with progress_shown(), progress("Simulating verdicts", len(GEOMETRIES) * len(WORLDS)) as bar:
         for row in level_rows(chosen.runs, GEOMETRIES):
             levels.append(row)
-            write_json(chosen.out / "level.json", {"schema_version": 1, "draws": DRAWS, "alpha": ALPHA, "rows": levels})
+            write_csv(chosen.out / "level.csv.gz", levels)
             bar(1)
-    gaps = list(gap_rows(chosen.gap_runs))
-    write_json(chosen.out / "gap.json", {"schema_version": 1, "rule": asdict(Rule()), "rows": gaps})
-    write_text(chosen.out / "level.md", level_table(levels))
+    write_csv(chosen.out / "gap.csv.gz", list(gap_rows(chosen.gap_runs)))
+    print(level_table(levels))
 
 
 def level_table(rows: list[dict[str, Any]]) -> str:
-    """Level and power, geometry by geometry, for a page."""
-    names = ("random", "label_shuffle", "unrelated", "largest", "old rule")
-    lines = ["| world | geometry | mean AUROC | " + " | ".join(names) + " |", "|---|---|" + "---|" * (len(names) + 1)]
-    for row in sorted(rows, key=lambda row: WORLDS.index(row["world"])):
-        kind = "few dimensions" if row["anisotropic"] else "all alike"
-        where = f"d {row['d']}, {kind}, shift {row['shift']:g}, {row['families']} families"
-        lines.append(
-            f"| {row['world']} | {where} | {row['auroc']:.2f} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |"
-        )
-    return "\n".join([*lines, ""])
+    """Level and power, world by world: the mean over the geometries, and the least and the largest."""
+    names = (*NULLS, "largest", "old rule")
+    lines = ["| world | geometries | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for world in WORLDS:
+        found = [row for row in rows if row["world"] == world]
+        if found:
+            columns = ([row[name] for row in found] for name in names)
+            cells = (f"{np.mean(each):.3f} ({min(each):.3f}–{max(each):.3f})" for each in columns)
+            lines.append(f"| {world} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
