@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ...activations.basics.errors import DefectionError
-from .arrays import Array
+from .arrays import Array, two_classes
 from .estimator import ProbeEstimator
 from .ragged import Ragged, one_token_each
 from .sample import Sample
@@ -39,7 +39,8 @@ class AttentionProbe(ProbeEstimator):
         if tokens.ndim != 3:
             raise DefectionError(f"ragged tokens must be [token, layer, d], not of shape {tuple(tokens.shape)}")
         self.n_layers_ = tokens.shape[1]
-        self._fit_tokens(X, self._marks(y, X.lengths))
+        self.classes_, marks = two_classes(y, X.lengths, type(self).__name__)
+        self._fit_tokens(X, marks)
         return self
 
     def decision_function(self, X: Any) -> Any:
