@@ -53,5 +53,5 @@ def skips_padding(network: PreTrainedModel) -> bool:
         .last_hidden_state[0]
         .float()
     )
-    rounding = 1e-3 if network.dtype == torch.float32 else 0.05
+    rounding = 1e-3 if network.dtype == torch.float32 else 0.3  # large activations make bf16 coarse
     return bool(((after - whole).norm(dim=-1) <= rounding * whole.norm(dim=-1)).all())
