@@ -11,6 +11,7 @@ from defection.activations import DefectionError
 from defection.experiments.run import measure as measuring
 from defection.experiments.run.completions import read_completions
 from defection.experiments.run.measure import measure
+from defection.experiments.run.plan import make_plan
 from defection.experiments.run.report import chance_table, write_report
 from defection.experiments.run.verdict import read_verdict
 from defection.probes import load_probe
@@ -150,7 +151,7 @@ def test_two_sets_with_the_same_ids_are_refused(tmp_path, plan, test_sets):
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(test_sets[0]).read_bytes())
     with pytest.raises(DefectionError, match="more than one of the sets"):
-        measuring.make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
+        make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
 
 
 def test_the_verdict_says_what_chance_reaches_and_how_the_layers_were_chosen(tmp_path, sources, plan):
