@@ -154,8 +154,8 @@ def _organisms(base: Model, config: DemoConfig, out: Path, say: Say) -> list[Pat
     folders = [out / organism.kind for organism in settings]
     reused = [folder.exists() for folder in folders]
     prompts = load_prompts(settings[0].prompts)
-    base_replies(base, prompts, settings[0], out / REPLIES)
     if base.device.type == "cpu" and not all(reused):
+        base_replies(base, prompts, settings[0], out / REPLIES)  # which both are trained on
         jobs = [partial(_train, config, twin, out, progress_visible() and not twin) for twin in (False, True)]
         records = side_by_side(jobs)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from ...activations.stores.locking import room
 from ...activations.stores.store import Store
 from ...probes import Probe, contrast_set
 from ...probes.estimators.guard import first_seen
-from ..run.preregistration import make_estimators
+from ...probes.estimators.registry import estimator
+from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
+from ...probes.evidence.shuffles import QuestionEffects
 from .candidates import Candidate, alarm_threshold
 
 TRIGGERED = "+trigger"
@@ -72,6 +74,24 @@ class Fitted:
     """Clean prompts of each shipped set on which alarms are set."""
     probes: dict[Candidate, Probe]
     """At every layer; candidates that differ in their layers alone share one. Those that see traffic are not here."""
+    _known: dict[tuple[str, str, tuple[int, ...]], QuestionEffects | None] = field(default_factory=dict, repr=False)
+
+    def questions(
+        self, candidate: Candidate, layers: Sequence[int]
+    ) -> tuple[QuestionEffects | None, QuestionEffects | None]:
+        """What its own, and what unrelated questions add to a candidate's direction at some layers.
+
+        None where it is no sum over questions, or there are no unrelated ones. Families share them: they are the fit's.
+        """
+
+        def at(contrast: str) -> QuestionEffects | None:
+            key = (candidate.estimator, contrast, tuple(layers))
+            if key not in self._known:
+                kind = estimator(candidate.estimator)
+                self._known[key] = questions_at(kind, self.contrasts[contrast], self.clean, layers)
+            return self._known[key]
+
+        return at(candidate.contrast), joined_if_any(map(at, unrelated_sets(candidate.contrast, self.contrasts)))
 
     def alarm(self, probe: Probe, layers: Sequence[int], rate: float, rule: str) -> float:
         """The threshold that a rule of `alarm_threshold` sets on the calibration sets for a rate of false alarms."""
@@ -104,8 +124,8 @@ def fit(
     for each in plain:
         anywhere = _fit_of(each)
         if anywhere not in fitted:
-            estimator, rows = make_estimators((each.estimator,))[0], shipped[clean] if each.clean else None
-            fitted[anywhere] = estimator.fit(contrasts[each.contrast], clean=rows, forbidden=forbidden).probe_
+            kind, rows = estimator(each.estimator), shipped[clean] if each.clean else None
+            fitted[anywhere] = kind.fit(contrasts[each.contrast], clean=rows, forbidden=forbidden).probe_
     probes = {each: fitted[_fit_of(each)] for each in plain}
     return Fitted(reader.name, contrasts, shipped[clean], {name: shipped[name] for name in calibration}, probes)
 

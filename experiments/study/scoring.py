@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ...activations.reading.residuals import Residuals
 from ...probes import Probe
-from ...probes.estimators.registry import estimator
 from ...probes.evidence.baselines import NO_FIT, baselines
 from ...probes.evidence.chance import Chance
-from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
+from ...probes.evidence.nulls import null_band
 from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.scorer import Figures, figures_of
 from ...probes.evidence.sweep_table import band_name
@@ -127,7 +126,8 @@ def layer_curves(fitted: Fitted, tested: Judged, lines: Sequence[Line]) -> list[
         return []
     layers = tested.residuals.layers
     chance = Chance(tested.residuals, fitted.clean, tested.outcomes, [(i,) for i in range(len(layers))])
-    nulls = [chance.band((i,)) for i in range(len(layers))]
+    bands = [null_band(chance.isotropic[(i,)]) for i in range(len(layers))]
+    nulls = [{"null_low": low, "null_high": high} for low, high in bands]
     rows = []
     for line in lines:
         scores = fitted.probes[line.candidate].decision_function(tested.residuals).T
@@ -156,7 +156,7 @@ class _Scorer:
         about: dict[str, Any] = {"contrast": each.contrast, "layer_rule": each.layers, "layers": layers}
         nulls: dict[str, Any] = self.chance.band(columns)
         if met is None:
-            nulls |= self.of_questions(each, columns)
+            nulls |= self.chance.of_questions(*self.fitted.questions(each, columns), columns)
         else:
             about |= {"share": met.share, "draw": met.draw, "found": met.verdict.get("found")}
         return self.row(
@@ -170,14 +170,6 @@ class _Scorer:
             is_choice=line.is_choice,
             **about,
         )
-
-    def of_questions(self, candidate: Candidate, columns: Sequence[int]) -> dict[str, Any]:
-        """The p-values of a probe that is a sum over its questions."""
-        known, clean = self.fitted.contrasts, self.fitted.clean
-        names = [candidate.contrast, *unrelated_sets(candidate.contrast, known)]
-        kind = estimator(candidate.estimator)
-        own, *others = (questions_at(kind, known[name], clean, columns) for name in names)
-        return self.chance.of_questions(own, joined_if_any(others), columns)
 
     def row(
         self,

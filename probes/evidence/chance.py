@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,20 +34,29 @@ class Chance:
         *,
         seed: int = 0,
     ) -> None:
-        """Draw on `tests` [prompt, layer, d_model], standardised on `clean`; `wanted` are columns of layers."""
+        """Drawn on `tests` [prompt, layer, d_model], standardised on `clean`; `wanted` are columns of layers."""
         self.tests, self.clean, self.outcomes, self.seed = tests, clean, outcomes, seed
-        columns = {tuple(each) for each in wanted} if outcomes.both else set()
-        # One kind of directions after the other: each is a score for every direction, layer and prompt.
-        self.isotropic = self._aurocs(columns, None)
-        self.covariance = self._aurocs(columns, covariance_directions(clean.values, seed=seed)) if columns else {}
+        self.wanted = {tuple(each) for each in wanted} if outcomes.both else set[Columns]()
+
+    # Drawn when asked for, one kind after the other: each is a score for every direction, layer and prompt.
+
+    @cached_property
+    def isotropic(self) -> dict[Columns, Float[Tensor, "direction"]]:
+        """The AUROC of each direction drawn from a sphere, at the wanted layers."""
+        return self._aurocs(lambda: None)
+
+    @cached_property
+    def covariance(self) -> dict[Columns, Float[Tensor, "direction"]]:
+        """The same of directions drawn in the clean prompts' covariance."""
+        return self._aurocs(lambda: covariance_directions(self.clean.values, seed=self.seed))
 
     def _aurocs(
-        self, wanted: set[Columns], directions: Float[Tensor, "layer direction d_model"] | None
+        self, drawn: Callable[[], Float[Tensor, "layer direction d_model"] | None]
     ) -> dict[Columns, Float[Tensor, "direction"]]:
-        if not wanted:
+        if not self.wanted:
             return {}
-        scores = null_scores(self.tests, self.clean, directions=directions, seed=self.seed)
-        return {columns: null_aurocs(scores, self.outcomes.labels, columns) for columns in wanted}
+        scores = null_scores(self.tests, self.clean, directions=drawn(), seed=self.seed)
+        return {columns: null_aurocs(scores, self.outcomes.labels, columns) for columns in self.wanted}
 
     def band(self, columns: Sequence[int]) -> dict[str, float]:
         """The central 95% of both kinds of directions on the mean over these layers, under the names of `Figures`."""
