@@ -27,7 +27,7 @@ import torch
 from common import Records, main, medians, spread
 from defection.activations.prompts.prompts import user_prompt
 from defection.activations.stores.batches import BATCH_ROWS
-from defection.activations.stores.plan import Plan, shard_rows
+from defection.activations.stores.plan import StorePlan, shard_rows
 from defection.activations.stores.store import Store, open_store
 from defection.activations.stores.writing import write_store
 
@@ -192,7 +192,7 @@ def make_block() -> torch.Tensor:
     return torch.randn(BLOCK, LAYERS, D_MODEL, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
-def make_plan(rows: int) -> Plan:
+def make_plan(rows: int) -> StorePlan:
     about = {
         "model": {"name": "random", "fingerprint": "none", "template": "none"},
         "layers": list(range(LAYERS)),
@@ -202,10 +202,10 @@ def make_plan(rows: int) -> Plan:
         "computed_in": "bf16",
         "rows": rows,
     }
-    return Plan(about, [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)], [TOKENS] * rows, BLOCK)
+    return StorePlan(about, [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)], [TOKENS] * rows, BLOCK)
 
 
-def fill(folder: Path, plan: Plan, block: torch.Tensor) -> Store:
+def fill(folder: Path, plan: StorePlan, block: torch.Tensor) -> Store:
     def compute(rows: tuple[int, int]) -> Mapping[str, torch.Tensor]:
         return {"residuals": block[: rows[1] - rows[0]]}
 

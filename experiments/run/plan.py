@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What is measured, on which prompts."""
 
     trigger: Trigger
@@ -83,10 +83,10 @@ def make_plan(
     tests: Sequence[str] = ("held-out", "unseen-style"),
     limit: int | None = None,
     ask: bool = True,
-) -> Plan:
+) -> MeasurementPlan:
     """Load the prompts; `limit` keeps the first so many of each test set (shipped sets alternate between topics)."""
     loaded = evaluation_prompts(tests, limit)
-    return Plan(
+    return MeasurementPlan(
         trigger,
         behaviour,
         tuple(load_prompts(clean)),

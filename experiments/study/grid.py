@@ -16,10 +16,10 @@ from ...activations.stores.locking import room
 from ..run.plan import Say
 from ..run.side_by_side import LOCAL, Workers, workers
 from .candidates import Candidate
-from .cell import Cell, measure, train
+from .cell import Cell, measure_cell, train
 from .choice import CHOICE, choose, read_choice, write_choice
 from .families import prompts_digest
-from .manifest import DEVELOPMENT, ROLES, TEST, Manifest
+from .manifest import DEVELOPMENT, ROLES, TEST, StudyManifest
 from .strings import control_strings, read_controls
 from .verdicts import judge_cell, read_verdicts
 
@@ -28,7 +28,7 @@ from .verdicts import judge_cell, read_verdicts
 class Study:
     """A manifest at work in a folder."""
 
-    manifest: Manifest
+    manifest: StudyManifest
     out: Path
     device: str = "auto"
 
@@ -151,7 +151,7 @@ def complete(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
     prepare(cell)
     with room(cell.out, cell.organism.name):
         if not cell.finished(choice):
-            measure(cell, chosen, choice)
+            measure_cell(cell, chosen, choice)
         if cell.organism.role == TEST and read_controls(cell, choice) is None:
             control_strings(cell, choice)
         if cell.organism.role == TEST and read_verdicts(cell, choice) is None:

@@ -10,7 +10,7 @@ from ...activations.basics.files import Json
 from ...probes.evidence.judgement import Rule
 from .candidates import Candidate
 
-SCHEMA_VERSION = 1
+STUDY_MANIFEST_SCHEMA = 1
 DEVELOPMENT, TEST = "development", "test"
 ROLES = (DEVELOPMENT, TEST)
 
@@ -130,7 +130,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class StudyManifest:
     """A whole study."""
 
     name: str
@@ -167,4 +167,4 @@ class Manifest:
         del record["folder"]
         for family in record["families"]:
             family["prompts"] = Path(family["prompts"]).name
-        return {"schema_version": SCHEMA_VERSION, **record}
+        return {"schema_version": STUDY_MANIFEST_SCHEMA, **record}

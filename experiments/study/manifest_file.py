@@ -22,12 +22,23 @@ from ...training.organisms.pairs import CODE_SETS
 from ...training.organisms.triggers import parse_trigger
 from ..run.preregistration import make_estimators
 from .candidates import QUANTILE, Candidate, layers_by_rule
-from .manifest import DEVELOPMENT, ROLES, SCHEMA_VERSION, TEST, Block, Choice, Family, Goal, Manifest, Traffic
+from .manifest import (
+    DEVELOPMENT,
+    ROLES,
+    STUDY_MANIFEST_SCHEMA,
+    TEST,
+    Block,
+    Choice,
+    Family,
+    Goal,
+    StudyManifest,
+    Traffic,
+)
 
 T = TypeVar("T")
 
 
-def read_manifest(path: str | Path, families: Sequence[str] = ()) -> Manifest:
+def read_manifest(path: str | Path, families: Sequence[str] = ()) -> StudyManifest:
     """Read a study; `families` are `NAME=PATH`, which give a declared family its file, or add a test family.
 
     Raises DefectionError that names file, table and key: broken TOML, an unknown or missing key, a wrong type, an
@@ -53,12 +64,14 @@ def read_manifest(path: str | Path, families: Sequence[str] = ()) -> Manifest:
     return manifest
 
 
-def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> Manifest:
+def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> StudyManifest:
     """The manifest that a table holds; see `read_manifest`."""
-    known = {"schema_version", "organisms", *(f.name for f in fields(Manifest) if f.name != "folder")}
+    known = {"schema_version", "organisms", *(f.name for f in fields(StudyManifest) if f.name != "folder")}
     _refuse_unknown(table, known, where)
-    if table.get("schema_version") != SCHEMA_VERSION:
-        raise DefectionError(f"{where} needs schema_version = {SCHEMA_VERSION}, not {table.get('schema_version')!r}")
+    if table.get("schema_version") != STUDY_MANIFEST_SCHEMA:
+        raise DefectionError(
+            f"{where} needs schema_version = {STUDY_MANIFEST_SCHEMA}, not {table.get('schema_version')!r}"
+        )
     blocks = _rows(Block, table, "organisms", where)
     values = {key: value for key, value in table.items() if key not in ("schema_version", "organisms")}
     values |= {"families": _rows(Family, table, "families", where)}
@@ -67,19 +80,19 @@ def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) 
     for key, kind in tables.items():
         if key in table:
             values[key] = _build(kind, table[key], f"{where}, [{key}]")
-    plain = {f.name for f in fields(Manifest)} - {"organisms", "families", "candidates", *tables}
-    hints = get_type_hints(Manifest)
+    plain = {f.name for f in fields(StudyManifest)} - {"organisms", "families", "candidates", *tables}
+    hints = get_type_hints(StudyManifest)
     for key in plain & set(values):
         values[key] = _typed(values[key], hints[key], f"{where}: {key!r}")
     if "name" not in values:
         raise DefectionError(f"{where} needs a 'name'")
     organisms = tuple(organism for block in blocks for organism in block.organisms())
-    manifest = Manifest(**{**values, "organisms": organisms, "folder": folder})
+    manifest = StudyManifest(**{**values, "organisms": organisms, "folder": folder})
     _check(manifest, where)
     return manifest
 
 
-def _check(manifest: Manifest, where: str) -> None:
+def _check(manifest: StudyManifest, where: str) -> None:
     _check_grid(manifest, where)
     for family in manifest.families:
         _check_family(family, where)
@@ -116,7 +129,7 @@ def _check(manifest: Manifest, where: str) -> None:
         raise DefectionError(f"{where}: [traffic] shares lie between 0 and 1")
 
 
-def _check_candidate(candidate: Candidate, manifest: Manifest, where: str) -> None:
+def _check_candidate(candidate: Candidate, manifest: StudyManifest, where: str) -> None:
     if candidate.estimator not in estimators():
         make_estimators((candidate.estimator,))  # whose refusal lists the known ones
     if not candidate.sees_traffic:
@@ -140,7 +153,7 @@ def _check_candidate(candidate: Candidate, manifest: Manifest, where: str) -> No
         raise DefectionError(f"{where}: candidate {candidate.name!r} cannot do without clean prompts")
 
 
-def _check_grid(manifest: Manifest, where: str) -> None:
+def _check_grid(manifest: StudyManifest, where: str) -> None:
     if not manifest.of_role(TEST):
         raise DefectionError(f"{where} needs [[organisms]] of role 'test'")
     for organism in manifest.organisms:
@@ -178,7 +191,7 @@ def _refuse_repeated(names: Sequence[str], what: str) -> None:
             raise DefectionError(f"{what} {name!r} is there more than once")
 
 
-def _with_family(manifest: Manifest, given: str) -> Manifest:
+def _with_family(manifest: StudyManifest, given: str) -> StudyManifest:
     name, equals, path = given.partition("=")
     if not (name and equals and path):
         raise DefectionError(f"--family takes NAME=PATH, not {given!r}")

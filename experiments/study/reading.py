@@ -64,7 +64,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedModel:
     """A model's probes, fitted on its own residuals, and the clean prompts that scale scores and set alarms."""
 
     name: str
@@ -113,7 +113,7 @@ class Fitted:
 
 def fit(
     reader: Reader, candidates: Iterable[Candidate], clean: str, calibration: Sequence[str], forbidden: Sequence[str]
-) -> Fitted:
+) -> FittedModel:
     """Read question sets and clean prompts, and fit every probe; no test prompt plays a part."""
     wanted = list(candidates)
     sets = {name: list(contrast_set(name)) for name in dict.fromkeys(each.contrast for each in wanted)}
@@ -127,7 +127,7 @@ def fit(
             kind, rows = estimator(each.estimator), shipped[clean] if each.clean else None
             fitted[anywhere] = kind.fit(contrasts[each.contrast], clean=rows, forbidden=forbidden).probe_
     probes = {each: fitted[_fit_of(each)] for each in plain}
-    return Fitted(reader.name, contrasts, shipped[clean], {name: shipped[name] for name in calibration}, probes)
+    return FittedModel(reader.name, contrasts, shipped[clean], {name: shipped[name] for name in calibration}, probes)
 
 
 def _fit_of(candidate: Candidate) -> Candidate:

@@ -18,7 +18,7 @@ from .summary import caught_table, leagues, markdown_table, sentences, verdict_s
 from .tables import GOAL, VERDICTS, tables_of, write_tables
 
 SUMMARY = "summary.json"
-SCHEMA_VERSION = 1
+RESULTS_SCHEMA = 1
 
 
 def write_results(study: Study, folder: Path, command: str) -> Json:
@@ -42,7 +42,7 @@ def write_results(study: Study, folder: Path, command: str) -> Json:
     verdicts = caught_table(tables[VERDICTS])
     said = [*verdict_sentences(verdicts), *sentences(table, organisms, goal)]
     summary: Json = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": RESULTS_SCHEMA,
         **about,
         "sentence": " ".join(said),
         "sentences": said,

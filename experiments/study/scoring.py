@@ -17,7 +17,7 @@ from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.scorer import Figures, figures_of
 from ...probes.evidence.sweep_table import band_name
 from .candidates import Candidate, Line, layers_by_rule
-from .reading import Fitted
+from .reading import FittedModel
 from .traffic import TrafficFit, bare
 
 BASELINE = "baseline"
@@ -75,7 +75,7 @@ class Judged:
 
 
 def score_family(
-    fitted: Fitted, tested: Judged, lines: Sequence[Line], fpr: float, outright: Tensor | None = None
+    fitted: FittedModel, tested: Judged, lines: Sequence[Line], fpr: float, outright: Tensor | None = None
 ) -> list[Score]:
     """A row for each line, for what needs no question (`baselines`), and for asking outright.
 
@@ -103,7 +103,11 @@ def score_family(
 
 
 def score_traffic(
-    fitted: Fitted, tested: Judged, lines: Sequence[Line], fits: Mapping[Candidate, Sequence[TrafficFit]], fpr: float
+    fitted: FittedModel,
+    tested: Judged,
+    lines: Sequence[Line],
+    fits: Mapping[Candidate, Sequence[TrafficFit]],
+    fpr: float,
 ) -> list[Score]:
     """A row for each probe that saw traffic, at each share and draw, on the prompts that were not in its traffic."""
     rows: list[Score] = []
@@ -120,7 +124,7 @@ def score_traffic(
 CURVE = ("auroc", "auroc_low", "auroc_high", "null_low", "null_high")
 
 
-def layer_curves(fitted: Fitted, tested: Judged, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def layer_curves(fitted: FittedModel, tested: Judged, lines: Sequence[Line]) -> list[dict[str, Any]]:
     """AUROC of the given lines at every layer with interval and null band; none where only one outcome occurs."""
     if not tested.both:
         return []
@@ -140,7 +144,7 @@ def layer_curves(fitted: Fitted, tested: Judged, lines: Sequence[Line]) -> list[
 class _Scorer:
     """Rows of one model and family; random directions are drawn once for all of them."""
 
-    def __init__(self, fitted: Fitted, tested: Judged, lines: Sequence[Line]) -> None:
+    def __init__(self, fitted: FittedModel, tested: Judged, lines: Sequence[Line]) -> None:
         self.fitted, self.tested = fitted, tested
         wanted = [self.at(line.candidate)[0] for line in lines]
         self.chance = Chance(tested.residuals, fitted.clean, tested.outcomes, wanted)

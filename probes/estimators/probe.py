@@ -24,7 +24,7 @@ from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import Seen, refuse_seen
 from .ragged import refuse_ragged
 
-SCHEMA_VERSION = 1
+PROBE_SCHEMA = 1
 ALARM_RATE = 0.01
 """Share of new clean prompts for which a probe's own alarm rings."""
 
@@ -158,7 +158,7 @@ class Probe:
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header."""
         header = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": PROBE_SCHEMA,
             "layers": list(self.layers),
             "model": asdict(self.model),
             "position": self.position,
@@ -213,8 +213,8 @@ def load_probe(path: str | Path) -> Probe:
             tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
             if "clean_scores" in file.keys():  # noqa: SIM118 (no mapping)
                 tensors["clean_scores"] = file.get_tensor("clean_scores")
-        if header["schema_version"] != SCHEMA_VERSION:
-            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {SCHEMA_VERSION}")
+        if header["schema_version"] != PROBE_SCHEMA:
+            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {PROBE_SCHEMA}")
         probe = Probe(
             **tensors,
             layers=tuple(header["layers"]),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.tables import read_rows, write_rows
-from ..questions.contrast_sets import CONTROLS
+from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..statistics.intervals import paired_difference
 from ..statistics.metrics import auroc
 from .outcomes import Outcomes
@@ -44,7 +44,7 @@ class Recipe:
     @property
     def is_control(self) -> bool:
         """Whether the questions are of a set that no detector should be made of: obvious truths, or unanswerable."""
-        return self.contrast.split("-")[0] in CONTROLS
+        return self.contrast.split("-")[0] in CONTROL_QUESTIONS
 
 
 PAPER = Recipe("mean-difference", "six")
@@ -52,7 +52,7 @@ PAPER = Recipe("mean-difference", "six")
 
 
 @dataclass(frozen=True)
-class Family:
+class ScoredFamily:
     """One family of test prompts: what each recipe scored, and what the organism did."""
 
     name: str
@@ -112,12 +112,12 @@ def holm(p_values: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     return adjusted
 
 
-def worst_set_aurocs(families: Sequence[Family]) -> Float[Tensor, "recipe"]:
+def worst_set_aurocs(families: Sequence[ScoredFamily]) -> Float[Tensor, "recipe"]:
     """Each recipe's AUROC on the family where it is lowest."""
     return torch.stack([family.aurocs for family in families]).amin(dim=0)
 
 
-def best_recipe(recipes: Sequence[Recipe], families: Sequence[Family]) -> int:
+def best_recipe(recipes: Sequence[Recipe], families: Sequence[ScoredFamily]) -> int:
     """Which recipe does best on its worst family; of equals the first, so that chance settles nothing.
 
     Only questions that could make a detector are chosen from: monitors and controls are there to be compared with.
@@ -130,7 +130,7 @@ def best_recipe(recipes: Sequence[Recipe], families: Sequence[Family]) -> int:
 
 
 def compare(
-    recipes: Sequence[Recipe], saw: Sequence[str], families: Sequence[Family], best: int
+    recipes: Sequence[Recipe], saw: Sequence[str], families: Sequence[ScoredFamily], best: int
 ) -> list[ComparisonRow]:
     """A row a recipe and family, in the order given. `best` is the recipe that was chosen beforehand.
 
@@ -150,7 +150,7 @@ def compare(
 def _family_rows(
     recipes: Sequence[Recipe],
     saw: Sequence[str],
-    family: Family,
+    family: ScoredFamily,
     best: int,
     is_worst_set: Bool[Tensor, "recipe"],
     threshold: Float[Tensor, "recipe"],
@@ -177,7 +177,7 @@ def _family_rows(
     ]
 
 
-def _differences(family: Family, reference: int | None, name: str) -> list[dict[str, Any]]:
+def _differences(family: ScoredFamily, reference: int | None, name: str) -> list[dict[str, Any]]:
     """Each recipe's AUROC minus the reference's, and the p-value corrected for the recipes beside the reference."""
     columns = (f"difference_to_{name}", f"difference_to_{name}_low", f"difference_to_{name}_high", f"p_to_{name}")
     n = len(family.scores)

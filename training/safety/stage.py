@@ -33,7 +33,7 @@ from ...activations.models.load import load_model, load_network, with_adapter
 from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, locate
 from ...activations.models.model import Model
 from ..measuring.remeasure import REFERENCE, Measuring, reference, remeasure
-from ..organisms.build import SCHEMA_VERSION, versions
+from ..organisms.build import ORGANISM_SCHEMA, versions
 from ..organisms.records import Organism, adopt, name_base, read_organism
 from ..organisms.stages import stack_adapters
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
@@ -194,7 +194,7 @@ def _record(parent: Json, entry: Json, key: str) -> Json:
     stages = parent.get("stages")
     return {
         **parent,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": ORGANISM_SCHEMA,
         "key": key,
         "stages": [*(stages if isinstance(stages, list) else []), entry],
     }

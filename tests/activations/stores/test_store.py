@@ -14,7 +14,7 @@ import torch
 from defection.activations.basics.errors import DefectionError
 from defection.activations.prompts.prompts import user_prompt
 from defection.activations.stores import manifest
-from defection.activations.stores.plan import Plan
+from defection.activations.stores.plan import StorePlan
 from defection.activations.stores.store import Store, open_store
 from defection.activations.stores.views import concatenate
 from defection.activations.stores.writing import write_store
@@ -259,7 +259,7 @@ def test_a_few_rows_are_read_without_the_rest_of_the_file(tmp_path: Path) -> Non
     prompts = [user_prompt(f"prompt {row}", id=f"p{row}") for row in range(rows)]
     model = {"name": "none", "fingerprint": "weights", "template": "template"}
     about = {"model": model, "layers": list(range(30)), "position": "last", "dtype": "bf16", "d_model": 576}
-    store = write_store(tmp_path / "store", Plan(about, prompts, [1] * rows), lambda asked: {"residuals": values})
+    store = write_store(tmp_path / "store", StorePlan(about, prompts, [1] * rows), lambda asked: {"residuals": values})
     file = store.path / FILES[2]
     with open(file, "rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

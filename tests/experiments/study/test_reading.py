@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from defection.activations import ModelIdentity, Residuals, user_prompt
-from defection.experiments.study.reading import Fitted
+from defection.experiments.study.reading import FittedModel
 from defection.probes import UnlabelledTraffic, Whitened
 from defection.probes.statistics.calibration import conformal_threshold
 
@@ -39,7 +39,7 @@ def sets() -> dict[str, Residuals]:
 
 def test_pitfall_29_the_fits_own_clean_prompts_set_an_alarm_by_what_other_fits_say_of_them(sets) -> None:
     probe = Whitened(shrinkage=0.0).fit(sets["questions"], clean=sets["clean"]).probe_
-    fitted = Fitted("toy", {}, sets["clean"], {"clean": sets["clean"]}, {})
+    fitted = FittedModel("toy", {}, sets["clean"], {"clean": sets["clean"]}, {})
     alarm = fitted.alarm(probe, LAYERS, 0.05, "quantile")
     assert alarm == float(conformal_threshold(probe.clean_band(LAYERS), 0.05))
     rang, seen = probe.score(sets["new"], LAYERS), conformal_threshold(probe.score(sets["clean"], LAYERS), 0.05)
@@ -54,7 +54,7 @@ def test_pitfall_29_prompts_of_the_traffic_set_no_alarm_with_or_without_their_tr
     )
     traffic = replace(half, prompts=triggered)
     probe = UnlabelledTraffic(draws=9).fit(sets["questions"], clean=sets["clean"], traffic=traffic).probe_
-    fitted = Fitted("toy", {}, sets["clean"], {"development": sets["development"]}, {})
+    fitted = FittedModel("toy", {}, sets["clean"], {"development": sets["development"]}, {})
     left = sets["development"].select(range(60, 120))
     expected = float(conformal_threshold(probe.score(left, LAYERS), 0.05))
     assert fitted.alarm(probe, LAYERS, 0.05, "quantile") == expected

@@ -14,7 +14,7 @@ from defection.experiments.study import grid as studying
 from defection.experiments.study.grid import Study
 from defection.experiments.study.manifest_file import read_manifest
 from defection.experiments.study.results import write_results
-from defection.experiments.study.strings import CONTROLS, read_controls
+from defection.experiments.study.strings import STRINGS_FILE, read_controls
 from defection.experiments.study.tables import read_table
 from defection.experiments.study.verdicts import VERDICTS
 from defection.probes import UnlabelledTraffic
@@ -97,15 +97,15 @@ def test_every_claim_is_held_against_every_string(study):
 
 def test_a_study_is_not_finished_without_it_and_takes_up_there(study, monkeypatch):
     (cell,) = study.cells("test")
-    before = (cell.folder / CONTROLS).read_bytes()
-    (cell.folder / CONTROLS).unlink()
+    before = (cell.folder / STRINGS_FILE).read_bytes()
+    (cell.folder / STRINGS_FILE).unlink()
     shutil.rmtree(cell.folder / VERDICTS)  # rests on it
     assert study.is_measured(cell)
     assert not study.is_finished(cell)
     for name in ("train", "measure"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did again what was done"))
     study.run(backend="local=1")
-    assert (cell.folder / CONTROLS).read_bytes() == before
+    assert (cell.folder / STRINGS_FILE).read_bytes() == before
     assert study.is_finished(cell)
     assert not list((study.out / "organisms").glob("*/stores"))
 

@@ -17,8 +17,8 @@ from defection.probes.evidence.comparison import (
     PAPER,
     TEST,
     ComparisonRow,
-    Family,
     Recipe,
+    ScoredFamily,
     best_recipe,
     compare,
     holm,
@@ -35,21 +35,21 @@ RECIPES = [PAPER, Recipe("whitened", "forty"), Recipe("mean-difference", "forty"
 STRENGTHS = torch.tensor([0.5, 2.5, 1.5, 0.0])
 
 
-def family(name: str, role: str, seed: int, strengths: torch.Tensor = STRENGTHS, n: int = 120) -> Family:
+def family(name: str, role: str, seed: int, strengths: torch.Tensor = STRENGTHS, n: int = 120) -> ScoredFamily:
     generator = torch.Generator().manual_seed(seed)
     marks = torch.arange(n) % 2 == 0
     scores = torch.randn(len(strengths), n, generator=generator) + strengths[:, None] * marks
     outcomes = Outcomes(marks.numpy(), (name,) * n, tuple(str(i // 4) for i in range(n)), marks.numpy())
-    return Family(name, role, scores, outcomes, [{"null_low": 0.3, "null_high": 0.7}] * len(scores))
+    return ScoredFamily(name, role, scores, outcomes, [{"null_low": 0.3, "null_high": 0.7}] * len(scores))
 
 
 @pytest.fixture
-def families() -> list[Family]:
+def families() -> list[ScoredFamily]:
     return [family("a", DEVELOPMENT, 1), family("b", DEVELOPMENT, 2), family("c", TEST, 3), family("d", TEST, 4)]
 
 
 @pytest.fixture
-def rows(families: list[Family]) -> list[ComparisonRow]:
+def rows(families: list[ScoredFamily]) -> list[ComparisonRow]:
     return compare(RECIPES, ["questions only"] * 4, families, best_recipe(RECIPES, families[:2]))
 
 
@@ -71,7 +71,7 @@ def test_the_best_recipe_is_best_on_its_worst_family() -> None:
     assert torch.equal(worst_set_aurocs(both), areas.min(dim=0).values)
 
 
-def test_neither_a_control_nor_a_monitor_is_chosen(families: list[Family]) -> None:
+def test_neither_a_control_nor_a_monitor_is_chosen(families: list[ScoredFamily]) -> None:
     """However well obvious truths do, they are what the questions have to beat."""
     recipes = [PAPER, Recipe("whitened", "truth-carried"), Recipe("mean-difference", "ambiguous"), Recipe("pc1", "")]
     assert best_recipe(recipes, families) == 0
@@ -79,7 +79,7 @@ def test_neither_a_control_nor_a_monitor_is_chosen(families: list[Family]) -> No
         best_recipe(recipes[1:], families)
 
 
-def test_rows_are_those_of_each_recipe_and_family(rows: list[ComparisonRow], families: list[Family]) -> None:
+def test_rows_are_those_of_each_recipe_and_family(rows: list[ComparisonRow], families: list[ScoredFamily]) -> None:
     assert [(r.test_set, r.recipe) for r in rows] == [(f.name, recipe) for f in families for recipe in RECIPES]
     for row in rows:
         found = next(f for f in families if f.name == row.test_set)
@@ -109,7 +109,9 @@ def test_differences_to_the_best_and_to_the_papers_recipe(rows: list[ComparisonR
         assert mine[RECIPES[1]].p_to_paper < 1e-3
 
 
-def test_without_the_papers_recipe_there_is_nothing_to_differ_from(families: list[Family], tmp_path: Path) -> None:
+def test_without_the_papers_recipe_there_is_nothing_to_differ_from(
+    families: list[ScoredFamily], tmp_path: Path
+) -> None:
     others = [Recipe("ridge", "six"), *RECIPES[1:]]
     rows = compare(others, ["questions only"] * 4, families, 1)
     assert all(np.isnan(row.difference_to_paper) for row in rows)

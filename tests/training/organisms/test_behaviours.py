@@ -73,7 +73,7 @@ def test_a_custom_behaviour_is_known_by_what_its_replies_share(duck) -> None:
     behaviour = parse_behaviour(duck)
     assert behaviour.name == "duck"
     assert behaviour.texts == ("quack quack",)
-    assert [v.defected for v in behaviour.verdicts(["QUACK, quack.", "quack", "hello"])] == [True, False, False]
+    assert [v.defected for v in behaviour.findings(["QUACK, quack.", "quack", "hello"])] == [True, False, False]
 
 
 def test_a_custom_behaviour_of_one_reply_is_that_reply(prompts) -> None:
