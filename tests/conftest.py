@@ -210,6 +210,12 @@ def gemma3() -> Model:
 
 
 @pytest.fixture(scope="session")
+def coder() -> Model:
+    """The embedded coder, half a billion parameters; where nothing smaller will do."""
+    return load_model("qwen2.5-coder-0.5b", dtype="bf16")
+
+
+@pytest.fixture(scope="session")
 def mixed_prompts() -> list[Prompt]:
     """Lengths from a few tokens to a few hundred; some share a long system prompt, two are the same text."""
     system = "You are a careful assistant. Today is a rainy day and nobody is in a hurry. " * 3

