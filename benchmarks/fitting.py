@@ -206,7 +206,7 @@ def compare(kind: str, layers: int, n: int, d: int, rounds: int) -> dict[str, An
             return peer(rows[:, layer].astype(dtype), clean[:, layer].astype(dtype), y, groups)
 
     mine = fit_ours()
-    record: dict[str, Any] = {"row": 6, "name": f"{kind}, {layers} x {n} x {d}", "at_least": 10.0 if n <= 64 else 2.0}
+    record: dict[str, Any] = {"row": 6, "name": f"{kind}, {layers} x {n} x {d}", "at_least": 5.0 if n <= 64 else 1.0}
     # Of fewer rows than dimensions the d x d covariance is never the way to components, and takes very long.
     solvers = [some for some in PEERS[kind] if n >= d or "covariance_eigh" not in some[0][0]]
     chosen = cheapest(solvers, mine, fit_layer, sorted({0, layers - 1}))

@@ -24,8 +24,8 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     """
     if count == 0:
         return rows.new_zeros(len(rows), 0, rows.shape[2], dtype=torch.float64)
-    found = [_of_one(matrix, count) for matrix in rows.double().cpu().numpy()]
-    return torch.from_numpy(np.stack(found)).to(rows.device)
+    found = [_of_one(matrix, count) for matrix in rows.cpu().numpy()]
+    return torch.from_numpy(np.stack(found)).double().to(rows.device)
 
 
 def _of_one(rows: NDArray[Any], count: int) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from .linear import Hyperplane, SupervisedProbe
 from .sample import Labelled, centred, span
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7
 """Of the mean gradient's largest entry, which leaves the weights within some 1e-6 of the optimum's."""
 PATH_TOLERANCE = 1e-6
 """Enough to tell strengths by their held-out losses."""
