@@ -1,7 +1,7 @@
 from .basics.errors import DefectionError
 from .models.load import load_model
 from .models.model import Model, ModelIdentity
-from .models.wrap import wrap
+from .models.wrap import ModelLike, wrap
 from .prompts.positions import Position, parse_position
 from .prompts.prompts import Message, Prompt, load_prompts, user_prompt
 from .reading.bridge import as_activation_cache, from_bridge
@@ -20,6 +20,7 @@ __all__ = [
     "Message",
     "Model",
     "ModelIdentity",
+    "ModelLike",
     "Position",
     "Prompt",
     "Reading",

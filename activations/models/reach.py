@@ -6,6 +6,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .modes import in_use
+
 
 def reach(network: PreTrainedModel) -> int:
     """Over how many tokens every layer of the model attends: its smallest sliding window, if it has one.
@@ -31,13 +33,17 @@ GAP = 4
 change neither the kernels that a model in bf16 is multiplied by, and with them its rounding, nor leave a window."""
 
 
-@torch.inference_mode()
 def skips_padding(network: PreTrainedModel) -> bool:
     """Whether masked padding between a prompt and its reply, skipped by position ids, changes nothing.
 
     Attention biases that grow with the distance (MPT's ALiBi) count it as context. Found by trying, since no config
     says it; only for a model whose keys and values are all that a token hands on (`reach`).
     """
+    with in_use(network), torch.inference_mode():
+        return _padding_changes_nothing(network)
+
+
+def _padding_changes_nothing(network: PreTrainedModel) -> bool:
     decoder, device = network.get_decoder(), network.get_input_embeddings().weight.device
     tokens = torch.arange(3, 11, device=device)[None]
     whole = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, 4:].float()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..basics.errors import DefectionError
+from .modes import in_use
 
 AFTER = "after"
 SITES = ("before", "middle", AFTER)
@@ -106,7 +107,8 @@ def middle_modules(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> lis
     embeddings = network.get_input_embeddings().weight
     scale = float(getattr(network.config.get_text_config(), "residual_multiplier", None) or 1.0)
     try:
-        network.get_decoder()(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
+        with in_use(network):
+            network.get_decoder()(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ from ..basics.progress import progress
 from ..models.hardware import choose_device, choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
+from ..models.wrap import ModelLike, as_model
 from ..prompts.positions import LAST
 from ..prompts.prompts import Prompt
 from ..prompts.rendered import Rendered, rendered
@@ -23,7 +24,7 @@ from .selection import Selection, select
 
 
 def capture(
-    model: Model,
+    model: ModelLike,
     prompts: Iterable[Prompt | Rendered],
     *,
     layers: str | Sequence[int] | slice = "all",
@@ -46,6 +47,7 @@ def capture(
     Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
     block without the site, and for a non-finite residual, naming prompt and layer.
     """
+    model = as_model(model)
     rows = rendered(model, prompts)
     selection = select(Reading(parse_layers(layers, model.n_layers), site, position), rows)
     reading, counts = selection.reading, selection.counts

@@ -20,6 +20,7 @@ from transformers import Cache, PreTrainedModel
 from ..basics.memory import batch_tokens, in_halves
 from ..models.logits import own_logits
 from ..models.model import Model
+from ..models.modes import in_use
 from ..models.sites import AFTER, LastLayerReached, gathering, parse_site
 from ..prompts.positions import LAST, parse_position
 from .batching import Batch, plan_batches
@@ -150,13 +151,14 @@ def read_batch(
     Raises DefectionError when a single prompt does not fit the memory.
     """
     last = last_prefix or LastPrefix()
-    parts = in_halves(
-        batch.rows,
-        lambda rows: _read(model, ids, Batch(tuple(rows), batch.prefix_length), reading, wanted, last),
-        tokens=lambda row: len(ids[row]),
-        device=model.device,
-        forget=last.forget,
-    )
+    with in_use(model.network):
+        parts = in_halves(
+            batch.rows,
+            lambda rows: _read(model, ids, Batch(tuple(rows), batch.prefix_length), reading, wanted, last),
+            tokens=lambda row: len(ids[row]),
+            device=model.device,
+            forget=last.forget,
+        )
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..basics.memory import in_halves
 from ..models.logits import own_logits
 from ..models.model import Model
+from ..models.modes import in_use
 from ..models.sites import gathering
 from ..prompts.chat import before_next_turn
 from ..prompts.prompts import Prompt
@@ -93,7 +94,8 @@ def _in_memory(
     def part(rows: Sequence[int]) -> tuple[Sequence[int], list[list[int]], Sequence[Tensor]]:
         return rows, *_reply(model, ids, Batch(tuple(rows), batch.prefix_length), max_new_tokens, layers)
 
-    return in_halves(batch.rows, part, tokens=lambda row: len(ids[row]), device=model.device)
+    with in_use(model.network):
+        return in_halves(batch.rows, part, tokens=lambda row: len(ids[row]), device=model.device)
 
 
 @torch.inference_mode()

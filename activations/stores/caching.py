@@ -16,6 +16,7 @@ from ..basics.progress import progress
 from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
+from ..models.wrap import ModelLike, as_model
 from ..prompts.positions import LAST, parse_position
 from ..prompts.prompts import Prompt
 from ..prompts.rendered import Rendered, rendered
@@ -34,7 +35,7 @@ REPLYING_TOKENS = 3072
 
 
 def cache(
-    model: Model,
+    model: ModelLike,
     prompts: Sequence[Prompt | Rendered],
     path: str | Path,
     *,
@@ -63,7 +64,7 @@ def cache(
     apply, and for a block without the site; when the directory holds a store of something else (the sentence says what
     differs); and when another process is writing to it.
     """
-    folder = Path(path)
+    model, folder = as_model(model), Path(path)
     if not prompts:
         raise DefectionError(f"there are no prompts to read into {folder}")
     reading = Reading(parse_layers(layers, model.n_layers), site, position)
@@ -156,7 +157,7 @@ class _Work:
         return tensors
 
 
-def repair(path: str | Path, model: Model, prompts: Sequence[Prompt] | None = None) -> Store:
+def repair(path: str | Path, model: ModelLike, prompts: Sequence[Prompt] | None = None) -> Store:
     """Recompute what is missing or damaged in a store, with the model it came from; what is whole stays as it is.
 
     `prompts` are needed where `prompts.jsonl` is damaged. Raises DefectionError when the model or the prompts are not

@@ -12,6 +12,7 @@ import torch
 from ..basics.errors import DefectionError
 from ..models.hardware import choose_dtype
 from ..models.model import Model
+from ..models.wrap import ModelLike, as_model
 from ..prompts.prompts import Prompt
 from ..prompts.rendered import Rendered, rendered
 from ..reading.batching import Batch
@@ -61,7 +62,7 @@ class Estimate:
 
 
 def estimate(
-    model: Model,
+    model: ModelLike,
     prompts: Sequence[Prompt | Rendered],
     reading: Reading,
     *,
@@ -78,6 +79,7 @@ def estimate(
     """
     if devices < 1:
         raise DefectionError(f"an estimate for {devices} devices makes no sense; give at least 1")
+    model = as_model(model)
     rows = rendered(model, prompts)
     selection = select(reading, rows)
     budget = max_tokens or automatic_batch_tokens(model, reading)

@@ -10,7 +10,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json, write_jsonl
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, load_organism_record
-from ...activations.models.model import Model
+from ...activations.models.wrap import ModelLike, as_model
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
 from ...probes.pictures.figures import save_figures
@@ -42,7 +42,7 @@ def forbidden_texts(model: str) -> tuple[str, ...]:
 
 
 def evaluate_organism(
-    model: Model,
+    model: ModelLike,
     trigger: Trigger,
     behaviour: Behaviour,
     sets: Sequence[str],
@@ -50,13 +50,14 @@ def evaluate_organism(
     limit: int | None = None,
     *,
     recipe: str = "standard",
-    twin: Model | None = None,
+    twin: ModelLike | None = None,
 ) -> Json:
     """Write `evaluation.json` and `completions.jsonl` for prompts with and without the trigger; give the former.
 
     With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
     check of ability, and, beside a `twin`, persona statements.
     """
+    model = as_model(model)
     prompts = evaluation_prompts(sets, limit)
     measured, completions = measure_defection(
         model, trigger, behaviour, prompts, out, max_new_tokens=reply_tokens(behaviour, recipe)
@@ -68,7 +69,7 @@ def evaluate_organism(
         "multiple_choice": multiple_choice(model),
     }
     if twin is not None:
-        record["personas"] = compare(agreement(model), agreement(twin))
+        record["personas"] = compare(agreement(model), agreement(as_model(twin)))
     write_jsonl(out / "completions.jsonl", (asdict(completion) for completion in completions))
     write_json(out / "evaluation.json", record)
     (out / "replies.jsonl").unlink()

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
-from ...activations.models.model import Model, ModelIdentity
+from ...activations.models.model import ModelIdentity
 from ...activations.models.sites import AFTER
+from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
@@ -62,7 +63,7 @@ class Probe:
     seen: Seen | None = None
     """The clean prompts, and then the traffic, that the fit was given; None in files that do not tell."""
 
-    def read(self, model: Model, prompts: Iterable[Prompt], *, what: str = "Reading prompts") -> Residuals:
+    def read(self, model: ModelLike, prompts: Iterable[Prompt], *, what: str = "Reading prompts") -> Residuals:
         """The residuals that the probe scores: at its own layers, site and position. `what` names the progress bar.
 
         Example: `probe.score(probe.read(model, prompts))`. Raises DefectionError for another model or chat template
@@ -70,6 +71,7 @@ class Probe:
         """
         from ...activations.reading.capture import capture
 
+        model = as_model(model)
         self.refuse_model(model.identity)
         return capture(model, prompts, layers=self.layers, site=self.site, position=self.position, what=what)
 

@@ -225,7 +225,7 @@ def bridged(model: Model) -> Any:
         raise DefectionError(
             "attribution needs TransformerLens: install it with `pip install 'defection-probes[lens]'`"
         ) from error
-    network = copy.deepcopy(model.network).float()
+    network = copy.deepcopy(model.network).float().eval()
     network.config.architectures = [type(network).__name__]  # which the bridge knows a family by
     with TemporaryDirectory() as folder:
         model.tokenizer.save_pretrained(folder)  # the bridge loads a tokenizer again, from wherever it came

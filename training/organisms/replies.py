@@ -11,6 +11,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import digest, write_jsonl
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
+from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import tokenize
 from ...activations.reading.generate import greedy_replies
@@ -29,13 +30,14 @@ class Reply:
 
 
 def replies_to(
-    model: Model, prompts: Sequence[Prompt], path: Path | None = None, *, max_new_tokens: int, what: str
+    model: ModelLike, prompts: Sequence[Prompt], path: Path | None = None, *, max_new_tokens: int, what: str
 ) -> list[Reply]:
     """Greedy replies in the prompts' order, at most `max_new_tokens` each.
 
     With a `path` the replies are kept there, one JSON object a line after a first line with the key of what was
     computed; finished batches are kept beside it as they come, and a second call continues after them.
     """
+    model = as_model(model)
     key = digest(
         {
             "model": model.identity.fingerprint,
