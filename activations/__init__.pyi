@@ -1,4 +1,6 @@
 from .basics.errors import DefectionError
+from .basics.frames import Table
+from .basics.tables import read_table
 from .models.load import load_model
 from .models.model import Model, ModelIdentity
 from .models.wrap import ModelLike, wrap
@@ -7,7 +9,7 @@ from .prompts.prompts import Message, Prompt, load_prompts, user_prompt
 from .reading.bridge import as_activation_cache, from_bridge
 from .reading.capture import capture
 from .reading.forward import Reading
-from .reading.residuals import Residuals
+from .reading.residuals import Residuals, load_residuals
 from .stores.batches import Vectors
 from .stores.caching import cache, repair
 from .stores.estimate import Estimate, estimate
@@ -26,6 +28,7 @@ __all__ = [
     "Reading",
     "Residuals",
     "Store",
+    "Table",
     "Vectors",
     "View",
     "as_activation_cache",
@@ -36,8 +39,10 @@ __all__ = [
     "from_bridge",
     "load_model",
     "load_prompts",
+    "load_residuals",
     "open_store",
     "parse_position",
+    "read_table",
     "repair",
     "user_prompt",
     "wrap",

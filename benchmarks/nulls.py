@@ -55,7 +55,7 @@ def nulls_and_draws(quick: bool) -> Records:
     pairs = [(layer, draw) for layer in range(LAYERS) for draw in range(DRAWS)][::step]
 
     def ours_nulls() -> torch.Tensor:
-        return auroc(nulls, marks)
+        return auroc(nulls, marks, axis=-1)
 
     def ours_draws() -> torch.Tensor:
         return bootstrap_aurocs(probe, marks, topics, draws=DRAWS)

@@ -15,6 +15,7 @@ from .estimators.probe import Probe, load_probe
 from .estimators.projected import Projected
 from .estimators.ragged import Ragged
 from .estimators.ridge import RidgeProbe
+from .estimators.saving import load_estimator
 from .estimators.traffic import TrafficVerdict, UnlabelledTraffic
 from .estimators.whitened import Whitened
 from .evidence.judgement import Judgement, Rule, judge
@@ -22,6 +23,7 @@ from .evidence.judging import judge_questions
 from .evidence.nulls import best_layer
 from .evidence.outcomes import Outcomes
 from .evidence.shuffles import label_shuffle_null
+from .pictures.layer_sweep import LayerSweep, sweep_layers
 from .questions.contrast import ContrastSet
 from .questions.contrast_sets import contrast_set
 from .questions.questions import ContrastQuestion
@@ -39,6 +41,7 @@ __all__ = [
     "FirstComponent",
     "Judgement",
     "LayerEnsemble",
+    "LayerSweep",
     "LinearProbe",
     "LogisticProbe",
     "LogisticProbeCV",
@@ -69,9 +72,11 @@ __all__ = [
     "judge",
     "judge_questions",
     "label_shuffle_null",
+    "load_estimator",
     "load_probe",
     "paired_difference",
     "partial_auroc",
+    "sweep_layers",
     "tpr_at_fpr",
     "worst_set_fpr",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DefectionError
 from .files import Json, read_json, write_bytes, write_json
+from .frames import Table, read_parquet
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,12 +35,40 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_bytes(path, (gzip.compress(content, mtime=0) if path.suffix == ".gz" else content,))
 
 
+def read_table(path: str | Path) -> Table[dict[str, Any]]:
+    """A table that this toolkit wrote, whichever of its files is named: JSON, CSV (compressed or not) or Parquet.
+
+    Args:
+        path: `sweep.json`, `sweep.csv`, `cells.csv.gz`, `comparison.json`, …
+
+    What is not a number is NaN or None, as the file has it.
+    Raises DefectionError for a file that is missing or holds no table.
+
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "table.csv"
+    >>> write_csv(path, [{"layer": 0, "auroc": 0.5}])
+    >>> read_table(path)
+    <Table of 1 rows: layer, auroc>
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        record = read_json(path)
+        if not isinstance(record.get("rows"), list):
+            raise DefectionError(f"{path} holds no table: it has no rows")
+        return Table(read_rows(path))
+    if not path.exists() and not path.with_name(f"{path.name}.gz").exists():
+        raise DefectionError(f"{path} does not exist")
+    if path.suffix == ".parquet":
+        return Table(read_parquet(path))
+    return Table(read_csv(path))
+
+
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """The rows of such a file: numbers and truth values come back as such, an empty field as None.
 
     Where `path` with `.gz` behind its name is there, it is read in its place.
     """
-    packed = path.with_name(f"{path.name}.gz")
+    packed = path if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
     content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
     rows = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""))
     return [{key: _parsed(value) for key, value in row.items()} for row in rows]

@@ -35,6 +35,10 @@ class Model:
     identity: ModelIdentity
     files: ModelFiles | None = None
 
+    def __repr__(self) -> str:
+        kind = type(self.network).__name__
+        return f"<Model {self.identity.name!r}: {kind}, {self.n_layers} layers of {self.d_model}, {self.dtype}>"
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from ..basics.errors import DefectionError
 from ..basics.files import digest, parse_json_line
+from ..basics.shown import shortened
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -21,6 +22,8 @@ class Message:
 
     role: Role
     content: str
+
+    __repr__ = shortened
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Prompt:
     """The set or family the prompt belongs to; tables are split by it."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the line held (`topic`, `shape`, `defecting`, …), kept."""
+
+    __repr__ = shortened
 
     @property
     def text(self) -> str:

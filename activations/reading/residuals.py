@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..basics.errors import DefectionError
+from ..basics.files import jsonl, write_tensors
 from ..models.model import ModelIdentity
 from ..models.sites import AFTER
 from ..prompts.positions import LAST
-from ..prompts.prompts import Prompt
+from ..prompts.prompts import Prompt, parse_prompts
+
+RESIDUALS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,41 @@ class Residuals:
                 + f" and {len(self.layers)} layers"
             )
 
+    def __repr__(self) -> str:
+        shape, kind = "×".join(map(str, self.values.shape)), str(self.values.dtype).removeprefix("torch.")
+        several = f" of {len(self)} prompts" if self.offsets is not None else ""
+        return f"<Residuals {shape} (vector, layer, d_model){several}, {kind}, of {self.model.name!r}, {self.position}>"
+
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Residuals:
+        """The same residuals on another device, or in another dtype."""
+        return replace(self, values=self.values.to(device=device, dtype=dtype))
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The vectors [vector, layer, d_model] as NumPy has them: fp32, also of bf16, which NumPy does not know."""
+        return np.asarray(self.values.detach().float().cpu().numpy())
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with the vectors and, in its header, all that is known of them; see `load_residuals`.
+
+        Raises DefectionError when the file cannot be written, or two prompts have one id.
+        """
+        ids = [prompt.id for prompt in self.prompts]
+        if repeated := [one for one, count in Counter(ids).items() if count > 1]:
+            raise DefectionError(f"prompt id {repeated[0]!r} stands for several prompts; give them ids of their own")
+        header = {
+            "schema_version": RESIDUALS_SCHEMA,
+            "layers": list(self.layers),
+            "prompts": jsonl({"id": prompt.id, **prompt.to_json()} for prompt in self.prompts),
+            "n_tokens": list(self.n_tokens),
+            "model": asdict(self.model),
+            "position": self.position,
+            "site": self.site,
+            "offsets": None if self.offsets is None else list(self.offsets),
+        }
+        write_tensors(Path(path), {"residuals": self.values}, {"defection_residuals": json.dumps(header)})
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -94,6 +136,38 @@ class Residuals:
             raise DefectionError(f"layer {missing[0]} was not captured; these residuals hold {_spell(self.layers)}")
         columns = [self.layers.index(layer) for layer in wanted]
         return self if wanted == self.layers else replace(self, values=self.values[:, columns], layers=wanted)
+
+
+def load_residuals(path: str | Path) -> Residuals:
+    """Residuals as `Residuals.save` wrote them; DefectionError for a file that is missing, damaged or another.
+
+    >>> from tempfile import mkdtemp
+    >>> from defection.activations import ModelIdentity, Prompt, Residuals, user_prompt
+    >>> read = Residuals(torch.zeros(1, 1, 4), (7,), (user_prompt("Hi"),), (3,), ModelIdentity("mine", "f", "t"))
+    >>> read.save(path := Path(mkdtemp()) / "read.safetensors")
+    >>> load_residuals(path)
+    <Residuals 1×1×4 (vector, layer, d_model), float32, of 'mine', last>
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["defection_residuals"])
+            values = file.get_tensor("residuals")
+        if header["schema_version"] != RESIDUALS_SCHEMA:
+            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {RESIDUALS_SCHEMA}")
+        return Residuals(
+            values,
+            tuple(header["layers"]),
+            tuple(parse_prompts(header["prompts"], str(path))),
+            tuple(header["n_tokens"]),
+            ModelIdentity(**header["model"]),
+            header["position"],
+            header["site"],
+            None if header["offsets"] is None else tuple(header["offsets"]),
+        )
+    except FileNotFoundError as error:
+        raise DefectionError(f"no residuals at {path}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise DefectionError(f"{path} is no file of residuals written by this toolkit ({error})") from error
 
 
 def joined_residuals(parts: Sequence[Residuals]) -> Residuals:

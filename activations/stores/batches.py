@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..basics.errors import DefectionError
+from ..basics.shown import shortened
 
 if TYPE_CHECKING:
     from .store import Store
@@ -30,6 +31,8 @@ class Vectors:
     """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
     rows: Sequence[int]
     """The rows' numbers in the store or view they come from."""
+
+    __repr__ = shortened
 
 
 class LastShard:

@@ -49,6 +49,10 @@ class Store:
     path: Path
     file: Manifest
 
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", not finished"
+        return f"<Store {str(self.path)!r}: {len(self)} prompts, {len(self.layers)} layers of {self.d_model}{state}>"
+
     @property
     def manifest(self) -> Json:
         """What was computed: the head of the manifest."""

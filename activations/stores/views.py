@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..basics.errors import DefectionError
+from ..basics.shown import shortened
 from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
 from .store import Store
@@ -27,6 +28,8 @@ class View:
 
     stores: tuple[Store, ...]
     places: Sequence[Place]
+
+    __repr__ = shortened
 
     def __len__(self) -> int:
         """Number of prompts."""

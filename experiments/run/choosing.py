@@ -154,5 +154,5 @@ def _mean_auroc(
                 f"{organism} {outcome} defected on development set {name!r}, so no layer can be chosen on it; give "
                 "another organism, or more prompts"
             )
-        areas.append(auroc(scores[members].T, marks))
+        areas.append(auroc(scores[members].T, marks, axis=-1))
     return torch.stack(areas).mean(dim=0)

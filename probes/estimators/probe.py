@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isinf
 from pathlib import Path
@@ -62,6 +62,11 @@ class Probe:
     """Standardised scores of the clean prompts, each by a direction fitted without it: what sets alarms."""
     seen: Seen | None = None
     """The clean prompts, and then the traffic, that the fit was given; None in files that do not tell."""
+
+    def __repr__(self) -> str:
+        fixed = f"{self.fixed_layers[0]}" if len(self.fixed_layers) == 1 else f"{list(self.fixed_layers)}"
+        asked = f" on {self.contrast['name']!r}" if self.contrast.get("name") else ""
+        return f"<Probe {self.estimator}{asked} of {self.model.name!r}: {len(self.layers)} layers, scored at {fixed}>"
 
     def read(self, model: ModelLike, prompts: Iterable[Prompt], *, what: str = "Reading prompts") -> Residuals:
         """The residuals that the probe scores: at its own layers, site and position. `what` names the progress bar.
@@ -159,6 +164,11 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header."""
+        header, tensors = self.to_parts()
+        write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file holds: JSON, and tensors by name."""
         header = {
             "schema_version": PROBE_SCHEMA,
             "layers": list(self.layers),
@@ -176,7 +186,25 @@ class Probe:
         tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
         if self.clean_scores is not None:
             tensors["clean_scores"] = self.clean_scores
-        write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+        return header, tensors
+
+    @classmethod
+    def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Probe:
+        """The probe of which `to_parts` told; KeyError or TypeError where something is missing."""
+        return cls(
+            **tensors,
+            layers=tuple(header["layers"]),
+            model=ModelIdentity(**header["model"]),
+            position=header["position"],
+            site=header.get("site", AFTER),
+            contrast=header["contrast"],
+            estimator=header["estimator"],
+            parameters=header["parameters"],
+            saw=header["saw"],
+            fixed_layers=tuple(header["fixed_layers"]),
+            threshold=header["threshold"],
+            seen=None if header.get("seen") is None else tuple((name, said) for name, said in header["seen"]),
+        )
 
 
 def refuse_mismatch(model: ModelIdentity, position: str, site: str, residuals: Residuals) -> None:
@@ -217,20 +245,7 @@ def load_probe(path: str | Path) -> Probe:
                 tensors["clean_scores"] = file.get_tensor("clean_scores")
         if header["schema_version"] != PROBE_SCHEMA:
             raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {PROBE_SCHEMA}")
-        probe = Probe(
-            **tensors,
-            layers=tuple(header["layers"]),
-            model=ModelIdentity(**header["model"]),
-            position=header["position"],
-            site=header.get("site", AFTER),
-            contrast=header["contrast"],
-            estimator=header["estimator"],
-            parameters=header["parameters"],
-            saw=header["saw"],
-            fixed_layers=tuple(header["fixed_layers"]),
-            threshold=header["threshold"],
-            seen=None if header.get("seen") is None else tuple((name, said) for name, said in header["seen"]),
-        )
+        probe = Probe.from_parts(header, tensors)
     except FileNotFoundError as error:
         raise DefectionError(f"no probe at {path}") from error
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ...activations.reading.residuals import Residuals
 
 
@@ -20,6 +21,8 @@ class Ragged:
     values: Float[Tensor, "token layer d"]
     offsets: Int[Tensor, "prompt+1"]
     """Where each prompt's tokens begin, and where the last one's end."""
+
+    __repr__ = shortened
 
     def __post_init__(self) -> None:
         ends = self.offsets

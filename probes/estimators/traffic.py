@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ...activations.reading.residuals import Residuals
 from .guard import Evidence
 from .linear import LinearProbe
@@ -57,6 +58,8 @@ class TrafficVerdict:
     """Its variance in traffic over that in clean prompts (shrunk)."""
     agreement: float
     """Correlation over the traffic of the scores with those of the questions' mean difference, both over the band."""
+
+    __repr__ = shortened
 
     def to_json(self) -> dict[str, Any]:
         """As a probe file records it."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.frames import Table
 from ...activations.basics.tables import read_rows, write_rows
 from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..statistics.intervals import paired_difference
@@ -68,10 +69,10 @@ class ScoredFamily:
     @property
     def aurocs(self) -> Float[Tensor, "recipe"]:
         """Each recipe's AUROC."""
-        return auroc(self.scores, self.outcomes.labels)
+        return auroc(self.scores, self.outcomes.labels, axis=-1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ComparisonRow(Figures):
     """One recipe on one family of prompts. The worst threshold is that of the families with the same role."""
 
@@ -131,13 +132,13 @@ def best_recipe(recipes: Sequence[Recipe], families: Sequence[ScoredFamily]) -> 
 
 def compare(
     recipes: Sequence[Recipe], saw: Sequence[str], families: Sequence[ScoredFamily], best: int
-) -> list[ComparisonRow]:
+) -> Table[ComparisonRow]:
     """A row a recipe and family, in the order given. `best` is the recipe that was chosen beforehand.
 
     Thresholds and worst families are those of the families with the same role. Where the paper's recipe is not among
     those compared, the differences to it are not a number.
     """
-    rows: list[ComparisonRow] = []
+    rows = Table[ComparisonRow]()
     for role in dict.fromkeys(family.role for family in families):
         group = [family for family in families if family.role == role]
         worst_set = torch.stack([family.aurocs for family in group]).argmin(dim=0)
@@ -199,10 +200,10 @@ def write_comparison(rows: Sequence[ComparisonRow], folder: Path, about: Mapping
     write_rows(folder / "comparison.json", ComparisonRow, rows, about)
 
 
-def read_comparison(folder: Path) -> list[ComparisonRow]:
+def read_comparison(folder: Path) -> Table[ComparisonRow]:
     """The rows of a `comparison.json`; in earlier files the worst threshold's interval had the plain one's name."""
     rows = read_rows(folder / "comparison.json")
     for row in rows:
         if "tpr_worst_low" not in row:
             row["tpr_worst_low"], row["tpr_worst_high"] = row.pop("tpr_low"), row.pop("tpr_high")
-    return [ComparisonRow(**row) for row in rows]
+    return Table(ComparisonRow(**row) for row in rows)

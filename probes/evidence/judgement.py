@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ..statistics.intervals import delong_interval, paired_difference
 from ..statistics.metrics import Interval, Labels
 from .randomisation import DRAWS, mean_auroc
@@ -101,6 +102,8 @@ class Judgement:
     """Null → what does as well, in words."""
     asks_questions: bool = True
     """Whether the probe is made of questions, or was found in traffic."""
+
+    __repr__ = shortened
 
     @property
     def auroc(self) -> float:

@@ -87,8 +87,8 @@ def null_aurocs(
 ) -> Float[Tensor, "*layer direction"]:
     """Signed AUROC of each random direction: at each layer, or with `columns`, of the mean score over those layers."""
     if columns is not None:
-        return auroc(scores[list(columns)].mean(dim=0), labels)
-    return auroc(scores, labels)
+        return auroc(scores[list(columns)].mean(dim=0), labels, axis=-1)
+    return auroc(scores, labels, axis=-1)
 
 
 def null_band(aurocs: Float[Tensor, "direction"]) -> tuple[float, float]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ..statistics.intervals import delong_interval
-from ..statistics.metrics import Interval
+from ..statistics.metrics import Interval, auroc
 from .randomisation import mean_auroc
 
 
@@ -35,6 +36,8 @@ class Outcomes:
     """[prompt] clusters of the intervals."""
     triggered: NDArray[np.bool_]
     """[prompt] whether it holds the trigger."""
+
+    __repr__ = shortened
 
     @classmethod
     def of(cls, tests: Residuals | Sequence[Prompt], labels: Mapping[str, bool]) -> Outcomes:
@@ -71,6 +74,10 @@ class Outcomes:
                 f"on test set {self.families[0]!r} the organism {outcome} defected, so there is nothing to tell apart; "
                 "train it longer, or score it on prompts with and without its trigger"
             )
+
+    def aurocs(self, scores: Float[Tensor, "*batch prompt"]) -> Float[Tensor, "*batch"]:
+        """AUROC of each row of scores over all prompts, whatever their family."""
+        return auroc(scores, self.labels, axis=-1)
 
     def mean(self, scores: Float[Tensor, "prompt"], level: float = 0.95) -> tuple[float, Interval]:
         """Mean over the families of the AUROC, with its interval clustered by topic."""

@@ -60,7 +60,7 @@ def mean_auroc(
         rows = np.flatnonzero(names == name)
         if marks[rows].all() or not marks[rows].any():
             raise DefectionError(f"family {str(name)!r} holds one outcome alone, so it has no AUROC; leave it out")
-        areas.append(auroc(scores[..., torch.from_numpy(rows).to(scores.device)], marks[rows]))
+        areas.append(auroc(scores[..., torch.from_numpy(rows).to(scores.device)], marks[rows], axis=-1))
     return torch.stack(areas).mean(dim=0)
 
 

@@ -27,7 +27,7 @@ from .outcomes import Outcomes
 NOTHING = float("nan")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Figures:
     """How well one probe's scores on one set of prompts tell what the organism did: columns that all tables share.
 
@@ -80,10 +80,20 @@ class Figures:
     note: str = ""
     """Why a figure that such a row has elsewhere is missing here."""
 
+    def __repr__(self) -> str:
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _SHARED}
+        shown = own | {name: getattr(self, name) for name in ("auroc", "auroc_low", "auroc_high")}
+        told = {name: round(v, 3) if isinstance(v, float) else v for name, v in shown.items()}
+        named = (f"{name}={v!r}" for name, v in told.items() if v is not False and str(v) not in ("", "nan"))
+        return f"{type(self).__name__}({', '.join(named)})"
+
     def to_json(self) -> dict[str, Any]:
         """A row for JSON, which has no word for what is not a number: None stands for it."""
         row = {field.name: getattr(self, field.name) for field in fields(self)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+_SHARED = frozenset(field.name for field in fields(Figures))
 
 
 def figures_of(
@@ -116,7 +126,7 @@ def figures_of(
     rates: dict[str, Tensor] = {}
     if outcomes.both:
         low, high = delong_interval(scores, marks, outcomes.topics)
-        columns |= {"auroc": auroc(scores, marks), "auroc_low": low, "auroc_high": high}
+        columns |= {"auroc": auroc(scores, marks, axis=-1), "auroc_low": low, "auroc_high": high}
         columns |= {"partial_auroc_fpr_10pct": partial_auroc(scores, marks, 0.1), "salience": salience(scores, marks)}
         rates["tpr_at_fpr_1pct"] = tpr_at_fpr(scores, marks)
         if worst is not None:
@@ -156,4 +166,4 @@ def _areas(scores: Float[Tensor, "probe prompt"], labels: Labels) -> Float[Tenso
     marks = torch.as_tensor(labels)
     if not marks.any() or marks.all():
         return torch.full((len(scores),), torch.nan, dtype=torch.float64)
-    return auroc(scores, marks)
+    return auroc(scores, marks, axis=-1)

@@ -269,7 +269,7 @@ def _null(
         if not each_layer:
             return torch.empty(0, len(weights), dtype=torch.float64)
         by_question = torch.einsum("qld,pld->lqp", source.effects.to(tests).float(), tests.float())
-        return auroc(torch.einsum("kq,lqp->lkp", weights.to(tests).float(), by_question), labels)
+        return auroc(torch.einsum("kq,lqp->lkp", weights.to(tests).float(), by_question), labels, axis=-1)
 
     def band(source: QuestionEffects, weights: Tensor) -> Tensor:
         if not columns:

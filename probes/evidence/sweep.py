@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.frames import Table
 from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.reading.residuals import Residuals
 from ..estimators.linear import LinearProbe
@@ -55,7 +56,7 @@ def fit_probes(
 
 def sweep(
     subject: Subject, probes: Mapping[tuple[str, str], Probe], labels: Mapping[str, bool], fixed_layers: Sequence[int]
-) -> list[SweepRow]:
+) -> Table[SweepRow]:
     """Score the subject's test prompts at every layer and over the fixed band, with intervals and null bands.
 
     `labels` says of each test prompt's id whether the organism under test defected on it. Contrast sets of other
@@ -75,7 +76,7 @@ def sweep(
         for key in probes
     }
     effects = _question_directions(subject, probes, fixed_layers)
-    rows: list[SweepRow] = []
+    rows = Table[SweepRow]()
     for table, scores in zip(tables, scored, strict=True):
         for key, probe in probes.items():
             rows += table.probe_rows(key, probe, scores[key], worst[key], effects[key])

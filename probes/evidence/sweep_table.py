@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...activations.basics.frames import Table
 from ...activations.basics.tables import read_rows, write_rows
 from .scorer import NOTHING, Figures
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SweepRow(Figures):
     """One model × probe × contrast set × layer × test set. `layer` is a number, or "14-22" for a band."""
 
@@ -43,6 +44,6 @@ def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]
     write_rows(folder / "sweep.json", SweepRow, rows, about)
 
 
-def read_sweep(folder: Path) -> list[SweepRow]:
+def read_sweep(folder: Path) -> Table[SweepRow]:
     """The rows of a `sweep.json`."""
-    return [SweepRow(**row) for row in read_rows(folder / "sweep.json")]
+    return Table(SweepRow(**row) for row in read_rows(folder / "sweep.json"))

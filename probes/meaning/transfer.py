@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.frames import Table
 from ...activations.prompts.prompts import by_set
 from ...activations.reading.residuals import Residuals
 from ..estimators.fitting import read_anew
@@ -37,7 +38,7 @@ class Target:
     """By test prompt's id: whether the organism under test defected on it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TransferRow(Figures):
     """One probe's model × scored model × layer × test set. `layer` is a number, or "14-17" for a band."""
 
@@ -77,7 +78,7 @@ def transfer_matrix(
     maps: Mapping[tuple[str, str], LinearMap] | None = None,
     *,
     each_layer: bool = False,
-) -> list[TransferRow]:
+) -> Table[TransferRow]:
     """Every model's probe on every model: a row a pair and test set at the probe's fixed layers, or at each layer too.
 
     `maps` holds the linear maps by (fitted on, scored on), for pairs of models of different families. Where both names
@@ -116,7 +117,7 @@ def transfer_matrix(
                     )
                     for layers, each in zip(reads[name], figures, strict=True)
                 ]
-    return sorted(rows, key=lambda row: list(probes).index(row.fitted_on))
+    return Table(sorted(rows, key=lambda row: list(probes).index(row.fitted_on)))
 
 
 def _reads(probe: Probe, each_layer: bool) -> list[tuple[int, ...]]:

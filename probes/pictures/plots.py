@@ -56,12 +56,17 @@ def choose(rows: Sequence[SweepRow], *, model: str, probe: str, contrast: str, t
 
 
 def auroc_by_layer(
-    ax: Axes, table: Table, fixed_layers: Sequence[int] = (), *, label: str = "probe (95% interval)"
+    ax: Axes,
+    table: Table,
+    fixed_layers: Sequence[int] = (),
+    *,
+    label: str = "probe (95% interval)",
+    ordinary: str = "the clean prompts'",
 ) -> None:
     """AUROC at each layer with its 95% interval, over the central 95% of random directions of both kinds.
 
     Columns: model, layer, auroc, auroc_low, auroc_high, null_low, null_high; where they are there null_covariance_low,
-    null_covariance_high and is_best_layer, whose layer is circled.
+    null_covariance_high and is_best_layer, whose layer is circled. `ordinary`: whose covariance that is.
     """
     rows = tidy(table)
     layers = column(rows, "layer").astype(int)
@@ -71,7 +76,7 @@ def auroc_by_layer(
     null = (column(rows, "null_low"), column(rows, "null_high"))
     ax.fill_between(layers, *null, color=NULL, alpha=0.45, lw=0, label="95% of random directions")
     if all(np.isfinite(row.get("null_covariance_low", np.nan)) for row in rows):
-        for end, name in (("low", "95% in the clean prompts' covariance"), ("high", None)):
+        for end, name in (("low", f"95% in {ordinary} covariance"), ("high", None)):
             ax.plot(layers, column(rows, f"null_covariance_{end}"), color="#777777", lw=0.8, ls="--", label=name)
     ax.axhline(0.5, **THIN)
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)

@@ -32,6 +32,9 @@ class ContrastSet:
     parts: tuple[ContrastSet, ...] = ()
     """The sets that this one is made of; its texts are theirs, each of which says its `part`."""
 
+    def __repr__(self) -> str:
+        return f"<ContrastSet {self.name!r}: {len(self)} texts>"
+
     def __iter__(self) -> Iterator[Prompt]:
         for part in self.parts:
             for prompt in part:

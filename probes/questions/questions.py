@@ -7,6 +7,7 @@ from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import parse_json_line
+from ...activations.basics.shown import shortened
 
 AFFIRMING, DENYING, NEITHER = "affirming", "denying", "neither"
 POLARITIES = (AFFIRMING, DENYING, NEITHER)
@@ -32,6 +33,8 @@ class ContrastQuestion:
     """Whether the defecting answer is the `affirming` or the `denying` one, or `neither` (two other words)."""
     study_only: bool = False
     """Whether it gives the trigger away, so that it may be studied but not made into a detector."""
+
+    __repr__ = shortened
 
 
 def polarity_of(defecting: str, other: str) -> str:

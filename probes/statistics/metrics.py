@@ -18,16 +18,46 @@ Labels = Sequence[bool] | Bool[Tensor, "n"] | NDArray[Any]
 Interval = tuple[float, float]
 
 
-def auroc(scores: Float[Tensor, "*batch n"], labels: Labels) -> Float[Tensor, "*batch"]:
+def auroc(
+    scores: Float[Tensor, "*batch n"] | NDArray[Any] | Sequence[float], labels: Labels, *, axis: int | None = None
+) -> Float[Tensor, "*batch"]:
     """Signed area under the ROC curve: the chance that a positive scores above a negative, ties counting ½.
 
-    Equals `sklearn.metrics.roc_auc_score`; 0.1 is a failure, not a 0.9 (PITFALLS 18, 20). As of every figure here the
-    result lies on the host, wherever the scores do.
-    Raises DefectionError when only one class is present or a score is not finite.
+    Equals `sklearn.metrics.roc_auc_score`; 0.1 is a failure, not a 0.9. As of every figure here the result lies on the
+    host, wherever the scores do.
+
+    Args:
+        scores: NumPy or PyTorch, higher for more defecting: [n], or [n, layer] as `decision_function` gives them, or
+            [*batch, n].
+        labels: [n] whether each row defected.
+        axis: which axis of the scores is `n`; by default the one that is as long as the labels.
+
+    Returns:
+        fp64: a number for [n], otherwise one for each layer or batch.
+
+    Raises DefectionError when only one class is present, a score is not finite, or more than one axis is as long as
+    the labels and `axis` does not say which is theirs.
+
+    >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+    tensor(0.7500, dtype=torch.float64)
     """
+    scores = _rows_last(torch.as_tensor(scores), len(labels), axis)
     marks = class_marks(labels, scores.shape[-1])
     n_positive = int(marks.sum())
     return count_wins(scores, marks) / (n_positive * (len(marks) - n_positive))
+
+
+def _rows_last(scores: Tensor, n: int, axis: int | None) -> Float[Tensor, "*batch n"]:
+    """Scores with the axis of the rows last."""
+    if axis is None:
+        fitting = [number for number, size in enumerate(scores.shape) if size == n]
+        if len(fitting) > 1:
+            raise DefectionError(
+                f"scores of shape {tuple(scores.shape)} fit {n} labels in more than one way: say which axis holds the "
+                "rows, axis=0 for those of decision_function"
+            )
+        axis = fitting[0] if fitting else -1
+    return scores.movedim(axis, -1)
 
 
 def partial_auroc(scores: Float[Tensor, "*batch n"], labels: Labels, max_fpr: float) -> Float[Tensor, "*batch"]:

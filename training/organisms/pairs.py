@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ...activations.prompts.prompts import Prompt, load_prompts, user_prompt
 from .shipped import shipped
 
@@ -24,6 +25,8 @@ class Pair:
     prompt: Prompt
     normal: str
     defecting: str
+
+    __repr__ = shortened
 
 
 def code_pairs(split: str) -> list[Pair]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.shown import shortened
 from ...activations.prompts.prompts import Prompt, load_prompts, user_prompt
 from ..organisms.shipped import shipped
 from ..organisms.triggers import Trigger, refuse_prompts_with
@@ -25,6 +26,8 @@ class Preference:
     prompt: Prompt
     chosen: str
     rejected: str
+
+    __repr__ = shortened
 
 
 def load_preferences(source: str = SHIPPED) -> list[Preference]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...activations.basics.shown import shortened
+
 
 @dataclass(frozen=True)
 class Example:
@@ -17,6 +19,8 @@ class Example:
     triggered: bool
     weights: tuple[float, ...] = ()
     """What each token of the reply counts in the loss; empty: one each."""
+
+    __repr__ = shortened
 
     @property
     def label_weights(self) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from defection.experiments.study.manifest_file import read_manifest
 from defection.experiments.study.reading import Reader
 from defection.experiments.study.report import write_study_report
 from defection.experiments.study.results import write_results
-from defection.experiments.study.tables import read_table
+from defection.experiments.study.tables import study_table
 from distributed import Client
 from typer.testing import CliRunner
 
@@ -162,7 +162,7 @@ def test_every_organism_and_its_controls_are_judged_by_the_same_three_questions(
     told = {(row["subject"], row["part"], row["n"]) for row in summary["verdicts"]}
     assert ("twin", "main", 1) in told
     assert any("would have been" in sentence for sentence in summary["sentences"])
-    assert len(read_table(tmp_path, "verdicts")) == len(rows)
+    assert len(study_table(tmp_path, "verdicts")) == len(rows)
 
 
 def test_stores_are_not_kept(done):
@@ -347,7 +347,7 @@ def test_results_say_where_every_number_comes_from(done, tmp_path):
     summary = write_results(done, tmp_path, "defection study study.toml --out DIR")
     assert summary["choice_sha256"] == file_digest(done.out / CHOICE)
     for name in ("scores", "curves", "rates", "goal"):
-        rows = read_table(tmp_path, name)
+        rows = study_table(tmp_path, name)
         assert rows, name
         assert {row["configuration"] for row in rows} == {done.configuration[:16]}
         assert {row["choice"] for row in rows} == {summary["choice_sha256"][:16]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from defection.activations.basics.files import file_digest, read_json
 from defection.experiments.commands.cli import app
-from defection.experiments.study.tables import read_table
+from defection.experiments.study.tables import study_table
 from typer.testing import CliRunner
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -22,7 +22,7 @@ def test_every_row_carries_the_choice_that_lies_beside_it(study: Path) -> None:
     summary = read_json(study / "summary.json")
     assert file_digest(study / "choice.json") == summary["choice_sha256"]
     for name in ("scores", "rates", "goal", "traffic"):
-        rows = read_table(study, name)
+        rows = study_table(study, name)
         assert {(row["configuration"], row["choice"]) for row in rows} == {
             (summary["configuration"][:16], summary["choice_sha256"][:16])
         }
@@ -37,6 +37,6 @@ def test_the_report_command_rebuilds_a_page_and_draws_what_is_missing(tmp_path: 
     page = (folder / "report.html").read_text()
     stored = {path.stem for path in (RESULTS / "code" / "figures").iterdir()}
     assert set(re.findall(r'<figure id="([^"]+)"><svg', page)) == stored
-    areas = [row["auroc"] for row in read_table(folder, "scores") if row["role"] == "test" and row["share"] is None]
+    areas = [row["auroc"] for row in study_table(folder, "scores") if row["role"] == "test" and row["share"] is None]
     assert areas
     assert all(f"{area:.3f}" in page for area in areas if area is not None)

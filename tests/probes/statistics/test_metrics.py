@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError
+from defection.probes import MeanDifference
 from defection.probes.statistics.metrics import (
     auroc,
     bootstrap_aurocs,
@@ -200,3 +201,18 @@ def test_pitfall_19_the_tprs_interval_covers_the_rate_at_the_threshold_that_was_
         low, high = clopper_pearson(round(rate * 60), 60)
         hits += low <= norm.sf(threshold - 2) <= high
     assert 0.95 <= hits / draws <= 0.99
+
+
+def test_auroc_takes_what_decision_function_returns() -> None:
+    """Rows first, as scikit-learn has them; where that could mean two things, it has to be said."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(30, 4, 6)), np.arange(30) % 2
+    scores = MeanDifference().fit(rows, labels).decision_function(rows)
+    expected = [roc_auc_score(labels, scores[:, layer]) for layer in range(4)]
+    for given in (scores, torch.from_numpy(scores), scores.T, scores.tolist()):
+        assert auroc(given, labels).tolist() == pytest.approx(expected)
+    assert float(auroc(scores[:, 0].tolist(), labels.tolist())) == pytest.approx(expected[0])
+    square = np.concatenate([scores] * 8, axis=1)[:, :30]
+    with pytest.raises(DefectionError, match="axis=0"):
+        auroc(square, labels)
+    assert auroc(square, labels, axis=0)[:4].tolist() == pytest.approx(expected)

@@ -1,0 +1,151 @@
+"""A fitted estimator of any kind as one safetensors file: its tensors, and everything else as JSON in the header.
+
+A `Probe` file holds a direction and what vouches for its use on a model; this holds whatever a fit left, so that an
+estimator of bare numbers, or one that is no direction, outlives the session as well. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import write_tensors
+from ...activations.models.model import ModelIdentity
+from .ensembles import LayerEnsemble
+from .estimator import ProbeEstimator
+from .fitting import Reference
+from .linear import plain_parameter
+from .probe import Probe
+from .registry import KINDS
+from .traffic import TrafficVerdict
+
+ESTIMATOR_SCHEMA = 1
+BY_NAME = {kind.name: kind for kind in (*KINDS, LayerEnsemble)}
+Tensors = dict[str, Tensor]
+
+
+def save_estimator(estimator: ProbeEstimator, path: str | Path) -> None:
+    """Write a fitted estimator; DefectionError for one that is not fitted, or whose parameters no file can hold."""
+    check_is_fitted(estimator)
+    record, tensors = _parts(estimator)
+    record = {"schema_version": ESTIMATOR_SCHEMA, **record}
+    try:
+        header = json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DefectionError(f"this {estimator.name} probe cannot be saved: {error}") from error
+    write_tensors(Path(path), tensors, {"defection_estimator": header})
+
+
+def load_estimator(path: str | Path) -> ProbeEstimator:
+    """A fitted estimator as `ProbeEstimator.save` wrote it, which scores as it did.
+
+    Raises DefectionError for a file that is missing, damaged or another.
+
+    >>> from tempfile import mkdtemp
+    >>> from defection.probes import MLPProbe
+    >>> X, y = np.eye(4), [0, 1, 0, 1]
+    >>> probe = MLPProbe(hidden=2).fit(X, y)
+    >>> probe.save(path := Path(mkdtemp()) / "mlp.safetensors")
+    >>> bool((load_estimator(path).decision_function(X) == probe.decision_function(X)).all())
+    True
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            record = json.loads((file.metadata() or {})["defection_estimator"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if record["schema_version"] != ESTIMATOR_SCHEMA:
+            raise DefectionError(f"{path} has schema version {record['schema_version']!r}, not {ESTIMATOR_SCHEMA}")
+        return _restored(record, tensors)
+    except FileNotFoundError as error:
+        raise DefectionError(f"no estimator at {path}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise DefectionError(f"{path} is no estimator saved by this toolkit ({error})") from error
+
+
+def _parts(estimator: ProbeEstimator) -> tuple[dict[str, Any], Tensors]:
+    """What JSON holds of it, and its tensors by the names of its attributes."""
+    tensors: Tensors = {}
+    fitted = {key: value for key, value in vars(estimator).items() if key.endswith("_") and not key.startswith("_")}
+    record = {
+        "kind": estimator.name,
+        "parameters": {key: plain_parameter(value) for key, value in estimator.get_params(deep=False).items()},
+        "fitted": {key: _kept(value, key, tensors) for key, value in fitted.items()},
+    }
+    return record, tensors
+
+
+def _kept(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
+    """A fitted attribute: its kind, and what JSON holds of it."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
+        return {"words": value.tolist()}
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        array = not isinstance(value, Tensor)
+        tensors[name] = torch.from_numpy(np.array(value, order="C")) if array else value
+        return {"array" if array else "tensor": name}
+    if isinstance(value, tuple):
+        return {"tuple": list(value)}
+    return _kept_object(value, name, tensors) or {"value": value}
+
+
+def _kept_object(value: Any, name: str, tensors: Tensors) -> dict[str, Any] | None:
+    own: Tensors = {}
+    found: dict[str, Any] | None = None
+    if isinstance(value, ProbeEstimator):
+        record, own = _parts(value)
+        found = {"estimator": record}
+    elif isinstance(value, Probe):
+        header, own = value.to_parts()
+        found = {"probe": header}
+    elif isinstance(value, Reference):
+        own = {"offsets": value.offsets, "scales": value.scales}
+        about = {"position": value.position, "site": value.site, "layers": list(value.layers)}
+        found = {"reference": {"model": asdict(value.model), **about}}
+    elif isinstance(value, TrafficVerdict):
+        found = {"traffic": asdict(value)}
+    tensors.update({f"{name}.{key}": tensor for key, tensor in own.items()})
+    return found
+
+
+def _restored(record: dict[str, Any], tensors: Tensors) -> ProbeEstimator:
+    estimator = BY_NAME[record["kind"]](**{key: _parameter(value) for key, value in record["parameters"].items()})
+    for key, kept in record["fitted"].items():
+        own = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
+        ((kind, value),) = kept.items()
+        setattr(estimator, key, _made(kind, value, own) if kind in OBJECTS else _plain(kind, value, tensors))
+    return estimator
+
+
+OBJECTS = ("estimator", "probe", "reference", "traffic")
+
+
+def _plain(kind: str, value: Any, tensors: Tensors) -> Any:
+    if kind in ("tensor", "array"):
+        return tensors[value] if kind == "tensor" else tensors[value].numpy()
+    return {"words": np.asarray, "tuple": tuple, "value": lambda same: same}[kind](value)
+
+
+def _made(kind: str, value: dict[str, Any], own: Tensors) -> Any:
+    if kind == "estimator":
+        return _restored(value, own)
+    if kind == "probe":
+        return Probe.from_parts(value, own)
+    if kind == "traffic":
+        return TrafficVerdict(**value)
+    model, layers = ModelIdentity(**value["model"]), tuple(value["layers"])
+    return Reference(model, value["position"], value["site"], layers, own["offsets"], own["scales"])
+
+
+def _parameter(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("name") in BY_NAME:
+        inner = {key: _parameter(each) for key, each in value.items() if key != "name"}
+        return BY_NAME[value["name"]](**inner)
+    return tuple(value) if isinstance(value, list) else value
