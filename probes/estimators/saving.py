@@ -29,7 +29,7 @@ from .registry import KINDS
 from .traffic import TrafficVerdict
 
 ESTIMATOR_SCHEMA = 1
-BY_NAME = {kind.name: kind for kind in (*KINDS, LayerEnsemble)}
+BY_NAME: dict[str, type[ProbeEstimator]] = {kind.name: kind for kind in KINDS} | {LayerEnsemble.name: LayerEnsemble}
 Tensors = dict[str, Tensor]
 
 
@@ -87,10 +87,12 @@ def _kept(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
     """A fitted attribute: its kind, and what JSON holds of it."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
         return {"words": value.tolist()}
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        array = not isinstance(value, Tensor)
-        tensors[name] = torch.from_numpy(np.array(value, order="C")) if array else value
-        return {"array" if array else "tensor": name}
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, np.ndarray | np.generic):
+        tensors[name] = torch.from_numpy(np.array(value, order="C"))
+        return {"array": name}
     if isinstance(value, tuple):
         return {"tuple": list(value)}
     return _kept_object(value, name, tensors) or {"value": value}
@@ -116,7 +118,8 @@ def _kept_object(value: Any, name: str, tensors: Tensors) -> dict[str, Any] | No
 
 
 def _restored(record: dict[str, Any], tensors: Tensors) -> ProbeEstimator:
-    estimator = BY_NAME[record["kind"]](**{key: _parameter(value) for key, value in record["parameters"].items()})
+    parameters = {key: _parameter(value) for key, value in record["parameters"].items()}
+    estimator = BY_NAME[record["kind"]](**parameters)
     for key, kept in record["fitted"].items():
         own = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
         ((kind, value),) = kept.items()
@@ -130,7 +133,9 @@ OBJECTS = ("estimator", "probe", "reference", "traffic")
 def _plain(kind: str, value: Any, tensors: Tensors) -> Any:
     if kind in ("tensor", "array"):
         return tensors[value] if kind == "tensor" else tensors[value].numpy()
-    return {"words": np.asarray, "tuple": tuple, "value": lambda same: same}[kind](value)
+    if kind == "words":
+        return np.asarray(value)
+    return tuple(value) if kind == "tuple" else value
 
 
 def _made(kind: str, value: dict[str, Any], own: Tensors) -> Any:

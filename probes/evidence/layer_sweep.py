@@ -83,7 +83,7 @@ def layer_rows(
     ]
     column = best_layer(areas, areas[:, None]).column
     p = float("nan") if best is None else best.p_value
-    marked = {"is_best_layer": True, "null_best_high": chance.best_high(), "p_best_layer": p}
+    marked: dict[str, Any] = {"is_best_layer": True, "null_best_high": chance.best_high(), "p_best_layer": p}
     found[column] = replace(found[column], **marked)
     return found, scores
 

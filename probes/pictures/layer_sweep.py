@@ -51,7 +51,8 @@ class LayerSweep(Table[SweepRow]):
         >>> sweep_layers(X, y, draws=0).plot().get_ylabel()
         'AUROC'
         """
-        from .plots import auroc_by_layer, style
+        from .plots import auroc_by_layer
+        from .style import style
 
         with style():
             if ax is None:

@@ -209,8 +209,8 @@ def test_auroc_takes_what_decision_function_returns() -> None:
     rows, labels = rng.normal(size=(30, 4, 6)), np.arange(30) % 2
     scores = MeanDifference().fit(rows, labels).decision_function(rows)
     expected = [roc_auc_score(labels, scores[:, layer]) for layer in range(4)]
-    for given in (scores, torch.from_numpy(scores), scores.T, scores.tolist()):
-        assert auroc(given, labels).tolist() == pytest.approx(expected)
+    for form in (scores, torch.from_numpy(scores), scores.T, scores.tolist()):
+        assert auroc(form, labels).tolist() == pytest.approx(expected)
     assert float(auroc(scores[:, 0].tolist(), labels.tolist())) == pytest.approx(expected[0])
     square = np.concatenate([scores] * 8, axis=1)[:, :30]
     with pytest.raises(DefectionError, match="axis=0"):
