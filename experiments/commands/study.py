@@ -71,9 +71,9 @@ def study(
     Example: defection study experiments/study/manifests/small.toml --out runs/study
     """
     from ..study.grid import Study
-    from ..study.manifest_file import read_manifest
+    from ..study.manifest_file import read_study_manifest
 
-    opened = Study(read_manifest(manifest, family or ()), out, device)
+    opened = Study(read_study_manifest(manifest, family or ()), out, device)
     if only_list:
         listed = list_study(opened, only or ())
         print_result(listed, as_json, "\n".join(study_lines(listed)))

@@ -75,7 +75,7 @@ GEOMETRIES = tuple(
 
 
 @dataclass(frozen=True)
-class Organism:
+class SimulatedOrganism:
     """What is read on a simulated organism: prompts with and without a trigger, and where the trigger moves them."""
 
     trial: Trial
@@ -86,7 +86,7 @@ class Organism:
     """The shift's direction, as long as ordinary prompts vary along it."""
 
     @classmethod
-    def draw(cls, geometry: Geometry, rng: torch.Generator) -> Organism:
+    def draw(cls, geometry: Geometry, rng: torch.Generator) -> SimulatedOrganism:
         """One of a geometry. The trigger moves every prompt, some more than others, and adds noise of its own."""
         scale = torch.ones(geometry.d)
         if geometry.anisotropic:
@@ -128,7 +128,7 @@ def verdicts(geometry: Geometry, world: str, seed: int) -> list[dict[str, Any]]:
     that one null serves all sets.
     """
     rng = torch.Generator().manual_seed(seed)
-    made = Organism.draw(geometry, rng)
+    made = SimulatedOrganism.draw(geometry, rng)
     turned = turned_null(made.trial, made.along[None], draws=TURNED, seed=seed)
     band = null_band(turned)
     found = []

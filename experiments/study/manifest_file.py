@@ -38,7 +38,7 @@ from .manifest import (
 T = TypeVar("T")
 
 
-def read_manifest(path: str | Path, families: Sequence[str] = ()) -> StudyManifest:
+def read_study_manifest(path: str | Path, families: Sequence[str] = ()) -> StudyManifest:
     """Read a study; `families` are `NAME=PATH`, which give a declared family its file, or add a test family.
 
     Raises DefectionError that names file, table and key: broken TOML, an unknown or missing key, a wrong type, an
@@ -65,7 +65,7 @@ def read_manifest(path: str | Path, families: Sequence[str] = ()) -> StudyManife
 
 
 def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> StudyManifest:
-    """The manifest that a table holds; see `read_manifest`."""
+    """The manifest that a table holds; see `read_study_manifest`."""
     known = {"schema_version", "organisms", *(f.name for f in fields(StudyManifest) if f.name != "folder")}
     _refuse_unknown(table, known, where)
     if table.get("schema_version") != STUDY_MANIFEST_SCHEMA:

@@ -18,7 +18,7 @@ from ...probes.evidence.scorer import Figures, figures_of
 from ...probes.evidence.sweep_table import band_name
 from .candidates import Candidate, Line, layers_by_rule
 from .reading import FittedModel
-from .traffic import TrafficFit, bare
+from .traffic import TrafficDraw, bare
 
 BASELINE = "baseline"
 
@@ -106,7 +106,7 @@ def score_traffic(
     fitted: FittedModel,
     tested: Judged,
     lines: Sequence[Line],
-    fits: Mapping[Candidate, Sequence[TrafficFit]],
+    fits: Mapping[Candidate, Sequence[TrafficDraw]],
     fpr: float,
 ) -> list[Score]:
     """A row for each probe that saw traffic, at each share and draw, on the prompts that were not in its traffic."""
@@ -154,7 +154,7 @@ class _Scorer:
         layers = layers_by_rule(candidate.layers, len(self.tested.residuals.layers))
         return list(layers), str(band_name(layers))
 
-    def line(self, line: Line, probe: Probe, fpr: float, met: TrafficFit | None = None) -> Score:
+    def line(self, line: Line, probe: Probe, fpr: float, met: TrafficDraw | None = None) -> Score:
         each = line.candidate
         columns, layers = self.at(each)
         about: dict[str, Any] = {"contrast": each.contrast, "layer_rule": each.layers, "layers": layers}

@@ -17,7 +17,7 @@ from .reading import FittedModel
 
 
 @dataclass(frozen=True)
-class TrafficFit:
+class TrafficDraw:
     """A probe that was fitted on one draw of traffic, and what its fit says of it."""
 
     estimator: LinearProbe
@@ -49,7 +49,7 @@ def bare(prompt: Prompt) -> str:
 
 def traffic_fits(
     fitted: FittedModel, paired: Residuals, candidate: Candidate, traffic: Traffic, forbidden: Sequence[str]
-) -> Iterator[TrafficFit]:
+) -> Iterator[TrafficDraw]:
     """The candidate's probe at every share and draw, fitted on the model's own residuals."""
     layers = layers_by_rule(candidate.layers, len(paired.layers))
     for share in traffic.shares:
@@ -68,4 +68,4 @@ def traffic_fits(
             seen = frozenset(bare(prompt) for prompt in met.prompts)
             told = getattr(estimator, "verdict_", None)
             verdict = {} if told is None else told.to_json()
-            yield TrafficFit(estimator, met, share, seed, seen, verdict)
+            yield TrafficDraw(estimator, met, share, seed, seen, verdict)

@@ -25,7 +25,7 @@ from .candidates import PAPER, Candidate, controls_of, layers_by_rule
 from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
 from .reading import FittedModel, fit
 from .strings import read_controls
-from .traffic import TrafficFit
+from .traffic import TrafficDraw
 
 VERDICTS_SCHEMA = 1
 VERDICTS = "verdicts"
@@ -39,7 +39,7 @@ class _Model:
 
     fitted: FittedModel
     tests: Residuals
-    traffic: Mapping[Candidate, Sequence[TrafficFit]]
+    traffic: Mapping[Candidate, Sequence[TrafficDraw]]
 
 
 def read_verdicts(cell: Cell, choice: str) -> list[Json] | None:
@@ -122,7 +122,7 @@ def _traffic_row(
     labels: Mapping[str, bool],
     candidate: Candidate,
     place: int,
-    met: TrafficFit,
+    met: TrafficDraw,
     strings: Sequence[Json],
     rule: Rule,
 ) -> Json:

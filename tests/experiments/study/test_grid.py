@@ -20,7 +20,7 @@ from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
 from defection.experiments.study.choice import CHOICE
 from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest_file import read_manifest
+from defection.experiments.study.manifest_file import read_study_manifest
 from defection.experiments.study.reading import Reader
 from defection.experiments.study.report import write_study_report
 from defection.experiments.study.results import write_results
@@ -126,7 +126,7 @@ def done(folder: Path) -> Study:
 
 
 def open_study(folder: Path, out: Path, *families: str) -> Study:
-    return Study(read_manifest(folder / "study.toml", families), out, "cpu")
+    return Study(read_study_manifest(folder / "study.toml", families), out, "cpu")
 
 
 def left_behind(out: Path) -> dict[str, bytes]:
@@ -331,7 +331,7 @@ def test_another_development_side_is_refused_once_there_is_a_choice(done, folder
     path = folder / "other.toml"
     path.write_text((folder / "study.toml").read_text().replace('layers = "0.5-1.0"', 'layers = "0.25-1.0"'))
     with pytest.raises(DefectionError, match="choose another --out"):
-        Study(read_manifest(path), done.out, "cpu").run(backend="local=1")
+        Study(read_study_manifest(path), done.out, "cpu").run(backend="local=1")
 
 
 def test_an_organism_trained_otherwise_is_refused(done, folder):
@@ -340,7 +340,7 @@ def test_an_organism_trained_otherwise_is_refused(done, folder):
         (folder / "study.toml").read_text().replace("seeds = [0]\nexamples = 6", "seeds = [0]\nexamples = 7")
     )
     with pytest.raises(DefectionError, match="other settings"):
-        Study(read_manifest(path), done.out, "cpu").run(backend="local=1")
+        Study(read_study_manifest(path), done.out, "cpu").run(backend="local=1")
 
 
 def test_results_say_where_every_number_comes_from(done, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError
 from defection.experiments.study.candidates import PAPER, Candidate
-from defection.experiments.study.manifest_file import parse_manifest, read_manifest
+from defection.experiments.study.manifest_file import parse_manifest, read_study_manifest
 from defection.probes.estimators.registry import estimators
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,22 +101,22 @@ def test_any_file_is_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("study") / "s.toml"
     path.write_bytes(data)
     with pytest.raises(DefectionError):
-        read_manifest(path)
+        read_study_manifest(path)
 
 
 def test_families_from_the_command_line(tmp_path):
     path = tmp_path / "s.toml"
     text = (STUDIES / "tiny.toml").read_text()
     path.write_text(text + '\n[[families]]\nname = "later"\nrole = "test"\n')
-    before = read_manifest(path)
+    before = read_study_manifest(path)
     assert [f.name for f in before.families if not f.prompts] == ["later"]
-    after = read_manifest(path, [f"later={tmp_path / 'a.jsonl'}", "new=held-out"])
+    after = read_study_manifest(path, [f"later={tmp_path / 'a.jsonl'}", "new=held-out"])
     by_name = {family.name: family for family in after.families}
     assert by_name["later"].prompts == str(tmp_path / "a.jsonl")
     assert by_name["new"].role == "test"
     for wrong in ("later", "=x", "later="):
         with pytest.raises(DefectionError, match="NAME=PATH"):
-            read_manifest(path, [wrong])
+            read_study_manifest(path, [wrong])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.glob("*.toml")))
@@ -124,7 +124,7 @@ def test_shipped_studies_are_good_ones(name):
     table = tomllib.loads((STUDIES / name).read_text())
     if not {row["estimator"] for row in table["candidates"]} <= estimators().keys():
         pytest.skip("names an estimator that is not there yet")
-    manifest = read_manifest(STUDIES / name)
+    manifest = read_study_manifest(STUDIES / name)
     develop, test = ({o.seed for o in manifest.of_role(role)} for role in ("development", "test"))
     assert not develop & test
     assert {f.prompts for f in manifest.families if f.role == "development"}.isdisjoint(

