@@ -1,5 +1,6 @@
 from .estimators.attention import AttentionProbe
 from .estimators.consistent import ContrastConsistentSearch
+from .estimators.convergence import LayerConvergence
 from .estimators.diffing import against_base, difference
 from .estimators.ensembles import LayerEnsemble, QuestionEnsemble
 from .estimators.erased import Erased
@@ -40,6 +41,7 @@ __all__ = [
     "Evidence",
     "FirstComponent",
     "Judgement",
+    "LayerConvergence",
     "LayerEnsemble",
     "LayerSweep",
     "LinearProbe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...activations.basics.errors import DefectionError
 from .attention import AttentionProbe
 from .consistent import ContrastConsistentSearch
+from .convergence import LayerConvergence
 from .ensembles import QuestionEnsemble
 from .erased import Erased
 from .estimator import ProbeEstimator
@@ -35,6 +36,7 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     FirstComponent,
     UnlabelledTraffic,
     Mahalanobis,
+    LayerConvergence,
     MLPProbe,
     AttentionProbe,
 )

@@ -33,7 +33,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 LAYERS, WIDTH = 3, 12
 # What needs traffic solves all layers jointly, and keeps conventions of its own (test_traffic).
-by_layer = {name: kind for name, kind in estimators().items() if Evidence.TRAFFIC not in kind.needs}
+JOINT = "layer-convergence"  # has one score for all layers (test_convergence)
+by_layer = {n: kind for n, kind in estimators().items() if Evidence.TRAFFIC not in kind.needs and n != JOINT}
 every_kind = pytest.mark.parametrize("name", list(by_layer))
 supervised = [name for name, kind in by_layer.items() if Evidence.CONTRAST in kind.needs]
 
