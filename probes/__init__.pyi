@@ -24,6 +24,9 @@ from .evidence.judging import judge_questions
 from .evidence.nulls import best_layer
 from .evidence.outcomes import Outcomes
 from .evidence.shuffles import label_shuffle_null
+from .monitoring.alarms import Alarm
+from .monitoring.calibration import Calibration, calibrate, load_calibration
+from .monitoring.monitor import Event, Monitor, Watched
 from .pictures.layer_sweep import LayerSweep, sweep_layers
 from .questions.contrast import ContrastSet
 from .questions.contrast_sets import contrast_set
@@ -33,11 +36,14 @@ from .statistics.intervals import delong_interval, paired_difference
 from .statistics.metrics import auroc, partial_auroc, tpr_at_fpr
 
 __all__ = [
+    "Alarm",
     "AttentionProbe",
+    "Calibration",
     "ContrastConsistentSearch",
     "ContrastQuestion",
     "ContrastSet",
     "Erased",
+    "Event",
     "Evidence",
     "FirstComponent",
     "Judgement",
@@ -50,6 +56,7 @@ __all__ = [
     "MLPProbe",
     "Mahalanobis",
     "MeanDifference",
+    "Monitor",
     "Outcomes",
     "PCAProbe",
     "PairPCAProbe",
@@ -62,10 +69,12 @@ __all__ = [
     "Rule",
     "TrafficVerdict",
     "UnlabelledTraffic",
+    "Watched",
     "Whitened",
     "against_base",
     "auroc",
     "best_layer",
+    "calibrate",
     "conformal_p_values",
     "conformal_threshold",
     "contrast_set",
@@ -74,6 +83,7 @@ __all__ = [
     "judge",
     "judge_questions",
     "label_shuffle_null",
+    "load_calibration",
     "load_estimator",
     "load_probe",
     "paired_difference",

@@ -1,0 +1,78 @@
+"""Replies to many prompts, watched as they come: what calibrates an alarm, and what `defection monitor` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...activations.basics.progress import progress
+from ...activations.models.model import Model
+from ...activations.prompts.chat import NEXT_TURN
+from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import Rendered, rendered
+from ..estimators.probe import Probe
+from .alarms import Alarm
+from .monitor import Monitor, OnAlarm, Watched
+
+BATCH_TOKENS = 4096
+"""Padded tokens of a batch, replies counted."""
+
+
+def converse(
+    model: Model,
+    probe: Probe,
+    prompts: Sequence[Prompt | Rendered],
+    *,
+    max_new_tokens: int,
+    alarm: Alarm | None = None,
+    on_alarm: OnAlarm = "note",
+    strict: bool = True,
+    seed: int = 0,
+    what: str = "Watching replies",
+    **decoding: Any,
+) -> list[Watched]:
+    """Let a model reply to each prompt under a monitor, in batches of like lengths; in the prompts' order.
+
+    `decoding` goes to `generate`. Without a chat template a reply ends before "Human:", the next turn. Sampling starts
+    from `seed`; what is drawn depends on the batches, and so on the set of prompts.
+    """
+    rows = rendered(model, prompts, reply_tokens=max_new_tokens)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)
+    found: dict[int, Watched] = {}
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        with (
+            Monitor(model, probe, alarm=alarm, on_alarm=on_alarm, strict=strict) as watch,
+            progress(what, total=len(rows), unit="replies") as advance,
+        ):
+            while order:
+                width = len(rows[order[0]].ids) + max_new_tokens
+                batch, order = order[: max(1, BATCH_TOKENS // width)], order[max(1, BATCH_TOKENS // width) :]
+                _reply(model, [rows[row] for row in batch], max_new_tokens, decoding)
+                found |= zip(batch, watch.replies[-len(batch) :], strict=True)
+                advance(len(batch))
+    finally:
+        torch.random.set_rng_state(torch_state)
+    return [found[row] for row in range(len(rows))]
+
+
+def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding: dict[str, Any]) -> None:
+    width = max(len(row.ids) for row in rows)
+    pad = model.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[*[pad] * (width - len(row.ids)), *row.ids] for row in rows], device=model.device)
+    lengths = torch.tensor([len(row.ids) for row in rows], device=model.device)
+    mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
+    if model.tokenizer.chat_template is None:
+        decoding = {"stop_strings": [NEXT_TURN], "tokenizer": model.tokenizer, **decoding}
+    model.network.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **decoding
+    )
+
+
+def said(model: Model, reply: Watched) -> str:
+    """A reply's text, without special tokens and the blanks around it."""
+    text = str(model.tokenizer.decode(reply.tokens, skip_special_tokens=True))
+    return (text.split(NEXT_TURN, maxsplit=1)[0] if model.tokenizer.chat_template is None else text).strip()

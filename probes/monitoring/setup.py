@@ -1,0 +1,96 @@
+"""What a threshold belongs to: a model's weights, the numbers it computes in, how its replies are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ...activations.models.model import Model, ModelIdentity
+
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+DEFAULTS: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+"""Settings of `generate` that decide what is said, and what they are when nobody sets them."""
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how replies are made."""
+
+    model: ModelIdentity
+    numbers: str
+    """The dtype of the blocks' weights: fp32, bf16, or of a quantised model int8 and the like."""
+    decoding: dict[str, Any]
+    """The settings of `DEFAULTS` that matter; `max_new_tokens` is the longest reply."""
+
+    def differences(self, other: Setup) -> list[str]:
+        """What is not the same in another, each as a clause; a shorter reply than this set-up's longest is."""
+        found = []
+        if self.model.fingerprint != other.model.fingerprint:
+            found.append(f"the model is {other.model.name}, other weights than {self.model.name}")
+        if self.model.template != other.model.template:
+            found.append("the chat template or tokenizer is another")
+        if self.numbers != other.numbers:
+            found.append(f"the weights are {other.numbers}, not {self.numbers}")
+        return found + decoding_differences(self.decoding, other.decoding)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a file keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Setup:
+        """What `to_json` wrote."""
+        return cls(ModelIdentity(**record["model"]), record["numbers"], record["decoding"])
+
+
+def decoding_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two decodings, each as a clause."""
+    names = (own.keys() | other.keys()) - {"max_new_tokens"}
+    found = [
+        f"{name} is {other.get(name)}, not {own.get(name)}"
+        for name in sorted(names)
+        if own.get(name) != other.get(name)
+    ]
+    if other["max_new_tokens"] > own["max_new_tokens"]:
+        found.append(f"replies may be {other['max_new_tokens']} tokens long, not {own['max_new_tokens']}")
+    return found
+
+
+def setup_of(model: Model, decoding: dict[str, Any]) -> Setup:
+    """A model as it is now, with a decoding."""
+    return Setup(model.identity, numbers_of(model), decoding)
+
+
+def decoding_of(setting: Callable[[str], Any], max_new_tokens: int) -> dict[str, Any]:
+    """The settings that matter of a call to `generate`; `setting` gives one by its name, None where it is not set."""
+    values = {name: default if setting(name) is None else setting(name) for name, default in DEFAULTS.items()}
+    kept = {name: value for name, value in values.items() if values["do_sample"] or name not in OF_SAMPLING}
+    return {**kept, "max_new_tokens": max_new_tokens}
+
+
+def numbers_of(model: Model) -> str:
+    """The dtype of most of the blocks' weights, as stored; quantised layers of PyTorch and others among them."""
+    sizes: dict[str, int] = {}
+    for block in model.blocks:
+        for module in block.modules():
+            weight = getattr(module, "weight", None)
+            if callable(weight) and not isinstance(weight, torch.Tensor):
+                weight = weight()  # a quantised layer of PyTorch keeps it packed
+            if isinstance(weight, torch.Tensor):
+                name = SHORT.get(weight.dtype, str(weight.dtype).removeprefix("torch.").replace("q", ""))
+                sizes[name] = sizes.get(name, 0) + weight.numel()
+    return max(sizes, key=lambda name: sizes[name])
