@@ -26,6 +26,7 @@ COMMANDS = {
     "store": (READ, "Show, verify or repair such a store."),
     "fit": (READ, "Fit a probe from generic yes/no questions."),
     "score": (READ, "Score prompts with a probe, or every token of them."),
+    "monitor": (READ, "Let a model reply with its probe on: alarms while it speaks, replies cut off."),
     "explain": (READ, "Say what a probe's direction is: words, heads, questions, tokens."),
     "sweep": (JUDGE, "Judge an organism at every layer beside its twin, its base, nulls and baselines."),
     "compare": (JUDGE, "Hold every kind of probe on every contrast set against the others."),

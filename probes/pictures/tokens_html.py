@@ -33,16 +33,20 @@ def tokens_html(
     conversations: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     threshold: float | None = None,
+    marked: bool = False,
 ) -> str:
     """The page: each conversation under its heading, each token on the colour of its score.
 
     `conversations` maps headings to tables with the columns position, token, score (`tokens.over_layers`). Blue is
     below an ordinary prompt's score, orange above; colours end at ±4. The score is in each token's tooltip;
-    tokens above `threshold` are underlined. Whatever the texts hold is escaped.
+    tokens above `threshold` are underlined, or with `marked` those whose row says `alarm`. A token without a score
+    (None) has no colour. Whatever the texts hold is escaped.
     Raises DefectionError when a table has more than one score for a token.
     """
     shown = [_conversation(heading, table, threshold) for heading, table in conversations.items()]
     underlined = "" if threshold is None else f" Underlined: above the threshold of {threshold:.2f}."
+    if marked:
+        underlined = " Underlined: where the alarm rang; the first token shown is the prompt's last."
     note = (
         "Standard deviations from what clean prompts score at that place. The probe was fitted at the last token "
         f"before a reply; at the others its score is a look inside, not a verdict.{underlined}"
@@ -69,10 +73,13 @@ def _conversation(heading: str, table: Sequence[Mapping[str, Any]], threshold: f
 
 
 def _token(row: Mapping[str, Any], threshold: float | None) -> str:
+    if row["score"] is None:
+        return f"<span>{_visible(str(row['token']))}</span>"
     score = float(row["score"])
     tone = ABOVE if score > 0 else BELOW
     strength = 0.8 * min(1.0, abs(score) / LIMIT)
-    alarm = ' class="alarm"' if threshold is not None and score > threshold else ""
+    rang = row.get("alarm", False) if threshold is None else score > threshold
+    alarm = ' class="alarm"' if rang else ""
     return (
         f'<span{alarm} title="{score:+.2f}" style="background:rgba({tone[0]},{tone[1]},{tone[2]},{strength:.2f})">'
         f"{_visible(str(row['token']))}</span>"

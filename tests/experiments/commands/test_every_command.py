@@ -13,7 +13,7 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare"}
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "monitor"}
 """Commands in which there is chance."""
 
 

