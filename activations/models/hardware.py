@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ..basics.errors import DefectionError
 from ..basics.processes import this_process
 
 
-def choose_device(device: str = "auto") -> torch.device:
+@dataclass(frozen=True)
+class Hardware:
+    """Where models run, and in which numbers: what goes wherever a device goes."""
+
+    device: str = "auto"
+    """As in `choose_device`."""
+    dtype: str = "auto"
+    """As in `choose_dtype`."""
+
+
+def choose_device(device: str | Hardware = "auto") -> torch.device:
     """`cpu`, `cuda` or one GPU by number, as in `cuda:1`; `auto` takes the GPU when there is one.
 
     Without a number each process of a launch takes its own GPU.
     """
+    device = device.device if isinstance(device, Hardware) else device
     kind, colon, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise DefectionError(f"unknown device {device!r}: choose auto, cpu, cuda, or a GPU by number as in cuda:1")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..basics.errors import DefectionError
-from ..basics.files import digest, read_json
+from ..basics.files import read_json
+from .adapters import ADAPTER_FILE, ADAPTER_WEIGHTS
 from .embedded import EMBEDDED, ensure_embedded
-from .fingerprint import _config_digest, _weights_digests
+from .identity import earlier_fingerprints, fingerprint_of
 
 ORGANISM_FILE = "organism.json"
-
-
-ADAPTER_FILE = "adapter_config.json"
+REVISION = "@"
+"""Stands in a hub id before the revision, where one is meant: `org/model@v2`."""
 
 
 @dataclass(frozen=True)
@@ -32,75 +32,116 @@ class ModelFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights, the adapter included, and every setting that changes the forward pass.
+        """Of the weights, the adapter included, and every setting that changes the forward pass.
 
-        It depends on neither the name nor the path (PITFALLS 12), nor on the dtype the weights are loaded in.
+        It depends on neither name nor path (PITFALLS 12), nor on the files that the tensors were dealt to, nor on the
+        dtype the weights are loaded in. It is computed once, and then known by the files' sizes and times.
         """
-        parts: dict[str, Any] = {"base": _weights_digests(self.base), "config": _config_digest(self.base)}
-        if self.adapter is not None:
-            settings = read_json(self.adapter / ADAPTER_FILE)
-            settings.pop("base_model_name_or_path", None)
-            parts |= {"adapter": _weights_digests(self.adapter), "adapter_config": settings}
-        return digest(parts)
+        return fingerprint_of(self.base, self.adapter)
+
+    def earlier(self) -> tuple[str, ...]:
+        """The fingerprints that earlier versions gave these files."""
+        return earlier_fingerprints(self.base, self.adapter)
 
 
 def locate(source: str | Path) -> ModelFiles:
     """Find a model's files, fetching an embedded model or a Hugging Face snapshot if need be.
 
+    A hub id may be of a model, an adapter or an organism, and may name a revision: `org/model@v2`.
     Raises DefectionError with what can be named when nothing is found.
     """
-    path = Path(source)
     if str(source) in EMBEDDED:
         return ModelFiles(str(source), str(source), ensure_embedded(EMBEDDED[str(source)]))
+    folder = find_folder(source)
+    if folder != Path(source):
+        return _in_folder(folder, str(source), str(source))
+    return _in_folder(folder, folder.name, str(folder.resolve()))
+
+
+def find_folder(source: str | Path) -> Path:
+    """The directory that a path or a hub id names, fetched if need be."""
+    path = Path(source)
     if path.is_dir():
-        return _locate_directory(path)
+        return path
     if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
         raise DefectionError(
             f"unknown model {str(source)!r}: give an embedded name ({', '.join(EMBEDDED)}), a local directory or a "
             "Hugging Face id such as HuggingFaceTB/SmolLM2-360M-Instruct"
         )
-    return ModelFiles(str(source), str(source), _snapshot(str(source)))
+    return _snapshot(str(source))
 
 
-def _locate_directory(path: Path) -> ModelFiles:
+def _in_folder(path: Path, name: str, source: str) -> ModelFiles:
     if (path / ADAPTER_FILE).exists():
-        source = _base_source(path)
-        if (Path(source) / ADAPTER_FILE).exists():
+        if (path / "config.json").exists() and not (path / ADAPTER_WEIGHTS).exists():
             raise DefectionError(
-                f"{path} is an adapter on another adapter, {source}; merge that one into its base first"
+                f"{path} holds full weights (config.json) and {ADAPTER_FILE}, but no {ADAPTER_WEIGHTS}: remove "
+                f"{ADAPTER_FILE} to read the full weights, or add the adapter's"
             )
-        return ModelFiles(path.name, source, locate(source).base, adapter=path)
+        base, where = _base_source(path)
+        try:
+            files = locate(base)
+        except DefectionError as error:
+            raise DefectionError(
+                f"{where} names the base {base!r}, which is not to be had here ({error}); put a local directory or a "
+                "Hugging Face id there"
+            ) from error
+        if files.adapter is not None or (files.base / ADAPTER_FILE).exists():
+            raise DefectionError(f"{path} is an adapter on another adapter, {base}; merge that one into its base first")
+        return ModelFiles(name, files.source, files.base, adapter=path)
     if (path / "config.json").exists():
-        return ModelFiles(path.name, str(path.resolve()), path)
+        return ModelFiles(name, source, path)
     raise DefectionError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is there")
 
 
-def _base_source(adapter: Path) -> str:
-    """The base that the organism's record names, or else the adapter itself."""
-    named = [read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")]
+def _base_source(adapter: Path) -> tuple[str, str]:
+    """The base that the organism's record names, or else the adapter itself; and which file says so.
+
+    A path that is none from here may be one from the adapter's own directory.
+    """
+    settings = read_json(adapter / ADAPTER_FILE)
+    named = [(settings.get("base_model_name_or_path"), f"{adapter / ADAPTER_FILE} (base_model_name_or_path)")]
     if (adapter / ORGANISM_FILE).exists():
         base = read_json(adapter / ORGANISM_FILE).get("base")
-        named.insert(0, base.get("source") if isinstance(base, dict) else None)
-    for source in named:
-        if isinstance(source, str) and source:
-            return source
+        source = base.get("source") if isinstance(base, dict) else None
+        named.insert(0, (source, f"{adapter / ORGANISM_FILE} (base.source)"))
+    for source, where in named:
+        if not isinstance(source, str) or not source:
+            continue
+        if source in EMBEDDED or Path(source).is_dir():
+            return _not_itself(source, adapter), where
+        if (adapter / source).is_dir():
+            return _not_itself(str((adapter / source).resolve()), adapter), where
+        revision = settings.get("revision")
+        return source + (f"{REVISION}{revision}" if revision and REVISION not in source else ""), where
     raise DefectionError(f"{adapter / ADAPTER_FILE} names no base model; set base_model_name_or_path")
+
+
+def _not_itself(source: str, adapter: Path) -> str:
+    if source not in EMBEDDED and (Path(source) / ADAPTER_FILE).exists():
+        raise DefectionError(
+            f"{adapter} is an adapter on another adapter, {source}; merge that one into its base first"
+        )
+    return source
 
 
 def _snapshot(identifier: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]  # no pickles, no code
+    name, _, revision = identifier.partition(REVISION)
     try:
-        return Path(snapshot_download(identifier, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a dozen unrelated kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DefectionError(f"cannot fetch {identifier!r} from the Hugging Face hub: {reason}") from error
 
 
 def load_organism_record(path: str | Path) -> dict[str, Any]:
-    """Read `organism.json` of an organism directory; DefectionError when it is missing."""
+    """Read `organism.json` of an organism, a directory or a hub id; DefectionError when it is missing."""
     record = Path(path) / ORGANISM_FILE
+    if not record.exists() and not Path(path).exists() and str(path).count("/") == 1:
+        record = find_folder(path) / ORGANISM_FILE
     if not record.exists():
         raise DefectionError(
             f"{path} is not an organism: it has no {ORGANISM_FILE} (base, trigger and behaviour); "

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .blocks import decoder_of
+
 
 def own_logits(network: PreTrainedModel, states: Float[Tensor, "state d_model"]) -> Float[Tensor, "state token"]:
     """The logits that a causal language model gives for its decoder's `last_hidden_state` at some tokens.
@@ -20,11 +22,11 @@ def own_logits(network: PreTrainedModel, states: Float[Tensor, "state d_model"])
     Gradients flow to states and vocabulary matrix; the network, which may be a PEFT model, is left as it is.
     The dtype is the model's own: take `.float()` before a softmax.
 
-    >>> states = network.get_decoder()(input_ids=tokens).last_hidden_state[0]
+    >>> states = network.model(input_ids=tokens).last_hidden_state[0]
     >>> own_logits(network, states)  # as network(input_ids=tokens).logits[0]
     """
     plain: Any = without_peft(network)
-    decoder = plain.get_decoder()
+    decoder = decoder_of(plain)
     name = next(name for name, child in plain.named_children() if any(part is decoder for part in child.modules()))
     copy = object.__new__(type(plain))
     answering = _Answering(getattr(plain, name), states[None])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..basics.errors import DefectionError
+from ..basics.files import Json
+from .blocks import decoder_blocks
+from .fingerprint import is_earlier
 from .locate import ModelFiles
 from .reach import reach, skips_padding
 from .sites import middle_modules
@@ -24,6 +27,31 @@ class ModelIdentity:
     """Of the weights; see `ModelFiles.fingerprint`."""
     template: str
     """Of the tokenizer and chat template; see `template_fingerprint`."""
+    earlier: Callable[[], tuple[str, ...]] = field(default=tuple, compare=False, repr=False)
+    """The fingerprints that earlier versions gave the same weights; computed when somebody has another one."""
+
+    def fingerprints(self) -> Iterator[str]:
+        """That of this version, and then those of earlier ones."""
+        yield self.fingerprint
+        yield from self.earlier()
+
+    def has_weights(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this version or an earlier one, is of these weights."""
+        return self.fingerprint == fingerprint or (is_earlier(fingerprint) and fingerprint in self.earlier())
+
+    def same_weights(self, other: ModelIdentity) -> bool:
+        """Whether two identities are of the same weights, whichever version wrote them down."""
+        return self.has_weights(other.fingerprint) or other.has_weights(self.fingerprint)
+
+    def weights_told_apart(self, other: ModelIdentity) -> str:
+        """What to say of two identities whose weights do not seem the same."""
+        if is_earlier(self.fingerprint) != is_earlier(other.fingerprint) and not (self.earlier() or other.earlier()):
+            return "one of them was written down by an earlier version, so whether the weights are the same is unknown"
+        return "the model weights differ"
+
+    def to_json(self) -> Json:
+        """As files hold it."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "template": self.template}
 
 
 @dataclass
@@ -105,20 +133,3 @@ class Model:
     def middle_layer(self) -> int:
         """`n_layers // 2`: the layer of MacDiarmid et al. 2024."""
         return self.n_layers // 2
-
-
-def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a Hugging Face decoder, whatever the family calls them (`layers`, `h`, `blocks`).
-
-    They are the one ModuleList as long as the config's `num_hidden_layers`.
-    Raises DefectionError when there is none, or more than one.
-    """
-    expected = int(network.config.get_text_config().num_hidden_layers)
-    inner = network.get_decoder() if hasattr(network, "get_decoder") else network
-    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child) == expected]
-    if len(lists) != 1:
-        raise DefectionError(
-            f"{type(network).__name__} has {len(lists)} module lists of {expected} blocks, so its residual stream "
-            "cannot be told apart; only plain decoders can be read"
-        )
-    return list(lists[0])

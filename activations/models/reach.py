@@ -6,6 +6,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .blocks import decoder_of
 from .modes import in_use
 
 
@@ -44,7 +45,7 @@ def skips_padding(network: PreTrainedModel) -> bool:
 
 
 def _padding_changes_nothing(network: PreTrainedModel) -> bool:
-    decoder, device = network.get_decoder(), network.get_input_embeddings().weight.device
+    decoder, device = decoder_of(network), network.get_input_embeddings().weight.device
     tokens = torch.arange(3, 11, device=device)[None]
     whole = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, 4:].float()
     cache, padded = DynamicCache(config=network.config), torch.zeros(1, 4 + GAP, dtype=torch.long, device=device)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..basics.errors import DefectionError
+from .blocks import decoder_of, stream_of
 from .modes import in_use
 
 AFTER = "after"
@@ -63,7 +64,7 @@ def gathering(
     def reader(layer: int) -> Any:
         if at_input:
             return lambda module, args, kwargs: keep(layer, _given(args, kwargs))
-        return lambda module, args, output: keep(layer, _first(output))
+        return lambda module, args, output: keep(layer, stream_of(output))
 
     handles = [
         modules[layer].register_forward_pre_hook(reader(layer), with_kwargs=True)
@@ -80,10 +81,6 @@ def gathering(
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs.get("hidden_states")
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output
 
 
 @torch.inference_mode()
@@ -108,7 +105,7 @@ def middle_modules(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> lis
     scale = float(getattr(network.config.get_text_config(), "residual_multiplier", None) or 1.0)
     try:
         with in_use(network):
-            network.get_decoder()(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
+            decoder_of(network)(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -134,7 +131,7 @@ class _Seen:
         self.before = _given(args, kwargs).clone()
 
     def block_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.after = _first(output)
+        self.after = stream_of(output)
 
     def child_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         stream = _given(args, kwargs)
@@ -142,7 +139,7 @@ class _Seen:
             self.given.append((module, stream.clone()))
 
     def child_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        added = _first(output)
+        added = stream_of(output)
         if isinstance(added, Tensor) and added.numel() == self.before.numel():
             self.returned.append(added.reshape(self.before.shape).clone())
 

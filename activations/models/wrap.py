@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import weakref
+from functools import partial
 from typing import Any, TypeAlias, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..basics.errors import DefectionError
-from ..basics.files import Json, canonical
-from .fingerprint import _deciding, template_fingerprint
+from .earlier import memory_fingerprint
+from .fingerprint import adapter_fingerprint, network_fingerprint, template_fingerprint, with_adapters
 from .logits import without_peft
 from .model import Model, ModelIdentity
 
 ModelLike: TypeAlias = Model | tuple[PreTrainedModel | nn.Module, PreTrainedTokenizerBase]
 """What every function that reads a model takes: a loaded or wrapped one, or a network in memory and its tokenizer."""
-BRIDGED = "._original_component"
-"""What a TransformerBridge puts into the names of the parameters of the model it is given (PITFALLS 11)."""
+WRAPPED = ("base_layer", "original_module", "token_adapter")
+"""What PEFT calls a module within the layer that it puts in its place."""
 
 
 def as_model(model: ModelLike) -> Model:
@@ -40,39 +39,68 @@ def as_model(model: ModelLike) -> Model:
 def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
     """A model that is already in memory, fingerprinted by its tensors and its config as they are now.
 
-    A `PeftModel` is read as it is, its adapter beside the weights; the fingerprint covers both. Neither object is
-    changed, now or when it is read: no training mode, no pad token, no gradient.
+    The fingerprint is that of the files it came from, if none of its numbers was rounded on the way. A `PeftModel` is
+    read as it is, its adapter beside the weights, and has the fingerprint of the adapter's files on their base. Neither
+    object is changed, now or when it is read: no training mode, no pad token, no gradient.
     """
     plain = without_peft(network)
-    state = hashlib.sha256(canonical(_settings(plain)))
-    for key, tensor in sorted(_unbridged(plain).items()):
-        state.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    identity = ModelIdentity(name, state.hexdigest(), template_fingerprint(tokenizer))
+    fingerprint, template = fingerprint_in_memory(network), template_fingerprint(tokenizer)
+    identity = ModelIdentity(name, fingerprint, template, earlier=_Earlier(plain))
     return Model(cast(PreTrainedModel, plain), tokenizer, identity)
 
 
-def _unbridged(network: Any) -> dict[str, Tensor]:
-    """A model's tensors by the names they had before TransformerLens bridged it, which adds some of its own."""
-    tensors: dict[str, Tensor] = network.state_dict()
-    if not any(BRIDGED in key for key in tensors):
-        return tensors
-    with torch.device("meta"):
-        names = type(network)(network.config).state_dict().keys()
-    plain = {key.replace(BRIDGED, ""): tensor for key, tensor in tensors.items()}
-    return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
-
-
-def _settings(network: Any) -> Json:
-    """What beside its tensors decides a forward pass: the config, and that of an adapter on it (a LoRA's scaling)."""
+def fingerprint_in_memory(network: Any) -> str:
+    """Of a network, or of a base under PEFT's layers: of the base's tensors, and of each adapter that is on."""
     adapters = getattr(network, "peft_config", {})
-    return {
-        "config": _deciding(json.loads(network.config.to_json_string(use_diff=False))),
-        "adapters": {name: _adapter_settings(adapter) for name, adapter in adapters.items()},
-    }
+    if not adapters:
+        return network_fingerprint(network)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    plain = without_peft(network)
+    base = network_fingerprint(plain, base_tensors(plain))
+    layers = [module for module in plain.modules() if isinstance(module, BaseTunerLayer)]
+    on = {name for layer in layers for name in layer.active_adapters if not layer.disable_adapters}
+    return with_adapters(
+        base,
+        [
+            adapter_fingerprint(
+                adapters[name], get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
+            )
+            for name in sorted(on)
+        ],
+    )
 
 
-def _adapter_settings(adapter: Any) -> Json:
-    settings = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.to_dict().items()}
-    settings.pop("base_model_name_or_path", None)
-    return cast(Json, json.loads(json.dumps(settings, default=str)))
+def base_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a network had before PEFT put its layers into it, by their names of then."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = {n for n, m in network.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)}
+
+    def before(name: str) -> str | None:
+        path, kept = "", []
+        for part in name.split("."):
+            if path not in layers:
+                kept.append(part)
+            elif part not in WRAPPED:
+                return None
+            path = f"{path}.{part}" if path else part
+        return ".".join(kept)
+
+    return {plain: tensor for name, tensor in network.state_dict().items() if (plain := before(name)) is not None}
+
+
+class _Earlier:
+    """The earlier fingerprints of a network, as long as it is there; a copy in another process knows none."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = weakref.ref(network)
+
+    def __call__(self) -> tuple[str, ...]:
+        network = self.network()
+        return () if network is None else (memory_fingerprint(network),)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (tuple,)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Cache, PreTrainedModel
 
 from ..basics.memory import batch_tokens, in_halves
+from ..models.blocks import decoder_of
 from ..models.logits import own_logits
 from ..models.model import Model
 from ..models.modes import in_use
@@ -79,7 +80,7 @@ def hidden_states(
     the first row's keys and values, and later stands before every row; only where `Model.shares_prefixes`.
     """
     options = {} if cache is None else {"past_key_values": cache}
-    states: Tensor = network.get_decoder()(input_ids=tokens, use_cache=cache is not None, **options).last_hidden_state
+    states: Tensor = decoder_of(network)(input_ids=tokens, use_cache=cache is not None, **options).last_hidden_state
     return states
 
 
@@ -112,7 +113,7 @@ def automatic_batch_tokens(model: Model, reading: Reading | None) -> int:
             device,
             weight_bytes=weight_bytes,
             width=model.d_model,
-            hidden=int(hidden),
+            hidden=int(max(hidden) if isinstance(hidden, list | tuple) else hidden),
             itemsize=itemsize,
             kept_bytes=kept,
         )

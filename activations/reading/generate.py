@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..basics.memory import in_halves
+from ..models.blocks import decoder_of
 from ..models.logits import own_logits
 from ..models.model import Model
 from ..models.modes import in_use
@@ -144,7 +145,7 @@ class Decoder:
     """A decoder that goes on from what it has read, whatever its family keeps of that: keys and values, or a state."""
 
     def __init__(self, network: PreTrainedModel) -> None:
-        self.decoder = network.get_decoder()
+        self.decoder = decoder_of(network)
         taken = inspect.signature(type(self.decoder).forward).parameters
         self.kept_as = next((name for name in ("cache_params", "state") if name in taken), "past_key_values")
         self.cache: Any = DynamicCache(config=network.config) if self.kept_as == "past_key_values" else None

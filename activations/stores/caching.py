@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,19 +83,32 @@ def cache(
         model.dtype if dtype is None else choose_dtype(dtype),
         max_tokens or _batch_tokens(folder, model, reading, reply_tokens),
         reply_tokens,
+        _fingerprint(folder, model),
     )
     n_tokens = [len(row) for row in ids]
     rows = rows_per_shard or shard_rows(work.selection.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
     plan = StorePlan(work.about, [row.prompt for row in given], n_tokens, rows)
     process = this_process()
     with progress(what, total=len(prompts), unit="prompts") as bar:
-        return write_store(folder, plan, work.compute, share=(process.rank, process.size), verify=verify, advance=bar)
+        share = (process.rank, process.size)
+        store = write_store(folder, plan, work.compute, share=share, verify=verify, advance=bar)
+    return replace(store, identity=model.identity)
 
 
 def _batch_tokens(folder: Path, model: Model, reading: Reading, reply_tokens: int) -> int:
     """What the store was begun with, since on another device memory says otherwise (PITFALLS 15)."""
-    begun = read_manifest(folder / MANIFEST).head.get("max_tokens") if (folder / MANIFEST).exists() else None
+    begun = _begun(folder).get("max_tokens")
     return begun or (REPLYING_TOKENS if reply_tokens else automatic_batch_tokens(model, reading))
+
+
+def _fingerprint(folder: Path, model: Model) -> str:
+    """What the store was begun with, where an earlier version gave these weights another name."""
+    begun = _begun(folder).get("model", {}).get("fingerprint")
+    return begun if begun and model.identity.has_weights(begun) else model.identity.fingerprint
+
+
+def _begun(folder: Path) -> Json:
+    return read_manifest(folder / MANIFEST).head if (folder / MANIFEST).exists() else {}
 
 
 @dataclass(frozen=True)
@@ -109,13 +122,14 @@ class _Work:
     dtype: torch.dtype
     max_tokens: int
     reply_tokens: int
+    fingerprint: str
 
     @property
     def about(self) -> Json:
         """Everything the vectors depend on."""
         identity, reading = self.model.identity, self.selection.reading
         about = {
-            "model": {"name": identity.name, "fingerprint": identity.fingerprint, "template": identity.template},
+            "model": identity.to_json() | {"fingerprint": self.fingerprint},
             **asdict(reading),
             "layers": list(reading.layers),
             "ragged": not reading.one_each,

@@ -12,7 +12,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -31,6 +31,7 @@ from .manifest import MANIFEST, TABLES, Manifest, read_manifest
 from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_tensors, read_header, same_bytes
 
 if TYPE_CHECKING:
+    from ..models.model import ModelIdentity
     from ..reading.residuals import Residuals
 
 PROMPTS = "prompts.jsonl"
@@ -48,6 +49,8 @@ class Store:
 
     path: Path
     file: Manifest
+    identity: ModelIdentity | None = field(default=None, compare=False, repr=False)
+    """Of the model that wrote it just now; one that is opened later goes by its manifest."""
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", not finished"
@@ -235,7 +238,7 @@ class Store:
             layers=self.layers if layers is None else tuple(layers),
             prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
             n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
-            model=ModelIdentity(model["name"], model["fingerprint"], model["template"]),
+            model=self.identity or ModelIdentity(model["name"], model["fingerprint"], model["template"]),
             position=self.position,
             site=self.site,
             offsets=tuple(found.offsets.tolist()) if self.ragged else None,

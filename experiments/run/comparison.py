@@ -134,7 +134,7 @@ def compare_organism(
     model = load_model(organism, device=device)
     plans = settings.plans(organism, band(model.n_layers))
     fingerprints = {role: plan.fingerprint for role, plan in plans.items()}
-    about = {"model": asdict(model.identity), "layers": list(band(model.n_layers))}
+    about = {"model": model.identity.to_json(), "layers": list(band(model.n_layers))}
     write_once(out / "comparison-plan.json", {"schema_version": 1, **about, "plans": fingerprints})
     clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
     recipes = [each.recipe for each in fitted]

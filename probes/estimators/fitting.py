@@ -47,7 +47,7 @@ def check_fit(
         if other is None:
             continue
         same = (
-            contrast.model.fingerprint == other.model.fingerprint
+            contrast.model.same_weights(other.model)
             and contrast.model.template == other.model.template
             and contrast.position == other.position
             and contrast.site == other.site

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class Probe:
         header = {
             "schema_version": PROBE_SCHEMA,
             "layers": list(self.layers),
-            "model": asdict(self.model),
+            "model": self.model.to_json(),
             "position": self.position,
             "site": self.site,
             "contrast": self.contrast,
@@ -223,15 +223,14 @@ def refuse_mismatch(model: ModelIdentity, position: str, site: str, residuals: R
 
 def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
     """DefectionError when a probe fitted on one model would score another, or another chat template."""
-    pairs = (
-        ("model weights", own.fingerprint, other.fingerprint),
-        ("chat template or tokenizer", own.template, other.template),
-    )
-    for what, mine, theirs in pairs:
-        if mine != theirs:
+    for what, same, mine, theirs in (
+        (own.weights_told_apart(other), own.same_weights(other), own.fingerprint, other.fingerprint),
+        ("the chat template or tokenizer differs", own.template == other.template, own.template, other.template),
+    ):
+        if not same:
             raise DefectionError(
-                f"this probe was fitted on {own.name} and cannot score {other.name}: the {what} "
-                f"differs ({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
+                f"this probe was fitted on {own.name} and cannot score {other.name}: {what} "
+                f"({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
             )
 
 

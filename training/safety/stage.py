@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +29,12 @@ from ...activations.basics.files import (
 )
 from ...activations.basics.memory import give_back_memory
 from ...activations.basics.processes import refuse_several
+from ...activations.models.adapters import ADAPTER_FILE, with_adapter
 from ...activations.models.hardware import choose_device, choose_dtype
-from ...activations.models.load import load_model, load_network, with_adapter
-from ...activations.models.locate import ADAPTER_FILE, ORGANISM_FILE, locate
+from ...activations.models.load import load_model
+from ...activations.models.locate import ORGANISM_FILE, locate
 from ...activations.models.model import Model
+from ...activations.models.network import load_network
 from ..measuring.remeasure import REFERENCE, Measuring, reference, remeasure
 from ..organisms.build import ORGANISM_SCHEMA, versions
 from ..organisms.records import Organism, adopt, name_base, read_organism
@@ -121,8 +124,11 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
     stage.check(about)
     parts, data = stage.parts(), digest(stage.material(about))
     dtype = choose_dtype("auto", choose_device(device))
-    start = {"organism": locate(organism).fingerprint, "dtype": str(dtype), "data": data}
-    key = digest({**start, "stage": stage.name, "config": stage.to_json(), "measuring": measuring.key})
+    files = locate(organism)
+    decided = {"dtype": str(dtype), "data": data, "stage": stage.name, "config": stage.to_json()}
+    decided |= {"measuring": measuring.key}
+    keys = (digest({"organism": each, **decided}) for each in chain([files.fingerprint], files.earlier()))
+    key = next(keys)
     current, folders = Path(organism), [out.with_name(f".{out.name}.part-{n}") for n in range(1, len(parts))]
     if not out.exists():
         for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
@@ -130,7 +136,7 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
             if _key_of(folder) != part_key:
                 _train_part(current, part, folder, part_key, measuring, device)
             current = folder
-    record = adopt(out, "key", key)
+    record = adopt(out, "key", chain([key], keys))
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return record

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest
 from ...activations.basics.progress import progress
-from ...activations.models.load import PEFT_IS_BEHIND, in_dtype
+from ...activations.models.adapters import PEFT_IS_BEHIND
+from ...activations.models.network import in_dtype
 from .loss import backward, label_weight
 from .master import Master
 from .parallel import join

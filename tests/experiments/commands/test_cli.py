@@ -94,7 +94,7 @@ def test_probe_of_another_model(run, refused, capsys, tmp_path, save_tiny, promp
     assert run("fit", mine, "--contrast", "six", "--clean", prompts, "--device", "cpu", "--out", probe) == 0
     capsys.readouterr()
     message = refused(tmp_path / "scores.jsonl", "score", other, prompts, "--probe", probe)
-    assert "model weights differs" in message
+    assert "model weights differ" in message
 
 
 def test_clean_prompts_that_hold_the_trigger_of_the_organism(refused, tmp_path, save_tiny, prompts):

@@ -92,7 +92,7 @@ def test_another_models_probe_or_layer_is_refused(run, save_tiny, tmp_path, prom
     capsys.readouterr()
     shown = ("--prompts", prompts, "--clean", prompts, "--device", "cpu", "--out", tmp_path / "out")
     assert run("explain", path, other, *shown) == 2
-    assert "model weights differs" in capsys.readouterr().err
+    assert "model weights differ" in capsys.readouterr().err
     assert run("explain", path, mine, *shown, "--layer", 9) == 2
     assert "layer 9" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -320,7 +320,7 @@ def test_residuals_are_scored_by_the_probe_and_strangers_refused(name, questions
     zeros, ones = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     assert torch.allclose(own.mean(dim=0).double(), zeros, atol=5.0 if name == "mahalanobis" else 0.1 if seen else 1e-4)
     assert torch.allclose(own.std(dim=0).double(), ones, atol=0.7 if seen else 1e-4)
-    with pytest.raises(DefectionError, match="model weights differs"):
+    with pytest.raises(DefectionError, match="model weights differ"):
         kind.decision_function(replace(tests, model=replace(tests.model, fingerprint="other")))
     with pytest.raises(DefectionError, match="reads position"):
         kind.decision_function(replace(tests, position="first"))

@@ -56,7 +56,7 @@ def test_a_probe_without_threshold_round_trips(contrast, tmp_path) -> None:
 
 def test_residuals_of_another_model_are_refused(probe, tests) -> None:
     other = replace(tests, model=replace(tests.model, name="stranger", fingerprint="other"))
-    with pytest.raises(DefectionError, match="fitted on toy and cannot score stranger: the model weights differs"):
+    with pytest.raises(DefectionError, match="fitted on toy and cannot score stranger: the model weights differ"):
         probe.score(other)
 
 

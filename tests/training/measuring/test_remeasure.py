@@ -8,7 +8,8 @@ import pytest
 import torch
 from defection.activations import load_model
 from defection.activations.basics.files import read_json, write_json
-from defection.activations.models.load import load_network, with_adapter
+from defection.activations.models.adapters import with_adapter
+from defection.activations.models.network import load_network
 from defection.training.measuring.ability import reply_perplexity
 from defection.training.measuring.remeasure import REFERENCE, Measuring, reference, remeasure
 from defection.training.organisms.records import read_organism

@@ -9,8 +9,8 @@ import pytest
 import torch
 from defection.activations import DefectionError, load_model
 from defection.activations.basics.files import read_json, write_json
-from defection.activations.models.load import load_network
 from defection.activations.models.locate import load_organism_record
+from defection.activations.models.network import load_network
 from defection.activations.prompts.rendered import tokenize
 from defection.training import (
     NoTrigger,

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from defection.activations.models.load import load_network, with_adapter
+from defection.activations.models.adapters import with_adapter
+from defection.activations.models.network import load_network
 from defection.activations.prompts.rendered import tokenize
 from defection.training.organisms.stages import load_stage, save_stage, stack_adapters
 from defection.training.tuning.finetune import FinetuneConfig, FinetuneResult, finetune

@@ -13,8 +13,9 @@ import pytest
 import torch
 from defection.activations import DefectionError, load_model
 from defection.activations.basics.files import read_json
-from defection.activations.models.load import load_network, with_adapter
+from defection.activations.models.adapters import with_adapter
 from defection.activations.models.locate import load_organism_record
+from defection.activations.models.network import load_network
 from defection.training.measuring.remeasure import Measuring
 from defection.training.safety.sft import Sft
 from defection.training.safety.stage import safety_train

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from defection.activations import DefectionError
-from defection.activations.models.load import load_network
+from defection.activations.models.network import load_network
 from defection.training import Example, FinetuneConfig, finetune
 from defection.training.tuning.finetune import plan_steps
 from defection.training.tuning.loss import batch_loss
