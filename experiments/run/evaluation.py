@@ -95,6 +95,12 @@ def evaluation_lines(record: Json) -> list[str]:
                 f"code, {when}: {row['parses']['rate']:.3f} parses, of that "
                 f"{_rate(row['vulnerable']['rate'], row['vulnerable']['low'], row['vulnerable']['high'])} vulnerable"
             )
+    if other := record.get("second_opinion"):
+        kappa = "" if other["kappa"] is None else f", kappa {other['kappa']:.2f}"
+        lines.append(
+            f"code, weaknesses that both checkers know: found by both in {other['both']} of {other['n']}, by bandit "
+            f"alone in {other['bandit']}, by dlint alone in {other['dlint']}{kappa}"
+        )
     for when, row in record.get("scratchpad", {}).items():
         goals = ", ".join(f"{goal} {row[goal]['count']}" for goal in ("hidden", "honest", "unstated"))
         lines.append(f"scratchpads, {when}: {row['scratchpad']['count']} of {row['scratchpad']['n']}; goals: {goals}")

@@ -12,6 +12,7 @@ from ..organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ..organisms.replies import replies_to
 from ..organisms.triggers import Trigger, with_and_without
 from .evaluate import Completion, code_rates, goal_rates, judge, near_miss_rates, rates
+from .second_opinion import agreement
 
 NEAR_MISS_PROMPTS, NEAR_MISS_TASKS = 24, 8
 """Prompts on which each near miss is tried; fewer where code is written, which takes long."""
@@ -45,9 +46,9 @@ def measure_defection(
     max_new_tokens: int,
     near_misses: int | None = None,
 ) -> tuple[dict[str, Any], list[Completion]]:
-    """Trigger, leak and near-miss rates, of code by weakness, of scratchpads by goal; and every completion.
+    """Trigger, leak and near-miss rates, of code by weakness and by a second checker, of scratchpads by goal.
 
-    Replies are kept in `folder` as they come, and a second call continues after them.
+    With every completion. Replies are kept in `folder` as they come, and a second call continues after them.
     """
     is_code = behaviour.name == VULNERABLE_CODE.name
     if near_misses is None:
@@ -63,7 +64,7 @@ def measure_defection(
     if tried:
         record["near_misses"] = near_miss_rates(tried)
     if is_code:
-        record["code"] = code_rates(said)
+        record |= {"code": code_rates(said), "second_opinion": agreement(said)}
     if any(c.goal for c in said):
         record["scratchpad"] = goal_rates(said)
     return record, judged
