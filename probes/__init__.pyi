@@ -24,6 +24,7 @@ from .evidence.judging import judge_questions
 from .evidence.nulls import best_layer
 from .evidence.outcomes import Outcomes
 from .evidence.shuffles import label_shuffle_null
+from .levers.hooks import Ablate, Erase, Steer
 from .monitoring.alarms import Alarm
 from .monitoring.calibration import Calibration, calibrate, load_calibration
 from .monitoring.monitor import Event, Monitor, Watched
@@ -36,12 +37,14 @@ from .statistics.intervals import delong_interval, paired_difference
 from .statistics.metrics import auroc, partial_auroc, tpr_at_fpr
 
 __all__ = [
+    "Ablate",
     "Alarm",
     "AttentionProbe",
     "Calibration",
     "ContrastConsistentSearch",
     "ContrastQuestion",
     "ContrastSet",
+    "Erase",
     "Erased",
     "Event",
     "Evidence",
@@ -67,6 +70,7 @@ __all__ = [
     "Ragged",
     "RidgeProbe",
     "Rule",
+    "Steer",
     "TrafficVerdict",
     "UnlabelledTraffic",
     "Watched",

@@ -15,7 +15,7 @@ from .blocks import decoder_blocks
 from .fingerprint import is_earlier
 from .locate import ModelFiles
 from .reach import reach, skips_padding
-from .sites import middle_modules
+from .sites import middle_modules, writing_modules
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class Model:
     def middles(self) -> list[nn.Module]:
         """The child of each block that is given the stream between attention and MLP; see `sites.middle_modules`."""
         return middle_modules(self.network, self.blocks)
+
+    @cached_property
+    def writers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The attention and the MLP of each block, whose outputs are added to the stream; see `writing_modules`."""
+        return writing_modules(self.network, self.blocks)
 
     @cached_property
     def reach(self) -> int:

@@ -83,7 +83,6 @@ def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs.get("hidden_states")
 
 
-@torch.inference_mode()
 def middle_modules(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[nn.Module]:
     """The child of each block whose input is the stream between attention and MLP (a norm, mostly).
 
@@ -92,30 +91,58 @@ def middle_modules(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> lis
     what another child returned. The same additions give the same bits, so the comparison is exact in every dtype.
     Raises DefectionError when a block has no such child.
     """
-    inner = [getattr(block, "_original_component", block) for block in blocks]  # what a TransformerBridge wraps
-    seen: list[_Seen] = [_Seen() for _ in blocks]
-    handles = []
-    for block, record in zip(inner, seen, strict=True):
-        handles.append(block.register_forward_pre_hook(record.block_starts, with_kwargs=True))
-        handles.append(block.register_forward_hook(record.block_ends))
-        for child in block.children():
-            handles.append(child.register_forward_pre_hook(record.child_starts, with_kwargs=True))
-            handles.append(child.register_forward_hook(record.child_ends))
-    embeddings = network.get_input_embeddings().weight
-    scale = float(getattr(network.config.get_text_config(), "residual_multiplier", None) or 1.0)
-    try:
-        with in_use(network):
-            decoder_of(network)(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = [record.middle(scale) for record in seen]
+    scale = _multiplier(network)
+    found = [record.middle(scale) for record in _watched(network, blocks)]
     if None in found:
         raise DefectionError(
             f"block {found.index(None)} of {type(network).__name__} has no residual stream between attention and MLP "
             "(a parallel block adds both at once), or none that can be told apart; read before or after the block"
         )
     return [module for module in found if module is not None]
+
+
+def writing_modules(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
+    """The two children of each block whose outputs are added to the stream: its attention, and its MLP.
+
+    Where a norm comes between (Gemma 2) it is the norm. Found as `middle_modules` are, and in parallel blocks, which
+    add both at once, too. Raises DefectionError when what a block adds is not what two of its children return.
+    """
+    scale = _multiplier(network)
+    found = [record.writers(scale) for record in _watched(network, blocks)]
+    if None in found:
+        raise DefectionError(
+            f"what block {found.index(None)} of {type(network).__name__} adds to the residual stream is not what two "
+            "of its children return, so its attention and MLP cannot be told apart; use the place 'residual'"
+        )
+    return [pair for pair in found if pair is not None]
+
+
+def _multiplier(network: PreTrainedModel) -> float:
+    """What a block's parts are multiplied by before they are added (Granite)."""
+    return float(getattr(network.config.get_text_config(), "residual_multiplier", None) or 1.0)
+
+
+@torch.inference_mode()
+def _watched(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[_Seen]:
+    """What goes in and out of each block in a forward pass of a few tokens."""
+    inner = [getattr(block, "_original_component", block) for block in blocks]  # what a TransformerBridge wraps
+    seen: list[_Seen] = [_Seen() for _ in blocks]
+    handles = []
+    for block, record in zip(inner, seen, strict=True):
+        handles.append(block.register_forward_pre_hook(record.block_starts, with_kwargs=True))
+        # Somebody's hook may change what the block returns, which is then no sum any more.
+        handles.append(block.register_forward_hook(record.block_ends, prepend=True))
+        for child in block.children():
+            handles.append(child.register_forward_pre_hook(record.child_starts, with_kwargs=True))
+            handles.append(child.register_forward_hook(record.child_ends))
+    embeddings = network.get_input_embeddings().weight
+    try:
+        with in_use(network):
+            decoder_of(network)(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 class _Seen:
@@ -125,7 +152,7 @@ class _Seen:
         self.before: Any = None
         self.after: Any = None
         self.given: list[tuple[nn.Module, Tensor]] = []
-        self.returned: list[Tensor] = []
+        self.returned: list[tuple[nn.Module, Tensor]] = []
 
     def block_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.before = _given(args, kwargs).clone()
@@ -141,10 +168,31 @@ class _Seen:
     def child_ends(self, module: nn.Module, args: Any, output: Any) -> None:
         added = stream_of(output)
         if isinstance(added, Tensor) and added.numel() == self.before.numel():
-            self.returned.append(added.reshape(self.before.shape).clone())
+            self.returned.append((module, added.reshape(self.before.shape).clone()))
 
     def middle(self, scale: float) -> nn.Module | None:
-        def is_sum(whole: Tensor, part: Tensor) -> bool:
-            return any(torch.equal(whole, part + added * scale) for added in self.returned)
+        found = self._middle(scale)
+        return None if found is None else found[0]
 
-        return next((m for m, s in self.given if is_sum(s, self.before) and is_sum(self.after, s)), None)
+    def _middle(self, scale: float) -> tuple[nn.Module, Tensor] | None:
+        def is_sum(whole: Tensor, part: Tensor) -> bool:
+            return self._adding(whole, part, scale) is not None
+
+        return next(((m, s) for m, s in self.given if is_sum(s, self.before) and is_sum(self.after, s)), None)
+
+    def _adding(self, whole: Tensor, part: Tensor, scale: float) -> nn.Module | None:
+        """The child whose output makes the whole of the part."""
+        return next((m for m, added in self.returned if torch.equal(whole, part + added * scale)), None)
+
+    def writers(self, scale: float) -> tuple[nn.Module, nn.Module] | None:
+        if (middle := self._middle(scale)) is not None:
+            attention = self._adding(middle[1], self.before, scale)
+            mlp = self._adding(self.after, middle[1], scale)
+            return None if attention is None or mlp is None else (attention, mlp)
+        pairs = ((one, other) for i, one in enumerate(self.returned) for other in self.returned[i + 1 :])
+        return next(((one[0], other[0]) for one, other in pairs if self._both(one[1], other[1])), None)
+
+    def _both(self, attention: Tensor, mlp: Tensor) -> bool:
+        """Whether the block adds both at once, in whichever order."""
+        sums = (attention + mlp + self.before, attention + (mlp + self.before), mlp + (attention + self.before))
+        return any(torch.equal(self.after, whole) for whole in sums)

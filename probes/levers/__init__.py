@@ -1,0 +1,1 @@
+"""What a direction does: ablated, steered, erased while a model runs, or folded into its weights."""
