@@ -87,7 +87,8 @@ class Lever:
                 raise DefectionError(f"strengths for {len(strength)} rows were given, but the batch has {len(stream)}")
             strength = strength.view(-1, *[1] * (stream.ndim - 1))
         exact = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        return (exact + strength.to(exact) * self.change(layer, exact)).to(stream.dtype)
+        edited: Tensor = exact + strength.to(exact) * self.change(layer, exact)
+        return edited.to(stream.dtype)
 
 
 class Ablate(Lever):
@@ -122,7 +123,8 @@ class Ablate(Lever):
         """Minus the projection."""
         basis = self._bases[layer].to(stream)
         away = stream - self._centres[layer].to(stream) if self._centres else stream
-        return -(away @ basis.mT) @ basis
+        change: Tensor = -(away @ basis.mT) @ basis
+        return change
 
 
 class Steer(Lever):
@@ -160,9 +162,11 @@ class Steer(Lever):
         """One norm of the direction."""
         unit = self._units[layer].to(stream)
         if self._norms is None:
-            return stream.norm(dim=-1, keepdim=True) * unit
+            change: Tensor = stream.norm(dim=-1, keepdim=True) * unit
+            return change
         norm = self._norms[layer] if isinstance(self._norms, Mapping) else self._norms
-        return (norm * unit).expand_as(stream)
+        pushed: Tensor = norm * unit
+        return pushed.expand_as(stream)
 
 
 class Erase(Lever):
@@ -191,13 +195,15 @@ class Erase(Lever):
         """Minus what the concept's readers see."""
         eraser = self._erasers[layer]
         read, write = eraser.read.to(stream), eraser.write.to(stream)
-        return -((stream - eraser.centre.to(stream)) @ read.mT) @ write.mT
+        change: Tensor = -((stream - eraser.centre.to(stream)) @ read.mT) @ write.mT
+        return change
 
 
 def orthonormal(rows: Float[Tensor, "rank d_model"]) -> Float[Tensor, "rank d_model"]:
     """An orthonormal basis of the span of some rows, in fp64; rows of nothing but rounding are left out."""
     _, sizes, basis = torch.linalg.svd(rows.double(), full_matrices=False)
-    return basis[sizes > 1e-6 * sizes.max().clamp_min(1e-30)]
+    kept: Tensor = basis[sizes > 1e-6 * sizes.max().clamp_min(1e-30)]
+    return kept
 
 
 def _layers(model: Model | PreTrainedModel, vectors: Vectors, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -206,8 +212,8 @@ def _layers(model: Model | PreTrainedModel, vectors: Vectors, layers: Sequence[i
         if missing := [layer for layer in chosen if layer not in vectors]:
             raise DefectionError(f"there are no vectors for layer {missing[0]}")
         return chosen
-    network = without_peft(model.network if isinstance(model, Model) else model)
-    return tuple(range(len(decoder_blocks(network)))) if layers is None else tuple(layers)  # type: ignore[arg-type]
+    network: Any = without_peft(model.network if isinstance(model, Model) else model)
+    return tuple(range(len(decoder_blocks(network)))) if layers is None else tuple(layers)
 
 
 def _at(vectors: Vectors, layer: int, width: int) -> Float[Tensor, "rank d_model"]:
