@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model, decoder_blocks
+from ...activations.models.blocks import decoder_blocks, decoder_of, stream_of
+from ...activations.models.model import Model
 from .hooks import RESIDUAL, _modules, orthonormal
 
 
@@ -51,7 +52,7 @@ def _matrices(network: Any, modules: Sequence[nn.Module]) -> list[Any]:
     seen: dict[int, Tensor] = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
+        first = stream_of(output)
         if isinstance(first, Tensor):
             seen[id(module)] = first.clone()
 
@@ -60,7 +61,7 @@ def _matrices(network: Any, modules: Sequence[nn.Module]) -> list[Any]:
     handles = [part.register_forward_hook(keep) for part in watched.values()]
     try:
         device = network.get_input_embeddings().weight.device
-        network.get_decoder()(input_ids=torch.arange(3, 11, device=device)[None], use_cache=False)
+        decoder_of(network)(input_ids=torch.arange(3, 11, device=device)[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

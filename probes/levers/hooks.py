@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...activations.basics.errors import DefectionError
-from ...activations.models.blocks import decoder_blocks, stream_of
+from ...activations.models.blocks import decoder_blocks
 from ...activations.models.logits import without_peft
 from ...activations.models.model import Model
 from ...activations.models.sites import writing_modules
@@ -74,8 +74,8 @@ class Lever:
 
     def _hook(self, layer: int) -> Any:
         def edit(module: nn.Module, args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (self._edited(layer, output[0]), *output[1:])
+            if isinstance(output, tuple | list):
+                return type(output)((self._edited(layer, output[0]), *output[1:]))
             return self._edited(layer, output)
 
         return edit

@@ -135,9 +135,9 @@ def test_generation_with_cache_and_padding_is_that_of_each_prompt_alone_without_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_ablated_where_it_writes(llama_folder, family: str) -> None:
+def test_every_family_is_ablated_where_it_writes(model: Model, family: str) -> None:
     """The stream everywhere; attention and MLP where they can be told apart, in parallel blocks too."""
-    other = wrap(random_network(family), load_model(llama_folder).tokenizer, family)
+    other = wrap(random_network(family), model.tokenizer, family)
     given = vectors()
     with Ablate(other, given, layers=[1]):
         assert (capture(other, PROMPTS, layers=[1]).at(1) @ given[0]).abs().max() < 1e-4
@@ -153,11 +153,11 @@ def test_every_family_is_ablated_where_it_writes(llama_folder, family: str) -> N
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)
 
 
-def test_attention_and_mlp_are_called_by_their_names_in_parallel_blocks_too(llama_folder) -> None:
+def test_attention_and_mlp_are_called_by_their_names_in_parallel_blocks_too(model: Model) -> None:
     for family in (*PARALLEL, "llama", "granite", "gpt2"):
         network = random_network(family)
         names = {id(module): name.rsplit(".", 1)[-1] for name, module in network.named_modules()}
-        for attention, mlp in wrap(network, load_model(llama_folder).tokenizer, family).writers:
+        for attention, mlp in wrap(network, model.tokenizer, family).writers:
             assert "att" in names[id(attention)], family
             assert "mlp" in names[id(mlp)], family
 
