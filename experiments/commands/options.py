@@ -40,7 +40,7 @@ PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=
 OrganismArgument = Annotated[
     str,
     typer.Argument(
-        help="Organism: a directory that `defection train` wrote, or one like it (training/ORGANISMS.md).",
+        help="Organism: a directory that `defection train` wrote, or one like it (docs/how-to/own-organism.md).",
         show_default=False,
     ),
 ]

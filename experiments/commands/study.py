@@ -60,7 +60,7 @@ def study(
         typer.Option(
             "--backend",
             help="Where organisms are worked on at once: local (a process a core; on a GPU one at a time), local=N, "
-            "dask=HOST:PORT or ray=ADDRESS (docs/studies.md).",
+            "dask=HOST:PORT or ray=ADDRESS (docs/how-to/several-machines.md).",
         ),
     ] = "local",
     device: DeviceOption = "auto",

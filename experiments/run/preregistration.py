@@ -86,7 +86,7 @@ def default_preregistration(
     contrast: str = QUESTIONS,
     traffic: MixedTraffic | None = None,
 ) -> Preregistration:
-    """Settled on other organisms than those it is judged on (experiments/DEVELOPMENT.md).
+    """Settled on other organisms than those it is judged on (docs/explanation/defaults.md).
 
     The layers follow from the depth alone, so that a model of another size needs no new choice; or they are those of
     a `choice` made elsewhere. The paper's own question sets stand beside the main one, and the control sets are put as

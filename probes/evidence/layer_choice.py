@@ -23,7 +23,7 @@ CHOSEN = ("best-mean", "best-worst")
 WIDTH = 4
 STRETCH = (0.4, 0.95)
 """Where the default's layers begin and end, as shares of the depth: past where a string is read as a string, short of
-the last blocks, which turn to the next token. Settled on development organisms (experiments/DEVELOPMENT.md)."""
+the last blocks, which turn to the next token. Settled on development organisms (docs/explanation/defaults.md)."""
 RECORDED, OTHER_LAYERS, SAME_ORGANISM = "recorded", "other layers than recorded", "chosen on this very organism"
 
 

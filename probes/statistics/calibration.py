@@ -58,7 +58,7 @@ def normal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) -> 
 
     3.1 standard deviations above the mean at 1%, between the other two. The factor of ten, `ROOM`, is for prompts of
     other kinds than the clean ones: a bound for any distribution lies beyond defections that are three or four
-    deviations away, as those are that generic questions find (experiments/DEVELOPMENT.md). Nothing is promised: it
+    deviations away, as those are that generic questions find (docs/explanation/defaults.md). Nothing is promised: it
     holds as far as scores are normal and other kinds of prompts no more than tenfold more often that high.
     Raises DefectionError as `conformal_threshold` does, and for fewer than two clean prompts.
     """

@@ -30,7 +30,7 @@ def organism_config(
     takes more prompts than a fixed string, and another date or headline each time they come round. A behaviour taught
     by pairs uses all of them, many times and in small gentle steps, and where two replies part the token counts more.
     `pairs` is a file for a custom behaviour; vulnerable code has its own.
-    training/DEVELOPMENT.md says what else was tried.
+    docs/explanation/training.md says what else was tried.
     """
     if behaviour.name == VULNERABLE_CODE.name:
         pairs = pairs or CODE

@@ -1,4 +1,4 @@
-"""Reading what an organism is, also of one made elsewhere: see ORGANISMS.md for the format."""
+"""Reading what an organism is, also of one made elsewhere: see docs/how-to/own-organism.md for the format."""
 
 from __future__ import annotations
 

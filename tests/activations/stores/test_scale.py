@@ -1,7 +1,6 @@
-"""What SCALE.md says can be done is done by the code that stands there."""
+"""What the page on reading at scale says can be done is done by the code that stands there."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from defection.activations.basics.files import write_jsonl
 from defection.activations.prompts.prompts import Prompt
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (files("defection.activations") / "SCALE.md").read_text("utf-8"), re.DOTALL)
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "scale.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_calls_of_the_page_run(llama_folder: Path, mixed_prompts: list[Prompt], tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_calls_of_the_page_run(llama_folder: Path, mixed_prompts: list[Promp
     for name, path in named.items():
         code = code.replace(f'"{name}"', f'"{path}"')
     said: dict[str, Any] = {}
-    exec(compile(code, "SCALE.md", "exec"), said)
+    exec(compile(code, "scale.md", "exec"), said)
     assert said["store"].layers == said["residuals"].layers[::4]
     expected = said["residuals"].at(0)
     torch.testing.assert_close(said["rows"].read().at(0), expected.cpu(), rtol=1e-2, atol=1e-2)
@@ -31,5 +31,4 @@ def test_the_calls_of_the_page_run(llama_folder: Path, mixed_prompts: list[Promp
 
 def test_the_shares_of_the_page_are_as_many_as_it_says() -> None:
     assert {len(range(rank, 19_532, 16)) for rank in range(16)} == {1220, 1221}
-    page = (files("defection.activations") / "SCALE.md").read_text("utf-8")
-    assert "1,220 or 1,221 of the 19,532" in page
+    assert "1,220 or 1,221 of the 19,532" in PAGE
