@@ -135,7 +135,9 @@ def _options(command: Any) -> str:
     for each in command.params:
         if each.name == "help" or getattr(each, "hidden", False):
             continue
-        names = " ".join(f"`{opt}`" for opt in each.opts) if each.param_type_name == "option" else f"`{each.name.upper()}`"
+        names = (
+            " ".join(f"`{opt}`" for opt in each.opts) if each.param_type_name == "option" else f"`{each.name.upper()}`"
+        )
         default = "" if each.default in (None, (), [], False) or callable(each.default) else f"`{each.default}`"
         told = " ".join((getattr(each, "help", None) or "").split()).replace("|", "\\|")
         rows.append(f"| {names} | {told} | {default} |")

@@ -34,6 +34,7 @@ COMMANDS = {
     "study": (JUDGE, "Run a study of many organisms from a manifest."),
     "plot": (SHOW, "Draw the pictures of a demo, sweep or study again."),
     "report": (SHOW, "Write the report page of a demo, sweep or study again."),
+    "share": (SHOW, "Write a probe with its card into a folder that can be uploaded as it is."),
 }
 """Of each command its heading and its line in `defection --help`. What `safety-train` does is `safety_train`, in the
 module of that name."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
+from ...activations.basics.hub import is_hub_id, snapshot
 from ...activations.models.model import ModelIdentity
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
@@ -26,6 +27,8 @@ from .guard import Seen, refuse_seen
 from .ragged import refuse_ragged
 
 PROBE_SCHEMA = 1
+PROBE_FILE = "probe.safetensors"
+"""What a probe is called in a folder of its own, as it is shared."""
 ALARM_RATE = 0.01
 """Share of new clean prompts for which a probe's own alarm rings."""
 
@@ -235,7 +238,15 @@ def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
 
 
 def load_probe(path: str | Path) -> Probe:
-    """Read a probe file; DefectionError when it is missing, damaged or not a probe."""
+    """Read a probe: a file, a folder that holds `probe.safetensors`, or a repository of the hub (`user/name`).
+
+    Of a repository only safetensors and JSON are fetched, a revision after an `@`: `user/name@v2`.
+    Raises DefectionError when it is missing, damaged or not a probe.
+    """
+    if is_hub_id(path):
+        path = snapshot(str(path), ("*.safetensors", "*.json"))
+    if Path(path).is_dir():
+        path = Path(path) / PROBE_FILE
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["defection_probe"])

@@ -11,7 +11,7 @@ from defection.experiments.commands.cli import COMMANDS, command
 
 SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
-READ_MODELS = set(COMMANDS) - {"models", "plot", "report"}
+READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share"}
 """Commands that need a device."""
 DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "monitor"}
 """Commands in which there is chance."""
@@ -125,6 +125,9 @@ WRONG = {
     "plot, an empty folder": ("plot", "nothing"),
     "report, absent": ("report", "absent"),
     "report, an empty folder": ("report", "nothing"),
+    "share, absent": ("share", "absent", "--name", "a", *OUT),
+    "share, an empty folder": ("share", "nothing", "--name", "a", *OUT),
+    "share, unknown licence": ("share", "nothing", "--name", "a", "--license", "mine", *OUT),
 }
 
 
