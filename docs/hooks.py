@@ -131,7 +131,7 @@ def commands() -> str:
 
 
 def _options(command: Any) -> str:
-    rows = ["| | | |", "|---|---|---|"]
+    rows = ["| option | | default |", "|---|---|---|"]
     for each in command.params:
         if each.name == "help" or getattr(each, "hidden", False):
             continue
@@ -140,5 +140,5 @@ def _options(command: Any) -> str:
         )
         default = "" if each.default in (None, (), [], False) or callable(each.default) else f"`{each.default}`"
         told = " ".join((getattr(each, "help", None) or "").split()).replace("|", "\\|")
-        rows.append(f"| {names} | {told} | {default} |")
+        rows.append(f"| {' '.join(f'`{name}`' for name in names)} | {told} | {default} |")
     return "\n".join(rows) if len(rows) > 2 else ""

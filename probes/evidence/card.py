@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -170,19 +170,20 @@ def capacity_aurocs(trial: Trial, probe: Probe, sizes: Sequence[int]) -> list[fl
     """Mean AUROC of the probe with that many of its coordinates, the largest on clean prompts, at each layer."""
     spread = trial.clean.float().std(dim=0)
     order = (probe.directions.to(spread).abs() * spread).argsort(dim=-1, descending=True)
+    whole = _projected(trial.clean, probe.directions).std(dim=0)
     found = []
     for size in sizes:
-        kept = torch.zeros_like(probe.directions).scatter(1, order[:, :size].cpu(), 1.0)
-        cut = replace(probe, directions=probe.directions * kept)
-        rows, ordinary = (_projected(each, cut) for each in (trial.tests, trial.clean))
-        scale = ordinary.std(dim=0)
-        scores = (rows / torch.where(scale > 0, scale, torch.ones_like(scale))).mean(dim=1)
+        kept = torch.zeros_like(probe.directions).scatter(1, order[:, :size].cpu(), 1.0) * probe.directions
+        scale = (
+            _projected(trial.clean, kept).std(dim=0) * probe.scales.to(whole) / whole
+        )  # a layer's, as the probe's is
+        scores = (_projected(trial.tests, kept) / torch.where(scale > 0, scale, torch.ones_like(scale))).mean(dim=1)
         found.append(float(mean_auroc(scores, trial.labels, trial.families)))
     return found
 
 
-def _projected(rows: Float[Tensor, "n layer d"], probe: Probe) -> Float[Tensor, "n layer"]:
-    return torch.einsum("nld,ld->nl", rows.double(), probe.directions.to(rows.device).double())
+def _projected(rows: Float[Tensor, "n layer d"], directions: Float[Tensor, "layer d"]) -> Float[Tensor, "n layer"]:
+    return torch.einsum("nld,ld->nl", rows.double(), directions.to(rows.device).double())
 
 
 def readme(card: dict[str, Any]) -> str:
@@ -224,7 +225,11 @@ All figures are in `probe_card.json`. A probe tells nothing of prompts unlike th
 """
 
 
-NAMES = {"random_feature": "a random direction", "shuffled_source": "shuffled labels", "capacity_sweep": "half of it"}
+NAMES = {
+    "random_feature": "a random direction",
+    "shuffled_source": "shuffled labels",
+    "capacity_sweep": "fewer coordinates",
+}
 
 
 def _outcome(found: dict[str, Any]) -> str:
