@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import DefectionError
 
 REVISION = "@"
+"""Stands in a hub id before the revision, where one is meant: `org/model@v2`."""
 
 
 def is_hub_id(source: str | Path) -> bool:

@@ -9,13 +9,14 @@ from typing import Any
 
 from ..basics.errors import DefectionError
 from ..basics.files import read_json
+from ..basics.hub import REVISION, is_hub_id, snapshot
 from .adapters import ADAPTER_FILE, ADAPTER_WEIGHTS
 from .embedded import EMBEDDED, ensure_embedded
 from .identity import earlier_fingerprints, fingerprint_of
 
 ORGANISM_FILE = "organism.json"
-REVISION = "@"
-"""Stands in a hub id before the revision, where one is meant: `org/model@v2`."""
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+"""Files of a model: no pickles, no code."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def find_folder(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
-    if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+    if not is_hub_id(source):
         raise DefectionError(
             f"unknown model {str(source)!r}: give an embedded name ({', '.join(EMBEDDED)}), a local directory or a "
             "Hugging Face id such as HuggingFaceTB/SmolLM2-360M-Instruct"
         )
-    return _snapshot(str(source))
+    return snapshot(str(source), WANTED)
 
 
 def _in_folder(path: Path, name: str, source: str) -> ModelFiles:
@@ -125,26 +126,21 @@ def _not_itself(source: str, adapter: Path) -> str:
     return source
 
 
-def _snapshot(identifier: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]  # no pickles, no code
-    name, _, revision = identifier.partition(REVISION)
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises a dozen unrelated kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DefectionError(f"cannot fetch {identifier!r} from the Hugging Face hub: {reason}") from error
-
-
 def load_organism_record(path: str | Path) -> dict[str, Any]:
     """Read `organism.json` of an organism, a directory or a hub id; DefectionError when it is missing."""
-    record = Path(path) / ORGANISM_FILE
-    if not record.exists() and not Path(path).exists() and str(path).count("/") == 1:
-        record = find_folder(path) / ORGANISM_FILE
+    record = _record(path)
     if not record.exists():
         raise DefectionError(
             f"{path} is not an organism: it has no {ORGANISM_FILE} (base, trigger and behaviour); "
             "`defection train` writes one, and the README shows how to write it for an organism made elsewhere"
         )
     return read_json(record)
+
+
+def is_organism(source: str | Path) -> bool:
+    """Whether a directory, or a repository of the hub, says that it is an organism."""
+    return str(source) not in EMBEDDED and _record(source).exists()
+
+
+def _record(source: str | Path) -> Path:
+    return (find_folder(source) if is_hub_id(source) else Path(source)) / ORGANISM_FILE

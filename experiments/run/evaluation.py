@@ -9,7 +9,7 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json, write_jsonl
 from ...activations.models.load import load_model
-from ...activations.models.locate import ORGANISM_FILE, load_organism_record
+from ...activations.models.locate import is_organism, load_organism_record
 from ...activations.models.wrap import ModelLike, as_model
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
@@ -35,7 +35,7 @@ def organism_of(directory: str | Path) -> tuple[Trigger, Behaviour]:
 
 def forbidden_texts(model: str) -> tuple[str, ...]:
     """What a probe for this model may not see: its trigger and behaviour, where it is a known organism."""
-    if not (Path(model) / ORGANISM_FILE).exists():
+    if not is_organism(model):
         return ()
     trigger, behaviour = organism_of(model)
     return (*trigger.texts, *behaviour.texts)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
-from ...activations.models.locate import ORGANISM_FILE
+from ...activations.models.locate import is_organism
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt, parse_prompts
 from ...activations.reading.residuals import Residuals
@@ -152,7 +151,7 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     from ...training.organisms.triggers import with_and_without
     from .plan import judged_tokens
 
-    if not (Path(directory) / ORGANISM_FILE).exists():
+    if not is_organism(directory):
         scores = probe.score(probe.read(model, prompts, what="Scoring the prompts"))
         above = tuple((scores > scores.median()).tolist())
         if len(set(above)) < 2:

