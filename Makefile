@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs/demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/defection demo --out $(OUT)
@@ -16,6 +16,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	BIN=$(BIN) sh tests/structure.sh
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Executed again, in place, with the outputs that the documentation shows: half an hour on two cores.
+notebooks: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 # Plain (not editable) installs go stale; the marker depends on every file that is installed.
 SOURCES := pyproject.toml constraints.txt $(shell find activations training probes experiments -type f -not -path '*/__pycache__/*')

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("activations", "training", "probes", "experiments", "results", "tests", "benchmarks", "notebooks")
+PACKAGES = ("activations", "training", "probes", "experiments", "results", "tests", "benchmarks", "notebooks", "docs")
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(page for folder in PACKAGES for page in (ROOT / folder).rglob("*.md"))],
 )
