@@ -12,7 +12,7 @@ import torch
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, write_json, write_jsonl, write_text
-from ...activations.basics.tables import SCHEMA_VERSION, write_csv
+from ...activations.basics.tables import write_csv
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
@@ -208,7 +208,7 @@ def _counted(rows: Sequence[Json], rang: Sequence[int | None], members: Sequence
 def write_monitoring(out: Path, rows: Sequence[Json], figures: Sequence[Json], about: Json, alarm: Alarm) -> None:
     """`monitor.json`, `monitor.csv`, `replies.jsonl` and `page.html` in a folder."""
     write_jsonl(out / "replies.jsonl", rows)
-    write_json(out / "monitor.json", {"schema_version": SCHEMA_VERSION, **about, "table": list(figures)})
+    write_json(out / "monitor.json", {"schema_version": 1, **about, "table": list(figures)})
     if figures:
         write_csv(out / "monitor.csv", figures)
     shown = sorted(rows, key=lambda row: (row["alarm"] is None, not row["defected"]))[:SHOWN]

@@ -110,6 +110,8 @@ WRONG = {
     "score, a folder for a probe": ("score", MODEL, "prompts", "--probe", "nothing", *OUT),
     "score, an alarm without clean prompts": ("score", MODEL, "prompts", "--probe", "noise", "--alarm", "normal", *OUT),
     "score, a reply without tokens": ("score", MODEL, "prompts", "--probe", "noise", "--reply", 4, *OUT),
+    "monitor, no probe": ("monitor", MODEL, "prompts", "--probe", "absent", *OUT),
+    "monitor, unknown aggregator": ("monitor", MODEL, "prompts", "--probe", "noise", "--aggregator", "loudest", *OUT),
     "explain, no probe": ("explain", "absent", MODEL, *OUT),
     "explain, a probe that is none": ("explain", "noise", MODEL, *OUT),
     "sweep, no organism": ("sweep", "nothing", *OUT),
