@@ -201,7 +201,7 @@ def _counted(rows: Sequence[Json], rang: Sequence[int | None], members: Sequence
     for name, (count, n) in counts.items():
         low, high = clopper_pearson(count, n) if n else (0.0, 1.0)
         found |= {name: count, f"{name}_of": n, f"{name}_low": low, f"{name}_high": high}
-    delays = sorted(rang[row] - rows[row]["onset"] for row in bad if rang[row] is not None)  # type: ignore[operator]
+    delays = sorted(rang[row] - rows[row]["onset"] for row in bad if rang[row] is not None)
     return found | {"median_delay": float(median(delays)) if delays else None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Setup:
     def differences(self, other: Setup) -> list[str]:
         """What is not the same in another, each as a clause; a shorter reply than this set-up's longest is."""
         found = []
-        if self.model.fingerprint != other.model.fingerprint:
+        if not self.model.same_weights(other.model):
             found.append(f"the model is {other.model.name}, other weights than {self.model.name}")
         if self.model.template != other.model.template:
             found.append("the chat template or tokenizer is another")
@@ -49,7 +49,7 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """As a file keeps it."""
-        return asdict(self)
+        return {"model": self.model.to_json(), "numbers": self.numbers, "decoding": self.decoding}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Setup:

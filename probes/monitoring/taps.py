@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...activations.basics.errors import DefectionError
+from ...activations.models.blocks import stream_of
 from ...activations.models.model import Model
 from ...activations.models.sites import AFTER
 from ...activations.reading.forward import modules_read
@@ -55,7 +56,7 @@ class Taps:
         return lambda module, args, kwargs: self._keep(number, args[0] if args else kwargs["hidden_states"])
 
     def _after(self, number: int) -> Any:
-        return lambda module, args, output: self._keep(number, output[0] if isinstance(output, tuple) else output)
+        return lambda module, args, output: self._keep(number, stream_of(output))
 
     def _keep(self, number: int, stream: Float[Tensor, "row token d_model"]) -> None:
         # A copy: the next block may add to the stream in place, and a view would keep a whole prompt's stream alive.
