@@ -50,7 +50,7 @@ def calibration_of(rows: Sequence[torch.Tensor], rate: float = 0.05) -> Calibrat
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_five_percent_rings_in_five_percent_of_new_conversations(name: str) -> None:
     rates = []
-    for seed in range(150):
+    for seed in range(80):
         calibration = calibration_of(conversations(60, seed))
         alarm = calibration.alarm(name, 0.05)
         fresh = highest(alarm.aggregator, alarm.ordinary, conversations(60, 10_000 + seed))
