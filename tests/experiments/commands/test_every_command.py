@@ -13,7 +13,7 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "monitor"}
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor"}
 """Commands in which there is chance."""
 
 
@@ -114,6 +114,8 @@ WRONG = {
     "monitor, unknown aggregator": ("monitor", MODEL, "prompts", "--probe", "noise", "--aggregator", "loudest", *OUT),
     "explain, no probe": ("explain", "absent", MODEL, *OUT),
     "explain, a probe that is none": ("explain", "noise", MODEL, *OUT),
+    "intervene, no organism": ("intervene", "nothing", "--probe", "noise", *OUT),
+    "intervene, a base model": ("intervene", MODEL, "--probe", "noise", *OUT),
     "sweep, no organism": ("sweep", "nothing", *OUT),
     "sweep, absent": ("sweep", "absent", *OUT),
     "compare, no organism": ("compare", "nothing", *OUT),

