@@ -9,13 +9,17 @@ dies, however it dies.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..basics.errors import DefectionError
+
+try:
+    import fcntl
+except ImportError:  # Windows: whoever only reads into memory needs no lock
+    fcntl: Any = None  # type: ignore[no-redef]
 
 LOCK = ".lock"
 WRITING = ".writing"
@@ -25,8 +29,14 @@ WRITING = ".writing"
 def admitted(folder: Path, *, alone: bool) -> Iterator[None]:
     """Be the only writer of `folder`, or one of those that share the work. Who was alone leaves no rooms behind.
 
-    Raises DefectionError, at once, when another process is in the way, and when the folder cannot be written.
+    Raises DefectionError, at once, when another process is in the way, when the folder cannot be written, and on a
+    system that has no such locks.
     """
+    if fcntl is None:
+        raise DefectionError(
+            "a store on disk needs locks that this system has not (fcntl: Linux, macOS, WSL); read into memory with "
+            "capture(…) and keep that with Residuals.save"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below, however this ends)
