@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Residuals:
             "layers": list(self.layers),
             "prompts": jsonl({"id": prompt.id, **prompt.to_json()} for prompt in self.prompts),
             "n_tokens": list(self.n_tokens),
-            "model": asdict(self.model),
+            "model": self.model.to_json(),
             "position": self.position,
             "site": self.site,
             "offsets": None if self.offsets is None else list(self.offsets),

@@ -110,7 +110,7 @@ def _kept_object(value: Any, name: str, tensors: Tensors) -> dict[str, Any] | No
     elif isinstance(value, Reference):
         own = {"offsets": value.offsets, "scales": value.scales}
         about = {"position": value.position, "site": value.site, "layers": list(value.layers)}
-        found = {"reference": {"model": asdict(value.model), **about}}
+        found = {"reference": {"model": value.model.to_json(), **about}}
     elif isinstance(value, TrafficVerdict):
         found = {"traffic": asdict(value)}
     tensors.update({f"{name}.{key}": tensor for key, tensor in own.items()})
