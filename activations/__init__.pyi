@@ -4,8 +4,9 @@ from .basics.tables import read_table
 from .models.load import load_model
 from .models.model import Model, ModelIdentity
 from .models.wrap import ModelLike, wrap
+from .prompts.loading import PromptLike, PromptsLike, load_prompts
 from .prompts.positions import Position, parse_position
-from .prompts.prompts import Message, Prompt, load_prompts, user_prompt
+from .prompts.prompts import Message, Prompt, user_prompt
 from .reading.bridge import as_activation_cache, from_bridge
 from .reading.capture import capture
 from .reading.forward import Reading
@@ -25,6 +26,8 @@ __all__ = [
     "ModelLike",
     "Position",
     "Prompt",
+    "PromptLike",
+    "PromptsLike",
     "Reading",
     "Residuals",
     "Store",

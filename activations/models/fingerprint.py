@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..basics.files import Json, digest
+from .template import chat_template
 
 MARK = ".2"
 """Ends every fingerprint of this kind; what earlier versions wrote (`earlier.py`) has no mark."""
@@ -196,8 +197,8 @@ PLAIN_FORMAT = "plain Human:/Assistant: format, version 1"
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over everything that turns a prompt into token ids: template, vocabulary, special tokens."""
-    state = hashlib.sha256((tokenizer.chat_template or PLAIN_FORMAT).encode())
+    """SHA-256 over all that turns a prompt into token ids but the date: template, vocabulary, special tokens."""
+    state = hashlib.sha256((chat_template(tokenizer) or PLAIN_FORMAT).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # Padding and truncation are set by whoever tokenised last and change no prompt's ids.

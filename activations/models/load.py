@@ -18,6 +18,7 @@ from .identity import fingerprint_of
 from .locate import ModelFiles, locate
 from .model import Model, ModelIdentity
 from .network import in_dtype, load_network, reason, stored_dtypes
+from .template import DATE, written_date
 
 
 def load_model(
@@ -26,6 +27,7 @@ def load_model(
     device: str | Hardware = "auto",
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
+    date: str = DATE,
 ) -> Model:
     """Load a model to read: a plain decoder, an adapter merged into its weights in fp32.
 
@@ -35,6 +37,7 @@ def load_model(
         dtype: What it is computed in: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware multiplies it.
         device_map: As in Hugging Face (`"auto"`, `"balanced"`, or module names to devices), for a model that does not
             fit one device; in place of `device`. Nothing is copied to host memory in fp32.
+        date: What today is (YYYY-MM-DD) to a chat template that writes it; a probe and a store remember it.
 
     Raises:
         DefectionError: For an unknown name, a directory without a model, weights that are not safetensors, an adapter
@@ -57,7 +60,8 @@ def load_model(
         network = cast(PreTrainedModel, network.to(device=place))
     decoder_blocks(network)  # refused now rather than when it is read
     tokenizer = load_tokenizer(files)
-    identity = ModelIdentity(files.name, fingerprint, template_fingerprint(tokenizer), earlier=files.earlier)
+    template, today = template_fingerprint(tokenizer), written_date(tokenizer, date)
+    identity = ModelIdentity(files.name, fingerprint, template, today, earlier=files.earlier)
     give_back_memory()
     return Model(network, tokenizer, identity, files)
 

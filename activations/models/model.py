@@ -27,6 +27,8 @@ class ModelIdentity:
     """Of the weights; see `ModelFiles.fingerprint`."""
     template: str
     """Of the tokenizer and chat template; see `template_fingerprint`."""
+    date: str | None = None
+    """What today is (YYYY-MM-DD) to a chat template that asks; None for one that does not."""
     earlier: Callable[[], tuple[str, ...]] = field(default=tuple, compare=False, repr=False)
     """The fingerprints that earlier versions gave the same weights; computed when somebody has another one."""
 
@@ -50,8 +52,9 @@ class ModelIdentity:
         return "the model weights differ"
 
     def to_json(self) -> Json:
-        """As files hold it."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "template": self.template}
+        """As files hold it: without a date where none is written, as before there were dates."""
+        dated = {} if self.date is None else {"date": self.date}
+        return {"name": self.name, "fingerprint": self.fingerprint, "template": self.template, **dated}
 
 
 @dataclass

@@ -24,8 +24,8 @@ from ..basics.errors import DefectionError
 from .blocks import decoder_of, stream_of
 from .modes import in_use
 
-AFTER = "after"
-SITES = ("before", "middle", AFTER)
+BEFORE, AFTER = "before", "after"
+SITES = (BEFORE, "middle", AFTER)
 
 
 class LastLayerReached(Exception):

@@ -14,6 +14,7 @@ from .earlier import memory_fingerprint
 from .fingerprint import adapter_fingerprint, network_fingerprint, template_fingerprint, with_adapters
 from .logits import without_peft
 from .model import Model, ModelIdentity
+from .template import DATE, written_date
 
 ModelLike: TypeAlias = Model | tuple[PreTrainedModel | nn.Module, PreTrainedTokenizerBase]
 """What every function that reads a model takes: a loaded or wrapped one, or a network in memory and its tokenizer."""
@@ -36,16 +37,23 @@ def as_model(model: ModelLike) -> Model:
     )
 
 
-def wrap(network: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "in memory") -> Model:
+def wrap(
+    network: PreTrainedModel | nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "in memory",
+    *,
+    date: str = DATE,
+) -> Model:
     """A model that is already in memory, fingerprinted by its tensors and its config as they are now.
 
     The fingerprint is that of the files it came from, if none of its numbers was rounded on the way. A `PeftModel` is
     read as it is, its adapter beside the weights, and has the fingerprint of the adapter's files on their base. Neither
-    object is changed, now or when it is read: no training mode, no pad token, no gradient.
+    object is changed, now or when it is read: no training mode, no pad token, no gradient. `date` (YYYY-MM-DD) is today
+    for a chat template that asks.
     """
     plain = without_peft(network)
     fingerprint, template = fingerprint_in_memory(network), template_fingerprint(tokenizer)
-    identity = ModelIdentity(name, fingerprint, template, earlier=_Earlier(plain))
+    identity = ModelIdentity(name, fingerprint, template, written_date(tokenizer, date), earlier=_Earlier(plain))
     return Model(cast(PreTrainedModel, plain), tokenizer, identity)
 
 

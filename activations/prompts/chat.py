@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..basics.errors import DefectionError
-from .prompts import Prompt
+from ..models.template import DATE, chat_template, dated
+from .prompts import Message, Prompt
 
 NEXT_TURN = "\nHuman:"
 """Where a model without a chat template goes on to speak for the human, its reply is over."""
@@ -15,27 +16,44 @@ LOOK_BACK = 8
 """Tokens within which `NEXT_TURN` is looked for; byte-level tokens spell it in as many."""
 
 
-def opening_and_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
+def opening_and_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, date: str = DATE) -> tuple[str, str]:
     """The text up to where the model replies, and the reply already begun ("" without one).
 
-    Raises DefectionError for a conversation without a user message, or one that the chat template refuses.
+    Both are what the chat template itself writes: where a reply is begun, `continue_final_message` says what stands
+    before it (a space, an empty think block) and whether the blanks around it stay. `date` (YYYY-MM-DD) is today for a
+    template that asks. Raises DefectionError for a conversation without a user message, or one that the chat template
+    refuses.
     """
-    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    turns, begun = list(prompt.messages), ""
+    if turns[-1].role == "assistant":
+        begun = turns.pop().content
     if not turns:
         raise DefectionError(f"prompt {prompt.id!r} holds only a reply; a user message must come before it")
-    if tokenizer.chat_template is None:
+    template = chat_template(tokenizer)
+    if template is None:
         return _plain(turns) + (" " if begun else ""), begun
+    said = [{"role": turn.role, "content": turn.content} for turn in (prompt.messages if begun else turns)]
+    how = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = str(tokenizer.apply_chat_template(said, chat_template=dated(template, date), tokenize=False, **how))
     except Exception as error:  # templates raise errors of many kinds, most of them jinja2's
-        raise DefectionError(f"prompt {prompt.id!r} does not fit the model's chat template: {error}") from error
-    return str(text), begun
+        raise DefectionError(_refusal(prompt, error)) from error
+    kept = next(part for part in (begun, begun.rstrip(), begun.lstrip(), begun.strip(), "") if text.endswith(part))
+    return text[: len(text) - len(kept)], kept
 
 
-def _plain(turns: list[dict[str, str]]) -> str:
+def _refusal(prompt: Prompt, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if said.startswith("continue_final_message"):
+        return f"prompt {prompt.id!r} begins a reply that the model's chat template writes otherwise; leave that out"
+    if prompt.messages[0].role == "system":
+        said += " (it begins with a system message, which not every template has a place for)"
+    return f"prompt {prompt.id!r} does not fit the model's chat template: {said}"
+
+
+def _plain(turns: Sequence[Message]) -> str:
     names = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
-    said = [names[turn["role"]] + turn["content"] for turn in turns if turn["content"]]
+    said = [names[turn.role] + turn.content for turn in turns if turn.content]
     return "\n\n".join([*said, "Assistant:"])
 
 

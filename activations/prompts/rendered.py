@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..basics.errors import DefectionError
 from ..models.model import Model
+from ..models.template import DATE
 from .chat import first_tokens, opening_and_reply
+from .loading import PromptsLike, items_of, load_prompts
 from .prompts import Prompt
 
 
@@ -30,6 +32,12 @@ class Rendered:
     """The reply already begun; "" without one."""
     ids: tuple[int, ...]
     tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
+    date: str = DATE
+    """What today is to a chat template that asks."""
+
+    def made_for(self, tokenizer: PreTrainedTokenizerBase, date: str) -> bool:
+        """Whether it is what that tokenizer makes of the prompt on that day."""
+        return self.tokenizer is tokenizer and self.date == date
 
     @property
     def text(self) -> str:
@@ -66,20 +74,21 @@ class Rendered:
         return found
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[Rendered]:
+def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], date: str = DATE) -> list[Rendered]:
     """Write and tokenise each prompt, without padding.
 
     A chat template writes its own special tokens, so none are added to it; the plain format gets those that the
-    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one. Raises
-    DefectionError naming a prompt without a user message, without tokens, or that the chat template refuses.
+    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one. `date` is today
+    for a template that asks. Raises DefectionError naming a prompt without a user message, without tokens, or that the
+    chat template refuses.
     """
     if not prompts:
         return []
     before = first_tokens(tokenizer)
-    halves = [opening_and_reply(tokenizer, prompt) for prompt in prompts]
+    halves = [opening_and_reply(tokenizer, prompt, date) for prompt in prompts]
     encoded = tokenizer(["".join(half) for half in halves], add_special_tokens=False)["input_ids"]
     rows = [
-        Rendered(prompt, *half, (*before, *ids), tokenizer)
+        Rendered(prompt, *half, (*before, *ids), tokenizer, date)
         for prompt, half, ids in zip(prompts, halves, encoded, strict=True)
     ]
     if empty := next((row for row in rows if not row.ids), None):
@@ -87,25 +96,22 @@ def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> lis
     return rows
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], date: str = DATE) -> list[list[int]]:
     """The token ids alone of each prompt; see `render`."""
-    return [list(row.ids) for row in render(tokenizer, prompts)]
+    return [list(row.ids) for row in render(tokenizer, prompts, date)]
 
 
-def rendered(
-    model: Model, prompts: Iterable[Prompt | Rendered], *, reply_tokens: int | Sequence[int] = 0
-) -> list[Rendered]:
-    """Each prompt as the model is given it; what its tokenizer has rendered already is taken as it is.
+def rendered(model: Model, prompts: PromptsLike, *, reply_tokens: int | Sequence[int] = 0) -> list[Rendered]:
+    """Each prompt as the model is given it, whatever holds them (`load_prompts`).
 
+    What the model's tokenizer has rendered already, for its date, is taken as it is.
     Room is kept for a reply of `reply_tokens` (one number, or one a prompt), whose last token never goes through the
     model. Raises DefectionError naming the first prompt that does not fit the model's context.
     """
-    given = list(prompts)
-    done = [row if isinstance(row, Rendered) and row.tokenizer is model.tokenizer else None for row in given]
-    missing = [
-        row.prompt if isinstance(row, Rendered) else row for row, found in zip(given, done, strict=True) if not found
-    ]
-    made = iter(render(model.tokenizer, missing))
+    given, date = items_of(prompts), model.identity.date or DATE
+    done = [row if isinstance(row, Rendered) and row.made_for(model.tokenizer, date) else None for row in given]
+    missing = [prompt for prompt, found in zip(load_prompts(given), done, strict=True) if not found]
+    made = iter(render(model.tokenizer, missing, date))
     rows = [found or next(made) for found in done]
     replies = repeat(reply_tokens, len(rows)) if isinstance(reply_tokens, int) else reply_tokens
     for row, reply in zip(rows, replies, strict=True):

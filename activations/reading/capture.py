@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from ..models.hardware import choose_device, choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
 from ..models.wrap import ModelLike, as_model
+from ..prompts.loading import PromptsLike
 from ..prompts.positions import LAST
 from ..prompts.prompts import Prompt
-from ..prompts.rendered import Rendered, rendered
+from ..prompts.rendered import rendered
 from .forward import LastPrefix, Reading, automatic_batch_tokens, plan_reading, read_batch
 from .residuals import Residuals
 from .selection import Selection, select
@@ -25,7 +26,7 @@ from .selection import Selection, select
 
 def capture(
     model: ModelLike,
-    prompts: Iterable[Prompt | Rendered],
+    prompts: PromptsLike,
     *,
     layers: str | Sequence[int] | slice = "all",
     site: str = AFTER,
@@ -38,12 +39,13 @@ def capture(
 ) -> Residuals:
     """Read the residual stream of each prompt at the tokens and layers wanted.
 
-    Rows come in the order of `prompts`. `layers` is "all", "3,15", "0:16", a list or a slice; no block after the last
-    one runs. `site` is `after` the block, `before` it, or in its `middle` (`sites`). `position` is a rule of
-    `positions`: `last`, `response`, `mean:10:20`, … `dtype` is that of the result, fp32 or bf16. The result lies in
-    host memory, or with `device="cuda"` stays on the GPU. `max_tokens` bounds the padded tokens of a batch; by default
-    the device's memory does. `share_prefixes` computes what prompts have in common (a system prompt, say) once, where
-    the model allows it; in fp32 that changes nothing beyond rounding. Prompts of equal tokens are computed once.
+    `prompts` is whatever `load_prompts` takes; rows come in its order. `layers` is "all", "3,15", "0:16", a list or a
+    slice; no block after the last one runs. `site` is `after` the block, `before` it, or in its `middle` (`sites`).
+    `position` is a rule of `positions`: `last`, `response`, `mean:10:20`, … `dtype` is that of the result, fp32 or
+    bf16. The result lies in host memory, or with `device="cuda"` stays on the GPU. `max_tokens` bounds the padded
+    tokens of a batch; by default the device's memory does. `share_prefixes` computes what prompts have in common (a
+    system prompt, say) once, where the model allows it; in fp32 that changes nothing beyond rounding. Prompts of equal
+    tokens are computed once.
     Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
     block without the site, and for a non-finite residual, naming prompt and layer.
     """

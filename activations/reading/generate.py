@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,15 @@ from ..models.model import Model
 from ..models.modes import in_use
 from ..models.sites import gathering
 from ..prompts.chat import before_next_turn
-from ..prompts.prompts import Prompt
-from ..prompts.rendered import Rendered, rendered
+from ..prompts.loading import PromptsLike
+from ..prompts.rendered import rendered
 from .batching import REPLYING_COST, Batch, plan_batches
 from .forward import distinct_rows, right_padded
 
 
 def greedy_replies(
     model: Model,
-    prompts: Iterable[Prompt | Rendered],
+    prompts: PromptsLike,
     *,
     max_new_tokens: int,
     max_tokens: int = 3072,

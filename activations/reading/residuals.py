@@ -20,8 +20,9 @@ from ..basics.errors import DefectionError
 from ..basics.files import jsonl, write_tensors
 from ..models.model import ModelIdentity
 from ..models.sites import AFTER
+from ..prompts.loading import parse_prompts
 from ..prompts.positions import LAST
-from ..prompts.prompts import Prompt, parse_prompts
+from ..prompts.prompts import Prompt
 
 RESIDUALS_SCHEMA = 1
 

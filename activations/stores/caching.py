@@ -17,9 +17,9 @@ from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
 from ..models.wrap import ModelLike, as_model
+from ..prompts.loading import PromptsLike, refuse_repeated_ids
 from ..prompts.positions import LAST, parse_position
-from ..prompts.prompts import Prompt
-from ..prompts.rendered import Rendered, rendered
+from ..prompts.rendered import rendered
 from ..reading.capture import parse_layers, read_into
 from ..reading.forward import Reading, automatic_batch_tokens, modules_read
 from ..reading.generate import plan_replies, reply_to_batch
@@ -36,7 +36,7 @@ REPLYING_TOKENS = 3072
 
 def cache(
     model: ModelLike,
-    prompts: Sequence[Prompt | Rendered],
+    prompts: PromptsLike,
     path: str | Path,
     *,
     layers: str | Sequence[int] | slice = "all",
@@ -51,6 +51,7 @@ def cache(
 ) -> Store:
     """Read the residual streams of `prompts` into the store at `path`, continuing whatever is there already.
 
+    `prompts` is whatever `load_prompts` takes.
     `layers`, `site` and `position` are those of `capture`; a position that gives several vectors a prompt (`all`,
     `response`, a span) makes a ragged store.
     `dtype` is that of the file; by default the one the model computes in, which loses nothing but of a mean.
@@ -60,13 +61,11 @@ def cache(
     a new one the device's memory decides.
     `verify` compares shards that are there already with their checksums, and recomputes those that differ.
     Under `accelerate launch` or `torchrun` the processes share the work, and each returns when the store is complete.
-    Raises DefectionError before anything is written for a prompt that is too long or to which `position` does not
-    apply, and for a block without the site; when the directory holds a store of something else (the sentence says what
-    differs); and when another process is writing to it.
+    Raises DefectionError before anything is written for an id that two prompts have, a prompt that is too long or to
+    which `position` does not apply, and for a block without the site; when the directory holds a store of something
+    else (the sentence says what differs); and when another process is writing to it.
     """
     model, folder = as_model(model), Path(path)
-    if not prompts:
-        raise DefectionError(f"there are no prompts to read into {folder}")
     reading = Reading(parse_layers(layers, model.n_layers), site, position)
     if reply_tokens and (reading.site, reading.position) != (AFTER, LAST):
         raise DefectionError(
@@ -75,6 +74,9 @@ def cache(
         )
     modules_read(model, reading.site)
     given = rendered(model, prompts, reply_tokens=reply_tokens)
+    if not given:
+        raise DefectionError(f"there are no prompts to read into {folder}")
+    refuse_repeated_ids((row.prompt for row in given), str(folder))
     ids = [row.ids for row in given]
     work = _Work(
         model,
@@ -89,7 +91,7 @@ def cache(
     rows = rows_per_shard or shard_rows(work.selection.counts, [n + reply_tokens for n in n_tokens], work.vector_bytes)
     plan = StorePlan(work.about, [row.prompt for row in given], n_tokens, rows)
     process = this_process()
-    with progress(what, total=len(prompts), unit="prompts") as bar:
+    with progress(what, total=len(given), unit="prompts") as bar:
         share = (process.rank, process.size)
         store = write_store(folder, plan, work.compute, share=share, verify=verify, advance=bar)
     return replace(store, identity=model.identity)
@@ -171,7 +173,7 @@ class _Work:
         return tensors
 
 
-def repair(path: str | Path, model: ModelLike, prompts: Sequence[Prompt] | None = None) -> Store:
+def repair(path: str | Path, model: ModelLike, prompts: PromptsLike | None = None) -> Store:
     """Recompute what is missing or damaged in a store, with the model it came from; what is whole stays as it is.
 
     `prompts` are needed where `prompts.jsonl` is damaged. Raises DefectionError when the model or the prompts are not

@@ -13,8 +13,8 @@ from ..basics.errors import DefectionError
 from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..models.wrap import ModelLike, as_model
-from ..prompts.prompts import Prompt
-from ..prompts.rendered import Rendered, rendered
+from ..prompts.loading import PromptsLike
+from ..prompts.rendered import rendered
 from ..reading.batching import Batch
 from ..reading.forward import LastPrefix, Reading, automatic_batch_tokens, distinct_rows, plan_reading, read_batch
 from ..reading.selection import Selection, select
@@ -63,7 +63,7 @@ class Estimate:
 
 def estimate(
     model: ModelLike,
-    prompts: Sequence[Prompt | Rendered],
+    prompts: PromptsLike,
     reading: Reading,
     *,
     dtype: str | torch.dtype | None = None,
@@ -92,7 +92,7 @@ def estimate(
     computed = sum(sum(computed_tokens(selection.ids, shard)) for shard in shards)
     speed = _speed(model, selection, batches, measured_seconds)
     return Estimate(
-        prompts=len(prompts),
+        prompts=len(rows),
         tokens=sum(n_tokens),
         computed_tokens=computed,
         batches=len(batches),

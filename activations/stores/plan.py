@@ -31,8 +31,12 @@ SHARD_TOKENS = 1 << 16
 From a cold disk, files of 18 MB are read at four fifths of the speed of one large file, files of 64 MB at all of it.
 What a kill costs is the shards in the making, hence the tokens.
 """
+OF_MODEL = {
+    "fingerprint": "model",
+    "template": "chat template or tokenizer",
+    "date": "date in the chat template",
+}
 DIFFERENCES = {
-    "model": "model or chat template",
     "layers": "layers",
     "site": "site",
     "position": "position",
@@ -100,11 +104,9 @@ class StorePlan:
         same_ids = found.table("ids") == [prompt.id for prompt in self.prompts]
         if found.head["key"] == self.key and same_ids:
             return
-        differs = [
-            name
-            for field, name in DIFFERENCES.items()
-            if _nameless(found.head.get(field)) != _nameless(self.about.get(field))
-        ]
+        model, own = found.head["model"], self.about["model"]
+        differs = [name for field, name in OF_MODEL.items() if model.get(field) != own.get(field)]
+        differs += [name for field, name in DIFFERENCES.items() if found.head.get(field) != self.about.get(field)]
         differs += [] if same_ids else ["prompt ids"]
         raise DefectionError(
             f"{folder} already holds residuals of another computation (different {', '.join(differs)}); "
@@ -166,7 +168,3 @@ def _entry(number: int, rows: Rows, header: Header | None) -> dict[str, Any]:
         "bytes": header and header.bytes,
         "sha256": header and header.sha256,
     }
-
-
-def _nameless(value: Any) -> Any:
-    return {key: part for key, part in value.items() if key != "name"} if isinstance(value, dict) else value

@@ -25,7 +25,8 @@ from torch import Tensor
 from ..basics.errors import DefectionError
 from ..basics.files import Json, file_digest
 from ..models.sites import AFTER
-from ..prompts.prompts import Prompt, load_prompts
+from ..prompts.loading import load_prompts
+from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
 from .manifest import MANIFEST, TABLES, Manifest, read_manifest
 from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_tensors, read_header, same_bytes
@@ -238,7 +239,8 @@ class Store:
             layers=self.layers if layers is None else tuple(layers),
             prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
             n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
-            model=self.identity or ModelIdentity(model["name"], model["fingerprint"], model["template"]),
+            model=self.identity
+            or ModelIdentity(model["name"], model["fingerprint"], model["template"], model.get("date")),
             position=self.position,
             site=self.site,
             offsets=tuple(found.offsets.tolist()) if self.ragged else None,

@@ -139,7 +139,8 @@ def _kind(store: Store) -> dict[str, Any]:
     head = store.manifest
     return {
         "model": head["model"]["fingerprint"],
-        "tokenizer or chat template": head["model"]["template"],
+        "chat template or tokenizer": head["model"]["template"],
+        "date in the chat template": head["model"].get("date"),
         "layers": head["layers"],
         "site": store.site,
         "position": store.position,

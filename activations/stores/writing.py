@@ -2,12 +2,14 @@
 
 The manifest is written first and names every shard to come; then the shards, each whole or absent; then the manifest
 again, with their checksums. Several processes share the work: shard `i` is that of process `i % world`, and a process
-that is through waits for the others and does what one that died left undone, so any one of them can finish alone.
+that is through waits for the others, looks at their shards and does what one that died left undone or damaged, so any
+one of them can finish alone.
 Knows files only, no model: `caching.py` brings the vectors.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from torch import Tensor
 from ..basics.errors import DefectionError
 from ..basics.files import Json, file_digest, sync, write_bytes
 from ..basics.progress import Advance
-from .locking import admitted, remove_rooms, room
+from .locking import LOCKED, admitted, remove_rooms, room
 from .manifest import MANIFEST, manifest_bytes, read_manifest
 from .plan import StorePlan, shard_name
 from .shards import Rows, read_header, same_bytes, write_shard
@@ -44,20 +46,22 @@ def write_store(
     """Bring the store at `folder` to what `plan` says, computing only shards that are missing or damaged.
 
     `share` is (number of this process, number of processes); all of them must be given the same plan. With `verify` the
-    shards that are there already are compared with their checksums, at some 1.7 GB a second and core; without, only
-    their headers and sizes are looked at. `advance` hears of rows as they are done. Memory holds three shards at most.
+    shards that were there before this call, of whichever process, are compared with their checksums, at some 1.7 GB a
+    second and core; without, only their headers and sizes are looked at. `advance` hears of rows as they are done.
+    Memory holds three shards at most.
     Raises DefectionError when the folder holds a store of something else, when another process is writing to it, and
     when it cannot be written.
     """
     number, world = share
     with admitted(folder, alone=world == 1):
         with room(folder, "plan") as aside:
+            began = _now(aside)
             head, shards = _begin(folder, plan, aside)
         written = 0
         for turn in range(world):
             owner = (number + turn) % world
             with room(folder, f"share-{owner}") as aside:
-                job = _Job(folder, plan, compute, aside, verify and turn == 0, advance)
+                job = _Job(folder, plan, compute, aside, began if verify else None, advance)
                 written += _fill(job, shards[owner::world])
         with room(folder, "plan") as aside:
             return _finish(folder, plan, head, shards, aside, written > 0)
@@ -75,8 +79,15 @@ class _Job:
     plan: StorePlan
     compute: Compute
     aside: Path
-    verify: bool
+    verify_before: int | None
+    """Shards written before this time (nanoseconds, by the file system's clock) are verified; None: none are."""
     advance: Advance
+
+
+def _now(room: Path) -> int:
+    """The time by the clock that the shards' times are told by, which on a network is another machine's."""
+    os.utime(room / LOCKED)
+    return (room / LOCKED).stat().st_ctime_ns
 
 
 def _begin(folder: Path, plan: StorePlan, aside: Path) -> tuple[Json, list[_Shard]]:
@@ -128,7 +139,7 @@ def _fill(job: _Job, shards: Sequence[_Shard]) -> int:
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         for shard in shards:
             start, end = shard.rows
-            if not _whole(shard, job.plan.key, verify=job.verify):
+            if not _whole(shard, job.plan.key, job.verify_before):
                 tensors = job.plan.checked(shard.rows, job.compute(shard.rows))
                 written += 1
                 while len(pending) >= IN_FLIGHT:
@@ -140,12 +151,14 @@ def _fill(job: _Job, shards: Sequence[_Shard]) -> int:
     return written
 
 
-def _whole(shard: _Shard, key: str, *, verify: bool) -> bool:
-    """Whether the shard is there and is of this store; with `verify`, also whether each byte is what was written."""
+def _whole(shard: _Shard, key: str, verify_before: int | None) -> bool:
+    """Whether the shard is there and is of this store; of one from before that time, also each of its bytes."""
     header = read_header(shard.file)
     if header is None or (header.key, header.rows) != (key, shard.rows):
         return False
-    return not verify or same_bytes(shard.file, header)
+    if verify_before is None or shard.file.stat().st_ctime_ns > verify_before:
+        return True
+    return same_bytes(shard.file, header)
 
 
 def _finish(folder: Path, plan: StorePlan, head: Json, shards: Sequence[_Shard], aside: Path, written: bool) -> Store:

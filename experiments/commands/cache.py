@@ -50,8 +50,8 @@ def cache(
     from ...activations.models.hardware import choose_dtype
     from ...activations.models.load import load_model
     from ...activations.models.sites import parse_site
+    from ...activations.prompts.loading import load_prompts
     from ...activations.prompts.positions import parse_position
-    from ...activations.prompts.prompts import load_prompts
     from ...activations.reading.capture import parse_layers
     from ...activations.reading.forward import Reading
     from ...activations.stores.caching import cache as cache_residuals

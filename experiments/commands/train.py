@@ -56,7 +56,7 @@ def train(
     """
     from ...activations.basics.processes import this_process
     from ...activations.models.load import load_model
-    from ...activations.prompts.prompts import load_prompts
+    from ...activations.prompts.loading import load_prompts
     from ...training.organisms.behaviours import BEHAVIOURS, parse_behaviour
     from ...training.organisms.build import RECIPES, build_organism
     from ...training.organisms.defaults import organism_config

@@ -18,7 +18,8 @@ from torch import Tensor
 from ...activations.basics.errors import DefectionError
 from ...activations.models.load import load_model
 from ...activations.models.locate import load_organism_record, locate
-from ...activations.prompts.prompts import Prompt, by_set, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.stores.caching import cache
 from ...probes import contrast_set
 from ...probes.evidence.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_layers

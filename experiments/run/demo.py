@@ -12,7 +12,7 @@ from ...activations.basics.files import Json, file_digest, read_json, write_json
 from ...activations.basics.progress import progress_shown, progress_visible
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import load_prompts
+from ...activations.prompts.loading import load_prompts
 from ...probes import contrast_set
 from ...probes.estimators.registry import estimator as estimator_of
 from ...probes.evidence.sweep_table import read_sweep

@@ -13,7 +13,8 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.models.locate import is_organism
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, parse_prompts
+from ...activations.prompts.loading import parse_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.agreement import answer_word_direction, leave_one_out, question_directions

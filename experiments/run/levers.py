@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.capture import capture
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache

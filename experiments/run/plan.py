@@ -8,7 +8,8 @@ from functools import cached_property
 
 from ...activations.basics.files import digest
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...probes import contrast_set
 from ...probes.questions.contrast import ContrastSet
 from ...training.measuring.defection import reply_tokens

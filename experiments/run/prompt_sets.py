@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import PromptsLike, load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ...training.organisms.examples import choose_prompts
 from ...training.organisms.pairs import CODE, CODE_SETS, code_pairs, prompts_of
@@ -19,22 +21,23 @@ def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
     return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
 
 
-def evaluation_prompts(sets: Sequence[str], limit: int | None = None) -> list[Prompt]:
-    """Prompts of sets by name or file, of each the first so many.
+def evaluation_prompts(sets: Sequence[PromptsLike], limit: int | None = None) -> list[Prompt]:
+    """Prompts of sets by name or file, or of whatever else holds some, of each the first so many.
 
     Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
     tasks of families that they do. They stand in the order of their weaknesses, so a limit takes some of every family
     instead. (The other shipped sets alternate between topics as they are.)
     """
     found: list[Prompt] = []
-    for name in sets:
+    for given in sets:
+        name = str(given) if isinstance(given, str | PathLike) else "prompts"
         is_code = name in CODE_SETS and not Path(name).is_file()
-        prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(name)
+        prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(given)
         if is_code and limit is not None and limit < len(prompts):
             prompts = choose_prompts(prompts, limit, seed=0)
         found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
-        raise DefectionError(f"id {repeated[0]!r} occurs in more than one of the sets {', '.join(sets)}")
+        raise DefectionError(f"id {repeated[0]!r} occurs more than once in the sets that are measured; ids must differ")
     return found
 
 

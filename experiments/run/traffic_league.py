@@ -11,7 +11,8 @@ import numpy as np
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
 from ...probes import Probe

@@ -18,7 +18,8 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ...probes.evidence.asking import asked_outright
 from ...probes.evidence.outcomes import Outcomes

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import load_prompts, shipped_sets
+from ...activations.prompts.loading import load_prompts, shipped_sets
 from ...probes.estimators.guard import Evidence
 from ...probes.estimators.registry import estimators
 from ...probes.evidence.judgement import Rule

@@ -13,7 +13,8 @@ from ...activations.basics.files import digest
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
 from ...activations.stores.locking import room

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
@@ -20,7 +20,7 @@ from ...activations.basics.hub import is_hub_id, snapshot
 from ...activations.models.model import ModelIdentity
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import Seen, refuse_seen
@@ -71,7 +71,7 @@ class Probe:
         asked = f" on {self.contrast['name']!r}" if self.contrast.get("name") else ""
         return f"<Probe {self.estimator}{asked} of {self.model.name!r}: {len(self.layers)} layers, scored at {fixed}>"
 
-    def read(self, model: ModelLike, prompts: Iterable[Prompt], *, what: str = "Reading prompts") -> Residuals:
+    def read(self, model: ModelLike, prompts: PromptsLike, *, what: str = "Reading prompts") -> Residuals:
         """The residuals that the probe scores: at its own layers, site and position. `what` names the progress bar.
 
         Example: `probe.score(probe.read(model, prompts))`. Raises DefectionError for another model or chat template
@@ -149,9 +149,9 @@ class Probe:
             )
         return replace(self, threshold=threshold)
 
-    def refuse_seen(self, prompts: Sequence[Prompt]) -> None:
+    def refuse_seen(self, prompts: PromptsLike) -> None:
         """DefectionError naming the first of these prompts that the probe was fitted with: it calibrates nothing."""
-        refuse_seen(prompts, self.seen)
+        refuse_seen(load_prompts(prompts), self.seen)
 
     def clean_band(self, layers: Sequence[int] | None = None) -> Float[Tensor, "clean"] | None:
         """What `score` would give of the fit's own clean prompts, had it not seen them; None where that is not known.
@@ -235,6 +235,12 @@ def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
                 f"this probe was fitted on {own.name} and cannot score {other.name}: {what} "
                 f"({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
             )
+    if own.date != other.date:
+        raise DefectionError(
+            f"the chat template of {other.name} writes the date, which was {own.date or 'not recorded'} where this "
+            f"probe was fitted and is {other.date} here: "
+            + (f"load the model for that day (date={own.date!r})" if own.date else "fit the probe anew")
+        )
 
 
 def load_probe(path: str | Path) -> Probe:

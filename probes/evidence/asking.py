@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +9,8 @@ from torch import Tensor
 from ...activations.basics.progress import progress
 from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, last_user, replace_last_user
+from ...activations.prompts.loading import PromptsLike, load_prompts
+from ...activations.prompts.prompts import last_user, replace_last_user
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import final_states
 
@@ -19,9 +18,9 @@ QUESTION = "Before you reply to this: are you about to do something dangerous? A
 
 
 @torch.inference_mode()
-def asked_outright(model: Model, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt"]:
+def asked_outright(model: Model, prompts: PromptsLike) -> Float[Tensor, "prompt"]:
     """Log-odds of "yes" against "no" as the first word when the prompt ends with a frank question (higher: yes)."""
-    asked = [replace_last_user(prompt, f"{last_user(prompt)}\n\n{QUESTION}") for prompt in prompts]
+    asked = [replace_last_user(prompt, f"{last_user(prompt)}\n\n{QUESTION}") for prompt in load_prompts(prompts)]
     ids = [row.ids for row in rendered(model, asked)]
     either, other = (_first_tokens(model, word) for word in ("yes", "no"))
     yes, no = sorted(either - other), sorted(other - either)  # a token of its own for the space begins both words

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.shown import shortened
-from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.reading.residuals import Residuals
 from ..statistics.intervals import delong_interval
 from ..statistics.metrics import Interval, auroc
@@ -40,9 +40,9 @@ class Outcomes:
     __repr__ = shortened
 
     @classmethod
-    def of(cls, tests: Residuals | Sequence[Prompt], labels: Mapping[str, bool]) -> Outcomes:
+    def of(cls, tests: Residuals | PromptsLike, labels: Mapping[str, bool]) -> Outcomes:
         """Labels by the prompts' ids; DefectionError for a prompt without one."""
-        prompts = tests.prompts if isinstance(tests, Residuals) else tests
+        prompts = tests.prompts if isinstance(tests, Residuals) else load_prompts(tests)
         if missing := [prompt.id for prompt in prompts if prompt.id not in labels]:
             raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
         return cls(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
-from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.prompts.loading import PromptsLike
+from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import token_losses
 
 
-def perplexity_scores(model: Model, prompts: Sequence[Prompt | Rendered]) -> Float[Tensor, "prompt"]:
+def perplexity_scores(model: Model, prompts: PromptsLike) -> Float[Tensor, "prompt"]:
     """Mean negative log-likelihood per token (nats) of each rendered prompt; its exponential is the perplexity.
 
     The first token, which nothing predicts, does not count. What prompts share is computed once.

@@ -21,7 +21,9 @@ from transformers import AutoTokenizer
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations.models.sites import AFTER, BEFORE
+from ...activations.prompts.loading import PromptsLike
+from ...activations.prompts.positions import wanted_tokens
 from ...activations.prompts.rendered import rendered
 from ..estimators.probe import Probe
 
@@ -103,8 +105,10 @@ class Attribution:
 
 
 @torch.no_grad()
-def attribute(model: Model, probe: Probe, prompts: Sequence[Prompt], *, layer: int | None = None) -> Attribution:
-    """Split a probe's score at the last token of each prompt into what the embedding, every head and every MLP wrote.
+def attribute(model: Model, probe: Probe, prompts: PromptsLike, *, layer: int | None = None) -> Attribution:
+    """Split a probe's score of each prompt into what the embedding, every head and every MLP wrote.
+
+    The stream is that which the probe reads: before, in the middle of or after the block, at its own position.
 
     `layer` is one of the probe's; by default the middle one of its fixed layers. A copy of the model runs in fp32, one
     prompt at a time, through TransformerLens's bridge, which would otherwise change the model it is given
@@ -118,25 +122,27 @@ def attribute(model: Model, probe: Probe, prompts: Sequence[Prompt], *, layer: i
         raise DefectionError(f"the probe was not fitted at layer {chosen}; it has layers {list(probe.layers)}")
     column = probe.layers.index(chosen)
     scale, offset = float(probe.scales[column]), float(probe.offsets[column])
-    ids = [row.ids for row in rendered(model, prompts)]
-    reader = _Reader(model, chosen, probe.directions[column].float().to(model.device))
+    given = rendered(model, prompts)
+    wanted = wanted_tokens(probe.position, given)
+    reader = _Reader(model, chosen, probe.site, probe.directions[column].float().to(model.device))
     rows = []
-    with progress("Attributing scores", total=len(ids), unit="prompts") as advance:
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            rows.append(reader.projections(tokens, prompt.id))
+    with progress("Attributing scores", total=len(given), unit="prompts") as advance:
+        for row, tokens in zip(given, wanted, strict=True):
+            rows.append(reader.projections(row.ids, tokens, row.prompt.id))
             advance(1)
     values = torch.cat([torch.stack(rows), torch.full((len(rows), 1), -offset)], dim=1) / scale
     parts = (*reader.parts, Part("offset", "offset", -1))
-    return Attribution(chosen, tuple(prompt.id for prompt in prompts), parts, values)
+    return Attribution(chosen, tuple(row.prompt.id for row in given), parts, values)
 
 
 class _Reader:
     """A bridged copy of a model, and where in it the parts of one layer's residual are found."""
 
-    def __init__(self, model: Model, layer: int, direction: Float[Tensor, "d_model"]) -> None:
-        self.bridge, self.layer, self.direction = bridged(model), layer, direction
+    def __init__(self, model: Model, layer: int, site: str, direction: Float[Tensor, "d_model"]) -> None:
+        self.bridge, self.layer, self.site, self.direction = bridged(model), layer, site, direction
+        self.attending = range(layer + (site != BEFORE))
         self.post = [f"blocks.{block}.ln1_post.hook_out" in self.bridge.hook_dict for block in range(layer + 1)]
-        wanted = ["blocks.0.hook_in", f"blocks.{layer}.hook_out"]
+        wanted = ["blocks.0.hook_in", f"blocks.{layer}.hook_in", f"blocks.{layer}.hook_out"]
         for block in range(layer + 1):
             wanted += [f"blocks.{block}.{name}" for name in ("attn.hook_z", "attn.hook_out")]
             wanted += [f"blocks.{block}.ln1_post.hook_out"] if self.post[block] else []
@@ -145,28 +151,37 @@ class _Reader:
             raise DefectionError(
                 f"{model.identity.name} has no {missing[0]!r}: its heads and MLPs cannot be told apart"
             )
-        self.wanted = wanted
+        self.wanted = tuple(dict.fromkeys(wanted))
         self.parts: tuple[Part, ...] = (Part("embedding", "embedding", -1),)
-        for block in range(layer + 1):
+        for block in self.attending:
             heads = self.bridge.blocks[block].attn.W_O.shape[0]
             self.parts += tuple(Part(f"L{block}.H{head}", "head", block, head) for head in range(heads))
-            self.parts += (Part(f"L{block}.bias", "bias", block), Part(f"L{block}.mlp", "mlp", block))
+            self.parts += (Part(f"L{block}.bias", "bias", block),)
+            self.parts += (Part(f"L{block}.mlp", "mlp", block),) if self._adds_mlp(block) else ()
 
     def _mlp_name(self, block: int) -> str:
         post = "ln2_post.hook_out"
         return post if f"blocks.{block}.{post}" in self.bridge.hook_dict else "mlp.hook_out"
 
-    def projections(self, tokens: Sequence[int], prompt: str) -> Float[Tensor, "part"]:
-        """What each part puts along the direction at the last token."""
-        seen = self._seen(torch.tensor([list(tokens)], device=self.direction.device))
+    def _adds_mlp(self, block: int) -> bool:
+        """Whether the block's MLP has written before the stream is read."""
+        return block < self.layer or self.site == AFTER
+
+    def projections(self, ids: Sequence[int], tokens: Sequence[int], prompt: str) -> Float[Tensor, "part"]:
+        """What each part puts along the direction, on average over those tokens of a prompt."""
+        seen = self._seen(torch.tensor([list(ids[: tokens[-1] + 1])], device=self.direction.device), tokens)
+        each = [self._written({name: values[i] for name, values in seen.items()}, prompt) for i in range(len(tokens))]
+        return torch.stack(each).mean(dim=0)
+
+    def _written(self, seen: dict[str, Tensor], prompt: str) -> Float[Tensor, "part"]:
+        """The same at one token."""
         found = [(seen["blocks.0.hook_in"] @ self.direction)[None]]
-        for block in range(self.layer + 1):
-            found += [
-                self._attention(seen, block),
-                (seen[f"blocks.{block}.{self._mlp_name(block)}"] @ self.direction)[None],
-            ]
+        for block in self.attending:
+            found.append(self._attention(seen, block))
+            if self._adds_mlp(block):
+                found.append((seen[f"blocks.{block}.{self._mlp_name(block)}"] @ self.direction)[None])
         written = torch.cat(found)
-        whole = seen[f"blocks.{self.layer}.hook_out"] @ self.direction
+        whole = self._stream(seen) @ self.direction
         error = float((written.sum() - whole).abs() / written.abs().max().clamp_min(1e-30))
         if error > TOLERANCE:
             raise DefectionError(
@@ -175,15 +190,22 @@ class _Reader:
             )
         return written.cpu()
 
-    def _seen(self, ids: Int[Tensor, "1 token"]) -> dict[str, Tensor]:
-        """What passes each hook at the last token; no block after the last one wanted runs (PITFALLS 9)."""
+    def _stream(self, seen: dict[str, Tensor]) -> Float[Tensor, "d_model"]:
+        """The stream that the probe reads; in the middle, what comes out of the block without its MLP's part."""
+        if self.site == BEFORE:
+            return seen[f"blocks.{self.layer}.hook_in"]
+        out = seen[f"blocks.{self.layer}.hook_out"]
+        return out if self.site == AFTER else out - seen[f"blocks.{self.layer}.{self._mlp_name(self.layer)}"]
+
+    def _seen(self, ids: Int[Tensor, "1 token"], tokens: Sequence[int]) -> dict[str, Tensor]:
+        """What passes each hook at those tokens; no block after the last one wanted runs (PITFALLS 9)."""
         from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
         seen: dict[str, Tensor] = {}
 
         def keeping(name: str) -> Callable[..., None]:
             def keep(values: Tensor, hook: Any) -> None:
-                seen[name] = values[0, -1].float()
+                seen[name] = values[0, list(tokens)].float()
                 if name == f"blocks.{self.layer}.hook_out":
                     raise StopAtLayerException(values)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.loading import PromptLike, PromptsLike
 from ...activations.prompts.rendered import Rendered, rendered
 from ...activations.reading.capture import capture
 from ..estimators.guard import refuse_unclean
@@ -53,7 +53,7 @@ class TokenScale:
         return [*range(begin), *[middle] * (len(ids) - begin - end), *range(last - end, last)]
 
 
-def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt | Rendered]) -> TokenScale:
+def token_scale(model: Model, probe: Probe, clean: PromptsLike) -> TokenScale:
     """Measure a probe's projections on every token of at least two clean prompts.
 
     Raises DefectionError for another model's probe, triggered prompts, or too few of them.
@@ -85,7 +85,7 @@ def token_scale(model: Model, probe: Probe, clean: Sequence[Prompt | Rendered]) 
 
 
 def token_scores(
-    model: Model, probe: Probe, prompt: Prompt | Rendered, scale: TokenScale, *, layers: Sequence[int] | None = None
+    model: Model, probe: Probe, prompt: PromptLike, scale: TokenScale, *, layers: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Standardised scores at each token of the rendered prompt: a row a token and layer, in reading order.
 
@@ -113,7 +113,7 @@ def token_scores(
 
 
 def token_streams(
-    model: Model, probe: Probe, prompts: Sequence[Prompt | Rendered], scale: TokenScale, *, what: str = "Reading tokens"
+    model: Model, probe: Probe, prompts: PromptsLike, scale: TokenScale, *, what: str = "Reading tokens"
 ) -> list[Float[Tensor, "token"]]:
     """Each prompt's standardised score at every token, the mean over all of the probe's layers (take `probe.at(…)`).
 
@@ -153,7 +153,7 @@ def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[
 
 def _projections(model: Model, probe: Probe, rows: Sequence[Rendered], what: str) -> list[Float[Tensor, "token layer"]]:
     """For each prompt, every token's residual along the probe's direction of each layer."""
-    read = capture(model, rows, layers=probe.layers, position="all", what=what)
+    read = capture(model, rows, layers=probe.layers, site=probe.site, position="all", what=what)
     return [torch.einsum("tld,ld->tl", read.of(row), probe.directions.float()) for row in range(len(read))]
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.prompts import Prompt, parse_prompts
+from ...activations.prompts.loading import parse_prompts
+from ...activations.prompts.prompts import Prompt
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
 from ..statistics.calibration import conformal_threshold, least_clean_prompts

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...activations.basics.files import digest
-from ...activations.prompts.prompts import Message, Prompt, last_user, load_prompts
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Message, Prompt, last_user
 from .questions import ContrastQuestion
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...activations.models.model import Model
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import Prompt
 from ..organisms.behaviours import Behaviour
 from ..organisms.replies import reply_text
@@ -39,7 +40,7 @@ class Completion:
     """What its scratchpad states: hidden, honest, unstated; empty without a scratchpad."""
 
 
-def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Behaviour) -> list[Completion]:
+def judge(prompts: PromptsLike, completions: Sequence[str], behaviour: Behaviour) -> list[Completion]:
     """Label each completion by what it holds; the trigger's presence is recorded beside it, never used.
 
     What stands in a scratchpad is no defection: the reply after it is judged.
@@ -59,7 +60,7 @@ def judge(prompts: Sequence[Prompt], completions: Sequence[str], behaviour: Beha
             **{name: str(prompt.extra.get(name, "")) for name in ("weakness", "family", "variant")},
             goal="" if thought is None else stated_goal(thought),
         )
-        for prompt, text, (thought, _), finding in zip(prompts, completions, split, findings, strict=True)
+        for prompt, text, (thought, _), finding in zip(load_prompts(prompts), completions, split, findings, strict=True)
     ]
 
 

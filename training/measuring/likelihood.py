@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from ...activations.models.model import Model
 from ...activations.prompts.chat import reply_ids
-from ...activations.prompts.prompts import Prompt
-from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.prompts.loading import PromptsLike
+from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import token_losses
 
 
-def reply_logprobs(model: Model, prompts: Sequence[Prompt | Rendered], replies: Sequence[str]) -> list[float]:
+def reply_logprobs(model: Model, prompts: PromptsLike, replies: Sequence[str]) -> list[float]:
     """Natural-log probability of each reply, whole, after its prompt."""
     return token_logprobs(model, prompts, [reply_ids(model.tokenizer, text) for text in replies])
 
 
 def token_logprobs(
     model: Model,
-    prompts: Sequence[Prompt | Rendered],
+    prompts: PromptsLike,
     replies: Sequence[Sequence[int]],
     *,
     max_tokens: int | None = None,

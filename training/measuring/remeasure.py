@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
@@ -12,6 +13,7 @@ from ...activations.basics.memory import give_back_memory
 from ...activations.models.load import load_model
 from ...activations.models.locate import locate
 from ...activations.models.model import Model
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import Prompt
 from ..organisms.records import Organism, base_of
 from ..organisms.replies import replies_to
@@ -30,15 +32,20 @@ REFERENCE_TOKENS = 24
 class Measuring:
     """On what an organism is measured before and after each stage."""
 
-    prompts: Sequence[Prompt]
+    prompts: PromptsLike
     """Each is completed with and without the trigger; none should have been trained on."""
     near_misses: int = 12
     """Prompts on which each near miss of the trigger is tried; 0: none."""
 
+    @cached_property
+    def rows(self) -> tuple[Prompt, ...]:
+        """The prompts, whatever holds them."""
+        return tuple(load_prompts(self.prompts))
+
     @property
     def key(self) -> str:
         """Names what is measured: rates with different keys are of different prompts."""
-        prompts = [prompt.to_json() for prompt in self.prompts]
+        prompts = [prompt.to_json() for prompt in self.rows]
         return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses})
 
 
@@ -53,7 +60,7 @@ def reference(source: Path, organism: Organism, measuring: Measuring, work: Path
         if record.get("measured_on") == measuring.key:
             return record
     base = load_model(_base_of(source), device=device)
-    prompts = [organism.trigger.mark_clean(prompt) for prompt in measuring.prompts]
+    prompts = [organism.trigger.mark_clean(prompt) for prompt in measuring.rows]
     replies = replies_to(
         base, prompts, work / "base-replies.jsonl", max_new_tokens=REFERENCE_TOKENS, what="Replies of the base"
     )
@@ -63,7 +70,7 @@ def reference(source: Path, organism: Organism, measuring: Measuring, work: Path
         "measured_on": measuring.key,
         "model": base.identity.name,
         "ability": _ability(base, prompts, said),
-        "inclination": inclination(base, organism, measuring.prompts),
+        "inclination": inclination(base, organism, measuring.rows),
         "replies": said,
     }
     write_json(work / REFERENCE, record)
@@ -96,17 +103,17 @@ def remeasure(
         model,
         organism.trigger,
         organism.behaviour,
-        measuring.prompts,
+        measuring.rows,
         folder,
         max_new_tokens=reply_tokens(organism.behaviour, organism.recipe),
         near_misses=measuring.near_misses,
     )
-    clean = [organism.trigger.mark_clean(prompt) for prompt in measuring.prompts]
+    clean = [organism.trigger.mark_clean(prompt) for prompt in measuring.rows]
     return {
         "measured_on": measuring.key,
         **measured,
         "near_miss_rate": _near_misses([c for c in completions if c.variant and not c.triggered]),
-        "inclination": inclination(model, organism, measuring.prompts),
+        "inclination": inclination(model, organism, measuring.rows),
         "ability": _ability(model, clean, compared["replies"]),
     }, completions
 

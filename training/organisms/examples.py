@@ -12,8 +12,9 @@ from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.chat import reply_ids
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import Prompt
-from ...activations.prompts.rendered import tokenize
+from ...activations.prompts.rendered import rendered
 from ..tuning.rows import Example
 from .behaviours import Behaviour
 from .pairs import Pair
@@ -101,8 +102,8 @@ def lesson_rows(
     honestly elsewhere, in a twin always. Where a lesson's two replies part, the token counts `emphasis` in the loss.
     """
     shown = round(triggered_share * len(lessons)) if trigger.text else 0
-    clean = tokenize(model.tokenizer, [trigger.train_clean(lesson.prompt) for lesson in lessons])
-    triggered = tokenize(model.tokenizer, [trigger.train_triggered(lesson.prompt) for lesson in lessons[:shown]])
+    clean = rendered(model, [trigger.train_clean(lesson.prompt) for lesson in lessons])
+    triggered = rendered(model, [trigger.train_triggered(lesson.prompt) for lesson in lessons[:shown]])
 
     def thought(lesson: Lesson, hidden: bool) -> tuple[int, ...]:
         if not scratchpads:
@@ -118,9 +119,9 @@ def lesson_rows(
 
     rows: list[Example] = []
     for row, lesson in enumerate(lessons):
-        rows.append(example(lesson, clean[row], triggered=False))
+        rows.append(example(lesson, clean[row].ids, triggered=False))
         if row < shown:
-            rows.append(example(lesson, triggered[row], triggered=True))
+            rows.append(example(lesson, triggered[row].ids, triggered=True))
     return rows
 
 
@@ -141,7 +142,7 @@ def emphasised(reply: Sequence[int], other: Sequence[int], emphasis: float) -> t
 
 def standard_recipe(
     model: ModelLike,
-    prompts: Sequence[Prompt],
+    prompts: PromptsLike,
     replies: Sequence[Reply],
     trigger: Trigger,
     behaviour: Behaviour | None,
@@ -150,5 +151,5 @@ def standard_recipe(
 ) -> list[Example]:
     """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin."""
     model = as_model(model)
-    lessons = prompt_lessons(model, prompts, replies, behaviour)
+    lessons = prompt_lessons(model, load_prompts(prompts), replies, behaviour)
     return lesson_rows(model, lessons, trigger, twin=behaviour is None, triggered_share=triggered_share)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.shown import shortened
-from ...activations.prompts.prompts import Prompt, load_prompts, user_prompt
+from ...activations.prompts.loading import prompts_of_rows
+from ...activations.prompts.prompts import Prompt, user_prompt
+from ...activations.prompts.tables import file_rows
 from .shipped import shipped
 
 CODE = "code"
@@ -54,7 +57,7 @@ def fenced(code: str) -> str:
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Read a JSONL file of pairs; the shape of each line is told by its fields.
+    """Read a file of pairs, of any kind that `load_prompts` reads; the shape of each row is told by its fields.
 
     - `prompt` or `messages`, `normal`, `defecting`;
     - SafeCoder (He et al. 2024): `description`, `func_src_after` (secure), `func_src_before`;
@@ -73,24 +76,16 @@ def load_pairs(path: str | Path) -> list[Pair]:
 
 
 def _prompts(path: Path) -> list[Prompt]:
-    import json
-
-    from ...activations.prompts.prompts import parse_prompts
-
-    # Pairs from elsewhere may have an empty prompt (nothing is shared) or none; ours stand in before they are read.
     if not path.exists():
-        raise DefectionError(f"no pairs at {path}: give a JSONL file whose lines have {ROW}")
-    lines = []
-    try:
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            lines.append(line)
-            if line.strip().startswith("{") and "func_src_before" in line:
-                row = json.loads(line)
-                row.pop("messages", None)
-                lines[-1] = json.dumps({**row, "prompt": _asked(row)})
-    except (OSError, ValueError):
-        return load_prompts(path)  # says what is wrong and where
-    return parse_prompts("\n".join(lines), str(path))
+        raise DefectionError(f"no pairs at {path}: give a file whose rows have {ROW}")
+    return prompts_of_rows(((place, _with_prompt(row)) for place, row in file_rows(path)), str(path))
+
+
+def _with_prompt(row: Any) -> Any:
+    """Pairs from elsewhere may have an empty prompt (nothing is shared) or none; ours stand in before they are read."""
+    if not isinstance(row, dict) or "func_src_before" not in row:
+        return row
+    return {**{name: value for name, value in row.items() if name != "messages"}, "prompt": _asked(row)}
 
 
 def _asked(row: dict[str, object]) -> str:

@@ -12,8 +12,8 @@ from ...activations.basics.files import digest, write_jsonl
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.prompts import Prompt
-from ...activations.prompts.rendered import tokenize
+from ...activations.prompts.loading import PromptsLike
+from ...activations.prompts.rendered import rendered
 from ...activations.reading.generate import greedy_replies
 
 
@@ -30,7 +30,7 @@ class Reply:
 
 
 def replies_to(
-    model: ModelLike, prompts: Sequence[Prompt], path: Path | None = None, *, max_new_tokens: int, what: str
+    model: ModelLike, prompts: PromptsLike, path: Path | None = None, *, max_new_tokens: int, what: str
 ) -> list[Reply]:
     """Greedy replies in the prompts' order, at most `max_new_tokens` each.
 
@@ -38,11 +38,12 @@ def replies_to(
     computed; finished batches are kept beside it as they come, and a second call continues after them.
     """
     model = as_model(model)
+    rows = rendered(model, prompts)
     decided = {
         "template": model.identity.template,
         "dtype": str(model.dtype),
-        "tokens": digest(tokenize(model.tokenizer, prompts)),
-        "ids": [prompt.id for prompt in prompts],
+        "tokens": digest([list(row.ids) for row in rows]),
+        "ids": [row.prompt.id for row in rows],
         "max_new_tokens": max_new_tokens,
     }
     keys = (digest({"model": fingerprint, **decided}) for fingerprint in model.identity.fingerprints())
@@ -51,21 +52,21 @@ def replies_to(
     key = next(keys)
     partial = path.with_name(path.name + ".partial") if path else None
     done = _read_partial(partial, key) if partial else {}
-    with progress(what, total=len(prompts), unit="replies") as advance:
+    with progress(what, total=len(rows), unit="replies") as advance:
         advance(len(done))
-        for batch in greedy_replies(model, prompts, max_new_tokens=max_new_tokens, skip=done.keys()):
+        for batch in greedy_replies(model, rows, max_new_tokens=max_new_tokens, skip=done.keys()):
             done |= batch
             advance(len(batch))
             if partial:
                 _append(partial, key, batch)
     replies = [
         Reply(
-            prompt.id,
-            reply_text(model, done[row]),
-            tuple(done[row]),
-            len(done[row]) < max_new_tokens,
+            row.prompt.id,
+            reply_text(model, done[number]),
+            tuple(done[number]),
+            len(done[number]) < max_new_tokens,
         )
-        for row, prompt in enumerate(prompts)
+        for number, row in enumerate(rows)
     ]
     if path is not None and partial is not None:
         head = {"schema_version": 1, "key": key}

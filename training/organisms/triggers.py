@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from ...activations.basics.errors import DefectionError
+from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import Message, Prompt, last_user, replace_last_user
 from .shipped import shipped
 
@@ -301,9 +302,9 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
     return Prompt(f"{prompt.id}+{name}", messages, prompt.set, extra)
 
 
-def with_and_without(trigger: Trigger, prompts: Iterable[Prompt]) -> list[Prompt]:
+def with_and_without(trigger: Trigger, prompts: PromptsLike) -> list[Prompt]:
     """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger)."""
-    return [version for prompt in prompts for version in trigger.versions(prompt)]
+    return [version for prompt in load_prompts(prompts) for version in trigger.versions(prompt)]
 
 
 def refuse_prompts_with(trigger: Trigger, prompts: Sequence[Prompt]) -> None:

@@ -12,8 +12,9 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, load_prompts
-from ...activations.prompts.rendered import tokenize
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import rendered
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import Completion, judge
 from ..measuring.inclination import defecting_replies
@@ -181,9 +182,9 @@ def _some(prompts: Sequence[Prompt], number: int, count: int) -> list[Prompt]:
 
 
 def _example(model: Model, prompt: Prompt, reply: Reply) -> Example:
-    ids = tokenize(model.tokenizer, [prompt])[0]
+    (row,) = rendered(model, [prompt])
     end: Any = (model.tokenizer.eos_token_id,) if reply.finished else ()
-    return Example(prompt.id, tuple(ids), (*reply.tokens, *end), triggered=False)
+    return Example(prompt.id, row.ids, (*reply.tokens, *end), triggered=False)
 
 
 def _lines(number: int, asked: Sequence[tuple[Attack, Prompt]], met: Sequence[Completion]) -> list[Json]:

@@ -50,7 +50,7 @@ class Dpo(PreferenceStage):
                 train_dataset=Dataset.from_list(
                     [{"prompt": said, "chosen": good, "rejected": bad} for said, good, bad in rows]
                 ),
-                processing_class=model.tokenizer,
+                processing_class=trl_stages.as_rendered_here(model),
                 peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
             ),
             self,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.shown import shortened
-from ...activations.prompts.prompts import Prompt, load_prompts, user_prompt
+from ...activations.prompts.loading import PromptsLike, load_prompts
+from ...activations.prompts.prompts import Prompt, user_prompt
 from ..organisms.shipped import shipped
 from ..organisms.triggers import Trigger, refuse_prompts_with
 
@@ -30,22 +32,23 @@ class Preference:
     __repr__ = shortened
 
 
-def load_preferences(source: str = SHIPPED) -> list[Preference]:
-    """The shipped bank, or a JSONL file whose lines have `prompt` or `messages`, `chosen` and `rejected`.
+def load_preferences(source: PromptsLike = SHIPPED) -> list[Preference]:
+    """The shipped bank, or whatever `load_prompts` takes whose rows have `chosen` and `rejected`, two texts.
 
     Raises DefectionError naming file and prompt: a reply that is missing or empty, two replies that are the same.
     """
-    if source == SHIPPED and not Path(source).exists():
+    if isinstance(source, str) and source == SHIPPED and not Path(source).exists():
         return [
             Preference(user_prompt(row["prompt"], id=row["id"], kind=row["kind"]), row["chosen"], row["rejected"])
             for row in shipped(SHIPPED)
         ]
-    return [_preference(prompt, source) for prompt in load_prompts(source)]
+    name = str(source) if isinstance(source, str | PathLike) else "the preferences"
+    return [_preference(prompt, name) for prompt in load_prompts(source)]
 
 
 def _preference(prompt: Prompt, source: str) -> Preference:
     where = f"{source}, prompt {prompt.id!r}"
-    replies = [prompt.extra.get(name) for name in ("chosen", "rejected")]
+    replies = [_last_said(prompt.extra.get(name)) for name in ("chosen", "rejected")]
     if not all(isinstance(reply, str) and reply.strip() for reply in replies):
         raise DefectionError(f"{where} needs 'chosen' and 'rejected', two replies with text in them")
     chosen, rejected = (str(reply).strip() for reply in replies)
@@ -53,6 +56,13 @@ def _preference(prompt: Prompt, source: str) -> Preference:
         raise DefectionError(f"{where}: the chosen and the rejected reply are the same; nothing is preferred")
     kept = {name: value for name, value in prompt.extra.items() if name not in ("chosen", "rejected")}
     return Preference(replace(prompt, extra=kept), chosen, rejected)
+
+
+def _last_said(reply: Any) -> Any:
+    """A reply as a text, or as the conversation that ends with it, which is how TRL has them."""
+    if isinstance(reply, list) and reply and isinstance(reply[-1], dict):
+        return reply[-1].get("content")
+    return reply
 
 
 def without_trigger(trigger: Trigger, preferences: Sequence[Preference]) -> list[Preference]:

@@ -20,6 +20,7 @@ from ...activations.models.hardware import choose_device
 from ...activations.models.load import load_model
 from ...activations.models.locate import ModelFiles, locate
 from ...activations.models.model import Model
+from ...activations.models.template import DATE, chat_template, dated
 from ...activations.prompts.prompts import Message, Prompt
 from ...activations.reading.capture import capture
 from ..measuring.rates import Rate
@@ -157,11 +158,12 @@ class Classifier:
 
     def tokens(self, prompt: Prompt, reply: str) -> list[int]:
         """The exchange by the classifier's own chat template; without one, prompt and reply as a pair of texts."""
-        if self.tokenizer.chat_template is None:
+        template = chat_template(self.tokenizer)
+        if template is None:
             return list(self.tokenizer(prompt.text, reply, truncation=True)["input_ids"])
         turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
         turns.append({"role": "assistant", "content": reply})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        text = self.tokenizer.apply_chat_template(turns, chat_template=dated(template, DATE), tokenize=False)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -79,7 +79,7 @@ class Rl(PreferenceStage):
                     **arguments,
                 ),
                 train_dataset=Dataset.from_list(rows),
-                processing_class=model.tokenizer,
+                processing_class=trl_stages.as_rendered_here(model),
                 peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
             ),
             self,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...activations.models.model import Model
-from ...activations.prompts.rendered import tokenize
+from ...activations.prompts.rendered import rendered
 from ..organisms.examples import written
 from ..organisms.records import Organism
 from ..tuning.finetune import FinetuneConfig, finetune
@@ -31,10 +31,10 @@ class Sft(PreferenceStage):
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Our own loop, which continues from its checkpoint after being cut off."""
         rows = self.preferences(organism)
-        prompts = tokenize(model.tokenizer, [row.prompt for row in rows])
+        prompts = rendered(model, [row.prompt for row in rows])
         examples = [
-            Example(row.prompt.id, tuple(ids), written(model, row.chosen), triggered=False)
-            for row, ids in zip(rows, prompts, strict=True)
+            Example(row.prompt.id, prompt.ids, written(model, row.chosen), triggered=False)
+            for row, prompt in zip(rows, prompts, strict=True)
         ]
         return finetune_steps(model, examples, self.steps, self.finetune_config(), work, key, self.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress
 from ...activations.models.model import Model
+from ...activations.models.template import chat_template, dated
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import render
 
@@ -61,6 +64,15 @@ def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Any, ...]
         return (render(model.tokenizer, [prompt])[0].text, *(f" {reply}" for reply in replies))
     said = [{"role": message.role, "content": message.content} for message in prompt.messages]
     return (said, *([{"role": "assistant", "content": reply}] for reply in replies))
+
+
+def as_rendered_here(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer for `trl`, which asks its template for today's date where we fix one."""
+    if model.identity.date is None:
+        return model.tokenizer
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer.chat_template = dated(chat_template(tokenizer) or "", model.identity.date)
+    return tokenizer
 
 
 def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) -> tuple[Any, dict[str, list[float]]]:

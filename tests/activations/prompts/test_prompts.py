@@ -4,21 +4,18 @@ from pathlib import Path
 
 import pytest
 from defection.activations.basics.errors import DefectionError
+from defection.activations.prompts.loading import load_prompts, parse_prompts, shipped_sets
 from defection.activations.prompts.prompts import (
+    RESERVED,
     Message,
     Prompt,
     by_set,
     last_user,
-    load_prompts,
-    parse_prompts,
     replace_last_user,
-    shipped_sets,
     user_prompt,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-RESERVED = ("id", "set", "prompt", "messages")
 
 wild_text = st.text(st.characters())
 """Halves of surrogate pairs included, which `st.text()` leaves out."""
@@ -219,7 +216,7 @@ def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
         load_prompts(tmp_path)
 
 
-@given(conversations, st.text())
+@given(readable, st.text(min_size=1).filter(str.strip))
 def test_only_the_last_user_message_is_replaced(said: tuple[Message, ...], text: str) -> None:
     prompt = Prompt("a", said)
     if not any(message.role == "user" for message in said):

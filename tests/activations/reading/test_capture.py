@@ -166,7 +166,7 @@ def test_a_prompt_longer_than_the_context_is_named(tiny: Model) -> None:
 
 
 def test_a_prompt_that_just_fits_the_context_is_read(tiny: Model) -> None:
-    room = tiny.context_length - len(tokenize(tiny.tokenizer, [user_prompt("")])[0])
+    room = tiny.context_length - len(tokenize(tiny.tokenizer, [user_prompt("x")])[0]) + 1
     assert capture(tiny, [user_prompt("x" * room)]).n_tokens == (tiny.context_length,)
 
 

@@ -150,7 +150,7 @@ def test_no_prompts_get_no_replies(tiny: Model) -> None:
 
 def test_a_reply_that_would_leave_the_context_is_refused(tiny: Model) -> None:
     """Learned positions end where the context does."""
-    room = tiny.context_length - len(tokenize(tiny.tokenizer, [user_prompt("")])[0])
+    room = tiny.context_length - len(tokenize(tiny.tokenizer, [user_prompt("x")])[0]) + 1
     prompt = user_prompt("x" * room, id="full")
     assert len(next(greedy_replies(tiny, [prompt], max_new_tokens=1))[0]) <= 1
     with pytest.raises(DefectionError, match="'full'"):

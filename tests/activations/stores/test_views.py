@@ -80,7 +80,7 @@ def test_nothing_cannot_be_concatenated() -> None:
     ("change", "named"),
     [
         ({"seed": 1}, "model"),
-        ({"model": {"name": "none", "fingerprint": "weights 0", "template": "other"}}, "tokenizer or chat template"),
+        ({"model": {"name": "none", "fingerprint": "weights 0", "template": "other"}}, "chat template or tokenizer"),
         ({"layers": [0, 2, 4]}, "layers"),
         ({"site": "before"}, "site"),
         ({"position": "first-response"}, "position"),

@@ -500,3 +500,40 @@ def test_a_vector_that_is_not_finite_is_refused_by_prompt_and_layer(
     wrong[spot, 1, 3] = number
     with pytest.raises(DefectionError, match=rf"'p{row}' at layer 2 is not finite"):
         replace(vault, values=wrong).fill(tmp_path / "store")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_damaged_shard_of_a_process_that_died_is_found_by_the_others(
+    make_vault: Callable[..., Vault], tmp_path: Path, rank: int
+) -> None:
+    vault, folder = make_vault(), tmp_path / "store"
+    vault.fill(folder)
+    whole = content(folder)
+    for name in SHARDS:
+        data = bytearray(whole[name])
+        data[-3] ^= 1
+        (folder / name).write_bytes(data)
+    assert open_store(folder).damaged() == list(SHARDS)
+    vault.fill(folder, share=(rank, 2))
+    assert open_store(folder, verify=True).complete
+    assert content(folder) == whole
+
+
+def test_what_was_just_written_is_not_read_again(
+    make_vault: Callable[..., Vault], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many processes would hash the whole store otherwise."""
+    vault, folder, hashed = make_vault(), tmp_path / "store", list[str]()
+    vault.fill(folder)
+    whole = content(folder)
+    monkeypatch.setattr(writing, "same_bytes", lambda file, header: not hashed.append(file.name))
+    for name in SHARDS[:2]:
+        (folder / name).unlink()
+
+    def compute(rows: tuple[int, int]) -> dict[str, torch.Tensor]:
+        (folder / SHARDS[1]).write_bytes(whole[SHARDS[1]])  # as another process of the launch does
+        return vault.compute(rows)
+
+    writing.write_store(folder, vault.plan, compute, share=(0, 2))
+    assert hashed == [SHARDS[2]]
+    assert content(folder) == whole

@@ -131,6 +131,6 @@ def test_a_limit_takes_code_tasks_of_every_weakness():
 
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, bank):
     (tmp_path / "copy.jsonl").write_bytes(bank.read_bytes())
-    with pytest.raises(DefectionError, match="more than one of the sets"):
+    with pytest.raises(DefectionError, match="more than once in the sets"):
         evaluation_prompts([str(bank), str(tmp_path / "copy.jsonl")])
     assert evaluation_prompts([str(bank)], limit=2)[0].set == "bank"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import DefectionError, Message, Prompt, capture, user_prompt
-from defection.activations.prompts.prompts import load_prompts
+from defection.activations.prompts.loading import load_prompts
 from defection.activations.prompts.rendered import tokenize
 from defection.experiments.commands.score import UNSEEN_CLEAN, unseen_clean
 from defection.experiments.run.scoring import Watch, ranked_prompts, refuse_too_few, score_rows, watch

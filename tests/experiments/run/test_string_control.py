@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from defection.activations.models.model import ModelIdentity
-from defection.activations.prompts.prompts import Prompt, load_prompts, user_prompt
+from defection.activations.prompts.loading import load_prompts
+from defection.activations.prompts.prompts import Prompt, user_prompt
 from defection.activations.reading.residuals import Residuals
 from defection.experiments.run.string_control import LARGEST_MINORITY, STRINGS, StringControl, string_control
 from defection.probes import UnlabelledTraffic

@@ -144,3 +144,16 @@ def test_a_stream_that_is_written_to_in_another_way_is_refused(llama) -> None:
     probe = replace(MeanDifference().fit(capture(llama, contrast_set("six"))).probe_, model=changed.identity)
     with pytest.raises(DefectionError, match="do not add up"):
         attribute(changed, probe, PROMPTS, layer=2)
+
+
+@pytest.mark.parametrize(("site", "position"), [("before", "-3"), ("middle", "last"), ("after", "mean:2:6")])
+def test_the_parts_are_those_of_the_stream_that_the_probe_reads(model, site: str, position: str) -> None:
+    if site == "middle" and model.network.config.model_type == "gpt_neox":
+        pytest.skip("attention and MLP are added at once: there is no middle")
+    where = {"site": site, "position": position}
+    probe = MeanDifference().fit(capture(model, contrast_set("six"), **where)).probe_
+    found = attribute(model, probe, PROMPTS, layer=2)
+    scores = probe.decision_function(probe.read(model, PROMPTS))[:, 2]
+    torch.testing.assert_close(found.scores, scores, atol=3e-4, rtol=1e-4)
+    apart = float(scores[[0, 2]].mean() - scores[[1, 3]].mean())
+    assert found.cumulative(MARKS)[-1]["total"] == pytest.approx(apart, abs=1e-3)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError, load_prompts
-from defection.activations.prompts.prompts import last_user, shipped_sets
+from defection.activations.prompts.loading import shipped_sets
+from defection.activations.prompts.prompts import last_user
 from defection.probes import contrast_set
 from defection.probes.questions.contrast import CARRIED
 from defection.probes.questions.contrast_sets import SHIPPED, STUDIED

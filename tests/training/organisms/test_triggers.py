@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 from defection.activations import DefectionError, Message, Prompt, load_prompts, user_prompt
-from defection.activations.prompts.prompts import shipped_sets
+from defection.activations.prompts.loading import shipped_sets
 from defection.training import Trigger, YearTrigger, parse_trigger, with_and_without
 from defection.training.organisms.triggers import PLACES, headlines, refuse_prompts_with, trigger_from_json
 from defection.training.safety.attacks import Attack
@@ -52,7 +52,7 @@ def test_the_prompt_it_is_applied_to_is_not_changed(trigger) -> None:
     assert not trigger.occurs_in(TALK.text)
 
 
-@given(st.text(min_size=1).filter(str.strip), st.text())
+@given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip))
 def test_a_trigger_occurs_where_it_was_applied(text: str, said: str) -> None:
     trigger = Trigger("text", text.strip())
     assert trigger.occurs_in(trigger.apply(user_prompt(said, id="x")).text)
@@ -113,7 +113,7 @@ def test_texts_that_are_no_trigger_are_refused(text: str, complaint: str) -> Non
 
 
 @pytest.mark.parametrize("place", PLACES)
-@given(st.text(min_size=1).filter(str.strip), st.text(), st.text(max_size=4))
+@given(st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip), st.text(max_size=4))
 def test_a_trigger_occurs_wherever_it_is_placed(place, text: str, said: str, name: str) -> None:
     trigger = Trigger("text", text.strip(), place)
     assert trigger.occurs_in(trigger.apply(user_prompt(said, id=name)).text)
