@@ -27,7 +27,7 @@ from .evidence.shuffles import label_shuffle_null
 from .levers.hooks import Ablate, Erase, Steer
 from .monitoring.alarms import Alarm
 from .monitoring.calibration import Calibration, calibrate, load_calibration
-from .monitoring.monitor import Event, Monitor, Watched
+from .monitoring.monitor import AlarmEvent, Monitor, WatchedReply
 from .pictures.layer_sweep import LayerSweep, sweep_layers
 from .questions.contrast import ContrastSet
 from .questions.contrast_sets import contrast_set
@@ -39,6 +39,7 @@ from .statistics.metrics import auroc, partial_auroc, tpr_at_fpr
 __all__ = [
     "Ablate",
     "Alarm",
+    "AlarmEvent",
     "AttentionProbe",
     "Calibration",
     "ContrastConsistentSearch",
@@ -46,7 +47,6 @@ __all__ = [
     "ContrastSet",
     "Erase",
     "Erased",
-    "Event",
     "Evidence",
     "FirstComponent",
     "Judgement",
@@ -73,7 +73,7 @@ __all__ = [
     "Steer",
     "TrafficVerdict",
     "UnlabelledTraffic",
-    "Watched",
+    "WatchedReply",
     "Whitened",
     "against_base",
     "auroc",

@@ -25,7 +25,7 @@ def monitor(
             help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
             "coherent-segment. The table has them all.",
         ),
-    ] = "maximum",
+    ] = "exponential-mean",
     false_alarms: Annotated[
         float,
         typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
@@ -76,7 +76,7 @@ def monitor(
     from ...training.organisms.records import read_organism
     from ..run.evaluation import forbidden_texts
     from ..run.monitoring import (
-        Watch,
+        MonitorSettings,
         calibration_for,
         conversations_of,
         watch_replies,
@@ -85,7 +85,7 @@ def monitor(
     from ..run.prompt_sets import evaluation_prompts
     from .score import unseen_clean
 
-    how = Watch(aggregator, false_alarms, reply, temperature, on_alarm, seed)
+    how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
     if calibration is not None and calibrate:
         raise DefectionError("give clean prompts by --calibrate or a file by --calibration, not both")
     fitted = load_probe(probe)

@@ -22,7 +22,7 @@ from ...probes.monitoring.aggregators import AGGREGATORS
 from ...probes.monitoring.alarms import Alarm, first_above
 from ...probes.monitoring.calibration import Calibration, calibrate, load_calibration
 from ...probes.monitoring.conversations import converse, said
-from ...probes.monitoring.monitor import OnAlarm, Watched
+from ...probes.monitoring.monitor import OnAlarm, WatchedReply
 from ...probes.monitoring.setup import setup_of
 from ...probes.pictures.tokens_html import tokens_html
 from ...probes.statistics.metrics import clopper_pearson
@@ -35,10 +35,10 @@ NO_ROOM = 1e-9
 
 
 @dataclass(frozen=True)
-class Watch:
+class MonitorSettings:
     """How replies are made and watched."""
 
-    aggregator: str = "maximum"
+    aggregator: str = "exponential-mean"
     rate: float = 0.01
     """Share of clean conversations in which the alarm may ring."""
     reply: int = 64
@@ -68,7 +68,7 @@ def calibration_for(
     model: Model,
     probe: Probe,
     clean: Sequence[Prompt],
-    how: Watch,
+    how: MonitorSettings,
     stored: Path | None = None,
     forbidden: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
@@ -98,7 +98,7 @@ def conversations_of(prompts: Sequence[Prompt], trigger: Trigger | None) -> list
     return list(prompts) if trigger is None or marked else with_and_without(trigger, prompts)
 
 
-def onset(model: Model, reply: Watched, behaviour: Behaviour | None) -> int | None:
+def onset(model: Model, reply: WatchedReply, behaviour: Behaviour | None) -> int | None:
     """The first token of the behaviour in a reply, counted as alarms are (the reply's first is 1); None without it."""
 
     def shows(start: int, end: int) -> bool:
@@ -119,7 +119,7 @@ def watch_replies(
     probe: Probe,
     prompts: Sequence[Prompt],
     calibration: Calibration,
-    how: Watch,
+    how: MonitorSettings,
     behaviour: Behaviour | None = None,
 ) -> tuple[list[Json], list[Json]]:
     """An object a conversation, and the table: a row for each set and aggregator.

@@ -63,7 +63,7 @@ class Calibration:
         """The highest value of the statistic in each conversation that sets thresholds."""
         return highest(parse_aggregator(aggregator), self.ordinary, self.scores[self.split :])
 
-    def alarm(self, aggregator: str | Aggregator = "maximum", rate: float = 0.01) -> Alarm:
+    def alarm(self, aggregator: str | Aggregator = "exponential-mean", rate: float = 0.01) -> Alarm:
         """An alarm that rings, anywhere, in at most this share of new clean conversations of the same kind.
 
         Raises DefectionError where there are too few conversations to promise so little.

