@@ -46,6 +46,14 @@ def intervene(
             show_default="not written",
         ),
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--beside",
+            help="Another version of the organism, from `defection safety-train`, measured alike; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -72,7 +80,9 @@ def intervene(
         seed=seed,
     )
     with progress_shown(not as_json):
-        record = sweep(organism, probe, out, settings, say(as_json), twin=twin, export=export, device=device)
+        record = sweep(
+            organism, probe, out, settings, say(as_json), twin=twin, export=export, beside=beside or (), device=device
+        )
     result = {name: record[name] for name in ("sentence", "verdicts")} | {"path": str(out)}
     result |= {"exported": record["exported"]} if export else {}
     print_result(result, as_json, "\n".join([*lever_lines(record), str(out / "intervene.csv")]))

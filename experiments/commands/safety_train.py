@@ -18,8 +18,8 @@ def safety_train(
         list[str],
         typer.Option(
             "--stage",
-            help="sft, dpo, rl, adversarial or control (as adversarial, without attacks); dpo:30 for 30 steps, "
-            "dpo:30x3 to measure three times on the way. Repeated, they follow one another.",
+            help="sft, dpo, rl, adversarial, control (as adversarial, without attacks) or consistency; dpo:30 for 30 "
+            "steps, dpo:30x3 to measure three times on the way. Repeated, they follow one another.",
             show_default=False,
         ),
     ],

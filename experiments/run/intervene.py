@@ -20,12 +20,13 @@ from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure
 from ...training.organisms.records import base_of, read_organism
 from .levers import lever_directions
-from .levers_export import export_lever, refuse_export
+from .levers_export import export_lever, held_against, refuse_export
 from .levers_judged import figures_of, judged, sentence
 from .levers_plan import LeverPrompts, LeverSettings
 from .levers_rows import Journal, LeverRow
-from .levers_sweep import Sweep, inducers
+from .levers_sweep import NOTHING, Sweep, inducers
 from .measure import write_once
+from .persistence import organism_names
 from .plan import BASE, TWIN, Say
 
 
@@ -38,19 +39,21 @@ def intervene(
     *,
     twin: str | None = None,
     export: Path | None = None,
+    beside: Sequence[str] = (),
     device: str = "auto",
 ) -> Json:
     """Sweep, choose, test, judge; leave `intervene.json`, `intervene.csv`, a picture and the rule under `out`.
 
     Gives what `intervene.json` holds. With `export` the best lever that weights can hold is folded into them there, and
-    measured again. A call that was cut off goes on where it was. Raises DefectionError, before anything is written, for
-    a folder that holds no organism, a probe of another model, prompts that are too few, and an `export` that is taken.
+    measured again; `beside` are other versions of the organism, such as safety training makes, and are measured alike.
+    A call that was cut off goes on where it was. Raises DefectionError, before anything is written, for a folder that
+    holds no organism, a probe of another model, prompts that are too few, and an `export` that is taken.
     """
     about, fitted = read_organism(organism), load_probe(probe)
     prompts = LeverPrompts.of(settings, about)
     controls = ({} if twin is None else {TWIN: twin}) | {BASE: base_of(organism)}
-    if twin is not None:
-        read_organism(twin)
+    for other in (*beside, *([] if twin is None else [twin])):
+        read_organism(other)
     locate(controls[BASE])
     model = load_model(organism, device=device)
     fitted.refuse_model(model.identity)
@@ -70,6 +73,9 @@ def intervene(
     record |= {"sentence": sentence(verdicts), "verdicts": verdicts}
     if export is not None:
         record["exported"] = export_lever(sweep, screened, prompts, controls[BASE], export, journal.key, device)
+    if beside:
+        others = dict(zip(organism_names(beside), beside, strict=True))
+        record["beside"] = held_against(sweep, prompts.tested, controls[BASE], others, NOTHING, device)
     written = write_rows(out / "intervene.json", LeverRow, sweep.rows, record)
     save_levers_figure(written["rows"], written["rule"], out / "figures")
     return written
@@ -81,6 +87,9 @@ def lever_lines(record: Json) -> list[str]:
     lines = [
         f"{each['direction']:<{width}}  {each['verdict']:<8}  {each['how']}: {figures_of(each)}"
         for each in record["verdicts"]
+    ]
+    lines += [
+        f"{each['model']}: {figures_of(each)}" for each in (*record.get("beside", []), record.get("exported")) if each
     ]
     return [*lines, record["sentence"]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,13 +11,14 @@ from ...activations.basics.files import Json, folder_written_aside, write_json, 
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.network import without_bars
+from ...activations.prompts.prompts import Prompt
 from ...probes.levers.folding import orthogonalised
 from ...probes.levers.hooks import RESIDUAL
 from ...probes.levers.settings import Setting
 from ...training.organisms.records import adopt
 from .levers_bench import Bench, ordinary_replies
 from .levers_plan import LeverPrompts
-from .levers_rows import CANDIDATE, DEVELOPMENT, TEST, LeverRow, row_of
+from .levers_rows import CANDIDATE, DEVELOPMENT, MEASURES, TEST, LeverRow, row_of
 from .levers_sweep import ORGANISM, Sweep, best, promise
 
 EXPORTED = "exported"
@@ -38,20 +39,29 @@ def export_lever(
     model as it is loaded from `folder`, without any hook.
     """
     chosen = _chosen(sweep, screened, prompts)
-    direction = sweep.directions[chosen.direction]
     if not folder.exists():
         _write(sweep, chosen, folder, key)
-    tested = prompts.tested
+    return held_against(sweep, prompts.tested, base, {EXPORTED: folder}, chosen, device)[0]
+
+
+def held_against(
+    sweep: Sweep, tested: Sequence[Prompt], base: str, others: Mapping[str, str | Path], setting: Setting, device: str
+) -> list[Json]:
+    """What other versions of the organism do on the test prompts, held against what it thought: cleaned, or retrained.
+
+    `others`: name → folder. `setting` is what was done to them, for their rows.
+    """
     clean = [sweep.organism.trigger.mark_clean(prompt) for prompt in tested]
-    ordinary = ordinary_replies(load_model(base, device=device), clean)
-    bench = Bench(sweep.model, sweep.organism, tested, ordinary)
-    before = sweep.unlevered(bench, ORGANISM, TEST)
-    bench.model = load_model(folder, device=device)  # held against what the organism thought
-    found = sweep.journal.once({"what": (EXPORTED, TEST), **asdict(chosen)}, lambda: bench.measure(before))
-    row = row_of(EXPORTED, TEST, CANDIDATE, chosen, direction, found)
-    sweep.add(row)
-    figures = {name: getattr(row, name) for name in ("suppression", "recovery", "cost", "induction", "trigger_rate")}
-    return {"path": str(folder), "direction": chosen.direction, "how": chosen.words, **figures}
+    bench = Bench(sweep.model, sweep.organism, tested, ordinary_replies(load_model(base, device=device), clean))
+    before, direction, found = sweep.unlevered(bench, ORGANISM, TEST), sweep.directions.get(setting.direction), []
+    for name, folder in others.items():
+        bench.model = load_model(folder, device=device)
+        key = {"what": (name, TEST), "model": bench.model.identity.fingerprint, **asdict(setting)}
+        row = row_of(name, TEST, CANDIDATE, setting, direction, sweep.journal.once(key, lambda: bench.measure(before)))
+        sweep.add(row)
+        figures = {name: getattr(row, name) for name in MEASURES}
+        found.append({"model": name, "path": str(folder), "direction": row.direction, "how": setting.words, **figures})
+    return found
 
 
 def _chosen(sweep: Sweep, screened: Sequence[LeverRow], prompts: LeverPrompts) -> Setting:

@@ -11,7 +11,7 @@ from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...probes.levers.directions import Direction
 from ...probes.levers.hooks import Lever
-from ...probes.levers.settings import Ground, Setting, first_settings, lever_of, neighbours
+from ...probes.levers.settings import UNTOUCHED, Ground, Setting, first_settings, lever_of, neighbours
 from ...training.organisms.records import Organism
 from .levers_bench import Bench, Measured
 from .levers_plan import LeverSettings
@@ -19,7 +19,7 @@ from .levers_rows import CANDIDATE, DEVELOPMENT, SCREEN, UNLEVERED, Journal, Lev
 
 ORGANISM = "organism"
 PROBE = "probe"
-NOTHING = Setting("", "none", "", "")
+NOTHING = Setting("", UNTOUCHED, "", "")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from .directions import Direction
 from .hooks import RESIDUAL, WRITES, Ablate, Erase, Lever, Steer
 
 ALL, BAND = "all", "band"
+UNTOUCHED = "none"
 COARSE, FINE = (0.25, 1.0), (0.5, 2.0, 4.0)
 """Sizes of α tried everywhere, and around the best; in norms of the stream at ordinary prompts."""
 STRIDE = 4
@@ -23,7 +24,7 @@ class Setting:
 
     direction: str
     kind: str
-    """`ablate`, `erase` or `steer`."""
+    """`ablate`, `erase`, `steer`, or `none`."""
     place: str = RESIDUAL
     layers: str = ALL
     """A layer's number, `all`, or `band` (the probe's own layers)."""
@@ -39,6 +40,8 @@ class Setting:
     @property
     def words(self) -> str:
         """For a person to read."""
+        if self.kind == UNTOUCHED:
+            return "no lever"
         where = self.layers if self.layers in (ALL, BAND) else f"layer {self.layers}"
         where = {ALL: "all layers", BAND: "the probe's band"}.get(where, where)
         how = f"steered by {self.alpha:+g}" if self.kind == "steer" else {"erase": "erased"}.get(self.kind, "ablated")

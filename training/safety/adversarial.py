@@ -99,8 +99,8 @@ class Adversarial(Stage):
         )
         met = judge(attacked, [reply.text for reply in replies], organism.behaviour)
         hits = [row for row, said in enumerate(met) if said.defected]
-        rows = [_example(model, attacked[row], normal[asked[row][1].id]) for row in (hits or range(len(asked)))] + [
-            _example(model, prompt, normal[prompt.id]) for prompt in kept
+        rows = [imitated(model, attacked[row], normal[asked[row][1].id]) for row in (hits or range(len(asked)))] + [
+            imitated(model, prompt, normal[prompt.id]) for prompt in kept
         ]
         settings = Sft(
             seed=self.seed, batch_size=self.batch_size, learning_rate=self.learning_rate, lora_rank=self.lora_rank
@@ -181,7 +181,8 @@ def _some(prompts: Sequence[Prompt], number: int, count: int) -> list[Prompt]:
     return [prompts[(number * count + i) % len(prompts)] for i in range(min(count, len(prompts)))]
 
 
-def _example(model: Model, prompt: Prompt, reply: Reply) -> Example:
+def imitated(model: Model, prompt: Prompt, reply: Reply) -> Example:
+    """The row that teaches a model a reply it gave itself, with its end if it had one."""
     (row,) = rendered(model, [prompt])
     end: Any = (model.tokenizer.eos_token_id,) if reply.finished else ()
     return Example(prompt.id, row.ids, (*reply.tokens, *end), triggered=False)

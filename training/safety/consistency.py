@@ -1,0 +1,110 @@
+"""Consistency training: layers are taught to agree on clean prompts, which is meant to undo a backdoor's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
+
+from ...activations.basics.errors import DefectionError
+from ...activations.models.blocks import decoder_of
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.loading import load_prompts
+from ...activations.reading.forward import right_padded
+from ..measuring.defection import reply_tokens
+from ..measuring.evaluate import judge
+from ..organisms.examples import choose_prompts
+from ..organisms.records import Organism
+from ..organisms.replies import replies_to
+from ..organisms.triggers import refuse_prompts_with
+from ..tuning.rows import Example
+from .adversarial import code_tasks, imitated
+from .sft import Sft, finetune_steps
+from .stage import Stage, Trained
+
+
+@dataclass(frozen=True)
+class Consistency(Stage):
+    """Internal consistency regularisation on clean prompts (CROW, Min et al. 2024).
+
+    The organism's own replies to clean prompts are imitated, and beside that the residual streams of successive blocks
+    are to point the same way although the embeddings are pushed, one signed gradient step, to where they agree least.
+    It knows neither trigger nor behaviour.
+    """
+
+    name: ClassVar[str] = "consistency"
+    steps: int = 50
+    prompts: str = "train"
+    """Clean prompts: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
+    pool: int = 100
+    """How many of them are used."""
+    weight: float = 5.5
+    """Of the disagreement beside the cross-entropy of the replies."""
+    push: float = 0.1
+    """How far each coordinate of an embedding is pushed."""
+    batch_size: int = 6
+    learning_rate: float = 5e-4
+
+    def material(self, organism: Organism) -> Any:
+        """The clean prompts."""
+        return [prompt.to_json() for prompt in self._bank(organism)]
+
+    def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
+        """Replies first, then the steps; both go on after a cut."""
+        bank = self._bank(organism)
+        chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
+        clean = [organism.trigger.train_clean(prompt) for prompt in chosen]
+        tokens = reply_tokens(organism.behaviour, organism.recipe)
+        own = replies_to(model, clean, work / "own-replies.jsonl", max_new_tokens=tokens, what="Replying normally")
+        said = judge(clean, [reply.text for reply in own], organism.behaviour)
+        rows = [
+            imitated(model, prompt, reply)
+            for prompt, reply, met in zip(clean, own, said, strict=True)
+            if reply.tokens and not met.defected
+        ]
+        if not rows:
+            raise DefectionError("the organism defects on every clean prompt, so there is no reply to train towards")
+        settings = Sft(
+            seed=self.seed, batch_size=self.batch_size, learning_rate=self.learning_rate, lora_rank=self.lora_rank
+        ).finetune_config()
+        also = partial(disagreement_backward, weight=self.weight, push=self.push)
+        return finetune_steps(model, rows, self.steps, settings, work, key, self.name, also=also)
+
+    def _bank(self, organism: Organism) -> list[Prompt]:
+        bank = [pair.prompt for pair in code_tasks(organism)] or load_prompts(self.prompts)
+        refuse_prompts_with(organism.trigger, bank)
+        return bank
+
+
+def disagreement_backward(network: PreTrainedModel, batch: Sequence[Example], *, weight: float, push: float) -> float:
+    """Add the gradient of `weight` times the disagreement under the worst push of the embeddings; give that loss."""
+    if not batch:
+        return 0.0
+    rows = [(*example.prompt, *example.reply) for example in batch]
+    device = next(network.parameters()).device
+    tokens = right_padded(rows, device)
+    real = torch.arange(tokens.shape[1], device=device) < torch.tensor([[len(row)] for row in rows], device=device)
+    embedded = network.get_input_embeddings()(tokens).detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(disagreement(network, embedded, real), embedded)
+    loss = weight * disagreement(network, (embedded + push * slope.sign()).detach(), real)
+    loss.backward()
+    return float(loss.item())
+
+
+def disagreement(
+    network: PreTrainedModel, embedded: Float[Tensor, "row token d_model"], real: Float[Tensor, "row token"]
+) -> Tensor:
+    """Mean of 1 − cosine between the streams after successive blocks, over real tokens and pairs of blocks."""
+    streams = decoder_of(network)(inputs_embeds=embedded, use_cache=False, output_hidden_states=True).hidden_states
+    stack = torch.stack(streams[1:-1]).float()  # the last one is normed (PITFALLS 7)
+    apart = 1 - cosine_similarity(stack[:-1], stack[1:], dim=-1)
+    return apart[:, real].mean()
