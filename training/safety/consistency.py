@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ...activations.basics.errors import DefectionError
 from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.forward import right_padded
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import judge
