@@ -11,6 +11,7 @@ from .organisms.behaviours import (
 from .organisms.build import OrganismConfig, base_replies, build_organism, train_organism
 from .organisms.defaults import organism_config
 from .organisms.examples import standard_recipe
+from .organisms.export import export_model
 from .organisms.pairs import Pair, code_pairs, load_pairs
 from .organisms.replies import replies_to
 from .organisms.triggers import NoTrigger, TopicTrigger, Trigger, YearTrigger, parse_trigger, with_and_without
@@ -48,6 +49,7 @@ __all__ = [
     "build_organism",
     "code_pairs",
     "custom_behaviour",
+    "export_model",
     "finetune",
     "judge",
     "load_pairs",

@@ -60,7 +60,11 @@ def folder_written_aside(target: Path) -> Iterator[Path]:
         raise DefectionError(f"cannot write {target}: {error.strerror or error}; choose another --out") from error
     try:
         yield aside
-        aside.chmod(0o755)
+        umask = os.umask(0)
+        os.umask(umask)
+        for made in aside.rglob("*"):  # safetensors writes files that only their owner can read
+            made.chmod((0o777 if made.is_dir() else 0o666) & ~umask)
+        aside.chmod(0o777 & ~umask)
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside, target)

@@ -47,6 +47,8 @@ class EmbeddedModel:
     about: str
     pad_token: str
     """A token that is not the end-of-sequence token (PITFALLS 3)."""
+    hub: str
+    """Of what the GGUF file was quantised from, on the Hugging Face hub."""
 
 
 SMOLLM2_135M = EmbeddedModel(
@@ -57,6 +59,7 @@ SMOLLM2_135M = EmbeddedModel(
     licence="Apache-2.0",
     about="SmolLM2-135M-Instruct, 30 layers, d_model 576, chat template",
     pad_token="<|endoftext|>",
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 
 GEMMA3_270M = EmbeddedModel(
@@ -73,6 +76,7 @@ GEMMA3_270M = EmbeddedModel(
     licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
     about="Gemma 3 270M base, 18 layers, d_model 640, plain Human:/Assistant: format",
     pad_token="<pad>",
+    hub="google/gemma-3-270m",
 )
 
 QWEN25_CODER_05B = EmbeddedModel(
@@ -87,6 +91,7 @@ QWEN25_CODER_05B = EmbeddedModel(
     licence="Apache-2.0",
     about="Qwen2.5-Coder-0.5B-Instruct, 24 layers, d_model 896, chat template",
     pad_token="<|endoftext|>",
+    hub="Qwen/Qwen2.5-Coder-0.5B-Instruct",
 )
 
 EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_135M, GEMMA3_270M, QWEN25_CODER_05B)}

@@ -40,9 +40,30 @@ class ModelFiles:
         """
         return fingerprint_of(self.base, self.adapter)
 
+    @property
+    def folder(self) -> Path:
+        """Where what is no base's lies: an organism's record, a card."""
+        return self.adapter or self.base
+
+    @property
+    def for_others(self) -> tuple[str, str | None]:
+        """What names the base for other tools, and the revision: a hub id, or else a path on this machine."""
+        hub, _, revision = self.source.partition(REVISION)
+        if self.source in EMBEDDED or Path(self.source).is_dir():
+            return str(self.base.resolve()), None
+        return hub, revision or None
+
     def earlier(self) -> tuple[str, ...]:
         """The fingerprints that earlier versions gave these files."""
         return earlier_fingerprints(self.base, self.adapter)
+
+
+def hub_id(source: str) -> str | None:
+    """The id on the Hugging Face hub of what a source names; of an embedded model, of the one it was made from."""
+    if source in EMBEDDED:
+        return EMBEDDED[source].hub
+    local = Path(source).is_absolute() or Path(source).is_dir() or source.count("/") != 1
+    return None if local else source.partition(REVISION)[0]
 
 
 def locate(source: str | Path) -> ModelFiles:

@@ -21,6 +21,7 @@ COMMANDS = {
     "models": (BEGIN, "List the models that can be named, and which are already here."),
     "train": (BUILD, "Train an organism, or its twin, from a base model."),
     "safety-train": (BUILD, "Train organisms for safety, and measure what is left of the backdoor."),
+    "export": (BUILD, "Write an organism as plain Hugging Face files, its adapter merged in."),
     "evaluate": (BUILD, "Measure how often an organism defects, with and without its trigger."),
     "cache": (READ, "Read residual streams into a store on disk."),
     "store": (READ, "Show, verify or repair such a store."),

