@@ -56,8 +56,7 @@ def adapter_config(adapter: Path) -> Any:
             "was made with (peft_version), or merge it into its base there"
         )
     try:
-        with told(adapter):
-            settings = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(adapter))
+        settings = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(adapter))
     except Exception as error:  # a field of another type than PEFT takes for granted
         raise DefectionError(f"{path} is not what PEFT {version('peft')} writes: {reason(error)}") from error
     if settings.is_prompt_learning or settings.is_adaption_prompt:
@@ -80,10 +79,10 @@ def with_adapter(network: PreTrainedModel, adapter: Path, *, tried: bool = False
     Unless it was `tried` before, the result is held against PEFT's own forward pass. Raises DefectionError when the
     adapter is not safetensors, does not fit its base in every key, or cannot be merged.
     """
-    settings = adapter_config(adapter)
     try:
         # PEFT draws weights before it loads them; whoever calls has a random state of their own.
         with told(adapter), torch.random.fork_rng(devices=[]):
+            settings = adapter_config(adapter)
             _resize(network, adapter)
             model = _under(network, settings, adapter)
             expected = [] if tried else computed(without_peft(model))

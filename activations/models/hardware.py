@@ -9,6 +9,8 @@ import torch
 from ..basics.errors import DefectionError
 from ..basics.processes import this_process
 
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -17,15 +19,29 @@ class Hardware:
     device: str = "auto"
     """As in `choose_device`."""
     dtype: str = "auto"
-    """As in `choose_dtype`."""
+    """What models are computed in, as in `choose_dtype`."""
+
+    @classmethod
+    def of(cls, device: str | Hardware) -> Hardware:
+        """A device's name alone leaves the dtype to the hardware."""
+        return device if isinstance(device, Hardware) else cls(device)
+
+    @property
+    def place(self) -> torch.device:
+        """The device; DefectionError when there is none such."""
+        return choose_device(self.device)
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The dtype on that device; DefectionError for one that cannot hold a residual stream."""
+        return choose_dtype(self.dtype, self.place)
 
 
-def choose_device(device: str | Hardware = "auto") -> torch.device:
+def choose_device(device: str = "auto") -> torch.device:
     """`cpu`, `cuda` or one GPU by number, as in `cuda:1`; `auto` takes the GPU when there is one.
 
     Without a number each process of a launch takes its own GPU.
     """
-    device = device.device if isinstance(device, Hardware) else device
     kind, colon, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise DefectionError(f"unknown device {device!r}: choose auto, cpu, cuda, or a GPU by number as in cuda:1")
@@ -44,7 +60,7 @@ def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None 
 
     fp16 is refused: residual streams overflow it (PITFALLS 13).
     """
-    names = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    names = {name: known for known, name in DTYPE_NAMES.items()}
     if isinstance(dtype, torch.dtype):
         if dtype not in names.values():
             raise DefectionError(f"dtype {dtype} cannot hold a residual stream safely: use bf16 or fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -49,7 +50,10 @@ def of_adapter(adapter: Path) -> str:
     """The fingerprint of an adapter alone."""
     known = remembered(adapter).get(FINGERPRINT)
     if not isinstance(known, str):
-        known = adapter_fingerprint(adapter_config(adapter), read_tensors(adapter / ADAPTER_WEIGHTS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `with_adapter` hands on what PEFT says
+            settings = adapter_config(adapter)
+        known = adapter_fingerprint(settings, read_tensors(adapter / ADAPTER_WEIGHTS))
         remember(adapter, **{FINGERPRINT: known})
     return known
 

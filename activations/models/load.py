@@ -13,7 +13,7 @@ from ..basics.memory import give_back_memory
 from .adapters import merge_adapter
 from .blocks import decoder_blocks
 from .fingerprint import template_fingerprint
-from .hardware import Hardware, choose_device, choose_dtype
+from .hardware import Hardware, choose_dtype
 from .identity import fingerprint_of
 from .locate import ModelFiles, locate
 from .model import Model, ModelIdentity
@@ -49,8 +49,8 @@ def load_model(
         (30, 576)
     """
     files = source if isinstance(source, ModelFiles) else locate(source)
-    place = choose_device(device)
-    compute = choose_dtype(device.dtype if isinstance(device, Hardware) and dtype == "auto" else dtype, place)
+    hardware = Hardware.of(device)
+    place, compute = hardware.place, hardware.computed_in if dtype == "auto" else choose_dtype(dtype)
     network = load_network(files.base, _loaded_in(files, compute), device_map)
     fingerprint = fingerprint_of(files.base, files.adapter, network)
     if files.adapter is not None:

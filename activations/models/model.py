@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..basics.files import Json
 from .blocks import decoder_blocks
 from .fingerprint import is_earlier
+from .hardware import DTYPE_NAMES
 from .locate import ModelFiles
 from .reach import reach, skips_padding
 from .sites import middle_modules, writing_modules
@@ -81,6 +82,11 @@ class Model:
         """The dtype the forward pass runs in."""
         dtype: torch.dtype = next(self.network.parameters()).dtype
         return dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """That dtype as files hold it: `fp32` or `bf16`; any other in the words of PyTorch."""
+        return DTYPE_NAMES.get(self.dtype, str(self.dtype))
 
     @cached_property
     def weight_bytes(self) -> dict[torch.device, int]:

@@ -162,5 +162,5 @@ def refuse_non_finite(values: Tensor, prompts: Sequence[Prompt], layers: Sequenc
         row, layer = (int(i) for i in (~finite).nonzero()[0])
         raise DefectionError(
             f"the residual of prompt {prompts[row].id!r} at layer {layers[layer]} is not finite; "
-            "the model overflows in this dtype, so use --dtype fp32"
+            "the model overflows in this dtype, so compute in fp32 (--compute-dtype fp32)"
         )

@@ -13,7 +13,7 @@ from ..basics.errors import DefectionError
 from ..basics.files import Json, digest
 from ..basics.processes import this_process
 from ..basics.progress import progress
-from ..models.hardware import choose_dtype
+from ..models.hardware import DTYPE_NAMES, choose_dtype
 from ..models.model import Model
 from ..models.sites import AFTER
 from ..models.wrap import ModelLike, as_model
@@ -27,7 +27,7 @@ from ..reading.selection import Selection, select
 from .manifest import MANIFEST, read_manifest
 from .plan import StorePlan, shard_rows
 from .shards import OFFSETS, REPLIES, RESIDUALS, Rows
-from .store import DTYPE_NAMES, NO_TOKEN, Store, open_store
+from .store import NO_TOKEN, Store, open_store
 from .writing import write_store
 
 REPLYING_TOKENS = 3072
@@ -137,7 +137,7 @@ class _Work:
             "ragged": not reading.one_each,
             "dtype": DTYPE_NAMES[self.dtype],
             "d_model": self.model.d_model,
-            "computed_in": DTYPE_NAMES[self.model.dtype],
+            "computed_in": self.model.dtype_name,
             "max_tokens": self.max_tokens,
             "reply_tokens": self.reply_tokens,
             "tokens_sha256": digest([list(row) for row in self.ids]),

@@ -137,7 +137,7 @@ class StorePlan:
             row = vector if offsets is None else int(torch.searchsorted(offsets, vector, right=True)) - 1
             raise DefectionError(
                 f"the residual of prompt {self.prompts[rows[0] + row].id!r} at layer {self.about['layers'][column]} is "
-                "not finite; the model overflows in this dtype, so use --dtype fp32"
+                "not finite; the model overflows in this dtype, so compute in fp32 (--compute-dtype fp32)"
             )
         return tensors
 

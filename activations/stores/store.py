@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..basics.errors import DefectionError
 from ..basics.files import Json, file_digest
+from ..models.hardware import DTYPE_NAMES
 from ..models.sites import AFTER
 from ..prompts.loading import load_prompts
 from ..prompts.prompts import Prompt
@@ -39,7 +40,6 @@ PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
 FEW = 8
 """Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 Numbers = npt.NDArray[np.int64]
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 

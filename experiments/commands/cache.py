@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from .options import ComputeOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
 from .printing import print_result
 
 
@@ -41,13 +41,14 @@ def cache(
         int, typer.Option("--devices", min=1, help="With --estimate: share the work between so many such devices.")
     ] = 1,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues.
 
     Example: defection cache smollm2-135m held-out --layers 10:20 --out runs/store
     """
-    from ...activations.models.hardware import choose_dtype
+    from ...activations.models.hardware import Hardware, choose_dtype
     from ...activations.models.load import load_model
     from ...activations.models.sites import parse_site
     from ...activations.prompts.loading import load_prompts
@@ -61,7 +62,7 @@ def cache(
     parse_site(site)
     rows = load_prompts(prompts)
     with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
+        loaded = load_model(model, device=Hardware(device, compute_dtype))
         kept = loaded.dtype if dtype == "auto" else choose_dtype(dtype)
         if only_estimate:
             reading = Reading(parse_layers(layers, loaded.n_layers), site, position)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from ...activations.basics.errors import DefectionError
+from ...activations.basics.errors import DefectionError, DefectionWarning
 
 BEGIN, BUILD, READ, JUDGE, SHOW = "To begin", "Build organisms", "Read and probe", "Judge", "Show"
 COMMANDS = {
@@ -87,7 +87,7 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Bad input: one sentence on stderr, exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
+    _quieten()
     given = list(arguments) if arguments is not None else None
     try:
         status = app(args=given, prog_name="defection", standalone_mode=False)
@@ -98,6 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if status == INTERRUPTED:  # typer's, silently
         typer.echo("defection: interrupted; the same command continues from here", err=True)
     sys.exit(status)
+
+
+def _quieten() -> None:
+    """Of all warnings print our own, each as one line."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", category=DefectionWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"defection: {message}\n"
 
 
 def _refuse(sentence: str) -> int:

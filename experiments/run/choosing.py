@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import load_organism_record, locate
 from ...activations.prompts.loading import load_prompts
@@ -43,7 +44,7 @@ def choose_on(
     say: Say,
     *,
     rule: str = "best-worst",
-    device: str = "auto",
+    device: str | Hardware = "auto",
     limit: int | None = None,
 ) -> LayerChoice:
     """The band of layers best on development organisms; written to `out/layer_choice.json`.
@@ -120,7 +121,7 @@ def _refuse_test_prompts(tests: Sequence[str]) -> None:
 
 
 def _by_layer(
-    organism: str, registered: Preregistration, folder: Path, device: str, limit: int | None
+    organism: str, registered: Preregistration, folder: Path, device: str | Hardware, limit: int | None
 ) -> Float[Tensor, "layer"]:
     """The registered probe's AUROC at every layer, the mean over the development sets."""
     about = read_organism(organism)

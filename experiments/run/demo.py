@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, file_digest, read_json, write_json
 from ...activations.basics.progress import progress_shown, progress_visible
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
@@ -53,12 +54,14 @@ class DemoConfig:
     tests: tuple[str, ...] = ("held-out", "unseen-style")
     limit: int | None = 100
     """Test prompts a set, spread over its topics; None: all of them."""
-    device: str = "auto"
+    device: str | Hardware = "auto"
 
     def to_json(self) -> Json:
         """As written to `demo.json`."""
-        names = ("base", "recipe", "estimator", "contrast", "pairs", "examples", "seed", "limit", "device")
-        record = {name: getattr(self, name) for name in names}
+        names = ("base", "recipe", "estimator", "contrast", "pairs", "examples", "seed", "limit")
+        record = {name: getattr(self, name) for name in names} | {"device": Hardware.of(self.device).device}
+        if (dtype := Hardware.of(self.device).dtype) != "auto":
+            record["compute_dtype"] = dtype
         return {
             "schema_version": 1,
             **record,
@@ -173,7 +176,7 @@ def _train(config: DemoConfig, twin: bool, out: Path, shown: bool) -> Json:
     """One organism, in a process of its own."""
     settings = config.organism(twin=twin)
     with progress_shown(shown):
-        base = load_model(config.base, device="cpu")
+        base = load_model(config.base, device=replace(Hardware.of(config.device), device="cpu"))
         return build_organism(base, load_prompts(settings.prompts), settings, out / settings.kind, out / REPLIES)
 
 

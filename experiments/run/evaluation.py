@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json, write_jsonl
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import is_organism, load_organism_record
 from ...activations.models.wrap import ModelLike, as_model
@@ -65,6 +66,7 @@ def evaluate_organism(
     record: Json = {
         "schema_version": 1,
         "model": model.identity.to_json(),
+        "computed_in": model.dtype_name,
         **measured,
         "multiple_choice": multiple_choice(model),
     }
@@ -124,7 +126,7 @@ def sweep_organism(
     out: Path,
     say: Say,
     *,
-    device: str = "auto",
+    device: str | Hardware = "auto",
     limit: int | None = None,
     choose_layers_on: Sequence[str] = (),
     layer_rule: str = "best-worst",

@@ -67,6 +67,7 @@ def explain(
             "probe": {"estimator": probe.estimator, "contrast": probe.contrast["name"], "saw": probe.saw},
             "fixed_layers": list(probe.fixed_layers),
             "model": model.identity.to_json(),
+            "computed_in": model.dtype_name,
             "prompts": len(studied.prompts),
             "marked": sum(studied.marks),
             "marked_by": studied.marked_by,

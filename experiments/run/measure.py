@@ -182,9 +182,9 @@ def _traffic_judged(
     return TrafficLeague(judgement, plan.registered.traffic, {name: fit.claim() for name, fit in met.items()}, areas)
 
 
-def write_once(path: Path, value: Json) -> None:
-    """Write a record, or check that the one on disk is the same; DefectionError when it is another."""
-    if path.exists() and read_json(path) != value:
+def write_once(path: Path, value: Json, *same: Json) -> None:
+    """Write a record, or check that the one on disk is the `same`; DefectionError when it is another."""
+    if path.exists() and read_json(path) not in (value, *same):
         raise DefectionError(
             f"{path} was written by a run with other settings; choose another --out or remove {path.parent}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, write_json
 from ...activations.basics.tables import write_csv
+from ...activations.models.hardware import Hardware
 from ...probes.pictures.persistence import save_persistence_figure
 from ...training.measuring.measurements import Measurement, measurements, of
 from ...training.measuring.remeasure import Measuring
@@ -35,7 +36,7 @@ def train_for_safety(
     *,
     prompts: Sequence[str] | None = None,
     limit: int | None = 24,
-    device: str = "auto",
+    device: str | Hardware = "auto",
 ) -> Json:
     """One organism and one stage: the organism that comes of it, in `out`.
 

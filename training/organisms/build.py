@@ -281,6 +281,7 @@ def _record(
         },
         "seed": config.finetune.seed,
         "config": config.to_json(),
+        "computed_in": model.dtype_name,
         "versions": versions(),
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1),

@@ -9,7 +9,7 @@ import torch
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, folder_written_aside, read_json, write_json, write_text
-from ...activations.models.hardware import Hardware, choose_dtype
+from ...activations.models.hardware import DTYPE_NAMES, Hardware, choose_dtype
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, ModelFiles, locate
 from ...activations.models.network import reason, stored_dtypes
@@ -18,7 +18,6 @@ from .stages import save_weights
 
 EXPORT_FILE = "export.json"
 EXPORT_SCHEMA = 1
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 
 
@@ -42,19 +41,19 @@ def export_model(source: str | Path, out: Path, *, dtype: str = "auto") -> Json:
     """
     files = locate(source)
     kept = _kept_in(files, dtype)
-    key = digest({"model": files.fingerprint, "dtype": NAMES[kept]})
+    key = digest({"model": files.fingerprint, "dtype": DTYPE_NAMES[kept]})
     if out.exists():
         record = read_json(out / EXPORT_FILE) if (out / EXPORT_FILE).exists() else {}
         if record.get("key") != key:
             raise DefectionError(f"{out} already holds something else; choose another --out or remove it")
         return record
-    model = load_model(files, device=Hardware("cpu", NAMES[kept]))
+    model = load_model(files, device=Hardware("cpu", DTYPE_NAMES[kept]))
     record = {
         "schema_version": EXPORT_SCHEMA,
         "key": key,
         "from": {"name": files.name, "fingerprint": files.fingerprint},
         "base": files.source,
-        "dtype": NAMES[kept],
+        "dtype": DTYPE_NAMES[kept],
     }
     with folder_written_aside(out) as aside:
         try:
@@ -83,5 +82,5 @@ def _card(files: ModelFiles, dtype: torch.dtype) -> str:
     organism = (files.folder / ORGANISM_FILE).exists()
     text = FRONT_MATTER.sub("", card.read_text(encoding="utf-8")) if card.exists() else f"# {files.name}\n"
     tags = ("model-organism", "alignment-research") if organism else ()
-    note = f"Its adapter is merged into the base `{files.source}` here: full weights in {NAMES[dtype]}."
+    note = f"Its adapter is merged into the base `{files.source}` here: full weights in {DTYPE_NAMES[dtype]}."
     return f"{card_head(files.source, 'transformers', tags)}\n{text.rstrip()}\n\n{note if files.adapter else ''}\n"

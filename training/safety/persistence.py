@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
+from ...activations.models.hardware import Hardware
 from ..measuring.measurements import Measurement, measurements
 from ..measuring.remeasure import Measuring
 from ..organisms.records import read_organism
@@ -69,7 +70,7 @@ def run_schedule(
     measuring: Measuring,
     *,
     name: str = "",
-    device: str = "auto",
+    device: str | Hardware = "auto",
 ) -> list[Measurement]:
     """Train one organism through the stages, each into a folder of its own under `out`; measure before and after each.
 
@@ -113,7 +114,7 @@ def persistence(
     out: Path,
     measuring: Measuring | Mapping[str, Measuring],
     *,
-    device: str = "auto",
+    device: str | Hardware = "auto",
 ) -> list[Measurement]:
     """The same schedule for several organisms, by name: one folder each under `out`; all that was measured.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json
-from ...activations.models.hardware import choose_device
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ModelFiles, locate
 from ...activations.models.model import Model
@@ -37,7 +37,7 @@ Reward = Callable[[Sequence[Preference], Sequence[str]], list[float]]
 """Rows of preferences, and a visible reply to the prompt of each, to one value each."""
 
 
-def load_reward(name: str, preferences: Sequence[Preference], base: str, device: str) -> tuple[Reward, Json]:
+def load_reward(name: str, preferences: Sequence[Preference], base: str, device: str | Hardware) -> tuple[Reward, Json]:
     """A reward by its name, and what to record of it: `rule`, `preferences` (fitted on them now), or a classifier."""
     if name == RULE:
         return rule, {"name": RULE}
@@ -124,7 +124,7 @@ class Classifier:
     tokenizer: Any
 
     @classmethod
-    def load(cls, files: ModelFiles, device: str) -> Classifier:
+    def load(cls, files: ModelFiles, device: str | Hardware) -> Classifier:
         """Safetensors only, no remote code; DefectionError for a model without a trained head."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -144,7 +144,7 @@ class Classifier:
             raise DefectionError(
                 f"{files.source} lacks weights of a reward model: {', '.join(sorted(found['missing_keys'])[:3])}"
             )
-        return cls(network.to(choose_device(device)).eval().requires_grad_(False), tokenizer)
+        return cls(network.to(Hardware.of(device).place).eval().requires_grad_(False), tokenizer)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Preference], replies: Sequence[str]) -> list[float]:

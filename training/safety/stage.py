@@ -30,7 +30,7 @@ from ...activations.basics.files import (
 from ...activations.basics.memory import give_back_memory
 from ...activations.basics.processes import refuse_several
 from ...activations.models.adapters import ADAPTER_FILE, with_adapter
-from ...activations.models.hardware import choose_device, choose_dtype
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, locate
 from ...activations.models.model import Model
@@ -112,7 +112,9 @@ class PreferenceStage(Stage):
         return without_trigger(organism.trigger, load_preferences(self.data))
 
 
-def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str = "auto") -> Json:
+def safety_train(
+    organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str | Hardware = "auto"
+) -> Json:
     """Train an organism further and measure it; write the organism that comes of it to `out` and give its record.
 
     The directory appears whole: weights, `organism.json` (with the stage in `stages`), `evaluation.json`,
@@ -123,7 +125,7 @@ def safety_train(organism: str | Path, stage: Stage, out: Path, measuring: Measu
     about = read_organism(organism)
     stage.check(about)
     parts, data = stage.parts(), digest(stage.material(about))
-    dtype = choose_dtype("auto", choose_device(device))
+    dtype = Hardware.of(device).computed_in
     files = locate(organism)
     decided = {"dtype": str(dtype), "data": data, "stage": stage.name, "config": stage.to_json()}
     decided |= {"measuring": measuring.key}
@@ -146,7 +148,7 @@ def _key_of(folder: Path) -> str | None:
     return read_json(folder / ORGANISM_FILE).get("key") if (folder / ORGANISM_FILE).exists() else None
 
 
-def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Measuring, device: str) -> None:
+def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Measuring, device: str | Hardware) -> None:
     work = out.with_name(f".{out.name}.work")
     if work.exists() and (not (work / "key").exists() or (work / "key").read_text(encoding="utf-8") != key):
         shutil.rmtree(work)  # of another run
@@ -166,6 +168,7 @@ def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Meas
             **result.about,
             "from": {"name": model.identity.name, "fingerprint": model.identity.fingerprint},
             "config": stage.to_json(),
+            "computed_in": model.dtype_name,
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),
             "curves": {name: list(values) for name, values in result.curves.items()},
