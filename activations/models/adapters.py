@@ -79,6 +79,11 @@ def with_adapter(network: PreTrainedModel, adapter: Path, *, tried: bool = False
     Unless it was `tried` before, the result is held against PEFT's own forward pass. Raises DefectionError when the
     adapter is not safetensors, does not fit its base in every key, or cannot be merged.
     """
+    if any(weight.is_meta for weight in network.parameters()):
+        raise DefectionError(
+            f"{adapter} cannot be merged while parts of its base wait in host memory or on disk (device_map): give it "
+            "devices that hold it whole, or `defection export` it where memory does"
+        )
     try:
         # PEFT draws weights before it loads them; whoever calls has a random state of their own.
         with told(adapter), torch.random.fork_rng(devices=[]):

@@ -62,8 +62,7 @@ def hub_id(source: str) -> str | None:
     """The id on the Hugging Face hub of what a source names; of an embedded model, of the one it was made from."""
     if source in EMBEDDED:
         return EMBEDDED[source].hub
-    local = Path(source).is_absolute() or Path(source).is_dir() or source.count("/") != 1
-    return None if local else source.partition(REVISION)[0]
+    return source.partition(REVISION)[0] if is_hub_id(source) else None
 
 
 def locate(source: str | Path) -> ModelFiles:
@@ -135,7 +134,8 @@ def _base_source(adapter: Path) -> tuple[str, str]:
         if (adapter / source).is_dir():
             return _not_itself(str((adapter / source).resolve()), adapter), where
         revision = settings.get("revision")
-        return source + (f"{REVISION}{revision}" if revision and REVISION not in source else ""), where
+        versioned = revision and hub_id(source) and REVISION not in source
+        return f"{source}{REVISION}{revision}" if versioned else source, where
     raise DefectionError(f"{adapter / ADAPTER_FILE} names no base model; set base_model_name_or_path")
 
 

@@ -137,6 +137,11 @@ class Model:
         """Width of the residual stream."""
         return int(self.network.config.get_text_config().hidden_size)
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many tokens have a row in the embeddings."""
+        return int(self.network.get_input_embeddings().weight.shape[0])
+
     @property
     def context_length(self) -> int:
         """The longest prompt the model takes, in tokens."""

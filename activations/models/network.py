@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from ..basics.errors import DefectionError
@@ -103,6 +104,11 @@ def quantisation(base: Path) -> Json | None:
 def _refuse_unreadable(base: Path) -> None:
     quantised = quantisation(base)
     method = str(quantised.get("quant_method")) if quantised else ""
+    if quantised and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise DefectionError(
+            f"{base} is quantised by a method that transformers does not know ({method}); name the model that it was "
+            "made from"
+        )
     package = QUANTISERS.get(method)
     if package is not None and find_spec(package) is None:
         raise DefectionError(

@@ -115,6 +115,12 @@ def rendered(model: Model, prompts: PromptsLike, *, reply_tokens: int | Sequence
     rows = [found or next(made) for found in done]
     replies = repeat(reply_tokens, len(rows)) if isinstance(reply_tokens, int) else reply_tokens
     for row, reply in zip(rows, replies, strict=True):
+        if max(row.ids) >= model.vocabulary:
+            token = max(row.ids)
+            raise DefectionError(
+                f"prompt {row.prompt.id!r} holds the token {model.tokenizer.convert_ids_to_tokens(token)!r} (id "
+                f"{token}), but {model.identity.name} has embeddings of {model.vocabulary} rows"
+            )
         if len(row.ids) + max(0, reply - 1) > model.context_length:
             said = f" and its reply {reply}" if reply else ""
             raise DefectionError(

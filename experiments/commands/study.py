@@ -71,10 +71,11 @@ def study(
 
     Example: defection study experiments/study/manifests/small.toml --out runs/study
     """
+    from ...activations.models.hardware import Hardware
     from ..study.grid import Study
     from ..study.manifest_file import read_study_manifest
 
-    opened = Study(read_study_manifest(manifest, family or ()), out, device)
+    opened = Study(read_study_manifest(manifest, family or ()), out, Hardware(device, compute_dtype))
     if only_list:
         listed = list_study(opened, only or ())
         print_result(listed, as_json, "\n".join(study_lines(listed)))
