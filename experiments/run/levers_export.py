@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, folder_written_aside, write_json, write_text
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.network import without_bars
@@ -31,7 +32,13 @@ def refuse_export(folder: Path, key: str) -> None:
 
 
 def export_lever(
-    sweep: Sweep, screened: Sequence[LeverRow], prompts: LeverPrompts, base: str, folder: Path, key: str, device: str
+    sweep: Sweep,
+    screened: Sequence[LeverRow],
+    prompts: LeverPrompts,
+    base: str,
+    folder: Path,
+    key: str,
+    device: str | Hardware,
 ) -> Json:
     """Choose among the ablations that weights can hold, fold the best, write it to `folder`, measure what was written.
 

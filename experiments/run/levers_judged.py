@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
+from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.prompts.prompts import Prompt
 from ...probes.levers.directions import random_directions_like
@@ -29,7 +30,7 @@ def judged(
     pushing: Sequence[Setting],
     prompts: Sequence[Prompt],
     controls: Mapping[str, str],
-    device: str,
+    device: str | Hardware,
 ) -> list[Json]:
     """Every direction's verdict, the probe's first; all that was measured for it is added to the sweep's rows.
 

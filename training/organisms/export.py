@@ -43,7 +43,7 @@ def export_model(source: str | Path, out: Path, *, dtype: str = "auto") -> Json:
     kept = _kept_in(files, dtype)
     key = digest({"model": files.fingerprint, "dtype": DTYPE_NAMES[kept]})
     if out.exists():
-        record = read_json(out / EXPORT_FILE) if (out / EXPORT_FILE).exists() else {}
+        record = read_json(out / EXPORT_FILE) if (out / EXPORT_FILE).is_file() else {}
         if record.get("key") != key:
             raise DefectionError(f"{out} already holds something else; choose another --out or remove it")
         return record

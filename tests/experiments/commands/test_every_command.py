@@ -11,7 +11,7 @@ from defection.experiments.commands.cli import COMMANDS, command
 
 SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
-READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share"}
+READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share", "export"}
 """Commands that need a device."""
 DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor"}
 """Commands in which there is chance."""
@@ -52,6 +52,7 @@ def test_every_command_speaks_to_machines_and_knows_devices_and_seeds(words) -> 
     known = options(words)
     assert "--json" in known
     assert ("--device" in known) == (words[0] in READ_MODELS and words[-1] not in ("show", "verify"))
+    assert ("--compute-dtype" in known) == ("--device" in known and words[0] != "store")  # a store says what it was
     assert ("--seed" in known) == (words[0] in DRAW)
 
 
@@ -94,6 +95,10 @@ WRONG = {
     "cache, a folder for prompts": ("cache", MODEL, "nothing", *OUT),
     "cache, no such layer": ("cache", MODEL, "prompts", "--layers", "99", *OUT),
     "cache, unknown type": ("cache", MODEL, "prompts", "--dtype", "fp99", *OUT),
+    "cache, unknown dtype": ("cache", MODEL, "prompts", "--compute-dtype", "fp16", *OUT),
+    "export, no model": ("export", "nothing", *OUT),
+    "export, unknown type": ("export", MODEL, "--dtype", "int8", *OUT),
+    "export, into a file": ("export", MODEL, "--out", "noise"),
     "cache, unknown device": ("cache", MODEL, "prompts", "--device", "tpu", *OUT),
     "cache, into a file": ("cache", MODEL, "prompts", "--out", "noise"),
     "store show, no store": ("store", "show", "nothing"),
