@@ -63,7 +63,8 @@ def export_model(source: str | Path, out: Path, *, dtype: str = "auto") -> Json:
             raise DefectionError(f"{files.base} cannot be written anew: {reason(error)}") from error
         if (files.folder / ORGANISM_FILE).exists():
             organism = read_json(files.folder / ORGANISM_FILE)
-            base = {"source": files.source, **(organism.get("base") or {})}
+            named = organism.get("base")
+            base = {"source": files.source, **(named if isinstance(named, dict) else {})}
             write_json(aside / ORGANISM_FILE, organism | {"base": base, "weights": "full"})
         write_json(aside / EXPORT_FILE, record)
         write_text(aside / "README.md", _card(files, kept))
