@@ -52,7 +52,12 @@ def export_lever(
 
 
 def held_against(
-    sweep: Sweep, tested: Sequence[Prompt], base: str, others: Mapping[str, str | Path], setting: Setting, device: str
+    sweep: Sweep,
+    tested: Sequence[Prompt],
+    base: str,
+    others: Mapping[str, str | Path],
+    setting: Setting,
+    device: str | Hardware,
 ) -> list[Json]:
     """What other versions of the organism do on the test prompts, held against what it thought: cleaned, or retrained.
 
