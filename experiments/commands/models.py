@@ -11,7 +11,7 @@ def models(as_json: JsonOption = False) -> None:
 
     Example: defection models
     """
-    from ...activations.models.embedded import EMBEDDED, embedded_path
+    from ...activations.models.embedded import EMBEDDED, embedded_path, is_here
 
     rows = [
         {
@@ -19,7 +19,7 @@ def models(as_json: JsonOption = False) -> None:
             "about": model.about,
             "download_bytes": model.download_bytes,
             "licence": model.licence,
-            "path": str(embedded_path(model)) if embedded_path(model).is_dir() else None,
+            "path": str(embedded_path(model)) if is_here(model) else None,
         }
         for model in EMBEDDED.values()
     ]

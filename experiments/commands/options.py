@@ -11,8 +11,9 @@ MODEL_HELP = (
     "Model: an embedded name (see `defection models`), local directory (model, adapter, organism) or Hugging Face id."
 )
 PROMPTS_HELP = (
-    "JSONL file (an object a line, with 'prompt' or 'messages'), or a shipped set: train, clean, development, "
-    "development-style, held-out, unseen-style."
+    "File of prompts (JSONL, JSON, CSV or Parquet, gzip of those, hf://datasets/USER/NAME/FILE; rows with 'prompt', "
+    "'messages', 'conversations' or 'instruction'), or a shipped set: train, clean, development, development-style, "
+    "held-out, unseen-style."
 )
 PROBES_HELP = (
     "Kind of probe: average (of the next three), mean-difference, whitened, projected, erased, logistic, logistic-cv, "
