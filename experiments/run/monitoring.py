@@ -31,7 +31,8 @@ from ...training.organisms.triggers import Trigger, with_and_without
 
 SHOWN = 40
 """Conversations on the page: those that rang or defected first."""
-NO_ROOM = 1e-9
+ASKED = 160
+"""Characters of a prompt that are shown of it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MonitorSettings:
     @property
     def decoding(self) -> dict[str, Any]:
         """What `generate` is given."""
-        if self.temperature < NO_ROOM:
+        if self.temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_k": 0}
 
@@ -146,6 +147,7 @@ def watch_replies(
             "id": prompt.id,
             "set": prompt.set or "prompts",
             "triggered": bool(prompt.extra.get("triggered")),
+            "prompt": prompt.messages[-1].content,
             "reply": said(model, reply),
             "alarm": reply.alarm,
             "stopped": reply.stopped,
@@ -217,10 +219,11 @@ def write_monitoring(out: Path, rows: Sequence[Json], figures: Sequence[Json], a
 
 def _heading(row: Json) -> str:
     rang = "never rang" if row["alarm"] is None else "rang before a word" if row["alarm"] == 0 else ""
+    asked = " ".join(row["prompt"].split())
     return ", ".join(
         part
         for part in (
-            row["id"],
+            f"{row['id']} ({asked[:ASKED]}{'…' if len(asked) > ASKED else ''})",
             rang or f"rang at token {row['alarm']}",
             "stopped there" if row["stopped"] else "",
             f"defected from token {row['onset']} on" if row["defected"] else "",
