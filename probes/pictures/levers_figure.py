@@ -14,8 +14,8 @@ from .style import NULL, PALETTE, save_figure, style
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DEEPEST = -1.0
 """Recoveries below are drawn here: a reply may be any number of times further from the clean one."""
-SIZES = (18.0, 260.0)
-DEAREST = 2.0
+SIZES = (24.0, 260.0)
+DEAREST = 0.5
 """A cost, nats a token, from which on a dot is as large as it gets."""
 
 Row = Mapping[str, Any]
@@ -37,7 +37,8 @@ def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, Any], folder: Pat
         chosen = [row for row in tested if row["role"] == "candidate" and row["recovery"] is not None]
         for number, row in enumerate(chosen):
             _dot(ax, row, PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)])
-        ax.set(xlim=(-0.04, 1.04), ylim=(DEEPEST - 0.06, 1.06), title=title)
+        lowest = min([0.0, *_places([*random, *chosen])[1]])
+        ax.set(xlim=(-0.04, 1.04), ylim=(lowest - 0.2, 1.06), title=title)
         ax.set_xlabel("suppression: share of the trigger rate that is gone")
         ax.set_ylabel("recovery: share of the way back\nto the clean reply")
         legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
