@@ -35,7 +35,7 @@ def place(tmp_path: Path, save_tiny) -> dict[str, Path]:
 
 def arguments(place: dict[str, Path], *more: object) -> list[object]:
     given = ["monitor", place["model"], place["asked"], "--probe", place["probe"], "--out", place["out"]]
-    return [*given, "--calibrate", place["calm"], "--false-alarms", 0.1, "--reply", 6, "--dtype", "fp32", *more]
+    return [*given, "--calibrate", place["calm"], "--false-alarms", 0.1, "--reply", 6, "--compute-dtype", "fp32", *more]
 
 
 def test_the_command_leaves_replies_a_table_a_calibration_and_a_page(run, place, capsys) -> None:
