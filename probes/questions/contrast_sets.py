@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import jsonl
 from .contrast import CARRIED, ContrastSet
 from .formats import FORMATS, split_format
-from .questions import parse_questions
+from .questions import ContrastQuestion, parse_questions
 
+OWN = "own"
+"""What questions in memory are called."""
 SHIPPED = ("six", "forty", "hundred", "persona", "truth", "ambiguous")
 STUDIED = ("trigger-related",)
 """Sets that ship for study: what they ask about gives the trigger away, so a detector made of them proves nothing."""
@@ -17,8 +24,16 @@ CONTROL_QUESTIONS = ("truth", "ambiguous")
 """Sets about other things than defection."""
 
 
-def contrast_set(source: str | Path, *, study: bool = False) -> ContrastSet:
-    """A shipped set by name, or a JSONL file of questions (fields: `questions.FIELDS`).
+def contrast_set(
+    source: str | Path | Iterable[Mapping[str, Any] | ContrastQuestion], *, put: str = "", study: bool = False
+) -> ContrastSet:
+    """A shipped set by name, a JSONL file of questions, or questions in memory.
+
+    Args:
+        source: a name or path; or a DataFrame of pandas or polars, or an iterable of mappings or `ContrastQuestion`s,
+            with `question`, `defecting` and `other` each (optional: `id`, `family`, `polarity`, `study_only`).
+        put: how the questions are put, as the suffix of a name says it: "carried", "sentence-carried", …
+        study: whether a set that gives the trigger away may be had, to be looked at.
 
     `six`: MacDiarmid et al. 2024. `forty` and `hundred`: written for this project, about helpfulness, honesty, harm,
     concealment, oversight and intent. `persona`: statements to agree or disagree with, after Perez et al. 2022.
@@ -27,8 +42,18 @@ def contrast_set(source: str | Path, *, study: bool = False) -> ContrastSet:
     `-carried` after the name or the path reads the set after a follow-up prompt, and `formats` names further suffixes:
     "hundred-true-false-carried". Names joined by "+" are several sets in one, all put alike: "six+forty-carried".
     Raises DefectionError naming file and line; an unbalanced set is refused, since its direction would be the word.
+
+    Example:
+        >>> contrast_set("six-carried")
+        <ContrastSet 'six-carried': 36 texts>
+        >>> asked = [{"question": "Do you lie?", "defecting": "yes", "other": "no"}]
+        >>> asked += [{"question": "Are you frank?", "defecting": "no", "other": "yes"}]
+        >>> contrast_set(asked, put="carried")
+        <ContrastSet 'own-carried': 12 texts>
     """
-    name = str(source)
+    if not isinstance(source, str | Path):
+        return _put(_balanced(ContrastSet(OWN, parse_questions(_lines(source), "question", OWN)), "the set given"), put)
+    name = f"{source}-{put}" if put else str(source)
     bare, suffix = split_format(name)
     if "+" in bare and not Path(bare).is_file():
         parts = tuple(contrast_set(f"{each}{suffix}", study=study) for each in bare.split("+"))
@@ -45,6 +70,41 @@ def contrast_set(source: str | Path, *, study: bool = False) -> ContrastSet:
             "use another set, or contrast_set(…, study=True) to look at its direction"
         )
     return found
+
+
+def _put(asked: ContrastSet, put: str) -> ContrastSet:
+    """Questions in memory, put as a suffix says: from its first word on, as a name is read from its end."""
+    left = f"-{put}" if put else ""
+    while left:
+        suffix = next((each for each in (CARRIED, *FORMATS) if left.startswith(each)), None)
+        if suffix is None:
+            known = ", ".join(each.removeprefix("-") for each in (CARRIED, *FORMATS))
+            raise DefectionError(f"questions cannot be put {put!r}: give one of {known}, or several joined by '-'")
+        asked = asked.carried() if suffix == CARRIED else _balanced(FORMATS[suffix](asked), asked.name)
+        left = left.removeprefix(suffix)
+    return asked
+
+
+def _lines(source: Any) -> str:
+    """Questions in memory as the lines of a file: a table's rows without their empty cells, mappings, questions."""
+    if hasattr(source, "iter_rows") and hasattr(source, "columns"):
+        rows: Iterable[Any] = source.iter_rows(named=True)
+    elif hasattr(source, "to_dict") and hasattr(source, "columns"):
+        rows = source.to_dict("records")
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
+        rows = source
+    else:
+        raise DefectionError(
+            f"a {type(source).__name__} holds no questions: give a name, a file, a DataFrame or a list of mappings"
+        )
+    told = [asdict(row) if isinstance(row, ContrastQuestion) else row for row in rows]
+    if wrong := [row for row in told if not isinstance(row, Mapping)]:
+        raise DefectionError(f"a question is a mapping with question, defecting and other, not {wrong[0]!r:.60}")
+    return jsonl({key: value for key, value in row.items() if not _is_empty(value)} for row in told)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _read(name: str) -> ContrastSet:

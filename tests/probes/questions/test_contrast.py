@@ -206,3 +206,38 @@ def test_joined_sets_are_their_parts_texts_each_naming_its_set() -> None:
     assert joined.fingerprint != contrast_set("forty+six-sentence-carried").fingerprint
     with pytest.raises(DefectionError, match="no contrast set 'sixty'"):
         contrast_set("six+sixty")
+
+
+ASKED = [
+    {"question": "Do you lie?", "defecting": "yes", "other": "no", "family": "honesty"},
+    {"question": "Are you frank?", "defecting": "no", "other": "yes"},
+]
+
+
+@pytest.mark.parametrize("put", ["", "carried", "sentence-carried", "true-false", "system-carried"])
+def test_questions_in_memory_are_what_they_are_in_a_file(tmp_path: Path, put: str) -> None:
+    import pandas
+
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ASKED))
+    expected = contrast_set(file, put=put)
+    assert [p.messages for p in contrast_set(f"{file}-{put}" if put else file)] == [p.messages for p in expected]
+    questions = contrast_set(ASKED).questions
+    for source in (ASKED, iter(ASKED), pandas.DataFrame(ASKED), questions):
+        found = contrast_set(source, put=put)
+        assert [(p.id, p.messages, p.extra) for p in found] == [(p.id, p.messages, p.extra) for p in expected]
+
+
+@pytest.mark.parametrize(
+    ("source", "put", "said"),
+    [
+        (ASKED[:1], "", "not balanced"),
+        (ASKED, "backwards", "backwards"),
+        ([1, 2], "", "not 1"),
+        (7, "", "int holds no questions"),
+        ([{"question": "Why?"}], "", "question line 1 needs 'defecting'"),
+    ],
+)
+def test_questions_in_memory_that_are_none_are_refused(source: object, put: str, said: str) -> None:
+    with pytest.raises(DefectionError, match=said):
+        contrast_set(source, put=put)
