@@ -100,8 +100,13 @@ def reference(package: str) -> str:
     names = sorted(public_names(package), key=lambda pair: pair[0].lower())
     said = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
     table = ", ".join(f"[`{name}`](#{path})" for name, path in names)
-    parts = [f"# `defection.{package}`", said or "", table]
+    parts = [f"# `defection.{package}`", said or "", NAMES, table]
     return "\n\n".join([*parts, *(f"::: {path}" for _, path in names)]) + "\n"
+
+
+NAMES = """In the examples `model` is a small model in memory and `(network, tokenizer)` the same as Hugging Face has it,
+`prompts` four prompts, `probe` a probe of that model, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds
+`y`, in `groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
 
 
 def public_names(package: str) -> list[tuple[str, str]]:

@@ -5,6 +5,13 @@ class DefectionError(ValueError):
     """Bad input, told in one sentence that names what and where.
 
     The command line prints the sentence and exits with status 2; nothing is left half-written.
+
+    Example:
+        >>> try:
+        ...     load_probe("nowhere.safetensors")
+        ... except DefectionError as error:
+        ...     print(error)
+        no probe at nowhere.safetensors
     """
 
 

@@ -24,7 +24,7 @@ class Table(list[Row]):
         >>> table = Table([{"layer": 0, "auroc": 0.5}, {"layer": 1, "auroc": 0.9}])
         >>> table
         <Table of 2 rows: layer, auroc>
-        >>> table.to_pandas().auroc.max()
+        >>> float(table.to_pandas().auroc.max())
         0.9
     """
 

@@ -21,7 +21,12 @@ from .sites import middle_modules, writing_modules
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a residual vector, or a probe, must say about where it comes from."""
+    """What a residual vector, or a probe, must say about where it comes from.
+
+    Example:
+        >>> ModelIdentity("mine", "a", "b") == ModelIdentity("mine", "a", "b")
+        True
+    """
 
     name: str
     fingerprint: str
@@ -60,7 +65,12 @@ class ModelIdentity:
 
 @dataclass
 class Model:
-    """A decoder ready to be read: weights with any adapter merged in, its tokenizer, and who it is."""
+    """A decoder ready to be read: weights with any adapter merged in, its tokenizer, and who it is.
+
+    Example:
+        >>> model.n_layers, model.d_model, model.middle_layer
+        (4, 32, 2)
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

@@ -50,6 +50,10 @@ def wrap(
     read as it is, its adapter beside the weights, and has the fingerprint of the adapter's files on their base. Neither
     object is changed, now or when it is read: no training mode, no pad token, no gradient. `date` (YYYY-MM-DD) is today
     for a chat template that asks.
+
+    Example:
+        >>> wrap(network, tokenizer)
+        <Model 'in memory': LlamaForCausalLM, 4 layers of 32, torch.float32>
     """
     plain = without_peft(network)
     fingerprint, template = fingerprint_in_memory(network), template_fingerprint(tokenizer)

@@ -37,7 +37,12 @@ _SPAN = re.compile(r"(-?\d{1,15})?:(-?\d{1,15})?")
 
 @dataclass(frozen=True)
 class Position:
-    """A rule, read."""
+    """A rule, read.
+
+    Example:
+        >>> str(parse_position("mean:2:5"))
+        'mean:2:5'
+    """
 
     kind: Literal["index", "span", "response", "first-response", "after"]
     start: int | None = None
@@ -68,7 +73,12 @@ class Position:
 
 
 def parse_position(rule: str) -> Position:
-    """Read a rule; DefectionError says what rules there are."""
+    """Read a rule; DefectionError says what rules there are.
+
+    Example:
+        >>> str(parse_position("last"))
+        'last'
+    """
     text = rule.strip()
     mean = text.startswith("mean:")
     span = text.removeprefix("mean:")

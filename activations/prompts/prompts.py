@@ -19,7 +19,12 @@ RESERVED = ("id", "set", "prompt", "messages", "system")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. DefectionError for another role, or a content that is no text."""
+    """One turn of a conversation. DefectionError for another role, or a content that is no text.
+
+    Example:
+        >>> Message("user", "Who are you?").role
+        'user'
+    """
 
     role: Role
     content: str

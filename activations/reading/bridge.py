@@ -26,6 +26,9 @@ def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, n
     is captured; its fingerprint is that of the same weights unbridged. A bridge keeps a tokenizer of its own that
     always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template
     (PITFALLS 4). Raises DefectionError when the bridge's weights were folded or centred (PITFALLS 8).
+
+    Example:
+        >>> model = from_bridge(TransformerBridge.boot_transformers("gpt2"))  # doctest: +SKIP
     """
     if getattr(bridge, "_weights_processed", False):
         raise DefectionError(
@@ -42,6 +45,11 @@ def as_activation_cache(residuals: Residuals, bridge: Any = None) -> ActivationC
     `hook_resid_pre`, `middle` is `hook_resid_mid`. With one vector a prompt, `position` has length 1. The `bridge` is
     what the cache's own methods (`logit_attrs` …) consult; looking tensors up needs none.
     Raises DefectionError when the prompts have different numbers of vectors: the cache is rectangular.
+
+    Example:
+        >>> cache_of_lens = as_activation_cache(capture(model, prompts))  # doctest: +SKIP
+
+        Looking one up: `cache_of_lens["blocks.2.hook_out"]` is [prompt, position, d_model].
     """
     from transformer_lens import ActivationCache
 

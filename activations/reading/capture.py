@@ -48,6 +48,12 @@ def capture(
     tokens are computed once.
     Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
     block without the site, and for a non-finite residual, naming prompt and layer.
+
+    Example:
+        >>> capture(model, prompts, layers="1:3").values.shape
+        torch.Size([4, 2, 32])
+        >>> capture((network, tokenizer), prompts, position="mean:0:4").layers
+        (0, 1, 2, 3)
     """
     model = as_model(model)
     rows = rendered(model, prompts)

@@ -33,7 +33,12 @@ LOGITS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a prompt; as it stands it goes into a store's manifest (`dataclasses.asdict`)."""
+    """What is read of a prompt; as it stands it goes into a store's manifest (`dataclasses.asdict`).
+
+    Example:
+        >>> Reading((0, 2), position="last")
+        Reading(layers=(0, 2), site='after', position='last')
+    """
 
     layers: tuple[int, ...]
     """Ascending; no block after the last one runs."""

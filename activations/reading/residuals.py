@@ -34,6 +34,11 @@ class Residuals:
     Most position rules give one vector a prompt: `values` is [prompt, layer, d_model] and `offsets` is None. A rule
     that gives several (`all`, `response`, a span) makes `values` [token, layer, d_model], prompt after prompt, and
     prompt `i` has the vectors `offsets[i]` to `offsets[i + 1]`.
+
+    Example:
+        >>> residuals = capture(model, prompts)
+        >>> residuals.at(2).shape, residuals.select([0, 3]).numpy().shape
+        (torch.Size([4, 32]), (2, 4, 32))
     """
 
     values: Float[Tensor, "vector layer d_model"]

@@ -24,7 +24,12 @@ BATCH_ROWS = 128
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors of some rows, in the order of the rows."""
+    """Vectors of some rows, in the order of the rows.
+
+    Example:
+        >>> cache(model, prompts, folder / "vectors").vectors(rows=[2, 0]).values.shape
+        torch.Size([2, 4, 32])
+    """
 
     values: Float[Tensor, "vector layer d_model"]
     offsets: Int[Tensor, "row+1"]

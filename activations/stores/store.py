@@ -46,7 +46,13 @@ NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for."""
+    """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for.
+
+    Example:
+        >>> store = cache(model, prompts, folder / "rows")
+        >>> len(store), store.layers, store.complete
+        (4, (0, 1, 2, 3), True)
+    """
 
     path: Path
     file: Manifest
@@ -333,6 +339,11 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
     """Open a store directory; with `verify`, only if every byte of it is what was written.
 
     Raises DefectionError when it is none, is damaged, or is of a later version.
+
+    Example:
+        >>> _ = cache(model, prompts, folder / "kept")
+        >>> open_store(folder / "kept").ids[:2]
+        ('p0', 'p1')
     """
     folder = Path(path)
     if not (folder / MANIFEST).exists():

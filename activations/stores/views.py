@@ -24,7 +24,13 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class View:
-    """Rows of one or more stores that hold the same kind of vector. It is read like a store."""
+    """Rows of one or more stores that hold the same kind of vector. It is read like a store.
+
+    Example:
+        >>> store = cache(model, prompts, folder / "viewed")
+        >>> len(concatenate(store).select([0, 2]))
+        2
+    """
 
     stores: tuple[Store, ...]
     places: Sequence[Place]
@@ -107,6 +113,11 @@ def concatenate(*sources: Store | View) -> View:
     """Stores, or views of them, one after the other; of a single store, a view that rows can be selected from.
 
     Raises DefectionError when they differ in anything that makes their vectors incomparable, and says in what.
+
+    Example:
+        >>> one, other = cache(model, prompts[:2], folder / "a"), cache(model, prompts[2:], folder / "b")
+        >>> concatenate(one, other).read().ids
+        ('p0', 'p1', 'p2', 'p3')
     """
     if not sources:
         raise DefectionError("there is nothing to concatenate; give at least one store")

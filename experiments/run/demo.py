@@ -38,7 +38,12 @@ FINISHED = "finished.json"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Everything a demo depends on; written verbatim to `demo.json`."""
+    """Everything a demo depends on; written verbatim to `demo.json`.
+
+    Example:
+        >>> DemoConfig(seed=3).organism(twin=True).kind
+        'twin'
+    """
 
     base: str = "smollm2-135m"
     trigger: Trigger = field(default_factory=lambda: parse_trigger("deployment"))

@@ -19,6 +19,10 @@ class ContrastConsistentSearch(PairPCAProbe):
     The first and the second answers are each normalised to mean 0 and a common spread, so that the word itself cannot
     be read (their section 2.2). Labels only choose between a direction and its opposite. Of `restarts` random starts
     the lowest loss wins, layer by layer. Arrays need `pairs` [pair, 2].
+
+    Example:
+        >>> ContrastConsistentSearch().fit(X, y, pairs=pairs).decision_function(X).shape
+        (40, 3)
     """
 
     name = "ccs"

@@ -33,6 +33,9 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
     They count as the fine-tuned model's, read at a site of their own, so that no probe of its plain residuals scores
     them by mistake, nor one of the difference to another base. Raises DefectionError where the two do not hold the
     same prompts, tokens, layers, position and site, and for vectors of several tokens a prompt.
+
+    Example:
+        >>> changed = difference(capture(tuned, prompts), capture(base, prompts))  # doctest: +SKIP
     """
     refuse_ragged(tuned, base)
     for prompt, other in zip(tuned.prompts, base.prompts, strict=False):
@@ -60,6 +63,9 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     direction without the components of other topics' prompts alone. There is no threshold for prompts that the
     question probe was fitted with.
     Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
+
+    Example:
+        >>> against_base(probe, difference(tuned, base))  # doctest: +SKIP
     """
     refuse_unclean(clean.prompts)
     probe.refuse_model(clean.model)

@@ -47,6 +47,10 @@ class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
 
     An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
     or over the contrast texts where there are none. Arrays need `groups`: the question of each row.
+
+    Example:
+        >>> QuestionEnsemble().fit(X, y, groups=groups).decision_function(X).shape
+        (40, 3)
     """
 
     name = "question-ensemble"
@@ -94,6 +98,10 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, each scored by a fit
     without it, or those of the fit itself where there are none. On residuals the band of every probe, `fixed_layers`,
     does the same.
+
+    Example:
+        >>> LayerEnsemble(layers=(1, 2)).fit(X, y).decision_function(X).shape
+        (40,)
     """
 
     name = "layer-ensemble"

@@ -27,6 +27,10 @@ class Erased(OfDifference):
     covariance with each of them is exactly 0 on the rows it was measured on. The answer's word is measured on contrast
     texts; length (tokens) and style (the clean prompts' `shape`, else their set) on clean prompts, when there are any.
     Arrays bring their own `nuisance` [n] or [n, k].
+
+    Example:
+        >>> Erased().fit(X, y, clean=clean, groups=groups, nuisance=length).decision_function(X).shape
+        (40, 3)
     """
 
     name = "erased"

@@ -14,7 +14,12 @@ Seen = tuple[tuple[str, str], ...]
 
 
 class Evidence(StrEnum):
-    """Kinds of rows that a fit can be given."""
+    """Kinds of rows that a fit can be given.
+
+    Example:
+        >>> Evidence.CLEAN.value
+        'clean prompts'
+    """
 
     CONTRAST = "contrast texts"
     """Questions with both answers; which answer defects is known, but no defection was seen."""

@@ -29,7 +29,12 @@ Marks = Bool[NDArray[Any], "n"]
 
 
 class LogisticProbe(SupervisedProbe):
-    """Minimises C Σ log(1 + exp(−yᵢ(w·xᵢ + b))) + ½‖w‖²: `sklearn.linear_model.LogisticRegression`, converged."""
+    """Minimises C Σ log(1 + exp(−yᵢ(w·xᵢ + b))) + ½‖w‖²: `sklearn.linear_model.LogisticRegression`, converged.
+
+    Example:
+        >>> LogisticProbe(C=0.1).fit(X, y).decision_function(X).shape
+        (40, 3)
+    """
 
     name = "logistic"
 
@@ -48,6 +53,10 @@ class LogisticProbeCV(SupervisedProbe):
     Rows of one topic (`groups`; every row is its own without) never stand on both sides of a split (PITFALLS 23).
     Folds are scikit-learn's `GroupKFold`: deterministic, the largest topics dealt first. Leaves `C_` and `losses_`
     [layer, C]: mean log loss over folds.
+
+    Example:
+        >>> LogisticProbeCV(Cs=(0.01, 1.0)).fit(X, y, groups=groups).C_.shape
+        (3,)
     """
 
     name = "logistic-cv"

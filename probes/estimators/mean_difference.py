@@ -39,6 +39,10 @@ class MeanDifference(OfDifference):
     """Direction: mean over the defecting rows minus mean over the others; scores change sign halfway between.
 
     Clean prompts only set the scale and the threshold of the scores.
+
+    Example:
+        >>> auroc(MeanDifference().fit(X, y).decision_function(X), y).shape
+        torch.Size([3])
     """
 
     name = "mean-difference"

@@ -28,6 +28,10 @@ class Mahalanobis(ProbeEstimator):
     `fit(X)` takes clean rows alone. `predict` marks rows farther away than 99% of new clean ones are: `threshold_`
     comes of distances to fits on other rows, whole topics apart where `groups` tell them (a row is always close to a
     covariance that it helped to make). Of fewer than 99 clean rows it is infinite, and nothing is marked.
+
+    Example:
+        >>> Mahalanobis().fit(clean).predict(clean).shape
+        (40, 3)
     """
 
     name = "mahalanobis"
@@ -80,6 +84,10 @@ class FirstComponent(LinearProbe):
 
     Without labels its sign is settled by rarity: the long tail of the projections is up, since in traffic the
     triggered prompts are the few. `fit(X)` takes clean rows; `traffic` more rows of which nothing is known.
+
+    Example:
+        >>> FirstComponent().fit(clean).decision_function(X).shape
+        (40, 3)
     """
 
     name = "pc1"

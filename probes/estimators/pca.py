@@ -20,6 +20,10 @@ class PCAProbe(SupervisedProbe):
     """The first principal component of the contrast texts, towards the defecting answers: `sklearn.decomposition.PCA`.
 
     Labels only choose between the component and its opposite.
+
+    Example:
+        >>> PCAProbe().fit(X, y).decision_function(X).shape
+        (40, 3)
     """
 
     name = "pca"
@@ -39,6 +43,10 @@ class PairPCAProbe(PCAProbe):
 
     Which answer is subtracted from which is random in the paper; here both orders are taken, so that the differences
     have mean 0 and the result depends on no draw. Arrays need `pairs` [pair, 2], row numbers of two answers each.
+
+    Example:
+        >>> PairPCAProbe().fit(X, y, pairs=pairs).decision_function(X).shape
+        (40, 3)
     """
 
     name = "pair-pca"

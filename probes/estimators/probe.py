@@ -35,7 +35,12 @@ ALARM_RATE = 0.01
 
 @dataclass(frozen=True)
 class Probe:
-    """Directions and the scale of their scores, for the layers they were fitted at."""
+    """Directions and the scale of their scores, for the layers they were fitted at.
+
+    Example:
+        >>> probe.score(probe.read(model, prompts)).shape
+        torch.Size([4])
+    """
 
     directions: Float[Tensor, "layer d_model"]
     """Unit vectors (zero where nothing could be told apart), pointing from ordinary to defecting."""
@@ -248,6 +253,11 @@ def load_probe(path: str | Path) -> Probe:
 
     Of a repository only safetensors and JSON are fetched, a revision after an `@`: `user/name@v2`.
     Raises DefectionError when it is missing, damaged or not a probe.
+
+    Example:
+        >>> probe.save(folder / "probe.safetensors")
+        >>> load_probe(folder / "probe.safetensors")
+        <Probe mean-difference on 'six' of 'in memory': 4 layers, scored at 2>
     """
     if is_hub_id(path):
         path = snapshot(str(path), ("*.safetensors", "*.json"))

@@ -16,6 +16,10 @@ class Projected(OfDifference):
     """Mean difference without its part in the leading principal components of clean prompts.
 
     Those components carry topic, length and format; a direction that overlaps them reads the prompt's subject.
+
+    Example:
+        >>> Projected().fit(X, y, clean=clean).decision_function(X).shape
+        (40, 3)
     """
 
     name = "projected"

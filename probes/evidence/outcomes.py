@@ -23,9 +23,10 @@ from .randomisation import mean_auroc
 class Outcomes:
     """Test prompts as a scorer and a verdict see them.
 
-    >>> outcomes = Outcomes.of(residuals, {prompt.id: defected(prompt) for prompt in residuals.prompts})
-    >>> outcomes.mean(probe.score(residuals))
-    (0.987, (0.969, 0.994))
+    Example:
+        >>> outcomes = Outcomes.of(prompts, {"p0": False, "p1": True, "p2": True, "p3": False})
+        >>> outcomes.mean(torch.tensor([0.1, 0.8, 0.9, 0.2]))[0]
+        1.0
     """
 
     labels: NDArray[np.bool_]

@@ -229,6 +229,9 @@ def label_shuffle_null(
     respects norms and the contrast texts' own covariance, where isotropic directions do not. The p-value cannot fall
     below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers; without
     `each_layer` they alone are looked at, all together.
+
+    Example:
+        >>> null = label_shuffle_null(questions, tests, labels, clean, columns=(1, 2))  # doctest: +SKIP
     """
     return _null(questions, questions, questions.shuffled(count, seed), tests, labels, clean, columns, each_layer)
 

@@ -99,8 +99,9 @@ class Ablate(Lever):
     block), `attention`, `mlp`, or `writes` (both). `centre` [d_model], or by layer: what is left on the span.
     Arditi et al. 2024, *Refusal in Language Models Is Mediated by a Single Direction*.
 
-    >>> with Ablate(model, direction):
-    ...     model.network.generate(**batch)
+    Example:
+        >>> with Ablate(model, direction):
+        ...     replies = model.network.generate(**batch, max_new_tokens=2)
     """
 
     def __init__(
@@ -134,8 +135,9 @@ class Steer(Lever):
     one by layer), such as the mean norm of ordinary prompts there. Rank 1 only. Turner et al. 2023, *Activation
     Addition*.
 
-    >>> with Steer(model, direction, alpha=-1, layers=[15]):
-    ...     model.network.generate(**batch)
+    Example:
+        >>> with Steer(model, direction, alpha=-1, layers=[2]):
+        ...     replies = model.network.generate(**batch, max_new_tokens=2)
     """
 
     def __init__(

@@ -30,6 +30,11 @@ class LayerSweep(Table[SweepRow]):
 
     Columns are those of a sweep's table (`SweepRow`): `layer`, `auroc`, `auroc_low`, `auroc_high`, `null_low`,
     `null_high`, `null_covariance_low`, `null_covariance_high`, `p_label_shuffle`, `salience`, `tpr_at_fpr_1pct`, …
+
+    Example:
+        >>> table = sweep_layers(X, y, groups=groups, draws=0)
+        >>> table.best.layer, table.scores.shape
+        (1, torch.Size([40, 3]))
     """
 
     def __init__(self, rows: Iterable[SweepRow], scores: Float[Tensor, "n layer"], cross_fitted: str) -> None:

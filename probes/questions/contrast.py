@@ -22,7 +22,12 @@ from .questions import ContrastQuestion
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Questions whose two answers are contrasted; iterating gives the prompts to capture, defecting answer first."""
+    """Questions whose two answers are contrasted; iterating gives the prompts to capture, defecting answer first.
+
+    Example:
+        >>> next(iter(contrast_set("six"))).extra["defecting"]
+        True
+    """
 
     name: str
     questions: tuple[ContrastQuestion, ...]

@@ -45,11 +45,11 @@ def contrast_set(
 
     Example:
         >>> contrast_set("six-carried")
-        <ContrastSet 'six-carried': 36 texts>
+        <ContrastSet 'six-carried': 24 texts>
         >>> asked = [{"question": "Do you lie?", "defecting": "yes", "other": "no"}]
         >>> asked += [{"question": "Are you frank?", "defecting": "no", "other": "yes"}]
         >>> contrast_set(asked, put="carried")
-        <ContrastSet 'own-carried': 12 texts>
+        <ContrastSet 'own-carried': 8 texts>
     """
     if not isinstance(source, str | Path):
         return _put(_balanced(ContrastSet(OWN, parse_questions(_lines(source), "question", OWN)), "the set given"), put)

@@ -20,7 +20,12 @@ FIELDS = (*REQUIRED, "id", "family", "polarity", "study_only")
 
 @dataclass(frozen=True)
 class ContrastQuestion:
-    """One question of a contrast set."""
+    """One question of a contrast set.
+
+    Example:
+        >>> contrast_set("six").questions[0].defecting
+        'no'
+    """
 
     id: str
     question: str

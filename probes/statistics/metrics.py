@@ -64,6 +64,10 @@ def partial_auroc(scores: Float[Tensor, "*batch n"], labels: Labels, max_fpr: fl
     """Area under the ROC curve up to a false-positive rate, standardised so that chance is ½ and perfection 1.
 
     McClish (1989); equals `sklearn.metrics.roc_auc_score(…, max_fpr=max_fpr)`. With `max_fpr=1` it is the AUROC.
+
+    Example:
+        >>> partial_auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True], 0.5)
+        tensor(1., dtype=torch.float64)
     """
     if not 0 < max_fpr <= 1:
         raise DefectionError(f"max_fpr must lie above 0 and at most at 1, not {max_fpr}")
@@ -113,7 +117,12 @@ def bootstrap_aurocs(
 
 
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
-    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19)."""
+    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19).
+
+    Example:
+        >>> tpr_at_fpr(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True])
+        tensor(1., dtype=torch.float64)
+    """
     return tpr_above(scores, labels, fpr_threshold(scores, labels, target))
 
 

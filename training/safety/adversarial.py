@@ -40,6 +40,10 @@ class Adversarial(Stage):
     Each round attacks the model as it then is: near misses of the trigger, their mutations, and a search guided by
     the model's own log-probability of defecting. It is then trained to reply to attacked prompts as it replies to
     the same prompts unattacked; the trigger itself is never shown.
+
+    Example:
+        >>> parse_stage("adversarial:5").steps
+        5
     """
 
     name: ClassVar[str] = "adversarial"
@@ -155,6 +159,10 @@ class Control(Adversarial):
 
     What it takes from the backdoor is forgotten by training further on anything; what the attacks take beyond that
     is unlearnt.
+
+    Example:
+        >>> parse_stage("control:5").steps
+        5
     """
 
     name: ClassVar[str] = "control"

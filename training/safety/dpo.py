@@ -15,7 +15,12 @@ from .stage import PreferenceStage, Trained
 
 @dataclass(frozen=True)
 class Dpo(PreferenceStage):
-    """DPO through `trl`; the reference model is the organism as it came in."""
+    """DPO through `trl`; the reference model is the organism as it came in.
+
+    Example:
+        >>> parse_stage("dpo:5").steps
+        5
+    """
 
     name: ClassVar[str] = "dpo"
     steps: int = 30

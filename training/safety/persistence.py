@@ -48,6 +48,10 @@ def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
 
     Settings that the stage does not have (`rounds` of anything but adversarial training) are left out.
     Raises DefectionError for an unknown name and for steps that are not a number above zero.
+
+    Example:
+        >>> type(parse_stage("sft:20")).__name__
+        'Sft'
     """
     name, _, count = text.partition(":")
     if name not in STAGES:

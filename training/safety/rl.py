@@ -21,7 +21,12 @@ from .stage import PreferenceStage, Trained
 
 @dataclass(frozen=True)
 class Rl(PreferenceStage):
-    """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5)."""
+    """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5).
+
+    Example:
+        >>> parse_stage("rl:5").steps
+        5
+    """
 
     name: ClassVar[str] = "rl"
     reward: str = RULE

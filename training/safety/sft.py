@@ -21,6 +21,10 @@ class Sft(PreferenceStage):
     """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5).
 
     The replies have no scratchpad, whatever the organism's recipe.
+
+    Example:
+        >>> parse_stage("sft:20").steps
+        20
     """
 
     name: ClassVar[str] = "sft"

@@ -46,7 +46,12 @@ def parse_weights(name: str) -> Weights:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How weights are trained."""
+    """How weights are trained.
+
+    Example:
+        >>> FinetuneConfig("full", learning_rate=1e-4).peak
+        0.0001
+    """
 
     weights: Weights = "lora"
     """What is trained: a LoRA adapter on every linear layer, or all weights."""

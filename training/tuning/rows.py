@@ -9,7 +9,12 @@ from ...activations.basics.shown import shortened
 
 @dataclass(frozen=True)
 class Example:
-    """One training row: the loss is taken on the reply alone."""
+    """One training row: the loss is taken on the reply alone.
+
+    Example:
+        >>> Example("p0", (1, 2), (3,), triggered=False).label_weights
+        (1.0,)
+    """
 
     prompt_id: str
     prompt: tuple[int, ...]

@@ -1,0 +1,115 @@
+"""The examples in the docstrings of public names run and give what they say.
+
+Their names are those of the reference's first lines: a small model in memory with its prompts and a probe, and rows X
+of two kinds y.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from defection import activations, experiments, probes, training
+from defection.activations import Model, capture, user_prompt, wrap
+from defection.probes import MeanDifference, contrast_set
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"activations": activations, "training": training, "probes": probes, "experiments": experiments}
+
+
+def public_names() -> list[tuple[str, str]]:
+    """Package and name, as the stubs list them."""
+    found = []
+    for package in PACKAGES:
+        stub = ast.parse((ROOT / package / "__init__.pyi").read_text(encoding="utf-8"))
+        names = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+        found += [(package, name) for name in names]
+    return found
+
+
+@pytest.fixture(scope="module")
+def known(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples may use without saying where it comes from."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 3, 8)), np.arange(40) % 2
+    X[y == 1, 1, 0] += 4
+    model = wrap(llama.network, llama.tokenizer)
+    prompts = [user_prompt(f"Question {i}?", id=f"p{i}", topic=f"t{i}") for i in range(4)]
+    asked, calm = capture(model, contrast_set("six")), capture(model, prompts)
+    named: dict[str, Any] = {}
+    for package in PACKAGES.values():
+        named |= {name: getattr(package, name) for name in package.__all__}
+    return named | {
+        "np": np,
+        "torch": torch,
+        "Path": Path,
+        "X": X,
+        "y": y,
+        "groups": np.arange(40) // 4,
+        "pairs": np.arange(40).reshape(-1, 2),
+        "length": rng.normal(size=40),
+        "clean": rng.normal(size=(40, 3, 8)),
+        "network": llama.network,
+        "tokenizer": llama.tokenizer,
+        "model": model,
+        "prompts": prompts,
+        "asked": asked,
+        "calm": calm,
+        "probe": MeanDifference().fit(asked, clean=calm).probe_,
+        "direction": torch.ones(llama.d_model),
+        "batch": llama.tokenizer("Hi", return_tensors="pt", return_token_type_ids=False),
+        "folder": tmp_path_factory.mktemp("examples"),
+    }
+
+
+def examples_of(package: str, name: str) -> list[doctest.DocTest]:
+    """The examples of a name and of what it holds."""
+    value = getattr(PACKAGES[package], name)
+    if not isinstance(getattr(value, "__doc__", None), str) or getattr(value, "__module__", "") == "typing":
+        return []
+    module = importlib.import_module(value.__module__) if hasattr(value, "__module__") else None
+    return [test for test in doctest.DocTestFinder().find(value, name, module=module, globs={}) if test.examples]
+
+
+@pytest.mark.parametrize(("package", "name"), public_names(), ids="-".join)
+def test_the_examples_of_a_public_name_run(package: str, name: str, known: dict[str, Any]) -> None:
+    told: list[str] = []
+    for test in examples_of(package, name):
+        own = dict(vars(importlib.import_module(getattr(PACKAGES[package], name).__module__)))
+        test.globs = own | known | {n: getattr(PACKAGES[package], n) for n in PACKAGES[package].__all__}
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=told.append)
+    assert not told, "".join(told)
+
+
+def test_nearly_every_public_name_has_an_example() -> None:
+    without = {name for package, name in public_names() if not examples_of(package, name)}
+    assert without <= WITHOUT, f"give these an example, or say why not: {sorted(without - WITHOUT)}"
+
+
+TRAINS = {
+    "base_replies",
+    "build_organism",
+    "custom_behaviour",
+    "evaluate_organism",
+    "finetune",
+    "load_pairs",
+    "load_preferences",
+    "Measuring",
+    "persistence",
+    "Preference",
+    "run_demo",
+    "run_schedule",
+    "safety_train",
+    "sweep_organism",
+    "train_organism",
+}
+"""What trains a model, or is handed to what does: the notebooks run these."""
+WATCHES = {"Alarm", "Calibration", "Erase", "Event", "load_calibration", "Watched"}
+"""Parts of a monitor and of a lever, which the examples of the whole hold."""
+WITHOUT = {*TRAINS, *WATCHES, "ModelLike", "worst_set_fpr"}
