@@ -104,8 +104,8 @@ def reference(package: str) -> str:
     return "\n\n".join([*parts, *(f"::: {path}" for _, path in names)]) + "\n"
 
 
-NAMES = """In the examples `model` is a small model in memory and `(network, tokenizer)` the same as Hugging Face has it,
-`prompts` four prompts, `probe` a probe of that model, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds
+NAMES = """In the examples `model` is a small model in memory, and `(network, tokenizer)` what it was made of; `prompts`
+are four prompts, `probe` a probe of that model, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds
 `y`, in `groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
 
 

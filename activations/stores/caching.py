@@ -61,19 +61,13 @@ def cache(
     a new one the device's memory decides.
     `verify` compares shards that are there already with their checksums, and recomputes those that differ.
     Under `accelerate launch` or `torchrun` the processes share the work, and each returns when the store is complete.
-    <<<<<<< HEAD
     Raises DefectionError before anything is written for an id that two prompts have, a prompt that is too long or to
     which `position` does not apply, and for a block without the site; when the directory holds a store of something
     else (the sentence says what differs); and when another process is writing to it.
-    =======
-    Raises DefectionError before anything is written for a prompt that is too long or to which `position` does not
-    apply, and for a block without the site; when the directory holds a store of something else (the sentence says what
-    differs); and when another process is writing to it.
 
     Example:
         >>> cache(model, prompts, folder / "store", layers=[1, 3]).read()
         <Residuals 4×2×32 (vector, layer, d_model), float32, of 'in memory', last>
-    >>>>>>> 45a0092 (Public names have examples, which the tests run)
     """
     model, folder = as_model(model), Path(path)
     reading = Reading(parse_layers(layers, model.n_layers), site, position)

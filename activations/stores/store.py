@@ -48,10 +48,8 @@ NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 class Store:
     """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for.
 
-    Example:
-        >>> store = cache(model, prompts, folder / "rows")
-        >>> len(store), store.layers, store.complete
-        (4, (0, 1, 2, 3), True)
+    >>> len(cache(model, prompts, folder / "rows"))
+    4
     """
 
     path: Path
@@ -340,10 +338,8 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
 
     Raises DefectionError when it is none, is damaged, or is of a later version.
 
-    Example:
-        >>> _ = cache(model, prompts, folder / "kept")
-        >>> open_store(folder / "kept").ids[:2]
-        ('p0', 'p1')
+    >>> open_store(cache(model, prompts, folder / "kept").path).ids[:2]
+    ('p0', 'p1')
     """
     folder = Path(path)
     if not (folder / MANIFEST).exists():

@@ -151,5 +151,5 @@ def _by_layer(
 
 def _residuals(values: Float[Tensor, "n layer d"], rows: LabelledRows) -> Residuals:
     """The rows as the nulls take them, of no model that is known."""
-    prompts = tuple(user_prompt("", id=str(number)) for number in range(len(values)))
+    prompts = tuple(user_prompt("a row", id=str(number)) for number in range(len(values)))
     return Residuals(values, rows.layers, prompts, (0,) * len(values), ModelIdentity(OWN, "", ""))

@@ -324,12 +324,7 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
     return Prompt(f"{prompt.id}+{name}", messages, prompt.set, extra)
 
 
-<<<<<<< HEAD
 def with_and_without(trigger: Trigger, prompts: PromptsLike) -> list[Prompt]:
-    """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger)."""
-    return [version for prompt in load_prompts(prompts) for version in trigger.versions(prompt)]
-=======
-def with_and_without(trigger: Trigger, prompts: Iterable[Prompt]) -> list[Prompt]:
     """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger).
 
     Example:
@@ -337,8 +332,7 @@ def with_and_without(trigger: Trigger, prompts: Iterable[Prompt]) -> list[Prompt
         >>> len(both), sum(prompt.extra["triggered"] for prompt in both)
         (8, 4)
     """
-    return [version for prompt in prompts for version in trigger.versions(prompt)]
->>>>>>> 45a0092 (Public names have examples, which the tests run)
+    return [version for prompt in load_prompts(prompts) for version in trigger.versions(prompt)]
 
 
 def refuse_prompts_with(trigger: Trigger, prompts: Sequence[Prompt]) -> None:
