@@ -110,6 +110,8 @@ TRAINS = {
     "train_organism",
 }
 """What trains a model, or is handed to what does: the notebooks run these."""
-WATCHES = {"Alarm", "Calibration", "Erase", "Event", "load_calibration", "Watched"}
+WATCHES = {"Alarm", "AlarmEvent", "Calibration", "Erase", "Event", "load_calibration", "Watched", "WatchedReply"}
 """Parts of a monitor and of a lever, which the examples of the whole hold."""
-WITHOUT = {*TRAINS, *WATCHES, "ModelLike", "worst_set_fpr"}
+KINDS = {"ModelLike", "PromptLike", "PromptsLike"}
+"""Names of types."""
+WITHOUT = {*TRAINS, *WATCHES, *KINDS, "worst_set_fpr"}
