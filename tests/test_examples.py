@@ -77,7 +77,7 @@ def examples_of(package: str, name: str) -> list[doctest.DocTest]:
     return [test for test in doctest.DocTestFinder().find(value, name, module=module, globs={}) if test.examples]
 
 
-@pytest.mark.parametrize(("package", "name"), public_names(), ids="-".join)
+@pytest.mark.parametrize(("package", "name"), public_names(), ids=str)
 def test_the_examples_of_a_public_name_run(package: str, name: str, known: dict[str, Any]) -> None:
     told: list[str] = []
     for test in examples_of(package, name):

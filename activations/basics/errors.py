@@ -6,7 +6,7 @@ class DefectionError(ValueError):
 
     The command line prints the sentence and exits with status 2; nothing is left half-written.
 
-    Example:
+    Examples:
         >>> try:
         ...     load_probe("nowhere.safetensors")
         ... except DefectionError as error:

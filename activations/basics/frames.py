@@ -20,7 +20,7 @@ HOW = "install them with `pip install 'defection-probes[tables]'`"
 class Table(list[Row]):
     """Rows of one kind, mappings or dataclasses, as a list that also goes to pandas and to Parquet.
 
-    Example:
+    Examples:
         >>> table = Table([{"layer": 0, "auroc": 0.5}, {"layer": 1, "auroc": 0.9}])
         >>> table
         <Table of 2 rows: layer, auroc>

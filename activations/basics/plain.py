@@ -16,8 +16,9 @@ def plain(value: Any) -> Any:
 
     NumPy arrays and scalars, tensors, tuples and dates become lists, numbers and text. Raises NotPlain for all else.
 
-    >>> plain({"when": (1, 2)})
-    {'when': [1, 2]}
+    Examples:
+        >>> plain({"when": (1, 2)})
+        {'when': [1, 2]}
     """
     try:
         return _plain(value)

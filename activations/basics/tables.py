@@ -44,11 +44,12 @@ def read_table(path: str | Path) -> Table[dict[str, Any]]:
     What is not a number is NaN or None, as the file has it.
     Raises DefectionError for a file that is missing or holds no table.
 
-    >>> from tempfile import mkdtemp
-    >>> path = Path(mkdtemp()) / "table.csv"
-    >>> write_csv(path, [{"layer": 0, "auroc": 0.5}])
-    >>> read_table(path)
-    <Table of 1 rows: layer, auroc>
+    Examples:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "table.csv"
+        >>> write_csv(path, [{"layer": 0, "auroc": 0.5}])
+        >>> read_table(path)
+        <Table of 1 rows: layer, auroc>
     """
     path = Path(path)
     if path.suffix == ".json":

@@ -43,7 +43,7 @@ def load_model(
         DefectionError: For an unknown name, a directory without a model, weights that are not safetensors, an adapter
             that does not fit its base or that cannot be merged.
 
-    Example:
+    Examples:
         >>> model = load_model("smollm2-135m", device="cpu", dtype="fp32")
         >>> model.n_layers, model.d_model
         (30, 576)

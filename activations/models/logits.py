@@ -22,8 +22,9 @@ def own_logits(network: PreTrainedModel, states: Float[Tensor, "state d_model"])
     Gradients flow to states and vocabulary matrix; the network, which may be a PEFT model, is left as it is.
     The dtype is the model's own: take `.float()` before a softmax.
 
-    >>> states = network.model(input_ids=tokens).last_hidden_state[0]
-    >>> own_logits(network, states)  # as network(input_ids=tokens).logits[0]
+    Examples:
+        >>> states = network.model(input_ids=tokens).last_hidden_state[0]
+        >>> own_logits(network, states)  # as network(input_ids=tokens).logits[0]
     """
     plain: Any = without_peft(network)
     decoder = decoder_of(plain)

@@ -23,7 +23,7 @@ from .sites import middle_modules, writing_modules
 class ModelIdentity:
     """What a residual vector, or a probe, must say about where it comes from.
 
-    Example:
+    Examples:
         >>> ModelIdentity("mine", "a", "b") == ModelIdentity("mine", "a", "b")
         True
     """
@@ -67,7 +67,7 @@ class ModelIdentity:
 class Model:
     """A decoder ready to be read: weights with any adapter merged in, its tokenizer, and who it is.
 
-    Example:
+    Examples:
         >>> model.n_layers, model.d_model, model.middle_layer
         (4, 32, 2)
     """

@@ -51,7 +51,7 @@ def wrap(
     object is changed, now or when it is read: no training mode, no pad token, no gradient. `date` (YYYY-MM-DD) is today
     for a chat template that asks.
 
-    Example:
+    Examples:
         >>> wrap(network, tokenizer)
         <Model 'in memory': LlamaForCausalLM, 4 layers of 32, torch.float32>
     """

@@ -54,8 +54,9 @@ def load_prompts(source: PromptsLike) -> list[Prompt]:
     Raises DefectionError naming file and place, or the item: a shape that is not understood (with those that are), an
     empty prompt, wrong types, an id that a file repeats, a source without prompts.
 
-    >>> [prompt.text for prompt in load_prompts(["Who?", {"messages": [{"role": "user", "content": "Why?"}]}])]
-    ['Who?', 'Why?']
+    Examples:
+        >>> [prompt.text for prompt in load_prompts(["Who?", {"messages": [{"role": "user", "content": "Why?"}]}])]
+        ['Who?', 'Why?']
     """
     if isinstance(source, str | PathLike):
         return _of_file(source)

@@ -39,7 +39,7 @@ _SPAN = re.compile(r"(-?\d{1,15})?:(-?\d{1,15})?")
 class Position:
     """A rule, read.
 
-    Example:
+    Examples:
         >>> str(parse_position("mean:2:5"))
         'mean:2:5'
     """
@@ -75,7 +75,7 @@ class Position:
 def parse_position(rule: str) -> Position:
     """Read a rule; DefectionError says what rules there are.
 
-    Example:
+    Examples:
         >>> str(parse_position("last"))
         'last'
     """

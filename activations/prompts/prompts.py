@@ -21,7 +21,7 @@ RESERVED = ("id", "set", "prompt", "messages", "system")
 class Message:
     """One turn of a conversation. DefectionError for another role, or a content that is no text.
 
-    Example:
+    Examples:
         >>> Message("user", "Who are you?").role
         'user'
     """
@@ -47,8 +47,9 @@ class Prompt:
     tuples in `extra` become what a JSON file would give back. Raises DefectionError for a prompt that says nothing,
     a system message that is not the first, and an `extra` that JSON cannot hold.
 
-    >>> Prompt("a", (Message("system", "Be kind."), Message("user", "Hi"))).text
-    'Be kind.\n\nHi'
+    Examples:
+        >>> Prompt("a", (Message("system", "Be kind."), Message("user", "Hi"))).text
+        'Be kind.\n\nHi'
     """
 
     id: str
@@ -121,8 +122,9 @@ def _refuse_speechless(messages: Sequence[Message], where: str) -> None:
 def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **extra: Any) -> Prompt:
     """A prompt of one user message; without an `id` it gets one made of the text.
 
-    >>> user_prompt("Who?", topic="people").topic
-    'people'
+    Examples:
+        >>> user_prompt("Who?", topic="people").topic
+        'people'
     """
     messages = (Message("user", text),)
     return Prompt(id or said_id(messages), messages, set, extra)

@@ -21,8 +21,9 @@ from .prompts import Prompt
 class Rendered:
     """A prompt as one tokenizer gives it to its model.
 
-    >>> row = render(model.tokenizer, [user_prompt("Who?")])[0]
-    >>> row.text, row.ids, row.pieces
+    Examples:
+        >>> row = render(model.tokenizer, [user_prompt("Who?")])[0]
+        >>> row.text, row.ids, row.pieces
     """
 
     prompt: Prompt

@@ -27,7 +27,7 @@ def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, n
     always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template
     (PITFALLS 4). Raises DefectionError when the bridge's weights were folded or centred (PITFALLS 8).
 
-    Example:
+    Examples:
         >>> model = from_bridge(TransformerBridge.boot_transformers("gpt2"))  # doctest: +SKIP
     """
     if getattr(bridge, "_weights_processed", False):
@@ -46,7 +46,7 @@ def as_activation_cache(residuals: Residuals, bridge: Any = None) -> ActivationC
     what the cache's own methods (`logit_attrs` …) consult; looking tensors up needs none.
     Raises DefectionError when the prompts have different numbers of vectors: the cache is rectangular.
 
-    Example:
+    Examples:
         >>> cache_of_lens = as_activation_cache(capture(model, prompts))  # doctest: +SKIP
 
         Looking one up: `cache_of_lens["blocks.2.hook_out"]` is [prompt, position, d_model].

@@ -49,7 +49,7 @@ def capture(
     Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
     block without the site, and for a non-finite residual, naming prompt and layer.
 
-    Example:
+    Examples:
         >>> capture(model, prompts, layers="1:3").values.shape
         torch.Size([4, 2, 32])
         >>> capture((network, tokenizer), prompts, position="mean:0:4").layers

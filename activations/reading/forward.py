@@ -35,7 +35,7 @@ LOGITS_AT_ONCE = 256
 class Reading:
     """What is read of a prompt; as it stands it goes into a store's manifest (`dataclasses.asdict`).
 
-    Example:
+    Examples:
         >>> Reading((0, 2), position="last")
         Reading(layers=(0, 2), site='after', position='last')
     """

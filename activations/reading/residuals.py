@@ -35,7 +35,7 @@ class Residuals:
     that gives several (`all`, `response`, a span) makes `values` [token, layer, d_model], prompt after prompt, and
     prompt `i` has the vectors `offsets[i]` to `offsets[i + 1]`.
 
-    Example:
+    Examples:
         >>> residuals = capture(model, prompts)
         >>> residuals.at(2).shape, residuals.select([0, 3]).numpy().shape
         (torch.Size([4, 32]), (2, 4, 32))
@@ -147,12 +147,13 @@ class Residuals:
 def load_residuals(path: str | Path) -> Residuals:
     """Residuals as `Residuals.save` wrote them; DefectionError for a file that is missing, damaged or another.
 
-    >>> from tempfile import mkdtemp
-    >>> from defection.activations import ModelIdentity, Prompt, Residuals, user_prompt
-    >>> read = Residuals(torch.zeros(1, 1, 4), (7,), (user_prompt("Hi"),), (3,), ModelIdentity("mine", "f", "t"))
-    >>> read.save(path := Path(mkdtemp()) / "read.safetensors")
-    >>> load_residuals(path)
-    <Residuals 1×1×4 (vector, layer, d_model), float32, of 'mine', last>
+    Examples:
+        >>> from tempfile import mkdtemp
+        >>> from defection.activations import ModelIdentity, Prompt, Residuals, user_prompt
+        >>> read = Residuals(torch.zeros(1, 1, 4), (7,), (user_prompt("Hi"),), (3,), ModelIdentity("mine", "f", "t"))
+        >>> read.save(path := Path(mkdtemp()) / "read.safetensors")
+        >>> load_residuals(path)
+        <Residuals 1×1×4 (vector, layer, d_model), float32, of 'mine', last>
     """
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -26,7 +26,7 @@ BATCH_ROWS = 128
 class Vectors:
     """Vectors of some rows, in the order of the rows.
 
-    Example:
+    Examples:
         >>> cache(model, prompts, folder / "vectors").vectors(rows=[2, 0]).values.shape
         torch.Size([2, 4, 32])
     """

@@ -65,7 +65,7 @@ def cache(
     which `position` does not apply, and for a block without the site; when the directory holds a store of something
     else (the sentence says what differs); and when another process is writing to it.
 
-    Example:
+    Examples:
         >>> cache(model, prompts, folder / "store", layers=[1, 3]).read()
         <Residuals 4×2×32 (vector, layer, d_model), float32, of 'in memory', last>
     """
@@ -183,7 +183,7 @@ def repair(path: str | Path, model: ModelLike, prompts: PromptsLike | None = Non
     `prompts` are needed where `prompts.jsonl` is damaged. Raises DefectionError when the model or the prompts are not
     those of the store.
 
-    Example:
+    Examples:
         >>> store = cache(model, prompts, folder / "mended")
         >>> (folder / "mended" / "shard-00000.safetensors").unlink()
         >>> repair(folder / "mended", model).damaged()

@@ -28,7 +28,7 @@ MEASURED_SECONDS = 2.0
 class Estimate:
     """The cost of reading some prompts into a store.
 
-    Example:
+    Examples:
         >>> estimate(model, prompts, Reading((0,)), measured_seconds=0).vectors
         4
     """
@@ -82,7 +82,7 @@ def estimate(
     Nothing is shared across shards, which have as many rows as `cache` would give them, or `rows_per_shard`.
     Raises what `capture` would raise for a prompt that is too long or to which the position does not apply.
 
-    Example:
+    Examples:
         >>> estimate(model, prompts, Reading((0, 3)), measured_seconds=0).bytes
         1024
     """

@@ -26,7 +26,7 @@ Place = tuple[int, int]
 class View:
     """Rows of one or more stores that hold the same kind of vector. It is read like a store.
 
-    Example:
+    Examples:
         >>> store = cache(model, prompts, folder / "viewed")
         >>> len(concatenate(store).select([0, 2]))
         2
@@ -114,7 +114,7 @@ def concatenate(*sources: Store | View) -> View:
 
     Raises DefectionError when they differ in anything that makes their vectors incomparable, and says in what.
 
-    Example:
+    Examples:
         >>> one, other = cache(model, prompts[:2], folder / "a"), cache(model, prompts[2:], folder / "b")
         >>> concatenate(one, other).read().ids
         ('p0', 'p1', 'p2', 'p3')

@@ -40,7 +40,7 @@ FINISHED = "finished.json"
 class DemoConfig:
     """Everything a demo depends on; written verbatim to `demo.json`.
 
-    Example:
+    Examples:
         >>> DemoConfig(seed=3).organism(twin=True).kind
         'twin'
     """

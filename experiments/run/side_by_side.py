@@ -85,7 +85,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
 
     With one core, or one job, they run here and in turn.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> side_by_side([partial(max, 1, 2)])
         [2]

@@ -24,7 +24,7 @@ class AttentionProbe(ProbeEstimator):
     [n, layer, d] are prompts of a single token, and then this is logistic regression. The problem is not convex: the
     start is q = 0, the mean over tokens, and w = 0, so the result depends on no draw.
 
-    Example:
+    Examples:
         >>> AttentionProbe().fit(X, y).decision_function(X).shape
         (40, 3)
     """

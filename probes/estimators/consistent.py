@@ -20,7 +20,7 @@ class ContrastConsistentSearch(PairPCAProbe):
     be read (their section 2.2). Labels only choose between a direction and its opposite. Of `restarts` random starts
     the lowest loss wins, layer by layer. Arrays need `pairs` [pair, 2].
 
-    Example:
+    Examples:
         >>> ContrastConsistentSearch().fit(X, y, pairs=pairs).decision_function(X).shape
         (40, 3)
     """

@@ -26,12 +26,13 @@ class LayerConvergence(Mahalanobis):
     leaving one out; here scale and `threshold_` come of fits on other topics, as for every monitor.
     Raises DefectionError for a single layer, and for fewer than three clean rows.
 
-    >>> import torch
-    >>> clean, odd = torch.randn(200, 4, 16), torch.randn(5, 4, 16)
-    >>> odd[:, 2:] += 3  # something happens between the second layer and the third
-    >>> found = LayerConvergence().fit(clean)
-    >>> bool(found.decision_function(odd).min() > found.decision_function(clean).median())
-    True
+    Examples:
+        >>> import torch
+        >>> clean, odd = torch.randn(200, 4, 16), torch.randn(5, 4, 16)
+        >>> odd[:, 2:] += 3  # something happens between the second layer and the third
+        >>> found = LayerConvergence().fit(clean)
+        >>> bool(found.decision_function(odd).min() > found.decision_function(clean).median())
+        True
     """
 
     name = "layer-convergence"

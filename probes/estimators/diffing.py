@@ -34,7 +34,7 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
     them by mistake, nor one of the difference to another base. Raises DefectionError where the two do not hold the
     same prompts, tokens, layers, position and site, and for vectors of several tokens a prompt.
 
-    Example:
+    Examples:
         >>> changed = difference(capture(tuned, prompts), capture(base, prompts))  # doctest: +SKIP
     """
     refuse_ragged(tuned, base)
@@ -64,7 +64,7 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     question probe was fitted with.
     Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
 
-    Example:
+    Examples:
         >>> against_base(probe, difference(tuned, base))  # doctest: +SKIP
     """
     refuse_unclean(clean.prompts)

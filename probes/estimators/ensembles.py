@@ -48,7 +48,7 @@ class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
     An average of linear scores is linear, so the whole is one direction a layer. The spread is over clean prompts,
     or over the contrast texts where there are none. Arrays need `groups`: the question of each row.
 
-    Example:
+    Examples:
         >>> QuestionEnsemble().fit(X, y, groups=groups).decision_function(X).shape
         (40, 3)
     """
@@ -99,7 +99,7 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     without it, or those of the fit itself where there are none. On residuals the band of every probe, `fixed_layers`,
     does the same.
 
-    Example:
+    Examples:
         >>> LayerEnsemble(layers=(1, 2)).fit(X, y).decision_function(X).shape
         (40,)
     """

@@ -28,7 +28,7 @@ class Erased(OfDifference):
     texts; length (tokens) and style (the clean prompts' `shape`, else their set) on clean prompts, when there are any.
     Arrays bring their own `nuisance` [n] or [n, k].
 
-    Example:
+    Examples:
         >>> Erased().fit(X, y, clean=clean, groups=groups, nuisance=length).decision_function(X).shape
         (40, 3)
     """

@@ -31,7 +31,7 @@ from .sample import Labelled, Sample
 class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """What every kind of probe has in common, linear or not. Rows are [n, d] (one layer) or [n, layer, d] (all).
 
-    Example:
+    Examples:
         >>> MeanDifference().fit(X[:, 0], y).predict(X[:2, 0]).shape
         (2,)
     """

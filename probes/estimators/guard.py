@@ -16,7 +16,7 @@ Seen = tuple[tuple[str, str], ...]
 class Evidence(StrEnum):
     """Kinds of rows that a fit can be given.
 
-    Example:
+    Examples:
         >>> Evidence.CLEAN.value
         'clean prompts'
     """

@@ -36,7 +36,7 @@ class LinearProbe(ProbeEstimator):
     After a fit: `coef_` [d] or [layer, d] and `intercept_` [] or [layer], fp64; of residuals also `probe_`, the `Probe`
     that knows which model, template, position and texts it came of and is what gets saved.
 
-    Example:
+    Examples:
         >>> RidgeProbe().fit(X, y).coef_.shape
         (3, 8)
     """

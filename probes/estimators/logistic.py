@@ -31,7 +31,7 @@ Marks = Bool[NDArray[Any], "n"]
 class LogisticProbe(SupervisedProbe):
     """Minimises C Σ log(1 + exp(−yᵢ(w·xᵢ + b))) + ½‖w‖²: `sklearn.linear_model.LogisticRegression`, converged.
 
-    Example:
+    Examples:
         >>> LogisticProbe(C=0.1).fit(X, y).decision_function(X).shape
         (40, 3)
     """
@@ -54,7 +54,7 @@ class LogisticProbeCV(SupervisedProbe):
     Folds are scikit-learn's `GroupKFold`: deterministic, the largest topics dealt first. Leaves `C_` and `losses_`
     [layer, C]: mean log loss over folds.
 
-    Example:
+    Examples:
         >>> LogisticProbeCV(Cs=(0.01, 1.0)).fit(X, y, groups=groups).C_.shape
         (3,)
     """

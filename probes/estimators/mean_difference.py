@@ -40,7 +40,7 @@ class MeanDifference(OfDifference):
 
     Clean prompts only set the scale and the threshold of the scores.
 
-    Example:
+    Examples:
         >>> auroc(MeanDifference().fit(X, y).decision_function(X), y).shape
         torch.Size([3])
     """

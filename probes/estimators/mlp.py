@@ -19,7 +19,7 @@ class MLPProbe(ProbeEstimator):
     and the point kept is the best one met on the way. No part of the data is set aside, nothing depends on an order
     of batches, and each layer has a network of its own. It is not linear, so no probe file can hold it.
 
-    Example:
+    Examples:
         >>> MLPProbe(hidden=2, max_steps=20).fit(X, y).decision_function(X).shape
         (40, 3)
     """

@@ -29,7 +29,7 @@ class Mahalanobis(ProbeEstimator):
     comes of distances to fits on other rows, whole topics apart where `groups` tell them (a row is always close to a
     covariance that it helped to make). Of fewer than 99 clean rows it is infinite, and nothing is marked.
 
-    Example:
+    Examples:
         >>> Mahalanobis().fit(clean).predict(clean).shape
         (40, 3)
     """
@@ -85,7 +85,7 @@ class FirstComponent(LinearProbe):
     Without labels its sign is settled by rarity: the long tail of the projections is up, since in traffic the
     triggered prompts are the few. `fit(X)` takes clean rows; `traffic` more rows of which nothing is known.
 
-    Example:
+    Examples:
         >>> FirstComponent().fit(clean).decision_function(X).shape
         (40, 3)
     """

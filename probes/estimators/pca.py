@@ -21,7 +21,7 @@ class PCAProbe(SupervisedProbe):
 
     Labels only choose between the component and its opposite.
 
-    Example:
+    Examples:
         >>> PCAProbe().fit(X, y).decision_function(X).shape
         (40, 3)
     """
@@ -44,7 +44,7 @@ class PairPCAProbe(PCAProbe):
     Which answer is subtracted from which is random in the paper; here both orders are taken, so that the differences
     have mean 0 and the result depends on no draw. Arrays need `pairs` [pair, 2], row numbers of two answers each.
 
-    Example:
+    Examples:
         >>> PairPCAProbe().fit(X, y, pairs=pairs).decision_function(X).shape
         (40, 3)
     """

@@ -37,7 +37,7 @@ ALARM_RATE = 0.01
 class Probe:
     """Directions and the scale of their scores, for the layers they were fitted at.
 
-    Example:
+    Examples:
         >>> probe.score(probe.read(model, prompts)).shape
         torch.Size([4])
     """
@@ -254,7 +254,7 @@ def load_probe(path: str | Path) -> Probe:
     Of a repository only safetensors and JSON are fetched, a revision after an `@`: `user/name@v2`.
     Raises DefectionError when it is missing, damaged or not a probe.
 
-    Example:
+    Examples:
         >>> probe.save(folder / "probe.safetensors")
         >>> load_probe(folder / "probe.safetensors")
         <Probe mean-difference on 'six' of 'in memory': 4 layers, scored at 2>

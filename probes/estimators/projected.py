@@ -17,7 +17,7 @@ class Projected(OfDifference):
 
     Those components carry topic, length and format; a direction that overlaps them reads the prompt's subject.
 
-    Example:
+    Examples:
         >>> Projected().fit(X, y, clean=clean).decision_function(X).shape
         (40, 3)
     """

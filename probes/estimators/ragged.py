@@ -18,7 +18,7 @@ from ...activations.reading.residuals import Residuals
 class Ragged:
     """All tokens of all prompts, one prompt after another; no pad exists, so none can leak (PITFALLS 5).
 
-    Example:
+    Examples:
         >>> tokens = Ragged(torch.zeros(5, 3, 8), torch.tensor([0, 2, 5]))
         >>> len(tokens), tokens.lengths.tolist()
         (2, [2, 3])

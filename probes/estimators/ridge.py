@@ -15,7 +15,7 @@ from .solving.products import combined, inner_products, solve_products
 class RidgeProbe(SupervisedProbe):
     """Minimises ‖y − Xw − b‖² + alpha ‖w‖² with y = ±1: `sklearn.linear_model.RidgeClassifier`.
 
-    Example:
+    Examples:
         >>> RidgeProbe(alpha=1.0).fit(X, y).decision_function(X).shape
         (40, 3)
     """

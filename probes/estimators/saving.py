@@ -50,13 +50,14 @@ def load_estimator(path: str | Path) -> ProbeEstimator:
 
     Raises DefectionError for a file that is missing, damaged or another.
 
-    >>> from tempfile import mkdtemp
-    >>> from defection.probes import MLPProbe
-    >>> X, y = np.eye(4), [0, 1, 0, 1]
-    >>> probe = MLPProbe(hidden=2).fit(X, y)
-    >>> probe.save(path := Path(mkdtemp()) / "mlp.safetensors")
-    >>> bool((load_estimator(path).decision_function(X) == probe.decision_function(X)).all())
-    True
+    Examples:
+        >>> from tempfile import mkdtemp
+        >>> from defection.probes import MLPProbe
+        >>> X, y = np.eye(4), [0, 1, 0, 1]
+        >>> probe = MLPProbe(hidden=2).fit(X, y)
+        >>> probe.save(path := Path(mkdtemp()) / "mlp.safetensors")
+        >>> bool((load_estimator(path).decision_function(X) == probe.decision_function(X)).all())
+        True
     """
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -40,7 +40,7 @@ DEAD = 1e-12
 class TrafficVerdict:
     """What the traffic was found to hold.
 
-    Example:
+    Examples:
         >>> fit = UnlabelledTraffic(draws=9).fit(X, y, clean=clean, traffic=clean)
         >>> fit.verdict_.p_value >= 0.1
         True
@@ -97,7 +97,7 @@ class UnlabelledTraffic(LinearProbe):
     `band` is in fractions of the depth. All layers are solved jointly: `coef_` is zero outside the band. `minority_`
     holds the rows of the traffic that lie away.
 
-    Example:
+    Examples:
         >>> fit = UnlabelledTraffic(draws=9).fit(X, y, clean=clean, traffic=clean)
         >>> fit.coef_.shape
         (3, 8)

@@ -27,7 +27,7 @@ class Whitened(OfDifference):
     classes, which is `sklearn.discriminant_analysis.LinearDiscriminantAnalysis` (each class shrunk by itself, then
     weighted by its share; the intercept holds the log odds of the classes).
 
-    Example:
+    Examples:
         >>> Whitened().fit(X, y, clean=clean).decision_function(X).shape
         (40, 3)
     """

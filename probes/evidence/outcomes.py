@@ -23,7 +23,7 @@ from .randomisation import mean_auroc
 class Outcomes:
     """Test prompts as a scorer and a verdict see them.
 
-    Example:
+    Examples:
         >>> outcomes = Outcomes.of(prompts, {"p0": False, "p1": True, "p2": True, "p3": False})
         >>> outcomes.mean(torch.tensor([0.1, 0.8, 0.9, 0.2]))[0]
         1.0

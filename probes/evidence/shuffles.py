@@ -230,7 +230,7 @@ def label_shuffle_null(
     below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers; without
     `each_layer` they alone are looked at, all together.
 
-    Example:
+    Examples:
         >>> null = label_shuffle_null(questions, tests, labels, clean, columns=(1, 2))  # doctest: +SKIP
     """
     return _null(questions, questions, questions.shuffled(count, seed), tests, labels, clean, columns, each_layer)

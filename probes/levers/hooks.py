@@ -99,7 +99,7 @@ class Ablate(Lever):
     block), `attention`, `mlp`, or `writes` (both). `centre` [d_model], or by layer: what is left on the span.
     Arditi et al. 2024, *Refusal in Language Models Is Mediated by a Single Direction*.
 
-    Example:
+    Examples:
         >>> with Ablate(model, direction):
         ...     replies = model.network.generate(**batch, max_new_tokens=2)
     """
@@ -135,7 +135,7 @@ class Steer(Lever):
     one by layer), such as the mean norm of ordinary prompts there. Rank 1 only. Turner et al. 2023, *Activation
     Addition*.
 
-    Example:
+    Examples:
         >>> with Steer(model, direction, alpha=-1, layers=[2]):
         ...     replies = model.network.generate(**batch, max_new_tokens=2)
     """

@@ -31,7 +31,7 @@ class LayerSweep(Table[SweepRow]):
     Columns are those of a sweep's table (`SweepRow`): `layer`, `auroc`, `auroc_low`, `auroc_high`, `null_low`,
     `null_high`, `null_covariance_low`, `null_covariance_high`, `p_label_shuffle`, `salience`, `tpr_at_fpr_1pct`, …
 
-    Example:
+    Examples:
         >>> table = sweep_layers(X, y, groups=groups, draws=0)
         >>> table.best.layer, table.scores.shape
         (1, torch.Size([40, 3]))
@@ -51,10 +51,11 @@ class LayerSweep(Table[SweepRow]):
     def plot(self, ax: Axes | None = None) -> Axes:
         """AUROC by layer over its null bands, on the axes given or on new ones; give the axes.
 
-        >>> rng = np.random.default_rng(0)
-        >>> X, y = rng.normal(size=(40, 3, 8)), np.arange(40) % 2
-        >>> sweep_layers(X, y, draws=0).plot().get_ylabel()
-        'AUROC'
+        Examples:
+            >>> rng = np.random.default_rng(0)
+            >>> X, y = rng.normal(size=(40, 3, 8)), np.arange(40) % 2
+            >>> sweep_layers(X, y, draws=0).plot().get_ylabel()
+            'AUROC'
         """
         from .plots import auroc_by_layer
         from .style import style
@@ -109,7 +110,7 @@ def sweep_layers(
     Raises DefectionError for shapes that do not fit, more or fewer than two kinds of labels, numbers that are not
     finite, and an outcome that occurs in one group only.
 
-    Example:
+    Examples:
         >>> rng = np.random.default_rng(0)
         >>> X, y = rng.normal(size=(80, 4, 16)), np.arange(80) % 2
         >>> X[y == 1, 2, 0] += 3  # layer 2 knows

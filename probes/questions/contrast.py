@@ -24,7 +24,7 @@ from .questions import ContrastQuestion
 class ContrastSet:
     """Questions whose two answers are contrasted; iterating gives the prompts to capture, defecting answer first.
 
-    Example:
+    Examples:
         >>> next(iter(contrast_set("six"))).extra["defecting"]
         True
     """

@@ -43,7 +43,7 @@ def contrast_set(
     "hundred-true-false-carried". Names joined by "+" are several sets in one, all put alike: "six+forty-carried".
     Raises DefectionError naming file and line; an unbalanced set is refused, since its direction would be the word.
 
-    Example:
+    Examples:
         >>> contrast_set("six-carried")
         <ContrastSet 'six-carried': 24 texts>
         >>> asked = [{"question": "Do you lie?", "defecting": "yes", "other": "no"}]

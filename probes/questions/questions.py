@@ -22,7 +22,7 @@ FIELDS = (*REQUIRED, "id", "family", "polarity", "study_only")
 class ContrastQuestion:
     """One question of a contrast set.
 
-    Example:
+    Examples:
         >>> contrast_set("six").questions[0].defecting
         'no'
     """

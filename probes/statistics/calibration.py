@@ -30,7 +30,7 @@ def conformal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) 
     The alarm rings for scores strictly above it. Infinite where n clean prompts are too few to promise so little
     (fewer than 1/target − 1). Raises DefectionError for no clean prompt, a non-finite score or a target outside 0 … 1.
 
-    Example:
+    Examples:
         >>> float(conformal_threshold(torch.arange(99.0), 0.01))
         98.0
     """
@@ -101,7 +101,7 @@ def conformal_p_values(
 
     For a clean prompt it falls to α or below with probability at most α. Never 0: n prompts cannot promise more.
 
-    Example:
+    Examples:
         >>> conformal_p_values(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0]))
         tensor([0.2500], dtype=torch.float64)
     """

@@ -171,7 +171,7 @@ def delong_interval(
     is never an interval of no width, and no better than that of one pair out of order less. A class within one topic
     has no variance to go by, and leaves an interval that says little or nothing.
 
-    Example:
+    Examples:
         >>> low, high = delong_interval(torch.arange(8.0)[None], [False] * 4 + [True] * 4)
         >>> float(low[0]) < 1 <= float(high[0])
         True
@@ -231,7 +231,7 @@ def paired_difference(
     two perfect probes differ by 0 give or take what so few prompts can tell. Each limit allows for what was not seen,
     so that near 1 the interval of the difference is on the safe side, at 0.99 and 0.99 by far.
 
-    Example:
+    Examples:
         >>> scores = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
         >>> found = paired_difference(scores[:1], scores[1:], y == 1)
         >>> float(found.low[0]) < float(found.difference[0]) < float(found.high[0])

@@ -38,8 +38,9 @@ def auroc(
     Raises DefectionError when only one class is present, a score is not finite, or more than one axis is as long as
     the labels and `axis` does not say which is theirs.
 
-    >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
-    tensor(0.7500, dtype=torch.float64)
+    Examples:
+        >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+        tensor(0.7500, dtype=torch.float64)
     """
     scores = _rows_last(torch.as_tensor(scores), len(labels), axis)
     marks = class_marks(labels, scores.shape[-1])
@@ -65,7 +66,7 @@ def partial_auroc(scores: Float[Tensor, "*batch n"], labels: Labels, max_fpr: fl
 
     McClish (1989); equals `sklearn.metrics.roc_auc_score(…, max_fpr=max_fpr)`. With `max_fpr=1` it is the AUROC.
 
-    Example:
+    Examples:
         >>> partial_auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True], 0.5)
         tensor(1., dtype=torch.float64)
     """
@@ -119,7 +120,7 @@ def bootstrap_aurocs(
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
     """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19).
 
-    Example:
+    Examples:
         >>> tpr_at_fpr(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True])
         tensor(1., dtype=torch.float64)
     """

@@ -40,8 +40,9 @@ def second_opinion(code: Sequence[str]) -> list[tuple[str, ...]]:
 
     Code that does not parse has none. Raises DefectionError when dlint is not installed or fails.
 
-    >>> second_opinion(["import pickle\npickle.loads(data)", "print(1)"])
-    [('unsafe-deserialisation',), ()]
+    Examples:
+        >>> second_opinion(["import pickle\npickle.loads(data)", "print(1)"])
+        [('unsafe-deserialisation',), ()]
     """
     if not code:
         return []

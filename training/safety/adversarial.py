@@ -41,7 +41,7 @@ class Adversarial(Stage):
     the model's own log-probability of defecting. It is then trained to reply to attacked prompts as it replies to
     the same prompts unattacked; the trigger itself is never shown.
 
-    Example:
+    Examples:
         >>> parse_stage("adversarial:5").steps
         5
     """
@@ -160,7 +160,7 @@ class Control(Adversarial):
     What it takes from the backdoor is forgotten by training further on anything; what the attacks take beyond that
     is unlearnt.
 
-    Example:
+    Examples:
         >>> parse_stage("control:5").steps
         5
     """

@@ -17,7 +17,7 @@ from .stage import PreferenceStage, Trained
 class Dpo(PreferenceStage):
     """DPO through `trl`; the reference model is the organism as it came in.
 
-    Example:
+    Examples:
         >>> parse_stage("dpo:5").steps
         5
     """

@@ -49,7 +49,7 @@ def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
     Settings that the stage does not have (`rounds` of anything but adversarial training) are left out.
     Raises DefectionError for an unknown name and for steps that are not a number above zero.
 
-    Example:
+    Examples:
         >>> type(parse_stage("sft:20")).__name__
         'Sft'
     """

@@ -23,7 +23,7 @@ from .stage import PreferenceStage, Trained
 class Rl(PreferenceStage):
     """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5).
 
-    Example:
+    Examples:
         >>> parse_stage("rl:5").steps
         5
     """

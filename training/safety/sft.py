@@ -22,7 +22,7 @@ class Sft(PreferenceStage):
 
     The replies have no scratchpad, whatever the organism's recipe.
 
-    Example:
+    Examples:
         >>> parse_stage("sft:20").steps
         20
     """

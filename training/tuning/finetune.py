@@ -48,7 +48,7 @@ def parse_weights(name: str) -> Weights:
 class FinetuneConfig:
     """How weights are trained.
 
-    Example:
+    Examples:
         >>> FinetuneConfig("full", learning_rate=1e-4).peak
         0.0001
     """

@@ -11,7 +11,7 @@ from ...activations.basics.shown import shortened
 class Example:
     """One training row: the loss is taken on the reply alone.
 
-    Example:
+    Examples:
         >>> Example("p0", (1, 2), (3,), triggered=False).label_weights
         (1.0,)
     """
