@@ -23,8 +23,6 @@ except ImportError:  # Windows: whoever only reads into memory needs no lock
 
 LOCK = ".lock"
 WRITING = ".writing"
-LOCKED = "lock"
-"""Of a room."""
 
 
 @contextlib.contextmanager
@@ -74,7 +72,7 @@ def _lock_of(place: Path) -> IO[str]:
     while True:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            return open(place / LOCKED, "w")
+            return open(place / "lock", "w")
         except FileNotFoundError:
             continue  # a process that had finished the store removed `.writing` in between
         except FileExistsError as error:  # or between the two looks that `mkdir` takes at what is there

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..basics.errors import DefectionError
 from ..basics.files import Json, file_digest, sync, write_bytes
 from ..basics.progress import Advance
-from .locking import LOCKED, admitted, remove_rooms, room
+from .locking import LOCK, admitted, remove_rooms, room
 from .manifest import MANIFEST, manifest_bytes, read_manifest
 from .plan import StorePlan, shard_name
 from .shards import Rows, read_header, same_bytes, write_shard
@@ -55,7 +55,7 @@ def write_store(
     number, world = share
     with admitted(folder, alone=world == 1):
         with room(folder, "plan") as aside:
-            began = _now(aside)
+            began = _now(folder)
             head, shards = _begin(folder, plan, aside)
         written = 0
         for turn in range(world):
@@ -84,10 +84,10 @@ class _Job:
     advance: Advance
 
 
-def _now(room: Path) -> int:
+def _now(folder: Path) -> int:
     """The time by the clock that the shards' times are told by, which on a network is another machine's."""
-    os.utime(room / LOCKED)
-    return (room / LOCKED).stat().st_ctime_ns
+    os.utime(folder / LOCK)
+    return (folder / LOCK).stat().st_ctime_ns
 
 
 def _begin(folder: Path, plan: StorePlan, aside: Path) -> tuple[Json, list[_Shard]]:
