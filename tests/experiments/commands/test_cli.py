@@ -136,7 +136,7 @@ def test_ctrl_c_is_answered_in_one_sentence(run, capsys, tmp_path, llama_folder,
     def interrupted(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("defection.activations.prompts.prompts.load_prompts", interrupted)
+    monkeypatch.setattr("defection.activations.prompts.loading.load_prompts", interrupted)
     assert run("cache", llama_folder, prompts, "--out", tmp_path / "store") == 130
     assert capsys.readouterr().err.strip() == "defection: interrupted; the same command continues from here"
 
