@@ -1,12 +1,14 @@
 """Nineteen of the most used chat families: loaded, rendered, read, replied to, trained, probed, with adapters too.
 
-`docs/families.md` is the table that comes of it; `WRITE_FAMILIES=1 python -m pytest tests/test_families.py` writes it.
+`docs/families.md` is the table of it; `WRITE_FAMILIES=1 python -m pytest tests/test_families.py` writes it, and
+`ALL_FAMILIES=1` compares all of it (two minutes). Otherwise five families are walked, each unlike the others.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +64,7 @@ CHAT: dict[str, tuple[type, dict[str, Any], str | None]] = {
     "Falcon": (*FAMILIES["falcon"], None),
 }
 """Config, what is changed of it, and the template: the maker's as `trl` ships it, or one of its known shape."""
+FEW = ("Llama 3", "Mistral", "Gemma 2", "Phi 3", "Falcon")
 STEPS = ("load", "system", "capture", "reply", "train", "probe", "adapter")
 HEADINGS = {"system": "system message", "train": "train ten steps", "probe": "fit and score"}
 ASKED = Prompt("asked", (Message("user", "Is snow cold?"),))
@@ -176,7 +179,7 @@ def walk(family: str, folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     found = {}
-    for family in CHAT:
+    for family in CHAT if {"WRITE_FAMILIES", "ALL_FAMILIES"} & os.environ.keys() else FEW:
         found[family] = walk(family, tmp_path_factory.mktemp("family"))
         gc.collect()
     return found
@@ -212,11 +215,19 @@ def page(walked: dict[str, dict[str, str]]) -> str:
 def test_the_table_in_the_docs_is_what_is_found(walked: dict[str, dict[str, str]]) -> None:
     if "WRITE_FAMILIES" in os.environ:
         TABLE.write_text(page(walked), encoding="utf-8")
-    assert TABLE.read_text(encoding="utf-8") == page(walked)
+    written = TABLE.read_text(encoding="utf-8")
+    if len(walked) == len(CHAT):
+        assert written == page(walked)
+    known, found = ([unnumbered(line) for line in text.splitlines()] for text in (written, page(walked)))
+    assert {line for line in found if line.startswith("| ") or "refused" in line} <= set(known)
+
+
+def unnumbered(line: str) -> str:
+    """A line of the table, or a note, whatever number the note has."""
+    return re.sub(r"^\d+\. | \(\d+\)", "", line)
 
 
 @pytest.mark.slow
-def test_only_a_system_message_is_refused_of_nineteen_families(walked: dict[str, dict[str, str]]) -> None:
-    assert len(walked) == 19
+def test_only_a_system_message_is_refused(walked: dict[str, dict[str, str]]) -> None:
     refused = {(family, name) for family, found in walked.items() for name, said in found.items() if said != "yes"}
     assert {name for _, name in refused} <= {"system"}

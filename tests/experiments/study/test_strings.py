@@ -102,7 +102,7 @@ def test_a_study_is_not_finished_without_it_and_takes_up_there(study, monkeypatc
     shutil.rmtree(cell.folder / VERDICTS)  # rests on it
     assert study.is_measured(cell)
     assert not study.is_finished(cell)
-    for name in ("train", "measure"):
+    for name in ("train", "measure_cell"):
         monkeypatch.setattr(studying, name, lambda *_: pytest.fail("did again what was done"))
     study.run(backend="local=1")
     assert (cell.folder / STRINGS_FILE).read_bytes() == before
