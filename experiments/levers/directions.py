@@ -16,9 +16,9 @@ from ...probes.levers.directions import Direction, concept_eraser, probe_directi
 from ...probes.levers.settings import Ground
 from ...training.organisms.behaviours import VULNERABLE_CODE
 from ...training.organisms.records import Organism
-from .levers_plan import LeverSettings
-from .preregistration import MixedTraffic
-from .traffic_league import traffic_prompts
+from ..run.preregistration import MixedTraffic
+from ..run.traffic_league import traffic_prompts
+from .plan import LeverSettings
 
 RANKS = (1, 2, 4)
 POOLED = "mean:all"

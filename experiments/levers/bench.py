@@ -23,7 +23,7 @@ from ...training.measuring.likelihood import token_logprobs
 from ...training.measuring.rates import Rate, bootstrapped
 from ...training.organisms.examples import written
 from ...training.organisms.records import Organism
-from .plan import judged_tokens
+from ..run.plan import judged_tokens
 
 ALONG = 8
 """Tokens of the clean reply along which distributions are compared."""

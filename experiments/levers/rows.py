@@ -12,7 +12,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest
 from ...probes.levers.directions import Direction
 from ...probes.levers.settings import Setting
-from .levers_bench import Measured
+from .bench import Measured
 
 SCREEN, DEVELOPMENT, TEST = "screen", "development", "test"
 MEASURES = ("trigger_rate", "induction", "suppression", "recovery", "cost")

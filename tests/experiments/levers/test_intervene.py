@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError, load_model, load_prompts
-from defection.experiments.run import levers_bench, levers_judged
-from defection.experiments.run.intervene import intervene, lever_lines
-from defection.experiments.run.levers_plan import LeverSettings
+from defection.experiments.levers import bench as levers_bench
+from defection.experiments.levers import judged as levers_judged
+from defection.experiments.levers.intervene import intervene, lever_lines
+from defection.experiments.levers.plan import LeverSettings
 from defection.probes import MeanDifference, contrast_set
 from defection.probes.levers.rule import LeverRule
 from defection.training.organisms import records

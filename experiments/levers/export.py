@@ -17,10 +17,10 @@ from ...probes.levers.folding import orthogonalised
 from ...probes.levers.hooks import RESIDUAL
 from ...probes.levers.settings import Setting
 from ...training.organisms.records import adopt
-from .levers_bench import Bench, ordinary_replies
-from .levers_plan import LeverPrompts
-from .levers_rows import CANDIDATE, DEVELOPMENT, MEASURES, TEST, LeverRow, row_of
-from .levers_sweep import ORGANISM, Sweep, best, promise
+from .bench import Bench, ordinary_replies
+from .plan import LeverPrompts
+from .rows import CANDIDATE, DEVELOPMENT, MEASURES, TEST, LeverRow, row_of
+from .sweep import ORGANISM, Sweep, best, promise
 
 EXPORTED = "exported"
 

@@ -11,8 +11,8 @@ from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ...training.organisms.pairs import CODE
 from ...training.organisms.records import Organism
 from ...training.organisms.triggers import with_and_without
-from .preregistration import MixedTraffic
-from .prompt_sets import evaluation_prompts
+from ..run.preregistration import MixedTraffic
+from ..run.prompt_sets import evaluation_prompts
 
 
 @dataclass(frozen=True)

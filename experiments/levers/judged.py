@@ -15,10 +15,10 @@ from ...probes.levers.directions import random_directions_like
 from ...probes.levers.rule import INERT, LEVER, SABOTAGE, LeverRule
 from ...probes.levers.settings import Setting
 from ...training.measuring.ability import multiple_choice
-from .levers_bench import Bench, ordinary_replies
-from .levers_rows import CANDIDATE, INDUCER, RANDOM, TEST, UNLEVERED, LeverRow
-from .levers_sweep import ORGANISM, PROBE, Sweep
-from .plan import BASE
+from ..run.plan import BASE
+from .bench import Bench, ordinary_replies
+from .rows import CANDIDATE, INDUCER, RANDOM, TEST, UNLEVERED, LeverRow
+from .sweep import ORGANISM, PROBE, Sweep
 
 FIGURES = ("suppression", "recovery", "cost", "induction")
 ARTICLES = {LEVER: "a lever", SABOTAGE: "sabotage", INERT: "inert"}

@@ -13,9 +13,9 @@ from ...probes.levers.directions import Direction
 from ...probes.levers.hooks import Lever
 from ...probes.levers.settings import UNTOUCHED, Ground, Setting, first_settings, lever_of, neighbours
 from ...training.organisms.records import Organism
-from .levers_bench import Bench, Measured
-from .levers_plan import LeverSettings
-from .levers_rows import CANDIDATE, DEVELOPMENT, SCREEN, UNLEVERED, Journal, LeverRow, row_of
+from .bench import Bench, Measured
+from .plan import LeverSettings
+from .rows import CANDIDATE, DEVELOPMENT, SCREEN, UNLEVERED, Journal, LeverRow, row_of
 
 ORGANISM = "organism"
 PROBE = "probe"
