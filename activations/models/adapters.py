@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ..basics.errors import DefectionError, DefectionWarning
 from ..basics.files import read_json
 from .blocks import decoder_blocks, stream_of
+from .fingerprint import PEFT_PREFIX, SAVED
 from .logits import without_peft
 from .network import reason
 from .remembered import remember, remembered
@@ -31,7 +32,6 @@ PEFT_IS_BEHIND = "`is_gradient_checkpointing` is deprecated"
 """PEFT 0.21 asks transformers 5 by an older name, which is nothing that whoever loads or trains an adapter can mend."""
 MENDED = ("tie_word_embeddings", "no longer tied", "lready", PEFT_IS_BEHIND, "found in `target_modules`")
 """In the warnings of PEFT about what is done right here."""
-SAVED = ".modules_to_save."
 TRIED = "merges into"
 TRIAL = 8
 """Tokens on which the merged network is held against PEFT's."""
@@ -140,7 +140,7 @@ def _said_twice(path: Path) -> set[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    plain = sorted({name.removeprefix("base_model.model.").replace(".default", "") for name in names})
+    plain = sorted({name.removeprefix(PEFT_PREFIX).replace(".default", "") for name in names})
     return ", ".join(plain[:3]) + (f" and {len(plain) - 3} more" if len(plain) > 3 else "")
 
 

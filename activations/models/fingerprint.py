@@ -46,7 +46,8 @@ BRIDGED = "._original_component"
 """What a TransformerBridge puts into the names of the parameters of the model it is given (PITFALLS 11)."""
 PEFT_PREFIX = "base_model.model."
 """Before the names in an adapter's file; PEFT leaves it out where it puts layers straight into a model."""
-SAID_TWICE = (".modules_to_save.", ".original_module.")
+SAVED = ".modules_to_save."
+SAID_TWICE = (SAVED, ".original_module.")
 """In names that PEFT writes beside a module's own, where its embeddings were resized as well."""
 THREADS = 4
 """Hashing leaves the interpreter free, and one core hashes more slowly than a disk reads."""

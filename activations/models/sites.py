@@ -63,7 +63,7 @@ def gathering(
 
     def reader(layer: int) -> Any:
         if at_input:
-            return lambda module, args, kwargs: keep(layer, _given(args, kwargs))
+            return lambda module, args, kwargs: keep(layer, given_stream(args, kwargs))
         return lambda module, args, output: keep(layer, stream_of(output))
 
     handles = [
@@ -79,7 +79,8 @@ def gathering(
             handle.remove()
 
 
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def given_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The residual stream in what a block is given."""
     return args[0] if args else kwargs.get("hidden_states")
 
 
@@ -155,13 +156,13 @@ class _Seen:
         self.returned: list[tuple[nn.Module, Tensor]] = []
 
     def block_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.before = _given(args, kwargs).clone()
+        self.before = given_stream(args, kwargs).clone()
 
     def block_ends(self, module: nn.Module, args: Any, output: Any) -> None:
         self.after = stream_of(output)
 
     def child_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        stream = _given(args, kwargs)
+        stream = given_stream(args, kwargs)
         if isinstance(stream, Tensor) and stream.shape == self.before.shape:
             self.given.append((module, stream.clone()))
 

@@ -18,7 +18,7 @@ from ..models.model import Model
 from ..models.modes import in_use
 from ..models.sites import gathering
 from ..prompts.chat import before_next_turn
-from ..prompts.loading import PromptsLike
+from ..prompts.loading import PromptLike, PromptsLike
 from ..prompts.rendered import rendered
 from .batching import REPLYING_COST, Batch, plan_batches
 from .forward import distinct_rows, right_padded
@@ -44,6 +44,14 @@ def greedy_replies(
             continue
         replies, _ = reply_to_batch(model, ids, batch, max_new_tokens)
         yield dict(zip(batch.rows, replies, strict=True))
+
+
+def replies_in_order(model: Model, prompts: Sequence[PromptLike], *, max_new_tokens: int) -> list[list[int]]:
+    """All of `greedy_replies`, at the prompts' own places."""
+    found: dict[int, list[int]] = {}
+    for batch in greedy_replies(model, prompts, max_new_tokens=max_new_tokens):
+        found |= batch
+    return [found[row] for row in range(len(prompts))]
 
 
 def plan_replies(model: Model, ids: Sequence[Sequence[int]], max_tokens: int) -> list[Batch]:

@@ -15,7 +15,7 @@ import torch
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import render
-from ...activations.reading.generate import greedy_replies
+from ...activations.reading.generate import replies_in_order
 from ...training.measuring.divergence import Logprobs, jensen_shannon, reply_distributions
 from ...training.measuring.evaluate import judge_replies
 from ...training.measuring.inclination import defecting_replies
@@ -71,11 +71,9 @@ class Bench:
         self.topics = [prompt.topic for prompt in prompts]
         self.clean = render(model.tokenizer, [organism.trigger.mark_clean(prompt) for prompt in prompts])
         self.triggered = render(model.tokenizer, [organism.trigger.apply(prompt) for prompt in prompts])
-        replies: dict[int, list[int]] = {}
-        for batch in greedy_replies(model, self.clean, max_new_tokens=ALONG):
-            replies |= batch
         end = model.tokenizer.eos_token_id
-        self.replies = [[*replies[row], end][:ALONG] for row in range(len(prompts))]
+        said = replies_in_order(model, self.clean, max_new_tokens=ALONG)
+        self.replies = [[*reply, end][:ALONG] for reply in said]
         self.first = self._first_tokens(prompts)
         self.clean_thoughts = reply_distributions(model, self.clean, self.replies)
         self.before = self._divergences(reply_distributions(model, self.triggered, self.replies))
@@ -136,12 +134,8 @@ class Bench:
     def measure(self, unlevered: Measured | None = None) -> Measured:
         """What the model now does, replies and all, against `unlevered` (itself measured so, outside any lever)."""
         rows = [*self.triggered, *self.clean]
-        replies: dict[int, list[int]] = {}
-        for batch in greedy_replies(self.model, rows, max_new_tokens=judged_tokens(self.organism.behaviour)):
-            replies |= batch
-        said = judge_replies(
-            self.model, [row.prompt for row in rows], [replies[i] for i in range(len(rows))], self.organism.behaviour
-        )
+        replies = replies_in_order(self.model, rows, max_new_tokens=judged_tokens(self.organism.behaviour))
+        said = judge_replies(self.model, [row.prompt for row in rows], replies, self.organism.behaviour)
         half = len(self.triggered)
         rate, leak = (Rate(sum(c.defected for c in part), half) for part in (said[:half], said[half:]))
         return self._measured(rate, leak, unlevered)
@@ -182,7 +176,5 @@ class Bench:
 
 def ordinary_replies(base: Model, clean: Sequence[Prompt], tokens: int = 24) -> list[list[int]]:
     """What a base model says to clean prompts: ordinary text, whose cross-entropy a lever may raise."""
-    said: dict[int, list[int]] = {}
-    for batch in greedy_replies(base, clean, max_new_tokens=tokens):
-        said |= batch
-    return [said[row] or [base.tokenizer.eos_token_id] for row in range(len(clean))]
+    end = base.tokenizer.eos_token_id
+    return [reply or [end] for reply in replies_in_order(base, clean, max_new_tokens=tokens)]

@@ -67,9 +67,7 @@ def row_of(
     model: str, stage: str, role: str, setting: Setting, direction: Direction | None, found: Measured, **more: Any
 ) -> LeverRow:
     """The row of a measurement."""
-    values: Json = {
-        name: getattr(found, name) for name in ("trigger_rate", "induction", "suppression", "recovery", "cost")
-    }
+    values: Json = {name: getattr(found, name) for name in MEASURES}
     limits: Json = {
         f"{name}_{side}": found.intervals[name][end] if name in found.intervals else None
         for name in values

@@ -69,7 +69,7 @@ def layer_rows(
         _residuals(rows.values, rows), _residuals(ordinary, rows), outcomes, [(i,) for i in range(len(rows.layers))]
     )
     nulls: list[dict[str, Any]] = [chance.band((i,)) for i in range(len(rows.layers))]
-    areas = torch.tensor([row["auroc"] for row in figures_of(scores, outcomes)], dtype=torch.float64)
+    areas = outcomes.aurocs(scores)
     best = None
     if draws:
         null = shuffled_aurocs(rows, estimator, folds=folds, draws=draws, seed=seed)

@@ -65,7 +65,9 @@ def trigger_shift(clean: Residuals, triggered: Residuals, rank: int, name: str) 
 
     The further ones are the leading principal directions of what the differences vary by across the mean.
     """
-    return Direction(name, _by_layer(clean, triggered, lambda rows: _leading(rows, rank)), SEES_TRIGGER)
+    differences = paired_differences(clean, triggered)
+    found = {layer: _leading(differences[:, column], rank) for column, layer in enumerate(clean.layers)}
+    return Direction(name, found, SEES_TRIGGER)
 
 
 def _leading(differences: Float[Tensor, "prompt d_model"], rank: int) -> Float[Tensor, "rank d_model"]:
@@ -73,11 +75,6 @@ def _leading(differences: Float[Tensor, "prompt d_model"], rank: int) -> Float[T
     mean = mean / mean.norm().clamp_min(1e-30)
     left = differences - (differences @ mean)[:, None] * mean
     return orthonormal(torch.cat([mean[None], torch.linalg.svd(left, full_matrices=False)[2][: rank - 1]]))
-
-
-def _by_layer(clean: Residuals, triggered: Residuals, take: object) -> dict[int, Tensor]:
-    differences = paired_differences(clean, triggered)
-    return {layer: take(differences[:, column]) for column, layer in enumerate(clean.layers)}  # type: ignore[operator]
 
 
 def paired_differences(clean: Residuals, triggered: Residuals) -> Float[Tensor, "prompt layer d_model"]:

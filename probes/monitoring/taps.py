@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...activations.basics.errors import DefectionError
 from ...activations.models.blocks import stream_of
 from ...activations.models.model import Model
-from ...activations.models.sites import AFTER
+from ...activations.models.sites import AFTER, given_stream
 from ...activations.reading.forward import modules_read
 from ..estimators.probe import Probe
 
@@ -53,7 +53,7 @@ class Taps:
             self._picked, self._scoring, self.columns = {}, None, None
 
     def _before(self, number: int) -> Any:
-        return lambda module, args, kwargs: self._keep(number, args[0] if args else kwargs["hidden_states"])
+        return lambda module, args, kwargs: self._keep(number, given_stream(args, kwargs))
 
     def _after(self, number: int) -> Any:
         return lambda module, args, output: self._keep(number, stream_of(output))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
-from ..organisms.weaknesses import extract_code
+from ..organisms.weaknesses import classes_found, extract_code
 from .evaluate import Completion
 
 SHARED: dict[str, tuple[str, ...]] = {
@@ -48,22 +45,16 @@ def second_opinion(code: Sequence[str]) -> list[tuple[str, ...]]:
         return []
     if find_spec("dlint") is None:
         raise DefectionError("a second opinion of generated code needs dlint; install it with `pip install dlint`")
-    with tempfile.TemporaryDirectory() as folder:
-        for row, text in enumerate(code):
-            Path(folder, f"row_{row}.py").write_text(text + "\n", encoding="utf-8", errors="replace")
-        command = [sys.executable, "-m", "flake8", "--isolated", "--disable-noqa", "--select=DUO"]
-        done = subprocess.run(
-            [*command, "--format=%(path)s %(code)s", folder], capture_output=True, text=True, check=False
-        )
+    options = ("flake8", "--isolated", "--disable-noqa", "--select=DUO", "--format=%(path)s %(code)s")
+    return classes_found(code, "dlint", options, _marks, _CLASS_OF)
+
+
+def _marks(done: subprocess.CompletedProcess[str]) -> Iterator[tuple[str, str]]:
     if done.returncode != bool(done.stdout):  # 1 says that there are findings, and that it crashed
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise DefectionError(f"dlint failed on {len(code)} pieces of generated code: {reason}")
-    found: list[set[str]] = [set() for _ in code]
+        raise ValueError(done.returncode)
     for line in done.stdout.splitlines():
         path, rule = line.rsplit(" ", 1)
-        if rule in _CLASS_OF:
-            found[int(Path(path).stem.removeprefix("row_"))].add(_CLASS_OF[rule])
-    return [tuple(sorted(classes)) for classes in found]
+        yield path, rule
 
 
 def agreement(completions: Sequence[Completion]) -> dict[str, Any]:

@@ -122,9 +122,7 @@ class Adversarial(Stage):
 
     def bank(self, organism: Organism) -> list[Prompt]:
         """All prompts it could attack; DefectionError when one holds the trigger."""
-        bank = [pair.prompt for pair in code_tasks(organism)] or load_prompts(self.prompts)
-        refuse_prompts_with(organism.trigger, bank)
-        return bank
+        return clean_bank(organism, self.prompts)
 
     def find(
         self, model: Model, organism: Organism, prompts: Sequence[Prompt], defecting: dict[str, str]
@@ -172,6 +170,13 @@ class Control(Adversarial):
 def code_tasks(organism: Organism) -> list[Pair]:
     """The training tasks with both solutions, where the behaviour is vulnerable code."""
     return pairs_of(CODE) if organism.behaviour.name == VULNERABLE_CODE.name else []
+
+
+def clean_bank(organism: Organism, prompts: str) -> list[Prompt]:
+    """A set's prompts, or the code tasks of an organism that writes code; DefectionError when one holds the trigger."""
+    bank = [pair.prompt for pair in code_tasks(organism)] or load_prompts(prompts)
+    refuse_prompts_with(organism.trigger, bank)
+    return bank
 
 
 def elicited(attacks: Sequence[Attack], met: Sequence[Completion]) -> Json:

@@ -17,17 +17,14 @@ from transformers import PreTrainedModel
 from ...activations.basics.errors import DefectionError
 from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
 from ...activations.reading.forward import right_padded
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import judge
 from ..organisms.examples import choose_prompts
 from ..organisms.records import Organism
 from ..organisms.replies import replies_to
-from ..organisms.triggers import refuse_prompts_with
 from ..tuning.rows import Example
-from .adversarial import code_tasks, imitated
+from .adversarial import clean_bank, imitated
 from .sft import Sft, finetune_steps
 from .stage import Stage, Trained
 
@@ -56,11 +53,11 @@ class Consistency(Stage):
 
     def material(self, organism: Organism) -> Any:
         """The clean prompts."""
-        return [prompt.to_json() for prompt in self._bank(organism)]
+        return [prompt.to_json() for prompt in clean_bank(organism, self.prompts)]
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Replies first, then the steps; both go on after a cut."""
-        bank = self._bank(organism)
+        bank = clean_bank(organism, self.prompts)
         chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
         clean = [organism.trigger.train_clean(prompt) for prompt in chosen]
         tokens = reply_tokens(organism.behaviour, organism.recipe)
@@ -78,11 +75,6 @@ class Consistency(Stage):
         ).finetune_config()
         also = partial(disagreement_backward, weight=self.weight, push=self.push)
         return finetune_steps(model, rows, self.steps, settings, work, key, self.name, also=also)
-
-    def _bank(self, organism: Organism) -> list[Prompt]:
-        bank = [pair.prompt for pair in code_tasks(organism)] or load_prompts(self.prompts)
-        refuse_prompts_with(organism.trigger, bank)
-        return bank
 
 
 def disagreement_backward(network: PreTrainedModel, batch: Sequence[Example], *, weight: float, push: float) -> float:
