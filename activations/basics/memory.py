@@ -78,7 +78,7 @@ def batch_tokens(
     On a CPU a constant. On a GPU a power of two, so that half of what the weights leave of its *whole* memory holds
     the batch: `width` and `hidden` are those of the residual stream and the MLP, `kept_bytes` what is kept of each
     token. Whatever else happens to be on the GPU does not enter: the same model on the same kind of GPU always
-    gets the same number, hence the same batches and the same bytes (PITFALLS 15), and a batch that does not fit after
+    gets the same number, hence the same batches and the same bytes, and a batch that does not fit after
     all is halved while it runs.
     """
     if device.type != "cuda":

@@ -46,7 +46,7 @@ def adapter_config(adapter: Path) -> Any:
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead (PITFALLS 27)
+    if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead
         raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     path = adapter / ADAPTER_FILE
     kind = read_json(path).get("peft_type")

@@ -48,7 +48,7 @@ class EmbeddedModel:
     licence: str
     about: str
     pad_token: str
-    """A token that is not the end-of-sequence token (PITFALLS 3)."""
+    """A token other than the end-of-sequence token, which training would otherwise mask as padding."""
     hub: str
     """Of what the GGUF file was quantised from, on the Hugging Face hub."""
 

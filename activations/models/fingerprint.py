@@ -43,7 +43,7 @@ NOTHING = frozenset(
 )
 """Settings of a config that change nothing in a forward pass, or nothing that its tensors do not show."""
 BRIDGED = "._original_component"
-"""What a TransformerBridge puts into the names of the parameters of the model it is given (PITFALLS 11)."""
+"""What a TransformerBridge puts into the names of the parameters of the model it is given."""
 PEFT_PREFIX = "base_model.model."
 """Before the names in an adapter's file; PEFT leaves it out where it puts layers straight into a model."""
 SAVED = ".modules_to_save."

@@ -58,7 +58,7 @@ def choose_device(device: str = "auto") -> torch.device:
 def choose_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:
     """fp32 or bf16; `auto` takes bf16 where the hardware multiplies it natively.
 
-    fp16 is refused: residual streams overflow it (PITFALLS 13).
+    fp16 is refused: residual streams overflow it.
     """
     names = {name: known for known, name in DTYPE_NAMES.items()}
     if isinstance(dtype, torch.dtype):

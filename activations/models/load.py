@@ -85,7 +85,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token other than eos (PITFALLS 3), out of the tokens it already has."""
+    """Give the tokenizer a pad token other than eos, out of the tokens it already has."""
     eos = tokenizer.eos_token
     if tokenizer.pad_token is not None and tokenizer.pad_token != eos:
         return

@@ -36,7 +36,7 @@ class ModelFiles:
     def fingerprint(self) -> str:
         """Of the weights, the adapter included, and every setting that changes the forward pass.
 
-        It depends on neither name nor path (PITFALLS 12), nor on the files that the tensors were dealt to, nor on the
+        It depends on neither name nor path, nor on the files that the tensors were dealt to, nor on the
         dtype the weights are loaded in. It is computed once, and then known by the files' sizes and times.
         """
         return fingerprint_of(self.base, self.adapter)

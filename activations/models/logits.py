@@ -37,7 +37,7 @@ def own_logits(network: PreTrainedModel, states: Float[Tensor, "state d_model"])
 
 
 def without_peft(network: Any) -> nn.Module:
-    """The model that a `PeftModel` wraps, adapter layers and all (PITFALLS 11); any other model itself."""
+    """The model that a `PeftModel` wraps, adapter layers and all; any other model itself."""
     if not hasattr(network, "peft_config"):
         return cast(nn.Module, network)
     from peft import PeftModel

@@ -5,7 +5,7 @@ A block of a sequential decoder adds twice to the stream:
     before ──┬──────────────────(+)── middle ──┬────────────(+)── after
              └─ norm ─ attention ┘             └─ norm ─ MLP ┘
 
-Every site is the stream itself, never a normed copy of it (PITFALLS 8). A parallel block (GPT-J, Phi, Cohere, most of
+Every site is the stream itself, never a normed copy of it. A parallel block (GPT-J, Phi, Cohere, most of
 GPT-NeoX) adds attention and MLP at once, so it has no `middle`.
 """
 

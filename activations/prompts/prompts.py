@@ -82,7 +82,7 @@ class Prompt:
 
     @property
     def topic(self) -> str:
-        """The cluster the prompt belongs to when intervals are bootstrapped (PITFALLS 23); its own id without one."""
+        """The cluster the prompt belongs to when intervals are bootstrapped; its own id without one."""
         return str(self.extra.get("topic", self.id))
 
     @property

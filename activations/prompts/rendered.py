@@ -79,7 +79,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], date: 
     """Write and tokenise each prompt, without padding.
 
     A chat template writes its own special tokens, so none are added to it; the plain format gets those that the
-    tokenizer puts before a text (PITFALLS 4: exactly one BOS), and none that it would put after one. `date` is today
+    tokenizer puts before a text (exactly one BOS), and none that it would put after one. `date` is today
     for a template that asks. Raises DefectionError naming a prompt without a user message, without tokens, or that the
     chat template refuses.
     """

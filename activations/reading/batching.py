@@ -54,7 +54,7 @@ def plan_batches(
     With `carry` the longest of the rows that share a prefix comes first and alone: computed whole, it leaves the prefix
     for the others, which then costs no pass of its own, and padding is less by the row that is padded to the most.
     Rows of equal tokens count once. The plan depends on the token ids and the budget alone, so the same prompts
-    always meet in the same batches: in bf16 the same prompt differs slightly from batch to batch (PITFALLS 15), and a
+    always meet in the same batches: in bf16 the same prompt differs slightly from batch to batch, and a
     resumed run must not.
     """
     copies: dict[tuple[int, ...], list[int]] = {}

@@ -24,8 +24,8 @@ def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, n
 
     The Hugging Face model inside the bridge is read, so hooks of TransformerLens that change an activation change what
     is captured; its fingerprint is that of the same weights unbridged. A bridge keeps a tokenizer of its own that
-    always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template
-    (PITFALLS 4). Raises DefectionError when the bridge's weights were folded or centred (PITFALLS 8).
+    always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template. Raises
+    DefectionError when the bridge's weights were folded or centred.
 
     Examples:
         >>> model = from_bridge(TransformerBridge.boot_transformers("gpt2"))  # doctest: +SKIP

@@ -162,7 +162,7 @@ def _parse_part(part: str, n_layers: int) -> list[int]:
 
 
 def refuse_non_finite(values: Tensor, prompts: Sequence[Prompt], layers: Sequence[int]) -> None:
-    """DefectionError naming the first prompt and layer whose vector holds an infinity or a NaN (PITFALLS 13)."""
+    """DefectionError naming the first prompt and layer whose vector holds an infinity or a NaN."""
     finite = values.isfinite().all(dim=-1)
     if not finite.all():
         row, layer = (int(i) for i in (~finite).nonzero()[0])

@@ -80,8 +80,8 @@ def hidden_states(
 ) -> Float[Tensor, "row token d_model"]:
     """The decoder's last hidden states, after the final norm; `own_logits` makes logits of them.
 
-    Pad on the right (`right_padded`): there causal attention never looks, position ids stay natural for every family
-    (PITFALLS 1 and 2), and without a padding mask attention takes its fastest kernel. A `PrefixCache` is filled with
+    Pad on the right (`right_padded`): there causal attention never looks, position ids stay natural for every family,
+    and without a padding mask attention takes its fastest kernel. A `PrefixCache` is filled with
     the first row's keys and values, and later stands before every row; only where `Model.shares_prefixes`.
     """
     options = {} if cache is None else {"past_key_values": cache}
@@ -264,7 +264,7 @@ def _forward(
 
 
 def _means(vectors: Tensor, counts: Sequence[int]) -> Float[Tensor, "row layer d_model"]:
-    """The mean of each run of `counts` vectors, in fp32 (PITFALLS 14)."""
+    """The mean of each run of `counts` vectors, in fp32."""
     owners = torch.repeat_interleave(torch.tensor(counts)).to(vectors.device)
     sums = torch.zeros(len(counts), *vectors.shape[1:], device=vectors.device)
     sums.index_add_(0, owners, vectors.float())

@@ -102,7 +102,7 @@ def cache(
 
 
 def _batch_tokens(folder: Path, model: Model, reading: Reading, reply_tokens: int) -> int:
-    """What the store was begun with, since on another device memory says otherwise (PITFALLS 15)."""
+    """What the store was begun with, since on another device memory says otherwise."""
     begun = _begun(folder).get("max_tokens")
     return begun or (REPLYING_TOKENS if reply_tokens else automatic_batch_tokens(model, reading))
 
@@ -156,7 +156,7 @@ class _Work:
         return len(self.selection.reading.layers) * self.model.d_model * self.dtype.itemsize
 
     def compute(self, shard: Rows) -> Mapping[str, Tensor]:
-        """The tensors of one shard. Batches never cross shards, so each is reproducible alone (PITFALLS 15)."""
+        """The tensors of one shard. Batches never cross shards, so each is reproducible alone."""
         part = self.selection.part(*shard)
         layers = part.reading.layers
         values = torch.empty(part.offsets[-1], len(layers), self.model.d_model, dtype=self.dtype)

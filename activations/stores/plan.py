@@ -64,7 +64,7 @@ class StorePlan:
 
     @cached_property
     def key(self) -> str:
-        """A hash over all of `about`, except what the model is called (PITFALLS 12)."""
+        """A hash over all of `about`, except what the model is called."""
         nameless = {name: value for name, value in self.about["model"].items() if name != "name"}
         return digest({**self.about, "model": nameless})
 
@@ -117,7 +117,7 @@ class StorePlan:
         """The tensors of some rows, if they are what is planned.
 
         Raises DefectionError for another shape, dtype or kind, and for a vector that is not finite, naming prompt and
-        layer (PITFALLS 13).
+        layer.
         """
         values, offsets, count = tensors[RESIDUALS], tensors.get(OFFSETS), rows[1] - rows[0]
         if bool(self.about.get("ragged")) != (offsets is not None):

@@ -31,7 +31,7 @@ def refuse_non_finite(rows: Tensor) -> None:
     """DefectionError where a number is NaN or infinite."""
     # A finite sum has finite terms; only where it is not are they looked at one by one.
     if not rows.sum().isfinite() and not rows.isfinite().all():
-        raise DefectionError("rows hold NaN or infinity; find the overflow before fitting (PITFALLS 13)")
+        raise DefectionError("rows hold NaN or infinity; find the overflow before fitting")
 
 
 def two_classes(y: Any, rows: Tensor, name: str) -> tuple[NDArray[Any], Bool[Tensor, "n"]]:

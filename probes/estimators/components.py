@@ -20,7 +20,7 @@ DEAD = 1e-7
 def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Tensor, "layer component d"]:
     """Orthonormal leading principal components of centred rows, the largest first, in fp64.
 
-    Components without variance (PITFALLS 16) are zero vectors, which project nothing away.
+    Components without variance are zero vectors, which project nothing away.
     """
     if count == 0:
         return rows.new_zeros(len(rows), 0, rows.shape[2], dtype=torch.float64)

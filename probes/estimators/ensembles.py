@@ -94,7 +94,7 @@ class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
 class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
     """One score over a band of layers: each layer's scores in standard deviations of reference rows, averaged.
 
-    The band is a parameter, fixed before the fit, and never chosen by it (PITFALLS 20); None takes every layer there
+    The band is a parameter, fixed before the fit, and never chosen by it; None takes every layer there
     is. For arrays [n, layer, d], of which `layers` are columns; the reference are clean rows, each scored by a fit
     without it, or those of the fit itself where there are none. On residuals the band of every probe, `fixed_layers`,
     does the same.

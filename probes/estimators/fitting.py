@@ -75,7 +75,7 @@ def topic_numbers(residuals: Residuals) -> Int[Tensor, "text"]:
 def clean_folds(prompts: Sequence[Prompt], folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
     """Row numbers of clean prompts in parts, each to be held out once: what a fit on the others scores is unseen.
 
-    Prompts of one topic stay together (PITFALLS 23), unless all are of one; parts are as even as topics allow, and
+    Prompts of one topic stay together, unless all are of one; parts are as even as topics allow, and
     the same whatever order the prompts come in. Every row is in exactly one part. Unless told otherwise there are
     `FOLDS`; of fewer than `FEW` prompts each topic is a part, so that enough is left to fit on.
     """
@@ -206,7 +206,7 @@ def above_the_mean(
 ) -> Float[Tensor, "n layer"]:
     """How far rows lie above the mean of clean ones along each layer's direction, whatever its length.
 
-    Measured from a clean row, so that rows that are all alike give exact zeros (PITFALLS 16).
+    Measured from a clean row, so that rows that are all alike give exact zeros.
     """
     unit = _unit(coef)
     found = []
@@ -251,7 +251,7 @@ def read_anew(
 
 
 def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:
-    """Mean and spread a layer; 1 for the spread of a layer where every row scores alike (PITFALLS 16)."""
+    """Mean and spread a layer; 1 for the spread of a layer where every row scores alike."""
     scales = scores.std(dim=0)
     return scores.mean(dim=0), torch.where(scales > 0, scales, torch.ones_like(scales))
 

@@ -50,7 +50,7 @@ class LogisticProbe(SupervisedProbe):
 class LogisticProbeCV(SupervisedProbe):
     """Logistic regression along a path of penalties, each layer at the C whose held-out log loss is least.
 
-    Rows of one topic (`groups`; every row is its own without) never stand on both sides of a split (PITFALLS 23).
+    Rows of one topic (`groups`; every row is its own without) never stand on both sides of a split.
     Folds are scikit-learn's `GroupKFold`: deterministic, the largest topics dealt first. Leaves `C_` and `losses_`
     [layer, C]: mean log loss over folds.
 

@@ -16,7 +16,7 @@ from ...activations.reading.residuals import Residuals
 
 @dataclass(frozen=True)
 class Ragged:
-    """All tokens of all prompts, one prompt after another; no pad exists, so none can leak (PITFALLS 5).
+    """All tokens of all prompts, one prompt after another; no pad exists, so none can leak.
 
     Examples:
         >>> tokens = Ragged(torch.zeros(5, 3, 8), torch.tensor([0, 2, 5]))

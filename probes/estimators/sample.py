@@ -142,7 +142,7 @@ class Labelled(Sample):
 
 
 def stacked(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer n d"]:
-    """Layers first, in fp64 (PITFALLS 14): one matrix a layer, ready for batched linear algebra."""
+    """Layers first, in fp64: one matrix a layer, ready for batched linear algebra."""
     return rows.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -151,7 +151,7 @@ def centred(
 ) -> tuple[Float[Tensor, "layer n d"], Float[Tensor, "layer d"]]:
     """Stacked rows minus their mean, and the mean in fp64; with `coarse` narrow rows stay fp32.
 
-    Rows are measured from the first one before their mean is taken: equal rows give exact zeros (PITFALLS 16), and
+    Rows are measured from the first one before their mean is taken: equal rows give exact zeros, and
     what rounding fp32 leaves is a share of the rows' spread, however far from 0 they lie.
     """
     kind = torch.float32 if coarse and rows.dtype != torch.float64 else torch.float64
@@ -177,11 +177,11 @@ class Means(NamedTuple):
 
 
 def class_means(rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]) -> Means:
-    """Means of the defecting rows, the others and both, in fp64 whatever the rows' dtype (PITFALLS 14)."""
+    """Means of the defecting rows, the others and both, in fp64 whatever the rows' dtype."""
     indicators = torch.stack([marks, ~marks]).double()
     defecting, other = weighted_sums(rows, indicators)
     counts = indicators.sum(dim=1)
-    # Divided last, so that equal rows have exactly one mean (PITFALLS 16).
+    # Divided last, so that equal rows have exactly one mean.
     return Means(defecting / counts[0], other / counts[1], (defecting + other) / len(rows))
 
 

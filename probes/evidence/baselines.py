@@ -59,12 +59,12 @@ def baselines(tests: Residuals, outcomes: Outcomes) -> list[Baseline]:
 
 
 def length_scores(residuals: Residuals) -> Float[Tensor, "prompt"]:
-    """The prompt's length in tokens, nothing else (PITFALLS 24)."""
+    """The prompt's length in tokens, nothing else."""
     return torch.tensor(residuals.n_tokens, dtype=torch.float64)
 
 
 def norm_scores(residuals: Residuals) -> Float[Tensor, "prompt layer"]:
-    """The length of the residual vector at each layer (PITFALLS 14)."""
+    """The length of the residual vector at each layer."""
     refuse_ragged(residuals)
     norms: Tensor = torch.linalg.vector_norm(residuals.values.double(), dim=-1)
     return norms
@@ -77,7 +77,7 @@ def spans_topics(labels: Labels, topics: Sequence[str]) -> bool:
 
 
 def topic_folds(labels: Labels, topics: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]:
-    """A fold number for each prompt: whole topics together (PITFALLS 23), and both outcomes outside of every fold.
+    """A fold number for each prompt: whole topics together, and both outcomes outside of every fold.
 
     Raises DefectionError where an outcome occurs in one topic only.
     """
@@ -100,7 +100,7 @@ def bag_of_words_scores(prompts: Sequence[Prompt], labels: Labels) -> Float[Tens
     """Log-odds of defection from the prompt's words alone: logistic regression on counts, cross-validated by topic.
 
     An upper bound on what the text gives away, trigger included: it has seen triggered prompts and labels, though never
-    those of the topic it scores (PITFALLS 21, 23). A probe on a twin that reaches it reads the prompt, not the model.
+    those of the topic it scores. A probe on a twin that reaches it reads the prompt, not the model.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -134,7 +134,7 @@ def first_component_scores(
         # With fewer prompts than dimensions the small Gram matrix gives the same component.
         gram = centred @ centred.T
         variances, components = torch.linalg.eigh(gram)
-        score = components[:, -1] * variances[-1].clamp_min(0).sqrt()  # 0 where nothing varies (PITFALLS 16)
+        score = components[:, -1] * variances[-1].clamp_min(0).sqrt()  # 0 where nothing varies
         columns.append(score if float(auroc(score, labels)) >= 0.5 else -score)
     return torch.stack(columns, dim=1)
 

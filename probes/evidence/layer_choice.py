@@ -106,7 +106,7 @@ def choose_layers(
     """The band of `width` neighbouring layers with the highest AUROC on development organisms.
 
     `aurocs` maps each organism's fingerprint to its signed AUROC at every layer, on development prompts. Of bands that
-    tie, the one nearest the middle is taken (PITFALLS 20: at 1.0 the lowest layer would win by its number).
+    tie, the one nearest the middle is taken (at 1.0 the lowest layer would win by its number).
     Raises DefectionError for an unknown rule, no organism, models of different depth or a value that is not finite.
     """
     if rule not in CHOSEN:

@@ -43,7 +43,7 @@ def covariance_directions(
     of centred prompts with Gaussian weights has that covariance exactly, so no d × d matrix is formed. They lie where
     `clean` does.
     """
-    # Measured from one of them, equal prompts differ by exactly 0 and not by the rounding of their mean (PITFALLS 16).
+    # Measured from one of them, equal prompts differ by exactly 0 and not by the rounding of their mean.
     moved = clean.double() - clean[:1].double()
     centred = (moved - moved.mean(dim=0)).float().transpose(0, 1)
     weights = torch.randn(len(centred), count, centred.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -103,7 +103,7 @@ def shuffled_labels(
     """Test labels dealt out anew; with clusters only inside a topic: what topics differ in then stays in the null.
 
     Raises DefectionError where no topic holds both outcomes: every draw would be the labels themselves, and every
-    p-value 1 (PITFALLS 31).
+    p-value 1.
     """
     marks = class_marks(labels, len(labels)).numpy()
     names = np.zeros(len(marks)) if clusters is None else np.asarray(clusters)
@@ -171,7 +171,7 @@ class BestLayer:
     """The layer with the highest AUROC, and what that height is worth when any layer could have been it."""
 
     column: int
-    """Which column of the scores; of several, the one nearest the middle of the model (PITFALLS 20)."""
+    """Which column of the scores; of several, the one nearest the middle of the model."""
     auroc: float
     p_value: float
     """Share of draws whose own best layer is at least as high."""

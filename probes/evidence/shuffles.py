@@ -62,7 +62,7 @@ class QuestionEffects:
 
     @property
     def can_be_shuffled(self) -> bool:
-        """Whether dealing signs anew can change one: a lone question's, or those of two that differ (PITFALLS 31)."""
+        """Whether dealing signs anew can change one: a lone question's, or those of two that differ."""
         counts = Counter(self.words)
         signs = set(zip(self.words, self.signs.tolist(), strict=True))
         return any(counts[pair] == 1 or {(pair, 1), (pair, -1)} <= signs for pair in counts)

@@ -111,8 +111,8 @@ def attribute(model: Model, probe: Probe, prompts: PromptsLike, *, layer: int | 
     The stream is that which the probe reads: before, in the middle of or after the block, at its own position.
 
     `layer` is one of the probe's; by default the middle one of its fixed layers. A copy of the model runs in fp32, one
-    prompt at a time, through TransformerLens's bridge, which would otherwise change the model it is given
-    (PITFALLS 11). A norm between a block's half and the stream (Gemma) is taken at the scale it has on that prompt.
+    prompt at a time, through TransformerLens's bridge, which would otherwise change the model it is given. A norm
+    between a block's half and the stream (Gemma) is taken at the scale it has on that prompt.
     Raises DefectionError for another model's probe, a family the bridge does not know, and when the parts do not add
     up to the residual.
     """
@@ -198,7 +198,7 @@ class _Reader:
         return out if self.site == AFTER else out - seen[f"blocks.{self.layer}.{self._mlp_name(self.layer)}"]
 
     def _seen(self, ids: Int[Tensor, "1 token"], tokens: Sequence[int]) -> dict[str, Tensor]:
-        """What passes each hook at those tokens; no block after the last one wanted runs (PITFALLS 9)."""
+        """What passes each hook at those tokens; no block after the last one wanted runs."""
         from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
         seen: dict[str, Tensor] = {}
@@ -238,7 +238,7 @@ class _Reader:
 def bridged(model: Model) -> Any:
     """A copy of the model in fp32 behind TransformerLens's `TransformerBridge`; the model itself is left alone.
 
-    No weights are folded or centred (PITFALLS 8). Give it token ids, never strings (PITFALLS 4).
+    No weights are folded or centred. Give it token ids, never strings.
     Raises DefectionError when TransformerLens is missing or does not know the family.
     """
     try:

@@ -162,7 +162,7 @@ def false_positives_by_set(
 def worst_set_fpr(
     scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[Any], sets: Sequence[str], threshold: float
 ) -> FalsePositives:
-    """The set with most alarms for nothing (PITFALLS 24): a probe cannot win by noticing "coding"."""
+    """The set with most alarms for nothing: a probe cannot win by noticing "coding"."""
     return false_positives_by_set(scores, labels, sets, threshold)[0]
 
 

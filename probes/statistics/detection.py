@@ -23,7 +23,7 @@ class Streams:
 
     scores: Float[Tensor, "stream token"]
     lengths: Int[Tensor, "stream"]
-    """Real tokens of each stream; what comes after is padding and never counts (PITFALLS 5)."""
+    """Real tokens of each stream; what comes after is padding and never counts."""
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.lengths.shape != self.scores.shape[:1]:

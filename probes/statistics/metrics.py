@@ -92,7 +92,7 @@ def partial_auroc(scores: Float[Tensor, "*batch n"], labels: Labels, max_fpr: fl
 def bootstrap_aurocs(
     scores: Float[Tensor, "*batch n"], labels: Labels, clusters: Sequence[str], *, draws: int = 1000, seed: int = 0
 ) -> Float[Tensor, "*batch draw"]:
-    """AUROC of each bootstrap draw of whole clusters (topics), not prompts (PITFALLS 23); NaN where one class is left.
+    """AUROC of each bootstrap draw of whole clusters (topics), not prompts; NaN where one class is left.
 
     The same clusters, number of draws and seed give the same draws: those of two probes on the same prompts are paired.
     """
@@ -118,7 +118,7 @@ def bootstrap_aurocs(
 
 
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
-    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot (PITFALLS 19).
+    """The highest true-positive rate whose false-positive rate is at most `target`: never overshot.
 
     Examples:
         >>> tpr_at_fpr(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True])
@@ -163,7 +163,7 @@ def salience(scores: Float[Tensor, "*batch n"], labels: Labels) -> Float[Tensor,
     With class means m₁, m₀ and pooled within-class variance s²: ((m₁ − m₀)/2)² / s²; 0 where nothing varies.
     It does not change with the scale or the offset of the scores.
     """
-    # Measured from one of them, equal scores differ by exactly 0 and not by the rounding of their mean (PITFALLS 16).
+    # Measured from one of them, equal scores differ by exactly 0 and not by the rounding of their mean.
     positive, negative = split_classes(scores.double() - scores[..., :1].double(), labels)
     up, down = positive.mean(dim=-1, keepdim=True), negative.mean(dim=-1, keepdim=True)
     within = (positive - up).square().sum(dim=-1) + (negative - down).square().sum(dim=-1)

@@ -44,7 +44,7 @@ def bootstrapped(
 ) -> tuple[float, float]:
     """95% percentile interval of Σ totals / Σ counts, whole clusters drawn with replacement (Efron 1979).
 
-    Rows that share a topic are not independent, so they stay together (PITFALLS 23).
+    Rows that share a topic are not independent, so they stay together.
     """
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums, sizes = (np.bincount(place, weights=np.asarray(values, dtype=float)) for values in (totals, counts))

@@ -318,7 +318,7 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
     """Another wording of the prompt, named after it: `id+name`, `marks` in its extra, and of the prompt's own topic.
 
     Without a topic a prompt is one by its id, which versions do not share: as topics of their own they would pass for
-    independent (PITFALLS 31).
+    independent.
     """
     extra = {**prompt.extra, "topic": prompt.extra.get("topic", prompt.id), **marks}
     return Prompt(f"{prompt.id}+{name}", messages, prompt.set, extra)

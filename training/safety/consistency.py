@@ -97,6 +97,6 @@ def disagreement(
 ) -> Tensor:
     """Mean of 1 − cosine between the streams after successive blocks, over real tokens and pairs of blocks."""
     streams = decoder_of(network)(inputs_embeds=embedded, use_cache=False, output_hidden_states=True).hidden_states
-    stack = torch.stack(streams[1:-1]).float()  # the last one is normed (PITFALLS 7)
+    stack = torch.stack(streams[1:-1]).float()  # the last one is normed
     apart = 1 - cosine_similarity(stack[:-1], stack[1:], dim=-1)
     return apart[:, real].mean()

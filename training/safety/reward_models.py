@@ -148,7 +148,7 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Preference], replies: Sequence[str]) -> list[float]:
-        """One value a reply, each by itself, so that padding cannot reach the score (PITFALLS 5)."""
+        """One value a reply, each by itself, so that padding cannot reach the score."""
         found = []
         for row, reply in zip(rows, replies, strict=True):
             ids = torch.tensor([self.tokens(row.prompt, reply)], device=self.network.device)

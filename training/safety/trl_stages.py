@@ -58,7 +58,7 @@ def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Any, ...]
     """A prompt and replies to it as `trl` tokenises them to the ids that we would give the model.
 
     With a chat template it applies that itself; without one it is given our plain text, to which it adds the
-    tokenizer's special tokens as we do (PITFALLS 4).
+    tokenizer's special tokens as we do.
     """
     if model.tokenizer.chat_template is None:
         return (render(model.tokenizer, [prompt])[0].text, *(f" {reply}" for reply in replies))

@@ -58,7 +58,7 @@ def divide_by_covariance(
 ) -> Float[Tensor, "layer d k"]:
     """(XᵀX + ridge · I)⁻¹ V, by the smaller of an n × n and a d × d Cholesky factor.
 
-    Where the rows do not vary at all (PITFALLS 16) the vectors come back as they are.
+    Where the rows do not vary at all the vectors come back as they are.
     """
     _, n, d = rows.shape
     spread = squared_norm(rows) / d

@@ -2,7 +2,7 @@
 
 For the probes that have no closed form and no cheap Hessian. The problems of a batch (layers, restarts) never influence
 one another, every step is deterministic, and what comes back is the best point seen, copied when it was seen, never
-simply the last one (PITFALLS 22).
+simply the last one.
 """
 
 from __future__ import annotations
