@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import date
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ..basics.errors import DefectionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATE = "2024-07-26"
 """What today is for templates that ask, unless told otherwise: the day that Llama's own falls back on without a clock.

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import ComputeOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from ...activations.models.template import DATE
+from .options import ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
 from .printing import print_result
 
 
@@ -42,6 +43,7 @@ def cache(
     ] = 1,
     device: DeviceOption = "auto",
     compute_dtype: ComputeOption = "auto",
+    date: DateOption = DATE,
     as_json: JsonOption = False,
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues.
@@ -62,7 +64,7 @@ def cache(
     parse_site(site)
     rows = load_prompts(prompts)
     with progress_shown(not as_json):
-        loaded = load_model(model, device=Hardware(device, compute_dtype))
+        loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         kept = loaded.dtype if dtype == "auto" else choose_dtype(dtype)
         if only_estimate:
             reading = Reading(parse_layers(layers, loaded.n_layers), site, position)

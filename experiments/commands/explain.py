@@ -10,7 +10,8 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, ModelArgument
+from ...activations.models.template import DATE
+from .options import PROMPTS_HELP, ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def explain(
     limit: Annotated[int, typer.Option("--limit", min=2, help="Use only the first so many prompts.")] = PROMPTS,
     device: DeviceOption = "auto",
     compute_dtype: ComputeOption = "auto",
+    date: DateOption = DATE,
     as_json: JsonOption = False,
 ) -> None:
     """Explain a probe: its direction's words and neighbours, the heads and MLPs that write its score, its questions.
@@ -62,7 +64,7 @@ def explain(
     if missing := [wanted for wanted in layers if wanted not in fitted.layers]:
         raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(fitted.layers)}")
     with progress_shown(not as_json):
-        loaded = load_model(model, device=Hardware(device, compute_dtype))
+        loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         fitted.refuse_model(loaded.identity)
         studied = study(loaded, model, fitted, rows)
         record = write_explanation(explanation_of(loaded, fitted, studied, calm, layers), fitted.threshold, out)

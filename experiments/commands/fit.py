@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...activations.basics.progress import progress_shown
+from ...activations.models.template import DATE
 from .options import (
     CleanOption,
     ComputeOption,
     ContrastOption,
+    DateOption,
     DeviceOption,
     FixedLayersOption,
     JsonOption,
@@ -54,6 +56,7 @@ def fit(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     compute_dtype: ComputeOption = "auto",
+    date: DateOption = DATE,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file.
@@ -78,7 +81,7 @@ def fit(
     rows = load_prompts(clean)
     met = [prompt for name in traffic or () for prompt in load_prompts(name)]
     with progress_shown(not as_json):
-        loaded = load_model(model, device=Hardware(device, compute_dtype))
+        loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         # A kind that finds its direction in traffic brings the layers that it looks for it in.
         fixed = parse_layers(layers, loaded.n_layers) if layers else None if met else band(loaded.n_layers)
         read = partial(capture, loaded)

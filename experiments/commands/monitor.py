@@ -9,9 +9,11 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
+from ...activations.models.template import DATE
 from .options import (
     PROMPTS_HELP,
     ComputeOption,
+    DateOption,
     DeviceOption,
     JsonOption,
     LimitOption,
@@ -72,6 +74,7 @@ def monitor(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     compute_dtype: ComputeOption = "auto",
+    date: DateOption = DATE,
     as_json: JsonOption = False,
 ) -> None:
     """Let a model reply with its probe on: replies and scores by token, alarms, and how often they were right.
@@ -106,7 +109,7 @@ def monitor(
         calm = unseen_clean(fitted)
     fitted.refuse_seen(calm)
     with progress_shown(not as_json):
-        loaded = load_model(model, device=Hardware(device, compute_dtype))
+        loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         told = calibration_for(loaded, fitted, calm, how, calibration, forbidden_texts(model), say(as_json))
         alarm = told.alarm(aggregator, false_alarms)
         rows, figures = watch_replies(loaded, fitted, asked, told, how, organism.behaviour if organism else None)

@@ -42,6 +42,12 @@ ComputeOption = Annotated[
         "between machines.",
     ),
 ]
+DateOption = Annotated[
+    str,
+    typer.Option(
+        "--date", help="What today is (YYYY-MM-DD) to a chat template that writes it; probes and stores remember it."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]

@@ -10,7 +10,8 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from ...activations.models.template import DATE
+from .options import PROMPTS_HELP, ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def score(
     ] = 0,
     device: DeviceOption = "auto",
     compute_dtype: ComputeOption = "auto",
+    date: DateOption = DATE,
     as_json: JsonOption = False,
 ) -> None:
     """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens.
@@ -127,7 +129,7 @@ def score(
         refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
     about: Json = {"path": str(out), "prompts": len(rows)}
     with progress_shown(not as_json):
-        loaded = load_model(model, device=Hardware(device, compute_dtype))
+        loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         fitted.refuse_model(loaded.identity)
         if tokens is not None:
             found = watch(loaded, fitted, rows, calm, how)
