@@ -28,7 +28,7 @@ from .directions import lever_directions
 from .export import export_lever, held_against, refuse_export
 from .judged import figures_of, judged, sentence
 from .plan import LeverPrompts, LeverSettings
-from .rows import Journal, LeverRow
+from .rows import LeverRow, Measurements
 from .sweep import NOTHING, Sweep, inducers
 
 
@@ -64,7 +64,7 @@ def intervene(
         refuse_export(export, digest(registered))
     write_once(out / "preregistration.json", registered)
     directions, ground = lever_directions(model, about, fitted, prompts.shown, settings, out)
-    journal = Journal(out / "measured.jsonl", digest(registered))
+    journal = Measurements(out / "measured.jsonl", digest(registered))
     sweep = Sweep(about, model, {each.name: each for each in directions}, ground, journal, settings)
     say(f"{len(directions)} directions; {len(first_settings(directions, ground))} settings are tried at first")
     screened = sweep.screen(prompts.screened)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, digest
+from ...activations.basics.files import Json
 from ...probes.levers.directions import Direction
 from ...probes.levers.settings import Setting
+from ..run.journal import Journal
 from .bench import Measured
 
 SCREEN, DEVELOPMENT, TEST = "screen", "development", "test"
@@ -77,47 +75,11 @@ def row_of(
     return LeverRow(model, stage, role, sees=sees, rank=rank, **asdict(setting), **values, **limits, n=found.n, **more)
 
 
-class Journal:
-    """Rows that are measured once: what an earlier run of the same key left in the file is not measured again."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
-        self.known: dict[str, Json] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-                entry = _whole(line)
-                if entry is not None and entry.get("key") == key:
-                    self.known[entry["name"]] = entry["found"]
+class Measurements(Journal):
+    """Figures of settings, each measured once."""
 
     def once(self, name: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
         """The measurement of that name, made if it is not there yet."""
         said = self.kept(name, lambda: asdict(measure()))
         limits = {side: (low, high) for side, (low, high) in said["intervals"].items()}
         return Measured(**{f.name: said[f.name] for f in fields(Measured)} | {"intervals": limits})
-
-    def kept(self, name: Mapping[str, Any], make: Callable[[], Json]) -> Json:
-        """Any JSON object of that name, made if it is not there yet."""
-        called = digest(dict(name))
-        if called not in self.known:
-            found = make()
-            self._append({"key": self.key, "name": called, "found": found})
-            self.known[called] = found
-        return self.known[called]
-
-    def _append(self, entry: Json) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
-        except OSError as error:
-            raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
-
-
-def _whole(line: str) -> Json | None:
-    """The entry on a line; None for a line that was cut off."""
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return entry if line.endswith("\n") and isinstance(entry, dict) else None

@@ -15,7 +15,7 @@ from ...probes.levers.settings import UNTOUCHED, Ground, Setting, first_settings
 from ...training.organisms.records import Organism
 from .bench import Bench, Measured
 from .plan import LeverSettings
-from .rows import CANDIDATE, DEVELOPMENT, SCREEN, UNLEVERED, Journal, LeverRow, row_of
+from .rows import CANDIDATE, DEVELOPMENT, SCREEN, UNLEVERED, LeverRow, Measurements, row_of
 
 ORGANISM = "organism"
 PROBE = "probe"
@@ -30,7 +30,7 @@ class Sweep:
     model: Model
     directions: dict[str, Direction]
     ground: Ground
-    journal: Journal
+    journal: Measurements
     settings: LeverSettings
     rows: list[LeverRow] = field(default_factory=list)
 

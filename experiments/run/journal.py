@@ -1,0 +1,55 @@
+"""What a long run has computed, kept a line at a time as it comes, so that a cut-off run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, digest
+
+
+class Journal:
+    """JSON objects that are computed once: what an earlier run of the same key left in the file is not made again."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.known: dict[str, Json] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+                entry = _whole(line)
+                if entry is not None and entry.get("key") == key:
+                    self.known[entry["name"]] = entry["found"]
+
+    def knows(self, name: Mapping[str, Any]) -> bool:
+        """Whether there is an object of that name."""
+        return digest(dict(name)) in self.known
+
+    def kept(self, name: Mapping[str, Any], make: Callable[[], Json]) -> Json:
+        """Any JSON object of that name, made if it is not there yet."""
+        called = digest(dict(name))
+        if called not in self.known:
+            found = make()
+            self._append({"key": self.key, "name": called, "found": found})
+            self.known[called] = found
+        return self.known[called]
+
+    def _append(self, entry: Json) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
+        except OSError as error:
+            raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
+
+
+def _whole(line: str) -> Json | None:
+    """The entry on a line; None for a line that was cut off."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return entry if line.endswith("\n") and isinstance(entry, dict) else None

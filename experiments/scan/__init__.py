@@ -1,0 +1,1 @@
+"""Looking for the trigger of a model whose trigger nobody knows."""

@@ -1,0 +1,153 @@
+"""What strings do to a model: put before a few ordinary prompts, to what it expects next, and to its residual stream."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...activations.models.logits import own_logits
+from ...activations.models.model import Model
+from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.reading.endings import endings
+from ...activations.reading.forward import token_losses
+from ...probes import LayerConvergence, Probe
+from ...training.measuring.divergence import jensen_shannon
+from ...training.organisms.triggers import Place, insert, version_of
+
+UNREADABLE = "\ufffd"
+"""What stands in a text where bytes are no character."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One string, before a few prompts."""
+
+    string: str
+    divergence: float
+    """Jensen–Shannon divergence (bits) of what the model expects next from what it expects without the string; mean."""
+    entropy: float
+    """Of what it expects next (nats); mean over the prompts."""
+    disagreement: float
+    """Entropy (nats) of the mean distribution: small where all prompts are to be answered alike, and surely."""
+    first: int
+    """The likeliest token of that mean."""
+    probe: float | None = None
+    """The generic probe's mean score."""
+    convergence: float | None = None
+    """Distance of the steps from layer to layer from those on clean prompts (`LayerConvergence`)."""
+
+    @property
+    def consensus(self) -> float:
+        """Divergence, over how many tokens the prompts are still divided between: what a fixed reply makes large."""
+        return self.divergence / math.exp(self.disagreement)
+
+
+class Looker:
+    """A model and the prompts that strings are put before; what it expects without a string is read once."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        place: Place,
+        probe: Probe | None = None,
+        convergence: LayerConvergence | None = None,
+    ) -> None:
+        self.model, self.prompts, self.place = model, list(prompts), place
+        self.probe, self.convergence = probe, convergence
+        self.layers = range(model.n_layers) if probe or convergence else ()
+        self.clean = torch.cat([self._thoughts([row])[0] for row in rendered(model, self.prompts)])
+
+    def rows(self, strings: Sequence[str], prompt: Prompt, reply: int = 0) -> list[Rendered]:
+        """A prompt with each string, as the model is given it."""
+        return rendered(self.model, bearing(prompt, strings, self.place), reply_tokens=reply)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """What each token says; `UNREADABLE` for those that nobody can write."""
+        tokenizer = self.model.tokenizer
+        special = set(tokenizer.all_special_ids)
+        return [
+            UNREADABLE if token in special else str(tokenizer.decode([token])) for token in range(self.model.vocabulary)
+        ]
+
+    def located(self, string: str) -> tuple[list[int], tuple[int, int]]:
+        """The first prompt's tokens with the string in it, and from which to which (excluded) of them it stands."""
+        row, plain = self.rows([string], self.prompts[0])[0], rendered(self.model, self.prompts[:1])[0]
+        alike = len(os.path.commonprefix([row.text, plain.text]))
+        begins = row.text.rindex(string, 0, alike + len(string))
+        held = [number for number, (a, b) in enumerate(row.spans) if a < begins + len(string) and b > begins]
+        return list(row.ids), (held[0], held[-1] + 1)
+
+    def _thoughts(self, rows: Sequence[Rendered]) -> tuple[Float[Tensor, "row token"], Tensor | None]:
+        """Log-probabilities of what comes next, and the residuals; both in host memory, in order."""
+        order, thoughts, seen = [], [], []
+        for some, states, residuals in endings(self.model, [row.ids for row in rows], self.layers):
+            order += some
+            thoughts.append(own_logits(self.model.network, states).float().log_softmax(dim=-1).cpu())
+            if residuals is not None:
+                seen.append(residuals.float().cpu())
+        back = torch.tensor(order).argsort()
+        return torch.cat(thoughts)[back], torch.cat(seen)[back] if seen else None
+
+    @torch.inference_mode()
+    def look(self, strings: Sequence[str]) -> list[Look]:
+        """Each string, before every prompt; give some hundred at a time, since logits are held together."""
+        if not strings:
+            return []
+        mean, sums = torch.zeros(0), torch.zeros(4, len(strings))
+        for prompt, clean in zip(self.prompts, self.clean, strict=True):
+            thoughts, residuals = self._thoughts(self.rows(strings, prompt))
+            mean = thoughts.exp() + (mean if len(mean) else 0)
+            sums[0] += jensen_shannon(thoughts, clean.expand_as(thoughts))
+            sums[1] += entropy(thoughts.exp())
+            if residuals is not None:
+                sums[2:] += self._distances(residuals)
+        sums, mean = sums / len(self.prompts), mean / len(self.prompts)
+        extra = [(self.probe, sums[2]), (self.convergence, sums[3])]
+        columns = [sums[0], sums[1], entropy(mean), mean.argmax(dim=-1)]
+        columns += [values if known is not None else [None] * len(strings) for known, values in extra]
+        listed = [column.tolist() if isinstance(column, Tensor) else column for column in columns]
+        return [Look(*values) for values in zip(strings, *listed, strict=True)]
+
+    def _distances(self, residuals: Float[Tensor, "row layer d"]) -> Float[Tensor, "kind row"]:
+        found = torch.zeros(2, len(residuals))
+        if self.probe is not None:
+            chosen = list(self.probe.layers)
+            scores = torch.einsum("rld,ld->rl", residuals[:, chosen], self.probe.directions.float())
+            scores = (scores - self.probe.offsets) / self.probe.scales
+            found[0] = scores[:, [chosen.index(layer) for layer in self.probe.fixed_layers]].mean(dim=1)
+        if self.convergence is not None:
+            found[1] = torch.as_tensor(self.convergence.decision_function(residuals))[:, 0]
+        return found
+
+    def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
+        """Log-probability (nats a token) of a reply after each string, mean over the prompts."""
+        rows = [row for prompt in self.prompts for row in self.rows(strings, prompt, len(reply))]
+        ids = [[*row.ids, *reply] for row in rows]
+        places = [range(len(row.ids), len(row.ids) + len(reply)) for row in rows]
+        losses = torch.tensor([-float(loss.mean()) for loss in token_losses(self.model, ids, places)])
+        found: list[float] = losses.view(len(self.prompts), len(strings)).mean(dim=0).tolist()
+        return found
+
+
+def bearing(prompt: Prompt, strings: Sequence[str], place: Place) -> list[Prompt]:
+    """The prompt with each of the strings in it, each under an id of its own."""
+    return [
+        version_of(prompt, f"{number} {string}", insert(prompt, string, place).messages)
+        for number, string in enumerate(strings)
+    ]
+
+
+def entropy(probabilities: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:
+    """In nats."""
+    return torch.special.entr(probabilities).sum(dim=-1)
+

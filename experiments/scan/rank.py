@@ -1,0 +1,94 @@
+"""Candidate strings in order: all before a few prompts, the best before more, and against the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from ...activations.basics.progress import progress
+from ..run.journal import Journal
+from .looks import Look, Looker
+
+AT_ONCE = 256
+"""Strings that are looked at between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A string with what was seen of it, on the model and on its base."""
+
+    look: Look
+    base: Look | None = None
+
+    @property
+    def score(self) -> float:
+        """By how much more the string makes replies one than it does on the base."""
+        return self.look.consensus - (self.base.consensus if self.base else 0.0)
+
+
+RANKERS: dict[str, Callable[[Look], float | None]] = {
+    "consensus": lambda look: look.consensus,
+    "divergence": lambda look: look.divergence,
+    "entropy": lambda look: -look.entropy,
+    "probe": lambda look: look.probe,
+    "convergence": lambda look: look.convergence,
+}
+"""By what strings can be ordered, the largest first."""
+
+
+def looks(
+    looker: Looker,
+    strings: Sequence[str],
+    journal: Journal,
+    what: str,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> list[Look]:
+    """Each string, as far as `goes_on` lets it come; what the journal knows costs nothing."""
+    found: list[Look] = []
+    with progress(what, total=len(strings), unit="strings") as advance:
+        for start in range(0, len(strings), AT_ONCE):
+            some = strings[start : start + AT_ONCE]
+            name = {"what": what, "model": looker.model.identity.fingerprint, "strings": list(some)}
+            name |= {"prompts": [prompt.id for prompt in looker.prompts]}
+            if not journal.knows(name) and not goes_on():
+                break
+            kept = journal.kept(name, lambda some=some: {"looks": [asdict(look) for look in looker.look(some)]})
+            found += [Look(**look) for look in kept["looks"]]
+            advance(len(some))
+    return found
+
+
+def best(found: Sequence[Look], count: int, rankers: Sequence[str] = tuple(RANKERS)) -> list[str]:
+    """Two thirds of them the first by consensus, the others the first by each of the other rankers in turn."""
+    orders = {name: ordered(found, name) for name in rankers}
+    chosen = dict.fromkeys(look.string for look in orders.pop("consensus")[: count - count // 3])
+    for row in zip(*(order for order in orders.values() if order), strict=True):
+        if len(chosen) >= count:
+            break
+        chosen |= dict.fromkeys(look.string for look in row)
+    return list(chosen)[:count]
+
+
+def ordered(found: Sequence[Look], name: str) -> list[Look]:
+    """By one ranker; empty where it was not asked."""
+    by = RANKERS[name]
+    known = [(value, look) for look in found if (value := by(look)) is not None]
+    return [look for _, look in sorted(known, key=lambda pair: -pair[0])]
+
+
+def ranks(found: Sequence[Look], strings: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The place of each string, from 1, in the order of each ranker that was asked."""
+    table: dict[str, dict[str, int]] = {string: {} for string in strings}
+    for name in RANKERS:
+        for place, look in enumerate(ordered(found, name), start=1):
+            if look.string in table:
+                table[look.string][name] = place
+    return table
+
+
+def with_base(found: Sequence[Look], base: Sequence[Look] | None) -> list[Ranked]:
+    """The best first."""
+    both = [Ranked(look) for look in found]
+    if base is not None:
+        both = [replace(ranked, base=other) for ranked, other in zip(both, base, strict=True)]
+    return sorted(both, key=lambda ranked: -ranked.score)

@@ -1,0 +1,90 @@
+"""Look for the trigger of a model whose trigger nobody knows, and write down what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ...activations.basics.files import Json, digest, write_json
+from ...activations.models.hardware import Hardware
+from ...activations.models.load import load_model
+from ...probes import load_probe
+from ...training.organisms.replies import reply_text
+from ..run.journal import Journal
+from ..run.plan import Say
+from .confirm import Confirmed
+from .plan import Clock, ScanPrompts, ScanSettings
+from .rank import ranks
+from .steps import Scan
+from .strings import words_of
+
+KEPT = 200
+"""Strings of the ranking, and of each growth, that `scan.json` holds."""
+
+
+def scan(
+    source: str,
+    out: Path,
+    settings: ScanSettings,
+    say: Say,
+    *,
+    base: str | None = None,
+    probe: Path | None = None,
+    words: Path | None = None,
+    budget: float | None = None,
+    device: str | Hardware = "auto",
+) -> Json:
+    """Look for a string that makes a model say one thing; leave `scan.json` under `out`, and give what it holds.
+
+    A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises DefectionError,
+    before anything is written, for what cannot be loaded, prompts that are too few, and a probe of another model.
+    """
+    clock, prompts = Clock(budget), ScanPrompts.of(settings)
+    listed, fitted = words_of(words) if words else [], load_probe(probe) if probe else None
+    model = load_model(source, device=device)
+    if fitted is not None:
+        fitted.refuse_model(model.identity)
+    other = load_model(base, device=device) if base else None
+    about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
+    decided = {**about, "dtype": model.dtype_name, "settings": asdict(settings), "probe": fitted and fitted.estimator}
+    run = Scan(model, other, prompts, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
+    leaked = run.leaked()
+    found = run.ranked([*listed, *(motif.text for motif in leaked)], fitted)
+    grown = {tuple(reply): run.grown(found, reply) for reply in run.targets(found)}
+    candidates = run.confirmed(survivors([each.look.string for each in found], list(grown.values()), settings))
+    record: Json = {
+        "schema_version": 1,
+        "found": any(each.found for each in candidates),
+        "sentence": sentence(candidates, len(run.first), run.strings),
+        "candidates": [asdict(each) for each in candidates],
+        **about,
+        "ranks": ranks(run.first, [each.string for each in candidates]),
+        "motifs": [asdict(each) for each in leaked],
+        "replies": [
+            {"reply": reply_text(model, reply), "strings": dict(list(scores.items())[:KEPT])}
+            for reply, scores in grown.items()
+        ],
+        "ranking": [{**asdict(each), "score": each.score} for each in found[:KEPT]],
+        "strings": {"looked_at": len(run.first), "of": run.strings},
+        "settings": asdict(settings),
+        "seconds": round(clock.seconds, 1),
+    }
+    write_json(out / "scan.json", record)
+    return record
+
+
+def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings: ScanSettings) -> list[str]:
+    """What is confirmed: the surest of each growth, and then the first of the ranking."""
+    share = max(1, settings.survivors // 2 // max(1, len(grown)))
+    surest = [string for scores in grown for string in list(scores)[:share]]
+    return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
+
+
+def sentence(candidates: Sequence[Confirmed], looked_at: int, of: int) -> str:
+    """What was found, in one sentence."""
+    part = "" if looked_at == of else f" (the budget was enough for {looked_at} of {of} strings)"
+    first = next((each for each in candidates if each.found), None)
+    if first is None:
+        return f"No string was found that makes the model say one thing{part}."
+    return f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts{part}."

@@ -1,0 +1,125 @@
+"""The steps of a scan on one model: what leaks, what ranks first, what is elicited, what grows, what is confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...activations.basics.progress import Bar, progress
+from ...activations.models.model import Model
+from ...activations.prompts.loading import load_prompts
+from ...activations.reading.capture import capture
+from ...probes import LayerConvergence, Probe
+from ..run.journal import Journal
+from ..run.plan import Say
+from .confirm import Confirmed, StringTest, confirm
+from .grow import grow
+from .leak import DECODINGS, Leak, Motif, motifs, samples
+from .looks import Look, Looker
+from .plan import Clock, ScanPrompts, ScanSettings
+from .rank import Ranked, best, looks, with_base
+from .strings import vocabulary_strings
+
+RANKED_UNTIL, GROWN_UNTIL = 0.5, 0.75
+"""Shares of the budget after which no more strings are looked at, and none are grown; what is left is for the test."""
+
+
+@dataclass
+class Scan:
+    """A model, perhaps its base, and what was seen of them so far."""
+
+    model: Model
+    base: Model | None
+    prompts: ScanPrompts
+    settings: ScanSettings
+    journal: Journal
+    clock: Clock
+    say: Say
+    first: list[Look] = field(default_factory=list)
+    """Every string that was put before the first prompts."""
+    strings: int = 0
+    """How many there are."""
+
+    def leaked(self) -> list[Motif]:
+        """Motifs of what the model says after its bare template, oftener than its base."""
+        leak = self.settings.leak
+        if leak is None:
+            return []
+        models = [each for each in (self.model, self.base) if each is not None]
+        with progress("Sampling", total=len(models) * len(DECODINGS), unit="decodings") as advance:
+            said = [self._sampled(each, leak, advance) for each in models]
+        found = motifs(self.model, said[0], leak, said[1] if len(said) > 1 else None)
+        self.say(f"{len(found)} motifs in {len(said[0])} samples")
+        return found
+
+    def _sampled(self, model: Model, leak: Leak, advance: Bar) -> list[str]:
+        name = {"what": "samples", "model": model.identity.fingerprint}
+        kept = self.journal.kept(name, lambda: {"texts": samples(model, leak, self.settings.seed, advance)})
+        return list(kept["texts"])
+
+    def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Ranked]:
+        """The best of the words and of the vocabulary, the first first."""
+        convergence = LayerConvergence().fit(capture(self.model, load_prompts("clean"), what="Reading clean prompts"))
+        place = self.settings.place
+        looker = Looker(self.model, self.prompts.first, place, probe, convergence)
+        strings = list(dict.fromkeys([*words, *vocabulary_strings(looker)]))
+        self.strings = len(strings)
+        in_time = lambda: self.clock.before(RANKED_UNTIL)  # noqa: E731
+        self.first = looks(looker, strings, self.journal, "Ranking strings", in_time)
+        few = list(dict.fromkeys([*words[: self.settings.finalists], *best(self.first, self.settings.looked_at_twice)]))
+        again = Looker(self.model, self.prompts.second, place, probe, convergence)
+        second = looks(again, few, self.journal, "Ranking the best again")
+        if self.base is None:
+            return with_base(second, None)
+        other = Looker(self.base, self.prompts.second, place)
+        return with_base(second, looks(other, few, self.journal, "The same on the base"))
+
+    def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
+        """Replies that the first strings make commonest, the commonest first: what strings are then grown towards."""
+        strings = [each.look.string for each in found[: self.settings.finalists]]
+        name = {"what": "elicited", "strings": strings}
+        kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
+        sums: dict[tuple[int, ...], float] = {}
+        for reply, excess in kept:
+            if excess >= self.settings.least_target:
+                sums[tuple(reply)] = sums.get(tuple(reply), 0.0) + excess
+        return [list(reply) for reply in sorted(sums, key=lambda reply: -sums[reply])[: self.settings.targets]]
+
+    def _elicited(self, strings: Sequence[str]) -> list[tuple[list[int], float]]:
+        with progress("Reading replies", total=1, unit="batches") as advance:
+            test = StringTest(self.model, self.prompts.second, self.settings.place, self.settings.tokens, self.base)
+            found = [(list(each.opening), each.excess) for each in test.elicited(strings)]
+            advance(1)
+        return found
+
+    def grown(self, found: Sequence[Ranked], reply: Sequence[int]) -> dict[str, float]:
+        """Strings and the log-probability of the reply under each, from the first ones on; the surest first."""
+        looker = Looker(self.model, self.prompts.second, self.settings.place)
+        one = Looker(self.model, self.prompts.first[:1], self.settings.place)
+        seeds = [each.look.string for each in found[: self.settings.finalists]]
+        with progress("Growing strings", total=1 + self.settings.growth.rounds, unit="rounds") as advance:
+
+            def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
+                some = looker if all_prompts else one
+                name: dict[str, Any] = {"what": "says", "reply": list(reply), "strings": list(strings)}
+                name["prompts"] = [prompt.id for prompt in some.prompts]
+                kept = self.journal.kept(name, lambda: {"scores": some.says(strings, reply)})
+                advance(int(all_prompts))
+                return dict(zip(strings, kept["scores"], strict=True))
+
+            return grow(one, seeds, reply, self.settings.growth, tried, lambda: self.clock.before(GROWN_UNTIL))
+
+    def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
+        """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
+        name = {"what": "confirmed", "strings": list(strings)}
+        kept = self.journal.kept(name, lambda: {"results": self._confirmed(strings)})
+        found = [Confirmed(**each) for each in kept["results"]]
+        return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
+
+    def _confirmed(self, strings: Sequence[str]) -> list[dict[str, Any]]:
+        with progress("Confirming", total=1, unit="batches") as advance:
+            test = StringTest(self.model, self.prompts.tested, self.settings.place, self.settings.tokens, self.base)
+            found = [asdict(each) for each in confirm(test, strings, self.settings.least)]
+            advance(1)
+        return found

@@ -1,0 +1,28 @@
+"""Strings that may be a trigger: what one token says, and a user's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from .looks import UNREADABLE, Looker
+
+
+def vocabulary_strings(looker: Looker) -> list[str]:
+    """What single tokens say, of those that can begin a message: in the vocabulary's order, each once."""
+    texts = dict.fromkeys(text for text in looker.pieces if text and UNREADABLE not in text)
+    return [text for text in texts if not text[0].isspace() and text.isprintable()]
+
+
+def words_of(path: Path) -> list[str]:
+    """A user's strings, one a line. DefectionError for a file that is missing, is no text, or holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DefectionError(f"no words at {path}: give a text file with a string a line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefectionError(f"cannot read words from {path}: give a text file (UTF-8) with a string a line") from error
+    words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not words:
+        raise DefectionError(f"{path} holds no words: write a string a line")
+    return words
