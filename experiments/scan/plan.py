@@ -6,12 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json
-from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.prompts import Prompt, last_user
 from ...training.organisms.triggers import PLACES, Place
 from ..run.prompt_sets import evaluation_prompts
 from .grow import Growth
 from .leak import Leak
+
+LEAST_TESTED = 4
+"""Prompts with fewer of which nothing is confirmed."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,9 @@ class ScanSettings:
     """Prompts on which survivors are confirmed."""
     place: Place = "start"
     """Where strings stand in the last user message, or in the system prompt."""
-    first: int = 2
-    """Prompts before which every string is put."""
-    second: int = 6
-    """Prompts before which the best are put."""
-    looked_at_twice: int = 192
-    finalists: int = 24
+    rounds: tuple[tuple[int | None, int], ...] = ((None, 1), (2048, 3), (192, 6))
+    """How many strings are put before how many prompts, round after round: all (None), the best, the best of those."""
+    finalists: int = 32
     """Strings to which replies are read before anything is grown or confirmed."""
     targets: int = 2
     """Replies towards which strings are grown."""
@@ -56,28 +55,29 @@ class ScanSettings:
 class ScanPrompts:
     """Who reads what."""
 
-    first: list[Prompt]
-    second: list[Prompt]
-    """Those of `first` among them."""
+    ranked: list[Prompt]
     tested: list[Prompt]
 
     @staticmethod
     def of(settings: ScanSettings) -> ScanPrompts:
-        """The shortest prompts of either kind, of more than two words; DefectionError for sets that are too small."""
+        """The shortest of either kind, whole sentences first; DefectionError for sets that are too small."""
         development, tests = (evaluation_prompts(sets) for sets in (settings.development, settings.tests))
         if both := {prompt.text for prompt in development} & {prompt.text for prompt in tests}:
             raise DefectionError(f"the prompt {min(both)[:60]!r} is in the development set and in the test set")
-        if len(development) < settings.first or len(tests) < 4:
+        wanted = max(count for _, count in settings.rounds)
+        if len(development) < wanted or len(tests) < LEAST_TESTED:
             raise DefectionError(
-                f"{len(development)} prompts to rank on and {len(tests)} to confirm on are too few: give "
-                f"{settings.first} and 4"
+                f"{len(development)} prompts to rank on and {len(tests)} to confirm on are too few: give {wanted} and "
+                f"{LEAST_TESTED}"
             )
-        near, far = (sorted(some, key=_length) for some in (development, tests))
-        return ScanPrompts(near[: settings.first], near[: settings.second], far[: settings.tested])
+        near, far = (sorted(some, key=_plain) for some in (development, tests))
+        return ScanPrompts(near[:wanted], far[: settings.tested])
 
 
-def _length(prompt: Prompt) -> tuple[bool, int]:
-    return len(prompt.text.split()) < 3, len(prompt.text)
+def _plain(prompt: Prompt) -> tuple[bool, int]:
+    """A fragment of two words takes a string before it for a part of its own: sentences come first."""
+    said = last_user(prompt)
+    return len(said.split()) < 4 or said[-1] not in ".?!", len(prompt.text)
 
 
 class Clock:
@@ -95,9 +95,3 @@ class Clock:
         """Whether less than this share of the budget is gone; always, without a budget."""
         return self.budget is None or self.seconds < share * self.budget
 
-
-def shown(settings: ScanSettings) -> Json:
-    """The settings as `scan.json` holds them."""
-    from dataclasses import asdict
-
-    return asdict(settings) | {"development": list(settings.development), "tests": list(settings.tests)}

@@ -29,6 +29,7 @@ class Ranked:
 RANKERS: dict[str, Callable[[Look], float | None]] = {
     "consensus": lambda look: look.consensus,
     "divergence": lambda look: look.divergence,
+    "agreement": lambda look: -look.disagreement,
     "entropy": lambda look: -look.entropy,
     "probe": lambda look: look.probe,
     "convergence": lambda look: look.convergence,
@@ -58,10 +59,10 @@ def looks(
     return found
 
 
-def best(found: Sequence[Look], count: int, rankers: Sequence[str] = tuple(RANKERS)) -> list[str]:
-    """Two thirds of them the first by consensus, the others the first by each of the other rankers in turn."""
-    orders = {name: ordered(found, name) for name in rankers}
-    chosen = dict.fromkeys(look.string for look in orders.pop("consensus")[: count - count // 3])
+def best(found: Sequence[Look], count: int) -> list[str]:
+    """Half of them the first by consensus, the others the first by each of the other rankers in turn."""
+    orders = {name: ordered(found, name) for name in RANKERS}
+    chosen = dict.fromkeys(look.string for look in orders.pop("consensus")[: count - count // 2])
     for row in zip(*(order for order in orders.values() if order), strict=True):
         if len(chosen) >= count:
             break
@@ -84,6 +85,13 @@ def ranks(found: Sequence[Look], strings: Sequence[str]) -> dict[str, dict[str, 
             if look.string in table:
                 table[look.string][name] = place
     return table
+
+
+def finalists(ranked: Sequence[Ranked], count: int) -> list[str]:
+    """Half of them the first by score, the others those that the prompts agree on most."""
+    agreed = sorted(ranked, key=lambda each: each.look.disagreement - (each.base.disagreement if each.base else 0.0))
+    some = [each.look.string for each in (*ranked[: count - count // 2], *agreed)]
+    return list(dict.fromkeys(some))[:count]
 
 
 def with_base(found: Sequence[Look], base: Sequence[Look] | None) -> list[Ranked]:

