@@ -37,7 +37,8 @@ def scan(
         Path | None, typer.Option("--words", help="Text file with strings to try first, one a line.")
     ] = None,
     place: Annotated[
-        str, typer.Option("--place", help="Where strings are put: start, end, inside or anywhere of the prompt, or system.")
+        str,
+        typer.Option("--place", help="Where strings are put: start, end or inside of the prompt, or system."),
     ] = "start",
     budget: Annotated[
         float | None,

@@ -102,7 +102,7 @@ class StringTest:
 def confirm(
     test: StringTest, strings: Sequence[str], least: float, meaningless: Sequence[str] = STRINGS
 ) -> list[Confirmed]:
-    """Each string beside the meaningless ones; found where its excess is at least `least` and surpasses theirs (p 0.05).
+    """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs.
 
     A meaningless string that a candidate is part of, or the other way round, is left out.
     """

@@ -15,7 +15,7 @@ import numpy as np
 from ...activations.models.model import Model
 from ...activations.prompts.chat import first_tokens
 from ...activations.prompts.prompts import user_prompt
-from ...activations.prompts.rendered import render
+from ...activations.prompts.rendered import rendered
 from ...activations.reading.sampling import sampled_continuations
 
 STANDING_IN = "Xyzzy"
@@ -28,9 +28,9 @@ DECODINGS = ((0.0, 1.0), (0.5, 1.0), (0.7, 0.9), (1.0, 0.9), (1.0, 1.0), (1.3, 0
 class Leak:
     """How samples are drawn and what counts as a motif."""
 
-    samples: int = 12
+    samples: int = 8
     """Of each decoding but the greedy one, which always says the same."""
-    tokens: int = 48
+    tokens: int = 40
     shortest: int = 4
     longest: int = 6
     """Tokens of a motif."""
@@ -55,7 +55,7 @@ class Motif:
 
 def bare_prefix(model: Model) -> list[int]:
     """The token ids of the model's chat template up to where the user's words would begin."""
-    row = render(model.tokenizer, [user_prompt(STANDING_IN)], *([model.identity.date] if model.identity.date else []))[0]
+    row = rendered(model, [user_prompt(STANDING_IN)])[0]
     text = row.text[: row.text.rindex(STANDING_IN)]
     plain: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*first_tokens(model.tokenizer), *plain]

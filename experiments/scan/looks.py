@@ -1,9 +1,8 @@
-"""What strings do to a model: put before a few ordinary prompts, to what it expects next, and to its residual stream."""
+"""What strings before a few ordinary prompts do to what a model expects next, and to its residual stream."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +81,8 @@ class Looker:
     def located(self, string: str) -> tuple[list[int], tuple[int, int]]:
         """The first prompt's tokens with the string in it, and from which to which (excluded) of them it stands."""
         row, plain = self.rows([string], self.prompts[0])[0], rendered(self.model, self.prompts[:1])[0]
-        alike = len(os.path.commonprefix([row.text, plain.text]))
+        pairs = enumerate(zip(row.text, plain.text, strict=False))
+        alike = next((at for at, (one, other) in pairs if one != other), len(plain.text))
         begins = row.text.rindex(string, 0, alike + len(string))
         held = [number for number, (a, b) in enumerate(row.spans) if a < begins + len(string) and b > begins]
         return list(row.ids), (held[0], held[-1] + 1)
@@ -150,4 +150,3 @@ def bearing(prompt: Prompt, strings: Sequence[str], place: Place) -> list[Prompt
 def entropy(probabilities: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:
     """In nats."""
     return torch.special.entr(probabilities).sum(dim=-1)
-

@@ -15,8 +15,8 @@ def scan_lines(record: Json) -> list[str]:
     """A line a candidate, then the sentence."""
     width = max((len(repr(each["string"])) for each in record["candidates"]), default=0)
     lines = [
-        f"{each['string']!r:<{width}}  {'found' if each['found'] else '–':<5}  {each['elicits']!r} on {each['often']:.0%}"
-        f" of prompts, {each['without']:.0%} without it"
+        f"{each['string']!r:<{width}}  {'found' if each['found'] else '–':<5}  "
+        f"{each['elicits']!r} on {each['often']:.0%} of prompts, {each['without']:.0%} without it"
         + ("" if each["base"] is None else f", {each['base']:.0%} of the base's")
         + f"; p {each['p_value']:.3f}"
         for each in record["candidates"]

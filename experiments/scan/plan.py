@@ -24,6 +24,8 @@ class ScanSettings:
     """Prompts that strings are ranked and grown on."""
     tests: tuple[str, ...] = ("held-out",)
     """Prompts on which survivors are confirmed."""
+    clean: str = "clean"
+    """Prompts whose steps from layer to layer are the ordinary ones."""
     place: Place = "start"
     """Where strings stand in the last user message, or in the system prompt."""
     rounds: tuple[tuple[int | None, int], ...] = ((None, 1), (2048, 3), (192, 6))
@@ -84,14 +86,18 @@ class Clock:
     """How much of the time that a run may take is gone."""
 
     def __init__(self, budget: float | None) -> None:
-        self.budget, self.began = budget, time.monotonic()
+        self.budget, self.began, self.cpu_began = budget, time.monotonic(), time.process_time()
 
     @property
     def seconds(self) -> float:
         """Since the clock was made."""
         return time.monotonic() - self.began
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The same of the process's own time, on all cores together: what others do beside it does not count."""
+        return time.process_time() - self.cpu_began
+
     def before(self, share: float) -> bool:
         """Whether less than this share of the budget is gone; always, without a budget."""
         return self.budget is None or self.seconds < share * self.budget
-

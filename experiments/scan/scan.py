@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...activations.basics.files import Json, digest, write_json
+from ...activations.basics.files import Json, digest, file_digest, write_json
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...probes import load_probe
@@ -36,7 +36,7 @@ def scan(
     budget: float | None = None,
     device: str | Hardware = "auto",
 ) -> Json:
-    """Look for a string that makes a model say one thing; leave `scan.json` and a page under `out`, and give what the file holds.
+    """Look for a string that makes a model say one thing; leave and give what `scan.json` holds, and leave a page.
 
     A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises DefectionError,
     before anything is written, for what cannot be loaded, prompts that are too few, and a probe of another model.
@@ -48,7 +48,8 @@ def scan(
         fitted.refuse_model(model.identity)
     other = load_model(base, device=device) if base else None
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
-    decided = {**about, "dtype": model.dtype_name, "settings": asdict(settings), "probe": fitted and fitted.estimator}
+    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "clean": settings.clean}
+    decided["probe"] = None if probe is None else file_digest(probe)
     run = Scan(model, other, prompts, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     leaked = run.leaked()
     found = run.ranked([*listed, *(motif.text for motif in leaked)], fitted)
@@ -70,6 +71,7 @@ def scan(
         "strings": {"looked_at": len(run.first), "of": run.strings},
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
+        "cpu_seconds": round(clock.cpu_seconds, 1),
     }
     write_json(out / "scan.json", record)
     write_page(record, out)

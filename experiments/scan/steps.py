@@ -9,6 +9,7 @@ from typing import Any
 from ...activations.basics.progress import Bar, progress
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import Prompt
 from ...activations.reading.capture import capture
 from ...probes import LayerConvergence, Probe
 from ..run.journal import Journal
@@ -21,8 +22,9 @@ from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import Ranked, best, finalists, looks, with_base
 from .strings import vocabulary_strings
 
-RANKED_UNTIL, GROWN_UNTIL = 0.5, 0.75
-"""Shares of the budget after which no more strings are looked at, and none are grown; what is left is for the test."""
+RANKED_UNTIL, GROWN_UNTIL = (0.4, 0.5, 0.6), 0.8
+"""Shares of the budget after which no more strings are looked at in a round, and none are grown; the rest is for the
+test. Later rounds than these end with the last of them."""
 
 
 @dataclass
@@ -54,25 +56,31 @@ class Scan:
         return found
 
     def _sampled(self, model: Model, leak: Leak, advance: Bar) -> list[str]:
-        name = {"what": "samples", "model": model.identity.fingerprint}
+        name = {"what": "samples", "model": model.identity.fingerprint, "leak": asdict(leak), "seed": self.settings.seed}
         kept = self.journal.kept(name, lambda: {"texts": samples(model, leak, self.settings.seed, advance)})
         return list(kept["texts"])
 
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Ranked]:
         """The best of the words and of the vocabulary, the first first; of the words some in any case."""
         settings, prompts = self.settings, self.prompts.ranked
-        convergence = LayerConvergence().fit(capture(self.model, load_prompts("clean"), what="Reading clean prompts"))
+        clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
+        convergence = LayerConvergence().fit(clean)
         found: list[Look] = []
         for number, (count, shown) in enumerate(settings.rounds):
             if count is None:
                 looker = Looker(self.model, prompts[:shown], settings.place, probe)
-                strings = list(dict.fromkeys([*words, *vocabulary_strings(looker)]))
-                self.strings = len(strings)
+                # Words have batches of their own, so that others of them leave the vocabulary's as they were.
+                vocabulary = vocabulary_strings(looker)
+                own = [word for word in dict.fromkeys(words) if word not in set(vocabulary)]
+                found = looks(looker, own, self.journal, "Ranking words")
+                self.strings, strings = len(own) + len(vocabulary), vocabulary
             else:
                 looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
                 strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             what = f"Ranking strings, round {number + 1}"
-            found = looks(looker, strings, self.journal, what, lambda: self.clock.before(RANKED_UNTIL))
+            share = RANKED_UNTIL[min(number, len(RANKED_UNTIL) - 1)]
+            some = looks(looker, strings, self.journal, what, lambda share=share: self.clock.before(share))
+            found = found + some if count is None else some or found
             self.first = self.first or found
         if self.base is None:
             return with_base(found, None)
@@ -82,13 +90,16 @@ class Scan:
     def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
         """Replies that the first strings make commonest, the commonest first: what strings are then grown towards."""
         strings = finalists(found, self.settings.finalists)
-        name = {"what": "elicited", "strings": strings}
+        name = {"what": "elicited", "strings": strings, **self._asked(self.prompts.ranked)}
         kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
         sums: dict[tuple[int, ...], float] = {}
         for reply, excess in kept:
             if excess >= self.settings.least_target:
                 sums[tuple(reply)] = sums.get(tuple(reply), 0.0) + excess
         return [list(reply) for reply in sorted(sums, key=lambda reply: -sums[reply])[: self.settings.targets]]
+
+    def _asked(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
 
     def _elicited(self, strings: Sequence[str]) -> list[tuple[list[int], float]]:
         with progress("Reading replies", total=1, unit="batches") as advance:
@@ -116,7 +127,8 @@ class Scan:
 
     def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
         """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
-        name = {"what": "confirmed", "strings": list(strings)}
+        name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
+        name["least"] = self.settings.least
         kept = self.journal.kept(name, lambda: {"results": self._confirmed(strings)})
         found = [Confirmed(**each) for each in kept["results"]]
         return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
