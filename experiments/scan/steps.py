@@ -56,7 +56,12 @@ class Scan:
         return found
 
     def _sampled(self, model: Model, leak: Leak, advance: Bar) -> list[str]:
-        name = {"what": "samples", "model": model.identity.fingerprint, "leak": asdict(leak), "seed": self.settings.seed}
+        name = {
+            "what": "samples",
+            "model": model.identity.fingerprint,
+            "leak": asdict(leak),
+            "seed": self.settings.seed,
+        }
         kept = self.journal.kept(name, lambda: {"texts": samples(model, leak, self.settings.seed, advance)})
         return list(kept["texts"])
 

@@ -13,7 +13,7 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share", "export"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor"}
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan"}
 """Commands in which there is chance."""
 
 
@@ -121,6 +121,11 @@ WRONG = {
     "explain, a probe that is none": ("explain", "noise", MODEL, *OUT),
     "intervene, no organism": ("intervene", "nothing", "--probe", "noise", *OUT),
     "intervene, a base model": ("intervene", MODEL, "--probe", "noise", *OUT),
+    "scan, no model": ("scan", "absent", *OUT),
+    "scan, no words": ("scan", MODEL, "--words", "absent", *OUT),
+    "scan, a probe that is none": ("scan", MODEL, "--probe", "noise", *OUT),
+    "scan, unknown place": ("scan", MODEL, "--place", "nowhere", *OUT),
+    "scan, too few prompts": ("scan", MODEL, "--prompts", "prompts", "--rank-on", "prompts", *OUT),
     "sweep, no organism": ("sweep", "nothing", *OUT),
     "sweep, absent": ("sweep", "absent", *OUT),
     "compare, no organism": ("compare", "nothing", *OUT),
