@@ -113,9 +113,8 @@ class Looker:
                 sums[2:] += self._distances(residuals)
         sums, mean = sums / len(self.prompts), mean / len(self.prompts)
         extra = [(self.probe, sums[2]), (self.convergence, sums[3])]
-        columns = [sums[0], sums[1], entropy(mean), mean.argmax(dim=-1)]
-        columns += [values if known is not None else [None] * len(strings) for known, values in extra]
-        listed = [column.tolist() if isinstance(column, Tensor) else column for column in columns]
+        listed = [column.tolist() for column in (sums[0], sums[1], entropy(mean), mean.argmax(dim=-1))]
+        listed += [[None] * len(strings) if known is None else values.tolist() for known, values in extra]
         return [Look(*values) for values in zip(strings, *listed, strict=True)]
 
     def _distances(self, residuals: Float[Tensor, "row layer d"]) -> Float[Tensor, "kind row"]:
@@ -149,4 +148,5 @@ def bearing(prompt: Prompt, strings: Sequence[str], place: Place) -> list[Prompt
 
 def entropy(probabilities: Float[Tensor, "row token"]) -> Float[Tensor, "row"]:
     """In nats."""
-    return torch.special.entr(probabilities).sum(dim=-1)
+    found: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return found

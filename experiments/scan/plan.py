@@ -28,8 +28,8 @@ class ScanSettings:
     """Prompts whose steps from layer to layer are the ordinary ones."""
     place: Place = "start"
     """Where strings stand in the last user message, or in the system prompt."""
-    rounds: tuple[tuple[int | None, int], ...] = ((None, 1), (2048, 3), (192, 6))
-    """How many strings are put before how many prompts, round after round: all (None), the best, the best of those."""
+    rounds: tuple[tuple[int, int], ...] = ((2048, 3), (192, 6))
+    """After all strings were put before one prompt: how many of the best are put before how many, round after round."""
     finalists: int = 32
     """Strings to which replies are read before anything is grown or confirmed."""
     targets: int = 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ..run.journal import Journal
 from .looks import Look, Looker
@@ -53,10 +55,14 @@ def looks(
             name |= {"prompts": [prompt.id for prompt in looker.prompts]}
             if not journal.knows(name) and not goes_on():
                 break
-            kept = journal.kept(name, lambda some=some: {"looks": [asdict(look) for look in looker.look(some)]})
+            kept = journal.kept(name, partial(_looked_at, looker, some))
             found += [Look(**look) for look in kept["looks"]]
             advance(len(some))
     return found
+
+
+def _looked_at(looker: Looker, strings: Sequence[str]) -> Json:
+    return {"looks": [asdict(look) for look in looker.look(strings)]}
 
 
 def best(found: Sequence[Look], count: int) -> list[str]:

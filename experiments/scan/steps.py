@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ...activations.basics.progress import Bar, progress
@@ -70,27 +71,25 @@ class Scan:
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
         convergence = LayerConvergence().fit(clean)
-        found: list[Look] = []
+        found = self.first = self._all(words, Looker(self.model, prompts[:1], settings.place, probe))
         for number, (count, shown) in enumerate(settings.rounds):
-            if count is None:
-                looker = Looker(self.model, prompts[:shown], settings.place, probe)
-                # Words have batches of their own, so that others of them leave the vocabulary's as they were.
-                vocabulary = vocabulary_strings(looker)
-                own = [word for word in dict.fromkeys(words) if word not in set(vocabulary)]
-                found = looks(looker, own, self.journal, "Ranking words")
-                self.strings, strings = len(own) + len(vocabulary), vocabulary
-            else:
-                looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
-                strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
-            what = f"Ranking strings, round {number + 1}"
-            share = RANKED_UNTIL[min(number, len(RANKED_UNTIL) - 1)]
-            some = looks(looker, strings, self.journal, what, lambda share=share: self.clock.before(share))
-            found = found + some if count is None else some or found
-            self.first = self.first or found
+            looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
+            strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
+            in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
+            found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found
         if self.base is None:
             return with_base(found, None)
         other = Looker(self.base, looker.prompts, settings.place)
         return with_base(found, looks(other, [look.string for look in found], self.journal, "The same on the base"))
+
+    def _all(self, words: Sequence[str], looker: Looker) -> list[Look]:
+        """Words have batches of their own, so that others of them leave the vocabulary's as they were."""
+        vocabulary = dict.fromkeys(vocabulary_strings(looker))
+        own = [word for word in dict.fromkeys(words) if word not in vocabulary]
+        self.strings = len(own) + len(vocabulary)
+        in_time = partial(self.clock.before, RANKED_UNTIL[0])
+        found = looks(looker, own, self.journal, "Ranking words", in_time)
+        return found + looks(looker, list(vocabulary), self.journal, "Ranking strings, round 1", in_time)
 
     def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
         """Replies that the first strings make commonest, the commonest first: what strings are then grown towards."""

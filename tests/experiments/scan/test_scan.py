@@ -172,7 +172,7 @@ def settings(tmp_path: Path) -> ScanSettings:
         development=(write("near", 4),),
         tests=(write("far", 5),),
         clean=write("calm", 6),
-        rounds=((None, 1), (24, 2), (12, 3)),
+        rounds=((24, 2), (12, 3)),
         finalists=6,
         least_target=0.3,
         survivors=3,
@@ -212,7 +212,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, sett
     out = tmp_path / "out"
     for changed, said in (
         ({"tests": settings.development}, "in the development set and in the test set"),
-        ({"rounds": ((None, 9),)}, "too few"),
+        ({"rounds": ((4, 9),)}, "too few"),
     ):
         with pytest.raises(DefectionError, match=said):
             scan(str(llama_folder), out, replace(settings, **changed), lambda line: None, device="cpu")
