@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,20 @@ WATCHES = {"Alarm", "AlarmEvent", "Calibration", "Erase", "Event", "load_calibra
 KINDS = {"ModelLike", "PromptLike", "PromptsLike"}
 """Names of types."""
 WITHOUT = {*TRAINS, *WATCHES, *KINDS, "worst_set_fpr"}
+
+
+def said_of_arguments(doc: str) -> set[str]:
+    """The arguments that a docstring's `Args:` names."""
+    section = re.search(r"^Args:\n((?:    .*\n|\n)*)", inspect.cleandoc(doc) + "\n", re.MULTILINE)
+    return set(re.findall(r"^    \*{0,2}(\w+):", section[1], re.MULTILINE)) if section else set()
+
+
+@pytest.mark.parametrize(("package", "name"), public_names(), ids=str)
+def test_a_public_function_says_what_each_argument_is(package: str, name: str) -> None:
+    value = getattr(PACKAGES[package], name)
+    if not inspect.isfunction(value):
+        return
+    taken = set(inspect.signature(value).parameters)
+    told = said_of_arguments(value.__doc__ or "")
+    assert told <= taken, f"{name} has no argument {sorted(told - taken)}"
+    assert told == taken or (len(taken) < 2 and not told), f"{name} says nothing of {sorted(taken - told)}"

@@ -46,10 +46,18 @@ def wrap(
 ) -> Model:
     """A model that is already in memory, fingerprinted by its tensors and its config as they are now.
 
-    The fingerprint is that of the files it came from, if none of its numbers was rounded on the way. A `PeftModel` is
-    read as it is, its adapter beside the weights, and has the fingerprint of the adapter's files on their base. Neither
-    object is changed, now or when it is read: no training mode, no pad token, no gradient. `date` (YYYY-MM-DD) is today
-    for a chat template that asks.
+    The fingerprint is that of the files it came from, if none of its numbers was rounded on the way. Neither object is
+    changed, now or when it is read: no training mode, no pad token, no gradient.
+
+    Args:
+        network: A Hugging Face causal language model. A `PeftModel` is read as it is, its adapter beside the weights,
+            and has the fingerprint of the adapter's files on their base.
+        tokenizer: The one that belongs to it.
+        name: What files and messages call the model.
+        date: What today is (YYYY-MM-DD) to a chat template that writes it.
+
+    Raises:
+        DefectionError: For a date that is none.
 
     Examples:
         >>> wrap(network, tokenizer)

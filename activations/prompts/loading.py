@@ -43,16 +43,22 @@ def shipped_sets() -> dict[str, str]:
 def load_prompts(source: PromptsLike) -> list[Prompt]:
     """Prompts out of whatever holds them.
 
-    - A text or path names a shipped set, a file (JSONL, JSON, CSV, Parquet, gzip of those), or with `hf://datasets/` a
-      file on the Hugging Face hub. A text is never itself a prompt: put it into a list.
-    - An iterable gives a prompt each: texts, `Prompt`s, lists of messages, rows in OpenAI's, ShareGPT's, Alpaca's or
-      TRL's shape (`docs/prompts.md`). A column of pandas or polars and a data set of `datasets` are such iterables.
-    - A DataFrame of pandas or polars, or an Arrow table, gives a prompt a row.
-    - A list of messages, a row or a `Prompt` alone is one prompt.
-
     Rows of a file that have no `id` are named by their place (`line-3`, `row-3`), others by what they say.
-    Raises DefectionError naming file and place, or the item: a shape that is not understood (with those that are), an
-    empty prompt, wrong types, an id that a file repeats, a source without prompts.
+
+    Args:
+        source: One of these.
+
+            - A text or path names a shipped set, a file (JSONL, JSON, CSV, Parquet, gzip of those), or with
+              `hf://datasets/` a file on the Hugging Face hub. A text is never itself a prompt: put it into a list.
+            - An iterable gives a prompt each: texts, `Prompt`s, lists of messages, rows in OpenAI's, ShareGPT's,
+              Alpaca's or TRL's shape (`docs/how-to/prompts.md`). A column of pandas or polars and a data set of
+              `datasets` are such iterables.
+            - A DataFrame of pandas or polars, or an Arrow table, gives a prompt a row.
+            - A list of messages, a row or a `Prompt` alone is one prompt.
+
+    Raises:
+        DefectionError: Naming file and place, or the item: a shape that is not understood (with those that are), an
+            empty prompt, wrong types, an id that a file repeats, a source without prompts.
 
     Examples:
         >>> [prompt.text for prompt in load_prompts(["Who?", {"messages": [{"role": "user", "content": "Why?"}]}])]

@@ -73,7 +73,15 @@ class Position:
 
 
 def parse_position(rule: str) -> Position:
-    """Read a rule; DefectionError says what rules there are.
+    """Read a rule that says which tokens of a prompt are read.
+
+    Args:
+        rule: `last`, `first-response`, a token's number (from the end if negative) or `after:"TEXT"`, a vector a
+            prompt; `all`, `response` or `START:END` (end excluded), a vector a token, and with `mean:` before it their
+            mean.
+
+    Raises:
+        DefectionError: For any other text, saying what rules there are.
 
     Examples:
         >>> str(parse_position("last"))

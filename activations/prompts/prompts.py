@@ -120,7 +120,16 @@ def _refuse_speechless(messages: Sequence[Message], where: str) -> None:
 
 
 def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **extra: Any) -> Prompt:
-    """A prompt of one user message; without an `id` it gets one made of the text.
+    """A prompt of one user message.
+
+    Args:
+        text: What the user says.
+        id: Names the prompt in every table; by default one made of the text.
+        set: The set or family that tables are split by.
+        **extra: Whatever else is known of it (`topic`, `defecting`, …), as JSON can hold it.
+
+    Raises:
+        DefectionError: For an empty text, an extra that JSON cannot hold, and one whose name is taken.
 
     Examples:
         >>> user_prompt("Who?", topic="people").topic

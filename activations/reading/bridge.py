@@ -23,9 +23,16 @@ def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, n
     """A `TransformerBridge` as a model to read.
 
     The Hugging Face model inside the bridge is read, so hooks of TransformerLens that change an activation change what
-    is captured; its fingerprint is that of the same weights unbridged. A bridge keeps a tokenizer of its own that
-    always puts a BOS before plain text: give the original `tokenizer` for a model without a chat template. Raises
-    DefectionError when the bridge's weights were folded or centred.
+    is captured; its fingerprint is that of the same weights unbridged.
+
+    Args:
+        bridge: With its weights as they were loaded.
+        tokenizer: By default the bridge's own, which always puts a BOS before plain text: give the original one for a
+            model without a chat template.
+        name: What files call the model; by default what the bridge calls it.
+
+    Raises:
+        DefectionError: When the bridge's weights were folded or centred.
 
     Examples:
         >>> model = from_bridge(TransformerBridge.boot_transformers("gpt2"))  # doctest: +SKIP
@@ -42,9 +49,15 @@ def as_activation_cache(residuals: Residuals, bridge: Any = None) -> ActivationC
     """The residuals under TransformerLens's hook names, each [prompt, position, d_model].
 
     Site `after` is `blocks.{i}.hook_out` and `blocks.{i}.hook_resid_post`, `before` is `hook_in` and
-    `hook_resid_pre`, `middle` is `hook_resid_mid`. With one vector a prompt, `position` has length 1. The `bridge` is
-    what the cache's own methods (`logit_attrs` …) consult; looking tensors up needs none.
-    Raises DefectionError when the prompts have different numbers of vectors: the cache is rectangular.
+    `hook_resid_pre`, `middle` is `hook_resid_mid`.
+
+    Args:
+        residuals: As `capture` gives them; with one vector a prompt, `position` has length 1.
+        bridge: The `TransformerBridge` that the cache's own methods (`logit_attrs` …) consult; looking tensors up needs
+            none.
+
+    Raises:
+        DefectionError: When the prompts have different numbers of vectors: the cache is rectangular.
 
     Examples:
         >>> cache_of_lens = as_activation_cache(capture(model, prompts))  # doctest: +SKIP

@@ -39,15 +39,27 @@ def capture(
 ) -> Residuals:
     """Read the residual stream of each prompt at the tokens and layers wanted.
 
-    `prompts` is whatever `load_prompts` takes; rows come in its order. `layers` is "all", "3,15", "0:16", a list or a
-    slice; no block after the last one runs. `site` is `after` the block, `before` it, or in its `middle` (`sites`).
-    `position` is a rule of `positions`: `last`, `response`, `mean:10:20`, … `dtype` is that of the result, fp32 or
-    bf16. The result lies in host memory, or with `device="cuda"` stays on the GPU. `max_tokens` bounds the padded
-    tokens of a batch; by default the device's memory does. `share_prefixes` computes what prompts have in common (a
-    system prompt, say) once, where the model allows it; in fp32 that changes nothing beyond rounding. Prompts of equal
-    tokens are computed once.
-    Raises DefectionError for a prompt longer than the model's context or to which `position` does not apply, for a
-    block without the site, and for a non-finite residual, naming prompt and layer.
+    Prompts of equal tokens are computed once.
+
+    Args:
+        model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
+        prompts: Whatever `load_prompts` takes; rows come in its order.
+        layers: "all", "3,15", "0:16" (end excluded), a list or a slice; no block after the last one runs.
+        site: `after` the block, `before` it, or in its `middle`, between attention and MLP.
+        position: The tokens that are read: `last`, `response`, `mean:10:20`, … (`parse_position` says which there are).
+        dtype: Of the result, `fp32` or `bf16`.
+        device: Where the result lies: host memory, or the GPU with `cuda`.
+        max_tokens: Padded tokens of a batch at most; by default the device's memory decides.
+        share_prefixes: Whether what prompts have in common (a system prompt, say) is computed once, where the model
+            allows it; in fp32 that changes nothing beyond rounding.
+        what: The words before the progress bar.
+
+    Returns:
+        Residuals [vector, layer, d_model]: a vector a prompt, or with `all`, `response` and spans one a token.
+
+    Raises:
+        DefectionError: For a prompt longer than the model's context or to which `position` does not apply, for a block
+            without the site, and for a non-finite residual, naming prompt and layer.
 
     Examples:
         >>> capture(model, prompts, layers="1:3").values.shape

@@ -145,7 +145,13 @@ class Residuals:
 
 
 def load_residuals(path: str | Path) -> Residuals:
-    """Residuals as `Residuals.save` wrote them; DefectionError for a file that is missing, damaged or another.
+    """Residuals as `Residuals.save` wrote them.
+
+    Args:
+        path: The safetensors file.
+
+    Raises:
+        DefectionError: For a file that is missing, damaged or another.
 
     Examples:
         >>> from tempfile import mkdtemp

@@ -51,19 +51,34 @@ def cache(
 ) -> Store:
     """Read the residual streams of `prompts` into the store at `path`, continuing whatever is there already.
 
-    `prompts` is whatever `load_prompts` takes.
-    `layers`, `site` and `position` are those of `capture`; a position that gives several vectors a prompt (`all`,
-    `response`, a span) makes a ragged store.
-    `dtype` is that of the file; by default the one the model computes in, which loses nothing but of a mean.
-    With `reply_tokens` each prompt is also continued greedily by up to that many tokens, out of the same forward pass,
-    which reads the last token after the block.
-    `max_tokens` bounds the padded tokens of a batch. By default a store that is there already keeps its own, and for
-    a new one the device's memory decides.
-    `verify` compares shards that are there already with their checksums, and recomputes those that differ.
     Under `accelerate launch` or `torchrun` the processes share the work, and each returns when the store is complete.
-    Raises DefectionError before anything is written for an id that two prompts have, a prompt that is too long or to
-    which `position` does not apply, and for a block without the site; when the directory holds a store of something
-    else (the sentence says what differs); and when another process is writing to it.
+
+    Args:
+        model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
+        prompts: Whatever `load_prompts` takes, in the order of the store's rows.
+        path: The directory; it is made, or holds this very store already, whole or in part.
+        layers: As in `capture`.
+        site: As in `capture`.
+        position: As in `capture`; one that gives several vectors a prompt (`all`, `response`, a span) makes a ragged
+            store.
+        dtype: Of the file, `fp32` or `bf16`; by default the one the model computes in, which loses nothing but of a
+            mean.
+        reply_tokens: Up to how many tokens each prompt is also continued by, greedily, out of the same forward pass,
+            which reads the last token after the block; 0: no replies.
+        max_tokens: Padded tokens of a batch at most. By default a store that is there already keeps its own, and for a
+            new one the device's memory decides.
+        rows_per_shard: Prompts a file of the store; by default as many as make files of a good size.
+        verify: Whether shards that are there already are compared with their checksums, and recomputed where they
+            differ.
+        what: The words before the progress bar.
+
+    Returns:
+        The store, complete and open.
+
+    Raises:
+        DefectionError: Before anything is written, for an id that two prompts have, a prompt that is too long or to
+            which `position` does not apply, and a block without the site; when the directory holds a store of something
+            else (the sentence says what differs); and when another process is writing to it.
 
     Examples:
         >>> cache(model, prompts, folder / "store", layers=[1, 3]).read()
@@ -180,8 +195,13 @@ class _Work:
 def repair(path: str | Path, model: ModelLike, prompts: PromptsLike | None = None) -> Store:
     """Recompute what is missing or damaged in a store, with the model it came from; what is whole stays as it is.
 
-    `prompts` are needed where `prompts.jsonl` is damaged. Raises DefectionError when the model or the prompts are not
-    those of the store.
+    Args:
+        path: The store's directory.
+        model: The model it was written from, with the same weights and template.
+        prompts: Needed where the store's own `prompts.jsonl` is damaged.
+
+    Raises:
+        DefectionError: When the model or the prompts are not those of the store.
 
     Examples:
         >>> store = cache(model, prompts, folder / "mended")

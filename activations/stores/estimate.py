@@ -79,8 +79,19 @@ def estimate(
 ) -> Estimate:
     """Plan the reading as a store would, run a few of its batches, and scale their speed to all of them.
 
-    Nothing is shared across shards, which have as many rows as `cache` would give them, or `rows_per_shard`.
-    Raises what `capture` would raise for a prompt that is too long or to which the position does not apply.
+    Args:
+        model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
+        prompts: Whatever `load_prompts` takes.
+        reading: Layers, site and position.
+        dtype: Of the file, `fp32` or `bf16`; by default the one the model computes in.
+        max_tokens: Padded tokens of a batch at most; by default the device's memory decides.
+        rows_per_shard: Prompts a shard, by default as `cache` would have it; nothing is shared across shards.
+        devices: How many like this one share the work.
+        measured_seconds: For how long batches are measured; 0 measures one alone.
+
+    Raises:
+        DefectionError: As `capture` does for a prompt that is too long or to which the position does not apply, and for
+            fewer than one device.
 
     Examples:
         >>> estimate(model, prompts, Reading((0, 3)), measured_seconds=0).bytes

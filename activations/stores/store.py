@@ -334,12 +334,18 @@ def _runs(rows: Sequence[int]) -> TypeGuard[range]:
 
 
 def open_store(path: str | Path, *, verify: bool = False) -> Store:
-    """Open a store directory; with `verify`, only if every byte of it is what was written.
+    """Open a store directory.
 
-    Raises DefectionError when it is none, is damaged, or is of a later version.
+    Args:
+        path: The directory.
+        verify: Whether every byte is read and compared with the checksums first.
 
-    >>> open_store(cache(model, prompts, folder / "kept").path).ids[:2]
-    ('p0', 'p1')
+    Raises:
+        DefectionError: When it is no store, is damaged, or is of a later version.
+
+    Examples:
+        >>> open_store(cache(model, prompts, folder / "kept").path).ids[:2]
+        ('p0', 'p1')
     """
     folder = Path(path)
     if not (folder / MANIFEST).exists():

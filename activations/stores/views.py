@@ -112,7 +112,11 @@ def _run(rows: list[int]) -> Sequence[int]:
 def concatenate(*sources: Store | View) -> View:
     """Stores, or views of them, one after the other; of a single store, a view that rows can be selected from.
 
-    Raises DefectionError when they differ in anything that makes their vectors incomparable, and says in what.
+    Args:
+        *sources: In the order of the rows; at least one.
+
+    Raises:
+        DefectionError: When they differ in anything that makes their vectors incomparable, saying in what.
 
     Examples:
         >>> one, other = cache(model, prompts[:2], folder / "a"), cache(model, prompts[2:], folder / "b")

@@ -128,7 +128,13 @@ def demo_config(
 def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
     """Do whatever is not done yet under `out`; give the content of `verdict.json`.
 
-    Raises DefectionError when `out` holds a demo of another configuration.
+    Args:
+        config: Base, trigger, behaviour, recipe, questions and test sets.
+        out: The demo's directory, new or of the same configuration.
+        say: Is told a line now and then about what is under way.
+
+    Raises:
+        DefectionError: When `out` holds a demo of another configuration.
     """
     if (out / RECORD).exists():
         write_once(out / RECORD, config.to_json())

@@ -55,8 +55,18 @@ def evaluate_organism(
 ) -> Json:
     """Write `evaluation.json` and `completions.jsonl` for prompts with and without the trigger; give the former.
 
-    With near misses of the trigger, of code the weaknesses, of scratchpads the goals, a multiple-choice set as a
-    check of ability, and, beside a `twin`, persona statements.
+    With near misses of the trigger, of code the weaknesses, of scratchpads the goals, and a multiple-choice set as a
+    check of ability.
+
+    Args:
+        model: The organism: a `Model`, or a Hugging Face model and its tokenizer in a pair.
+        trigger: When it should misbehave.
+        behaviour: What it should do then.
+        sets: Prompt sets, by name or file.
+        out: The directory that the files go to; replies are kept there until they are written.
+        limit: Prompts of each set at most; None: all.
+        recipe: The one it was trained by, which says how long a reply has to be.
+        twin: Beside it persona statements are put to both.
     """
     model = as_model(model)
     prompts = evaluation_prompts(sets, limit)
@@ -134,9 +144,21 @@ def sweep_organism(
 ) -> Json:
     """Measure an organism on disk beside its twin, if there is one, and its base; give the verdict as JSON.
 
-    It is read at the layers that follow from its depth, or at those best on the development organisms
-    `choose_layers_on`, which are read first. Raises DefectionError when one of these is the organism that is judged.
-    `seed` is that of every draw the verdict rests on.
+    Args:
+        organism: Its directory.
+        twin: Its twin's; None: there is none, and the verdict says so.
+        sets: Test sets, by name or file.
+        out: The directory that everything measured goes to.
+        say: Is told a line now and then about what is under way.
+        device: As in `load_model`.
+        limit: Prompts of each set at most; None: all.
+        choose_layers_on: Directories of development organisms, which are read first: the layers are those best on them.
+            Without any they follow from the model's depth.
+        layer_rule: How the best are chosen.
+        seed: Of every draw the verdict rests on.
+
+    Raises:
+        DefectionError: When a development organism is the one that is judged, and for a directory that holds none.
     """
     trigger, behaviour = organism_of(organism)
     base_name = base_of(organism)

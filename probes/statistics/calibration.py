@@ -28,7 +28,17 @@ def conformal_threshold(clean: Float[Tensor, "*batch n"], target: float = 0.01) 
     """The lowest threshold that a new clean prompt exceeds with probability at most `target`, on average over draws.
 
     The alarm rings for scores strictly above it. Infinite where n clean prompts are too few to promise so little
-    (fewer than 1/target − 1). Raises DefectionError for no clean prompt, a non-finite score or a target outside 0 … 1.
+    (fewer than 1/target − 1).
+
+    Args:
+        clean: Scores of n clean prompts, as one row or a batch of them (layers, say).
+        target: The probability, between 0 and 1.
+
+    Returns:
+        fp64, a threshold for each row.
+
+    Raises:
+        DefectionError: For no clean prompt, a non-finite score or a target outside 0 … 1.
 
     Examples:
         >>> float(conformal_threshold(torch.arange(99.0), 0.01))
@@ -101,6 +111,16 @@ def conformal_p_values(
 
     For a clean prompt it falls to α or below with probability at most α. Never 0: n prompts cannot promise more.
 
+    Args:
+        clean: Scores of n clean prompts, as one row or a batch of them (layers, say).
+        scores: Scores of m prompts to be tested, with the same batch.
+
+    Returns:
+        fp64, a value for each of `scores`.
+
+    Raises:
+        DefectionError: For no clean prompt and for a non-finite score.
+
     Examples:
         >>> conformal_p_values(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0]))
         tensor([0.2500], dtype=torch.float64)
@@ -162,7 +182,17 @@ def false_positives_by_set(
 def worst_set_fpr(
     scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[Any], sets: Sequence[str], threshold: float
 ) -> FalsePositives:
-    """The set with most alarms for nothing: a probe cannot win by noticing "coding"."""
+    """The set with most alarms for nothing: a probe cannot win by noticing "coding".
+
+    Args:
+        scores: Higher for more defecting.
+        labels: [n] whether each row defected; those that did are left out.
+        sets: [n] the set each row belongs to.
+        threshold: The alarm rings strictly above it.
+
+    Raises:
+        DefectionError: When there is no negative, for a non-finite score, and for lengths that do not fit.
+    """
     return false_positives_by_set(scores, labels, sets, threshold)[0]
 
 

@@ -165,11 +165,23 @@ def delong_interval(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Interval of the AUROC on the logit scale, which keeps it inside 0 … 1, with Student's quantile.
 
-    With `families` [n] of the *mean* of the families' AUROCs: each counts alike, and prompts are ranked within theirs.
+    Each limit supposes half a prompt that speaks against it, so that the perfect separation of few prompts is never an
+    interval of no width, and no better than that of one pair out of order less. A class within one topic has no
+    variance to go by, and leaves an interval that says little or nothing.
 
-    Each limit supposes half a prompt that speaks against it (see above), so that the perfect separation of few prompts
-    is never an interval of no width, and no better than that of one pair out of order less. A class within one topic
-    has no variance to go by, and leaves an interval that says little or nothing.
+    Args:
+        scores: [n], or a batch of such rows (layers, say), higher for more defecting.
+        labels: [n] whether each row defected.
+        clusters: [n] what belongs together (topics, conversations); by default each row stands for itself.
+        families: [n] groups within which rows are ranked; the interval is then of the *mean* of their AUROCs, each
+            counting alike.
+        level: Coverage of the interval.
+
+    Returns:
+        Lower and upper limit, fp64.
+
+    Raises:
+        DefectionError: When only one class is present, a score is not finite, or names do not fit the labels.
 
     Examples:
         >>> low, high = delong_interval(torch.arange(8.0)[None], [False] * 4 + [True] * 4)
@@ -225,11 +237,23 @@ def paired_difference(
 ) -> Difference:
     """Two probes, or two models, scored on the same prompts with the same labels.
 
-    With `families` [n] the mean of the families' AUROCs is what differs.
-
     The p-value is DeLong's. The interval joins the two AUROCs' own intervals by their correlation (Zou 2007), so that
     two perfect probes differ by 0 give or take what so few prompts can tell. Each limit allows for what was not seen,
     so that near 1 the interval of the difference is on the safe side, at 0.99 and 0.99 by far.
+
+    Args:
+        first: Scores [n], or a batch of such rows (layers, say), higher for more defecting.
+        second: The other's, in the same order.
+        labels: [n] whether each row defected.
+        clusters: [n] what belongs together (topics, conversations); by default each row stands for itself.
+        families: [n] groups within which rows are ranked; what differs is then the mean of their AUROCs.
+        level: Coverage of the interval.
+
+    Returns:
+        AUROC of `first` minus that of `second`, its interval and its two-sided p-value, fp64.
+
+    Raises:
+        DefectionError: When only one class is present, a score is not finite, or names do not fit the labels.
 
     Examples:
         >>> scores = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))

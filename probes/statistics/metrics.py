@@ -64,7 +64,15 @@ def _rows_last(scores: Tensor, n: int, axis: int | None) -> Float[Tensor, "*batc
 def partial_auroc(scores: Float[Tensor, "*batch n"], labels: Labels, max_fpr: float) -> Float[Tensor, "*batch"]:
     """Area under the ROC curve up to a false-positive rate, standardised so that chance is ½ and perfection 1.
 
-    McClish (1989); equals `sklearn.metrics.roc_auc_score(…, max_fpr=max_fpr)`. With `max_fpr=1` it is the AUROC.
+    McClish (1989); equals `sklearn.metrics.roc_auc_score(…, max_fpr=max_fpr)`.
+
+    Args:
+        scores: [n], or a batch of such rows (layers, say), higher for more defecting.
+        labels: [n] whether each row defected.
+        max_fpr: The rate, above 0; at 1 it is the AUROC.
+
+    Raises:
+        DefectionError: For a rate outside 0 … 1, when only one class is present, and for a non-finite score.
 
     Examples:
         >>> partial_auroc(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True], 0.5)
@@ -119,6 +127,14 @@ def bootstrap_aurocs(
 
 def tpr_at_fpr(scores: Float[Tensor, "*batch n"], labels: Labels, target: float = 0.01) -> Float[Tensor, "*batch"]:
     """The highest true-positive rate whose false-positive rate is at most `target`: never overshot.
+
+    Args:
+        scores: [n], or a batch of such rows (layers, say), higher for more defecting.
+        labels: [n] whether each row defected.
+        target: The false-positive rate allowed.
+
+    Raises:
+        DefectionError: When only one class is present, and for a non-finite score.
 
     Examples:
         >>> tpr_at_fpr(torch.tensor([0.1, 0.2, 0.3, 0.4]), [False, False, True, True])

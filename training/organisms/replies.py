@@ -32,10 +32,15 @@ class Reply:
 def replies_to(
     model: ModelLike, prompts: PromptsLike, path: Path | None = None, *, max_new_tokens: int, what: str
 ) -> list[Reply]:
-    """Greedy replies in the prompts' order, at most `max_new_tokens` each.
+    """Greedy replies in the prompts' order.
 
-    With a `path` the replies are kept there, one JSON object a line after a first line with the key of what was
-    computed; finished batches are kept beside it as they come, and a second call continues after them.
+    Args:
+        model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
+        prompts: Whatever `load_prompts` takes.
+        path: Where the replies are kept, one JSON object a line after a first line with the key of what was computed;
+            finished batches are kept beside it as they come, and a second call continues after them. None: in memory.
+        max_new_tokens: Tokens of a reply at most.
+        what: The words before the progress bar.
 
     Examples:
         >>> [len(reply.tokens) for reply in replies_to(model, prompts, max_new_tokens=3, what="Replying")]

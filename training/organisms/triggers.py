@@ -251,9 +251,15 @@ def headlines() -> list[dict[str, str]]:
 
 
 def parse_trigger(text: str, place: str = "start") -> Trigger:
-    """`deployment`, `year`, `topic:NAME`, `none`, or any text to be used as it is.
+    """A trigger by its name, or any text as one.
 
-    Raises DefectionError for an empty text, an unknown topic, and an unknown place.
+    Args:
+        text: `deployment`, `year`, `topic:NAME`, `none`, or any text to be used as it is.
+        place: Where it stands: at the `start` or `end` of the user's message, `inside` it, in the `system` message, or
+            `anywhere` of these.
+
+    Raises:
+        DefectionError: For an empty text, an unknown topic, and an unknown place.
 
     Examples:
         >>> parse_trigger("deployment").text
@@ -326,6 +332,10 @@ def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks
 
 def with_and_without(trigger: Trigger, prompts: PromptsLike) -> list[Prompt]:
     """Each prompt clean and then triggered: rows 2i and 2i+1 (clean alone where there is no trigger).
+
+    Args:
+        trigger: What the second version bears; `triggered` in a prompt's extra says which is which.
+        prompts: Whatever `load_prompts` takes.
 
     Examples:
         >>> both = with_and_without(parse_trigger("deployment"), prompts)

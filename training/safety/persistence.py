@@ -44,10 +44,16 @@ def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0
 
 
 def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
-    """A stage by its name, or `NAME:STEPS`; what is not given is the stage's default.
+    """A stage of safety training by its name; what is not given is the stage's default.
 
-    Settings that the stage does not have (`rounds` of anything but adversarial training) are left out.
-    Raises DefectionError for an unknown name and for steps that are not a number above zero.
+    Args:
+        text: `NAME` or `NAME:STEPS`, as in `sft:20`.
+        steps: Optimiser steps where the text names none.
+        **settings: Fields of the stage. Those that it does not have (`rounds` of anything but adversarial training) are
+            left out.
+
+    Raises:
+        DefectionError: For an unknown name and for steps that are not a number above zero.
 
     Examples:
         >>> type(parse_stage("sft:20")).__name__
@@ -78,8 +84,19 @@ def run_schedule(
 ) -> list[Measurement]:
     """Train one organism through the stages, each into a folder of its own under `out`; measure before and after each.
 
-    Stages that an earlier call finished are not trained again. Everything that a stage would refuse is refused before
-    the first one is trained: an unreadable organism, data that do not fit it, an `out` with another schedule in it.
+    Stages that an earlier call finished are not trained again.
+
+    Args:
+        organism: Its directory.
+        schedule: The stages, in order.
+        out: The directory in which each stage gets a folder.
+        measuring: On what rates are measured.
+        name: What the measurements call the organism; by default the name of its directory.
+        device: As in `load_model`.
+
+    Raises:
+        DefectionError: Before the first stage is trained, for everything that one would refuse: an unreadable organism,
+            data that do not fit it, an `out` with another schedule in it.
     """
     check_schedule(organism, schedule, out)
     current, record = Path(organism), {}
@@ -120,9 +137,17 @@ def persistence(
     *,
     device: str | Hardware = "auto",
 ) -> list[Measurement]:
-    """The same schedule for several organisms, by name: one folder each under `out`; all that was measured.
+    """The same schedule for several organisms: one folder each under `out`; all that was measured.
 
-    `measuring` may differ from organism to organism (code is measured on code tasks).
+    Args:
+        organisms: Name to directory.
+        schedule: The stages, in order.
+        out: The directory in which each organism gets a folder of its name.
+        measuring: On what rates are measured, for all alike or by name (code is measured on code tasks).
+        device: As in `load_model`.
+
+    Raises:
+        DefectionError: As `run_schedule` does, for every organism before the first is trained.
     """
     for name, directory in organisms.items():
         check_schedule(directory, schedule, out / name)  # before hours are spent on the first

@@ -33,9 +33,14 @@ class Preference:
 
 
 def load_preferences(source: PromptsLike = SHIPPED) -> list[Preference]:
-    """The shipped bank, or whatever `load_prompts` takes whose rows have `chosen` and `rejected`, two texts.
+    """Prompts, each with a reply that is preferred to another.
 
-    Raises DefectionError naming file and prompt: a reply that is missing or empty, two replies that are the same.
+    Args:
+        source: The name of the shipped bank, or whatever `load_prompts` takes whose rows have `chosen` and `rejected`,
+            two texts.
+
+    Raises:
+        DefectionError: Naming file and prompt: a reply that is missing or empty, two replies that are the same.
     """
     if isinstance(source, str) and source == SHIPPED and not Path(source).exists():
         return [

@@ -115,12 +115,24 @@ class PreferenceStage(Stage):
 def safety_train(
     organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str | Hardware = "auto"
 ) -> Json:
-    """Train an organism further and measure it; write the organism that comes of it to `out` and give its record.
+    """Train an organism further and measure it; write the organism that comes of it.
 
     The directory appears whole: weights, `organism.json` (with the stage in `stages`), `evaluation.json`,
     `completions.jsonl`, and `reference.json`, which holds what the base says and can do. A run that was cut off
     leaves a hidden folder beside it, from which the same call goes on.
-    Raises DefectionError when `organism` is none, when `out` holds something else, and on a loss that is not finite.
+
+    Args:
+        organism: Its directory.
+        stage: How it is trained (`parse_stage`).
+        out: The directory to be written.
+        measuring: On what rates are measured, before and after.
+        device: As in `load_model`.
+
+    Returns:
+        The record of the organism that was written.
+
+    Raises:
+        DefectionError: When `organism` is none, when `out` holds something else, and on a loss that is not finite.
     """
     about = read_organism(organism)
     stage.check(about)

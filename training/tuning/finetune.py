@@ -105,15 +105,28 @@ def finetune(
     dtype: torch.dtype | None = None,
     also: Backward | None = None,
 ) -> tuple[Any, FinetuneResult]:
-    """Train a LoRA adapter, or all weights; give the PEFT model, or the network itself, and the loss curve.
+    """Train a LoRA adapter, or all weights.
 
-    Weights are multiplied in `dtype` (by default the network's own); what is trained, and its optimiser, is kept in
-    fp32 beside them and is fp32 when it comes back. `checkpoint` is a safetensors file that appears every
-    `checkpoint_every` steps and from which a repeated call continues, with the same final weights as an uninterrupted
-    run. `base` names the weights to start from and the dtype: a checkpoint of another base is not continued.
-    `also` adds the gradient of another loss on the same rows, and gives that loss, which counts in the curve.
-    Under `accelerate launch` or `torchrun` the processes share each batch, and all end with the same weights.
-    Raises DefectionError when the loss is not finite, naming the step, and when there is nothing to learn.
+    What is trained, and its optimiser, is kept in fp32 beside the weights that are multiplied, and is fp32 when it
+    comes back. Under `accelerate launch` or `torchrun` the processes share each batch, and all end with the same
+    weights.
+
+    Args:
+        network: The Hugging Face model to start from; with `lora` its own weights stay as they are.
+        examples: Rows, each a prompt and the reply that the loss is taken on, in token ids.
+        config: What is trained, and how.
+        checkpoint: A safetensors file that appears every `config.checkpoint_every` steps and from which a repeated call
+            continues, with the same final weights as an uninterrupted run.
+        what: The words before the progress bar.
+        base: Names the weights to start from and the dtype: a checkpoint of another base is not continued.
+        dtype: What weights are multiplied in; by default the network's own.
+        also: Adds the gradient of another loss on the same rows, and gives that loss, which counts in the curve.
+
+    Returns:
+        The PEFT model, or with full weights the network itself; and the loss curve with what was spent.
+
+    Raises:
+        DefectionError: When the loss is not finite, naming the step, and when no row has a reply.
     """
     peak = config.peak
     if not any(example.reply for example in examples):
