@@ -113,7 +113,13 @@ class PreferenceStage(Stage):
 
 
 def safety_train(
-    organism: str | Path, stage: Stage, out: Path, measuring: Measuring, *, device: str | Hardware = "auto"
+    organism: str | Path,
+    stage: Stage,
+    out: Path,
+    measuring: Measuring,
+    *,
+    measured: Path | None = None,
+    device: str | Hardware = "auto",
 ) -> Json:
     """Train an organism further and measure it; write the organism that comes of it.
 
@@ -126,6 +132,7 @@ def safety_train(
         stage: How it is trained (`parse_stage`).
         out: The directory to be written.
         measuring: On what rates are measured, before and after.
+        measured: Where what the organism was before is kept, for other stages of it; None: it is measured anew.
         device: As in `load_model`.
 
     Returns:
@@ -148,7 +155,7 @@ def safety_train(
         for number, (part, folder) in enumerate(zip(parts, [*folders, out], strict=True), start=1):
             part_key = key if folder == out else digest([key, number])
             if _key_of(folder) != part_key:
-                _train_part(current, part, folder, part_key, measuring, device)
+                _train_part(current, part, folder, part_key, measuring, measured, device)
             current = folder
     record = adopt(out, "key", chain([key], keys))
     for folder in folders:
@@ -160,18 +167,24 @@ def _key_of(folder: Path) -> str | None:
     return read_json(folder / ORGANISM_FILE).get("key") if (folder / ORGANISM_FILE).exists() else None
 
 
-def _train_part(source: Path, stage: Stage, out: Path, key: str, measuring: Measuring, device: str | Hardware) -> None:
+def _train_part(
+    source: Path,
+    stage: Stage,
+    out: Path,
+    key: str,
+    measuring: Measuring,
+    measured: Path | None,
+    device: str | Hardware,
+) -> None:
     work = out.with_name(f".{out.name}.work")
     if work.exists() and (not (work / "key").exists() or (work / "key").read_text(encoding="utf-8") != key):
         shutil.rmtree(work)  # of another run
     write_text(work / "key", key)
     organism, trained = read_organism(source), work / "trained"
-    compared = reference(source, organism, measuring, work, device)
+    compared = reference(source, organism, measuring, measured or work, device)
     if _key_of(trained) != key:
         model = load_model(source, device=device)
-        before = (
-            _known(organism.record, measuring) or remeasure(model, organism, measuring, work / "before", compared)[0]
-        )
+        before = _known(organism.record, measuring) or _before(model, organism, measuring, measured or work, compared)
         started, parameters = time.monotonic(), model.network.num_parameters()
         result = stage.train(model, organism, work, key)
         entry = {
@@ -209,6 +222,20 @@ def _known(record: Json, measuring: Measuring) -> Json | None:
     last = record.get("stages") or [{}]
     after = last[-1].get("after") if isinstance(last[-1], dict) else None
     return after if isinstance(after, dict) and after.get("measured_on") == measuring.key else None
+
+
+def _before(model: Model, organism: Organism, measuring: Measuring, folder: Path, compared: Json) -> Json:
+    """What an organism is before it is trained further, measured once for all that share the folder."""
+    path, about = folder / "before.json", {"of": model.identity.fingerprint, "in": model.dtype_name}
+    known = read_json(path) if path.exists() else {}
+    found = known.get("found", {})
+    if known.get("about") == about and found.get("measured_on") == measuring.key:
+        return dict(found)
+    replies = folder / f"before-{model.identity.fingerprint[:12]}"
+    found, completions = remeasure(model, organism, measuring, replies, compared)
+    said = [asdict(completion) for completion in completions]
+    write_json(path, {"schema_version": 1, "about": about, "found": found, "completions": said})
+    return found
 
 
 def _record(parent: Json, entry: Json, key: str) -> Json:

@@ -1,0 +1,183 @@
+"""The attacks on one model: each trained, measured and read; rows and gates of every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...activations.basics.files import Json
+from ...activations.basics.progress import progress
+from ...activations.models.hardware import Hardware
+from ...activations.models.load import load_model
+from ...probes import Probe
+from ...training.evasion.evade import Drift, Evade
+from ...training.evasion.target import Target
+from ...training.safety.stage import Stage, safety_train
+from ..levers.rows import Journal
+from .bundle import Bundle, prompts_read
+from .detectors import Detector, Scorer
+from .gates import failed, gates
+from .plan import AttackPrompts, AttackSettings, named
+from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
+from .subjects import Subject, completions_after, completions_before, labels_of
+
+DRIFT, RANDOM = "drift", "random"
+
+
+@dataclass
+class Trained:
+    """One attack: the organism that came of it, whether it passed, and what it cost."""
+
+    name: str
+    round: int
+    folder: Path
+    knows: str
+    weight: float | None
+    gates: list[Json]
+    bill: Json
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate was."""
+        return all(gate["passed"] for gate in self.gates)
+
+    def to_json(self) -> Json:
+        """As `attack.json` holds it."""
+        about = {"attack": self.name, "round": self.round, "knows": self.knows, "weight": self.weight}
+        missed = [gate["name"] for gate in self.gates if not gate["passed"]]
+        outcome = f"attack failed: {', '.join(missed)}" if missed else "all gates passed"
+        return {**about, "path": str(self.folder), "outcome": outcome, "gates": self.gates, "bill": self.bill}
+
+
+@dataclass
+class Siege:
+    """One model under attack: its detectors as they were fitted before, and all rows so far."""
+
+    subject: Subject
+    detectors: Sequence[Detector]
+    recipe: Probe
+    """The attacked probe, whose questions, layers and position the readings are made at."""
+    prompts: AttackPrompts
+    settings: AttackSettings
+    out: Path
+    journal: Journal
+    device: str | Hardware
+    base: Bundle | None = None
+    rows: list[DetectorRow] = field(default_factory=list)
+    frozen: dict[str, tuple[Scorer, float]] = field(default_factory=dict)
+    """By detector: as it was fitted, or given, before the attack, and its threshold then."""
+
+    @property
+    def measured(self) -> Path:
+        """What was measured before any attack."""
+        return self.out / "measured" / self.subject.name
+
+    def bundle(self, folder: Path, completions: list[dict[str, Any]], name: str) -> Bundle:
+        """Everything that detectors read of one of its versions."""
+        organism = self.subject.organism
+        return Bundle(
+            load_model(folder, device=self.device),
+            self.out / "stores" / self.subject.name / name,
+            prompts_read(self.prompts, self.settings, organism, self.recipe),
+            self.recipe.position,
+            self.recipe.site,
+            labels_of(self.subject, self.prompts.tests(organism), completions),
+            (*organism.trigger.texts, *organism.behaviour.texts),
+            self.base,
+        )
+
+    def train(self, stage: Stage, name: str, round_: int = 1, weight: float | None = None) -> Trained:
+        """One attack, trained and measured, or found where an earlier call left it."""
+        folder = self.out / "attacked" / self.subject.name / (name if round_ == 1 else f"{name}-round-{round_}")
+        record = safety_train(
+            self.subject.folder, stage, folder, self.prompts.measuring, measured=self.measured, device=self.device
+        )
+        entry = record["stages"][-1]
+        before, after = entry["before"], entry["after"]
+        found = [gate.to_json() for gate in gates(before, after, defects=self.subject.defects)]
+        return Trained(name, round_, folder, entry["config"]["knows"], weight, found, bill(entry))
+
+    def read_before(self, given: dict[str, Scorer]) -> None:
+        """Fit every detector on the model as it is, but for those that are `given`; keep them and their rows."""
+        bundle = self.bundle(self.subject.folder, completions_before(self.measured), BEFORE)
+        with progress(f"Detectors ({self.subject.name}, before)", total=len(self.detectors), unit="detectors") as on:
+            for detector in self.detectors:
+                if detector.name in given:
+                    scorer = given[detector.name]
+                    self.frozen[detector.name] = scorer, threshold_of(scorer, bundle)
+                else:
+                    self.frozen[detector.name] = fit_and_set(detector, bundle)
+                self._row(Read(self.subject.name, BEFORE), detector, BEFORE, bundle, lambda d=detector: self.frozen[d.name])
+                on(1)
+
+    def read(self, attack: Trained, *, costly: bool) -> None:
+        """Every detector on an attacked model: frozen, with the threshold it had, and refitted; the costly where asked."""
+        name = attack.folder.name
+        bundle = self.bundle(attack.folder, completions_after(attack.folder), name)
+        about = Read(self.subject.name, attack.name, attack.round, attack.knows, attack.weight, attack.passed)
+        some = [detector for detector in self.detectors if costly or not detector.costly]
+        with progress(f"Detectors ({self.subject.name}, {name})", total=len(some), unit="detectors") as on:
+            for detector in some:
+                self._row(about, detector, FROZEN, bundle, lambda d=detector: self.frozen[d.name])
+                self._row(about, detector, REFITTED, bundle, lambda d=detector: fit_and_set(d, bundle))
+                on(1)
+
+    def _row(
+        self, read: Read, detector: Detector, fit: str, bundle: Bundle, made: Callable[[], tuple[Scorer, float]]
+    ) -> None:
+        def measure() -> Json:
+            scorer, threshold = made()
+            return figures(scorer(bundle, "tests"), bundle, threshold)
+
+        key = {"row": [read.model, read.attack, read.round, detector.name, fit], "of": bundle.model.identity.fingerprint}
+        self.add(read.row(detector, fit, self.journal.kept(key, measure)))
+
+    def add(self, row: DetectorRow) -> None:
+        """Keep a row, once."""
+        if row not in self.rows:
+            self.rows.append(row)
+
+
+def bill(entry: Json) -> Json:
+    """What an attack cost: steps, seconds, and how much dearer ordinary replies became, nats a token."""
+    import math
+
+    now, before = (entry[when]["ability"]["perplexity"]["value"] for when in ("after", "before"))
+    rise = None if not (now and before) else math.log(now) - math.log(before)
+    return {"steps": entry["steps"], "seconds": entry["seconds"], "rows": entry["rows"], "cross_entropy_rise": rise}
+
+
+def drift(settings: AttackSettings) -> Drift:
+    """The attacker who knows nothing."""
+    return Drift(
+        steps=settings.steps,
+        seed=settings.seed,
+        prompts=settings.prompts,
+        pool=settings.pool,
+        learning_rate=settings.learning_rate,
+    )
+
+
+def evade(settings: AttackSettings, targets: Sequence[Target], weight: float) -> Evade:
+    """The attacker who follows the gradient of what they know."""
+    return Evade(**vars(drift(settings)), targets=tuple(targets), weight=weight, margin=settings.margin)
+
+
+def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: str) -> Trained | None:
+    """The attack that hides best from the probe among those that passed; None where none did."""
+
+    def seen(attack: Trained) -> tuple[float, float]:
+        row = next(r for r in rows if (r.attack, r.round, r.detector, r.fit) == (attack.name, attack.round, probe, FROZEN))
+        return row.tpr or 0.0, row.auroc or 0.0
+
+    return min((attack for attack in attacks if attack.passed), key=seen, default=None)
+
+
+def target_like(targets: Sequence[Target], seed: int) -> tuple[Target, ...]:
+    """A random direction in the place of each target."""
+    return tuple(target.random_like(seed + number) for number, target in enumerate(targets))
+
+
+__all__ = ["DRIFT", "RANDOM", "Siege", "Trained", "asdict", "chosen_of", "drift", "evade", "failed", "named", "replace"]
