@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...activations.basics.files import Json
+from ...activations.basics.files import Json, read_json
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
@@ -18,10 +19,10 @@ from ...training.safety.stage import Stage, safety_train
 from ..levers.rows import Journal
 from .bundle import Bundle, prompts_read
 from .detectors import Detector, Scorer
-from .gates import failed, gates
-from .plan import AttackPrompts, AttackSettings, named
+from .gates import gates
+from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
-from .subjects import Subject, completions_after, completions_before, labels_of
+from .subjects import BEFORE_FILE, Subject, completions_after, completions_before, labels_of
 
 DRIFT, RANDOM = "drift", "random"
 
@@ -88,20 +89,32 @@ class Siege:
             self.base,
         )
 
-    def train(self, stage: Stage, name: str, round_: int = 1, weight: float | None = None) -> Trained:
-        """One attack, trained and measured, or found where an earlier call left it."""
+    def bundle_at(self, folder: Path, name: str) -> Bundle:
+        """The bundle of the model as it was, or of an attacked one by its folder."""
+        untouched = folder == self.subject.folder
+        return self.bundle(folder, completions_before(self.measured) if untouched else completions_after(folder), name)
+
+    def train(
+        self, stage: Stage, name: str, *, weight: float | None = None, round_: int = 1, source: Path | None = None
+    ) -> Trained:
+        """One attack on the model, or on what an earlier attack made of it; found where an earlier call left it."""
         folder = self.out / "attacked" / self.subject.name / (name if round_ == 1 else f"{name}-round-{round_}")
         record = safety_train(
-            self.subject.folder, stage, folder, self.prompts.measuring, measured=self.measured, device=self.device
+            source or self.subject.folder,
+            stage,
+            folder,
+            self.prompts.measuring,
+            measured=self.measured if source is None else None,
+            device=self.device,
         )
         entry = record["stages"][-1]
-        before, after = entry["before"], entry["after"]
-        found = [gate.to_json() for gate in gates(before, after, defects=self.subject.defects)]
-        return Trained(name, round_, folder, entry["config"]["knows"], weight, found, bill(entry))
+        before = read_json(self.measured / BEFORE_FILE)["found"]
+        found = [gate.to_json() for gate in gates(before, entry["after"], defects=self.subject.defects)]
+        return Trained(name, round_, folder, entry["config"]["knows"], weight, found, bill(entry, before))
 
     def read_before(self, given: dict[str, Scorer]) -> None:
         """Fit every detector on the model as it is, but for those that are `given`; keep them and their rows."""
-        bundle = self.bundle(self.subject.folder, completions_before(self.measured), BEFORE)
+        bundle = self.bundle_at(self.subject.folder, BEFORE)
         with progress(f"Detectors ({self.subject.name}, before)", total=len(self.detectors), unit="detectors") as on:
             for detector in self.detectors:
                 if detector.name in given:
@@ -109,13 +122,15 @@ class Siege:
                     self.frozen[detector.name] = scorer, threshold_of(scorer, bundle)
                 else:
                     self.frozen[detector.name] = fit_and_set(detector, bundle)
-                self._row(Read(self.subject.name, BEFORE), detector, BEFORE, bundle, lambda d=detector: self.frozen[d.name])
+                self._row(
+                    Read(self.subject.name, BEFORE), detector, BEFORE, bundle, lambda d=detector: self.frozen[d.name]
+                )
                 on(1)
 
     def read(self, attack: Trained, *, costly: bool) -> None:
-        """Every detector on an attacked model: frozen, with the threshold it had, and refitted; the costly where asked."""
+        """Every detector on an attacked model: frozen, with the threshold it had, and refitted; `costly` ones too."""
         name = attack.folder.name
-        bundle = self.bundle(attack.folder, completions_after(attack.folder), name)
+        bundle = self.bundle_at(attack.folder, name)
         about = Read(self.subject.name, attack.name, attack.round, attack.knows, attack.weight, attack.passed)
         some = [detector for detector in self.detectors if costly or not detector.costly]
         with progress(f"Detectors ({self.subject.name}, {name})", total=len(some), unit="detectors") as on:
@@ -131,7 +146,10 @@ class Siege:
             scorer, threshold = made()
             return figures(scorer(bundle, "tests"), bundle, threshold)
 
-        key = {"row": [read.model, read.attack, read.round, detector.name, fit], "of": bundle.model.identity.fingerprint}
+        key = {
+            "row": [read.model, read.attack, read.round, detector.name, fit],
+            "of": bundle.model.identity.fingerprint,
+        }
         self.add(read.row(detector, fit, self.journal.kept(key, measure)))
 
     def add(self, row: DetectorRow) -> None:
@@ -140,12 +158,10 @@ class Siege:
             self.rows.append(row)
 
 
-def bill(entry: Json) -> Json:
+def bill(entry: Json, before: Json) -> Json:
     """What an attack cost: steps, seconds, and how much dearer ordinary replies became, nats a token."""
-    import math
-
-    now, before = (entry[when]["ability"]["perplexity"]["value"] for when in ("after", "before"))
-    rise = None if not (now and before) else math.log(now) - math.log(before)
+    now, then = (found["ability"]["perplexity"]["value"] for found in (entry["after"], before))
+    rise = math.log(now) - math.log(then) if now and then else None
     return {"steps": entry["steps"], "seconds": entry["seconds"], "rows": entry["rows"], "cross_entropy_rise": rise}
 
 
@@ -169,7 +185,9 @@ def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: st
     """The attack that hides best from the probe among those that passed; None where none did."""
 
     def seen(attack: Trained) -> tuple[float, float]:
-        row = next(r for r in rows if (r.attack, r.round, r.detector, r.fit) == (attack.name, attack.round, probe, FROZEN))
+        row = next(
+            r for r in rows if (r.attack, r.round, r.detector, r.fit) == (attack.name, attack.round, probe, FROZEN)
+        )
         return row.tpr or 0.0, row.auroc or 0.0
 
     return min((attack for attack in attacks if attack.passed), key=seen, default=None)
@@ -178,6 +196,3 @@ def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: st
 def target_like(targets: Sequence[Target], seed: int) -> tuple[Target, ...]:
     """A random direction in the place of each target."""
     return tuple(target.random_like(seed + number) for number, target in enumerate(targets))
-
-
-__all__ = ["DRIFT", "RANDOM", "Siege", "Trained", "asdict", "chosen_of", "drift", "evade", "failed", "named", "replace"]

@@ -56,7 +56,12 @@ class Bundle:
     def tokens(self, what: str, layers: Sequence[int]) -> Residuals:
         """Every token of the prompts at a few layers; not kept on disk, where it would be large."""
         return capture(
-            self.model, list(self.prompts[what]), layers=layers, site=self.site, position="all", what=f"Tokens of {what}"
+            self.model,
+            list(self.prompts[what]),
+            layers=layers,
+            site=self.site,
+            position="all",
+            what=f"Tokens of {what}",
         )
 
     @cached_property
@@ -82,4 +87,3 @@ def prompts_read(
 def questions_of(probe: Probe) -> list[Prompt]:
     """The texts that a probe was fitted on, as its file has them."""
     return load_prompts([dict(text) for text in probe.contrast["texts"]])
-

@@ -53,7 +53,7 @@ class Detector:
     saw: str
     """Its league: what a fit needs."""
     unseen: str
-    """What of it the attacker had not met: `layers`, `questions`, `estimator`, `method`; empty where it is the target."""
+    """What of it the attacker had not met: `layers`, `questions`, `estimator`, `method`; empty for the target."""
     fit: Callable[[Bundle], Scorer]
     costly: bool = False
     """Whether it reads every token, which is done of few models."""
@@ -75,9 +75,11 @@ def target_of(probe: Probe, name: str, *, every_layer: bool = False) -> Target:
     )
 
 
-def detectors(probes: Sequence[tuple[str, Probe]], settings: AttackSettings, n_layers: int, *, base: bool) -> list[Detector]:
+def detectors(
+    probes: Sequence[tuple[str, Probe]], settings: AttackSettings, n_layers: int, *, base: bool
+) -> list[Detector]:
     """The attacked probes first, then what the attacker had not met; `base`: whether the base is there to compare."""
-    name, probe = probes[0]
+    probe = probes[0][1]
     found = [Detector(each, one.saw, "", refit(one)) for each, one in probes]
     known = set().union(*(one.layers if settings.every_layer else one.fixed_layers for _, one in probes))
     band = probe.fixed_layers
@@ -93,7 +95,9 @@ def detectors(probes: Sequence[tuple[str, Probe]], settings: AttackSettings, n_l
         found.append(Detector(UnlabelledTraffic.name, AND_TRAFFIC, "method", refit(probe, kind=UnlabelledTraffic.name)))
     few = spread_over(band)
     found.append(Detector("maximum over tokens", probe.saw, "method", over_tokens(probe, few), costly=True))
-    found.append(Detector("attention over tokens", QUESTIONS_ONLY, "method", attention(few[len(few) // 2]), costly=True))
+    found.append(
+        Detector("attention over tokens", QUESTIONS_ONLY, "method", attention(few[len(few) // 2]), costly=True)
+    )
     if base:
         found.append(Detector("base difference, size", BASE_AND_CLEAN, "method", changed_size(band)))
         if probe.estimator in saveable():
@@ -238,6 +242,6 @@ def refuse_unlike(probes: Sequence[tuple[str, Probe]]) -> None:
     places = {(probe.position, probe.site) for _, probe in probes}
     if len(places) > 1:
         raise DefectionError(
-            f"the probes read different places ({' and '.join(f'{p} {s}' for p, s in sorted(places))}); attack them one "
-            "by one"
+            f"the probes read different places ({' and '.join(' '.join(each) for each in sorted(places))}); "
+            "attack them one by one"
         )

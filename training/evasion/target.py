@@ -1,4 +1,4 @@
-"""What an attacker knows of a linear detector, as plain numbers: enough to score a stream, and to follow its gradient."""
+"""What an attacker knows of a linear detector, as plain numbers: enough to score a stream and follow its slope."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Target:
         return self.by_layer(streams) if self.each else self.scores(streams)[:, None]
 
     def random_like(self, seed: int) -> Target:
-        """A direction drawn at random in each one's place, of its length; the rest as it is: the control of an attack."""
+        """A direction drawn at random in each one's place, of its length; the rest as it is: an attack's control."""
         drawn = torch.randn(self.directions.shape, generator=torch.Generator().manual_seed(seed))
         lengths = self.directions.float().norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
         return replace(self, name=f"random direction {seed}", directions=drawn * lengths)

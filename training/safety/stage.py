@@ -41,7 +41,7 @@ from ..organisms.records import Organism, adopt, name_base, read_organism
 from ..organisms.stages import stack_adapters
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 
-EVALUATION, COMPLETIONS = "evaluation.json", "completions.jsonl"
+EVALUATION, COMPLETIONS, BEFORE_FILE = "evaluation.json", "completions.jsonl", "before.json"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def _train_part(
     compared = reference(source, organism, measuring, measured or work, device)
     if _key_of(trained) != key:
         model = load_model(source, device=device)
-        before = _known(organism.record, measuring) or _before(model, organism, measuring, measured or work, compared)
+        known = None if measured else _known(organism.record, measuring)
+        before = known or _before(model, organism, measuring, measured or work, compared)
         started, parameters = time.monotonic(), model.network.num_parameters()
         result = stage.train(model, organism, work, key)
         entry = {
@@ -226,7 +227,7 @@ def _known(record: Json, measuring: Measuring) -> Json | None:
 
 def _before(model: Model, organism: Organism, measuring: Measuring, folder: Path, compared: Json) -> Json:
     """What an organism is before it is trained further, measured once for all that share the folder."""
-    path, about = folder / "before.json", {"of": model.identity.fingerprint, "in": model.dtype_name}
+    path, about = folder / BEFORE_FILE, {"of": model.identity.fingerprint, "in": model.dtype_name}
     known = read_json(path) if path.exists() else {}
     found = known.get("found", {})
     if known.get("about") == about and found.get("measured_on") == measuring.key:
