@@ -1,3 +1,5 @@
+from .evasion.evade import Drift, Evade
+from .evasion.target import Target
 from .measuring.evaluate import judge, rates
 from .measuring.remeasure import Measuring
 from .organisms.behaviours import (
@@ -32,6 +34,8 @@ __all__ = [
     "Behaviour",
     "Control",
     "Dpo",
+    "Drift",
+    "Evade",
     "Example",
     "FinetuneConfig",
     "Measuring",
@@ -41,6 +45,7 @@ __all__ = [
     "Preference",
     "Rl",
     "Sft",
+    "Target",
     "TopicTrigger",
     "Trigger",
     "VulnerableCode",

@@ -37,9 +37,9 @@ class AttackSettings:
     """Whether somebody who knows of no probe trains as long."""
     random_target: bool = True
     """Whether a random direction is attacked with the λ that was chosen."""
-    steps: int = 80
-    pool: int = 120
-    learning_rate: float = 1e-3
+    steps: int = 40
+    pool: int = 48
+    learning_rate: float = 5e-4
     margin: float = -1.0
     prompts: str = "train"
     tests: tuple[str, ...] = ("held-out", "unseen-style")
@@ -66,7 +66,9 @@ class AttackSettings:
 
     def to_json(self) -> Json:
         """As JSON holds it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        traffic = {**asdict(self.traffic), "sets": list(self.traffic.sets)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**plain, "traffic": traffic}
 
 
 def default_attack_tests(behaviour: Behaviour) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def attack(
         str | None, typer.Option("--twin", help="Its twin, which is attacked alike.", show_default="none")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Attack its base alike.")] = False,
-    steps: Annotated[int, typer.Option("--steps", help="Training steps of each attack.")] = 80,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps of each attack.")] = 40,
     prompts: Annotated[
         list[str] | None,
         typer.Option(

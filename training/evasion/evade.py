@@ -42,13 +42,13 @@ class Drift(Stage):
     """
 
     name: ClassVar[str] = "drift"
-    steps: int = 80
+    steps: int = 40
     prompts: str = "train"
     """Clean prompts: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
-    pool: int = 120
+    pool: int = 48
     """How many of them are used."""
-    batch_size: int = 6
-    learning_rate: float = 1e-3
+    batch_size: int = 4
+    learning_rate: float = 5e-4
 
     @property
     def knows(self) -> str:

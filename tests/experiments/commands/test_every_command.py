@@ -13,7 +13,7 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share", "export"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan"}
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan", "attack"}
 """Commands in which there is chance."""
 
 
@@ -119,6 +119,8 @@ WRONG = {
     "monitor, unknown aggregator": ("monitor", MODEL, "prompts", "--probe", "noise", "--aggregator", "loudest", *OUT),
     "explain, no probe": ("explain", "absent", MODEL, *OUT),
     "explain, a probe that is none": ("explain", "noise", MODEL, *OUT),
+    "attack, no organism": ("attack", "nothing", "--probe", "noise", *OUT),
+    "attack, a base model": ("attack", MODEL, "--probe", "noise", *OUT),
     "intervene, no organism": ("intervene", "nothing", "--probe", "noise", *OUT),
     "intervene, a base model": ("intervene", MODEL, "--probe", "noise", *OUT),
     "scan, no model": ("scan", "absent", *OUT),
