@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from ...activations.models.load import load_model
 from ...probes import Probe
 from ...training.evasion.evade import Drift, Evade
 from ...training.evasion.target import Target
-from ...training.safety.stage import Stage, safety_train
+from ...training.safety.stage import BEFORE_FILE, Stage, safety_train
 from ..levers.rows import Journal
 from .bundle import Bundle, prompts_read
 from .detectors import Detector, Scorer
 from .gates import gates
 from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
-from .subjects import BEFORE_FILE, Subject, completions_after, completions_before, labels_of
+from .subjects import Subject, completions_after, completions_before, labels_of
 
 DRIFT, RANDOM = "drift", "random"
 
@@ -122,9 +123,8 @@ class Siege:
                     self.frozen[detector.name] = scorer, threshold_of(scorer, bundle)
                 else:
                     self.frozen[detector.name] = fit_and_set(detector, bundle)
-                self._row(
-                    Read(self.subject.name, BEFORE), detector, BEFORE, bundle, lambda d=detector: self.frozen[d.name]
-                )
+                held = partial(self.frozen.__getitem__, detector.name)
+                self._row(Read(self.subject.name, BEFORE), detector, BEFORE, bundle, held)
                 on(1)
 
     def read(self, attack: Trained, *, costly: bool) -> None:
@@ -135,8 +135,8 @@ class Siege:
         some = [detector for detector in self.detectors if costly or not detector.costly]
         with progress(f"Detectors ({self.subject.name}, {name})", total=len(some), unit="detectors") as on:
             for detector in some:
-                self._row(about, detector, FROZEN, bundle, lambda d=detector: self.frozen[d.name])
-                self._row(about, detector, REFITTED, bundle, lambda d=detector: fit_and_set(d, bundle))
+                self._row(about, detector, FROZEN, bundle, partial(self.frozen.__getitem__, detector.name))
+                self._row(about, detector, REFITTED, bundle, partial(fit_and_set, detector, bundle))
                 on(1)
 
     def _row(

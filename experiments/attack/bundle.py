@@ -43,8 +43,14 @@ class Bundle:
         """The streams of one kind of prompts."""
         if what not in self._read:
             prompts = list(self.prompts[what])
-            options = {"position": self.position, "site": self.site}
-            store = cache(self.model, prompts, self.folder / what, what=f"Reading {what}", **options)
+            store = cache(
+                self.model,
+                prompts,
+                self.folder / what,
+                position=self.position,
+                site=self.site,
+                what=f"Reading {what}",
+            )
             self._read[what] = replace(store.read(), prompts=tuple(prompts), model=self.model.identity)
         return self._read[what]
 

@@ -71,7 +71,7 @@ class Read:
 
     def row(self, detector: Detector, fit: str, figures: Json) -> DetectorRow:
         """A detector's row."""
-        about = {"detector": detector.name, "saw": detector.saw, "unseen": detector.unseen, "fit": fit}
+        about: Json = {"detector": detector.name, "saw": detector.saw, "unseen": detector.unseen, "fit": fit}
         return DetectorRow(**vars(self), **about, **figures)
 
 

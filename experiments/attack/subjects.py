@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import folder_written_aside, read_json, write_json, write_text
+from ...activations.basics.files import Json, folder_written_aside, read_json, write_json, write_text
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, locate
@@ -62,7 +62,7 @@ def _write_base(about: Organism, fingerprint: str, source: str, folder: Path, de
 
     model = load_model(source, device=device)
     assert model.files is not None
-    kept = {name: about.record[name] for name in ("trigger", "behaviour") if name in about.record}
+    kept: Json = {name: about.record[name] for name in ("trigger", "behaviour")}
     base = {"source": source, "name": model.identity.name, "fingerprint": fingerprint}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def _write_base(about: Organism, fingerprint: str, source: str, folder: Path, de
         save_weights(adapted, aside)
         name_base(aside, model.files)
         model.tokenizer.save_pretrained(str(aside))
-        record = {"schema_version": ORGANISM_SCHEMA, "kind": BASE, "recipe": about.recipe, "base": base, **kept}
+        record: Json = {"schema_version": ORGANISM_SCHEMA, "kind": BASE, "recipe": about.recipe, "base": base, **kept}
         write_json(aside / ORGANISM_FILE, {**record, "stages": []})
         write_text(aside / "README.md", "# A base model under an adapter that changes nothing\n")
 

@@ -173,11 +173,13 @@ class Evade(Drift):
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt's two rows, and the triggered prompt as the model is given it."""
+    """A prompt's two rows, and the prompt with and without the trigger as the model is given it."""
 
     clean: Example
     triggered: Example
     prompt: Rendered
+    """With the trigger."""
+    plain: Rendered
 
 
 def own_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], path: Path) -> list[Pair]:
@@ -200,6 +202,7 @@ def own_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], pat
             Example(prompts[i].id, rows[i].ids, _said(replies[i], end), triggered=False),
             Example(prompts[i].id, rows[n + i].ids, _said(replies[n + i], end), triggered=True),
             rows[n + i],
+            rows[i],
         )
         for i in range(n)
         if replies[i].tokens and replies[n + i].tokens and not defected[i] and defected[n + i] == wanted
