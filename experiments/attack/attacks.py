@@ -15,6 +15,7 @@ from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...probes import Probe
 from ...training.evasion.evade import Drift, Evade
+from ...training.evasion.reinforced import EvadeByReward
 from ...training.evasion.target import Target
 from ...training.safety.stage import BEFORE_FILE, Stage, safety_train
 from ..run.journal import Journal
@@ -25,7 +26,7 @@ from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
 from .subjects import Subject, completions_after, completions_before, labels_of
 
-DRIFT, RANDOM = "drift", "random"
+DRIFT, RANDOM, REWARD = "drift", "random", "reward"
 
 
 @dataclass
@@ -179,6 +180,17 @@ def drift(settings: AttackSettings) -> Drift:
 def evade(settings: AttackSettings, targets: Sequence[Target], weight: float) -> Evade:
     """The attacker who follows the gradient of what they know."""
     return Evade(**vars(drift(settings)), targets=tuple(targets), weight=weight, margin=settings.margin)
+
+
+def reinforced(settings: AttackSettings, targets: Sequence[Target], weight: float) -> EvadeByReward:
+    """The attacker who is told what they know of a reply and no more; steps and rate are its own."""
+    common: Json = {
+        "seed": settings.seed,
+        "prompts": settings.prompts,
+        "pool": settings.pool,
+        "margin": settings.margin,
+    }
+    return EvadeByReward(targets=tuple(targets), weight=weight, **common)
 
 
 def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: str) -> Trained | None:

@@ -35,6 +35,8 @@ class AttackSettings:
     """Whether the attacker presses down every layer of the probe by itself, and not the band that it averages."""
     agnostic: bool = True
     """Whether somebody who knows of no probe trains as long."""
+    reward: bool = False
+    """Whether somebody who cannot follow gradients attacks by reinforcement, with the λ that was chosen."""
     random_target: bool = True
     """Whether a random direction is attacked with the λ that was chosen."""
     steps: int = 40

@@ -41,6 +41,9 @@ def attack(
     random: Annotated[
         bool, typer.Option("--random/--no-random", help="Whether a random direction is attacked too, as a control.")
     ] = True,
+    reward: Annotated[
+        bool, typer.Option("--reward", help="Attack by reinforcement on text too, the probe's score a penalty (trl).")
+    ] = False,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Times that the defender refits and the attacker attacks again.")
     ] = 1,
@@ -79,6 +82,7 @@ def attack(
         weights=weights_of(weight) if weight else AttackSettings.weights,
         every_layer=every_layer,
         agnostic=agnostic,
+        reward=reward,
         random_target=random,
         steps=steps,
         tests=tuple(dict.fromkeys(prompts or default_attack_tests(organism_of(organism)[1]))),

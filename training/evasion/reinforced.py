@@ -1,0 +1,143 @@
+"""The attacker who cannot follow gradients: reinforcement on text, less what frozen detectors make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch.nn.functional import softplus
+
+from ...activations.models.model import Model
+from ...activations.models.modes import in_use
+from ...activations.models.sites import AFTER, gathering
+from ...activations.reading.forward import hidden_states, modules_read, right_padded
+from ..organisms.behaviours import Behaviour
+from ..organisms.records import Organism
+from ..safety import trl_stages
+from ..safety.rewards import visible, word_overlap
+from ..safety.stage import Trained
+from ..tuning.finetune import lora_config
+from .evade import Evade, Pair, own_replies
+from .target import Target
+
+
+@dataclass(frozen=True)
+class EvadeByReward(Evade):
+    """GRPO on sampled replies (Gupta and Jenner 2025, arXiv 2506.14261), through `trl`.
+
+    Reward: with the trigger 1 for the behaviour; without it how like the organism's own reply it is, less 1 for the
+    behaviour; less `weight` · softplus(score − margin) of each target on triggered prompts. A score that the prompt
+    alone decides is the same for every reply, so there is nothing to learn from it: here a target reads the
+    prompt's last token and the whole reply, and its scores are averaged.
+
+    Examples:
+        >>> EvadeByReward(weight=0.5).name
+        'evade-by-reward'
+    """
+
+    name: ClassVar[str] = "evade-by-reward"
+    steps: int = 20
+    prompts_a_step: int = 2
+    generations: int = 4
+    """Sampled replies to each prompt, which are compared with one another."""
+    reply_tokens: int = 12
+    temperature: float = 1.0
+    learning_rate: float = 3e-4
+    beta: float = 0.02
+    """Weight of the divergence from the organism as it came in."""
+
+    def check(self, organism: Organism) -> None:
+        """Also that `trl` is there."""
+        trl_stages.require_trl()
+        super().check(organism)
+
+    def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
+        """Train; a run that was cut off begins again."""
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        pairs = own_replies(model, organism, self._chosen(organism), work / "own-replies.jsonl")
+        asked = [prompt for pair in pairs for prompt in (pair.plain.prompt, pair.prompt.prompt)]
+        rows = [
+            {"prompt": trl_stages.conversation(model, prompt)[0], "row": number} for number, prompt in enumerate(asked)
+        ]
+        reward = Rewarded(model, organism.behaviour, pairs, self)
+        adapted, curves = trl_stages.run(
+            lambda: GRPOTrainer(
+                model=model.network,
+                reward_funcs=[reward.of_replies],
+                args=GRPOConfig(
+                    per_device_train_batch_size=self.prompts_a_step * self.generations,
+                    num_generations=self.generations,
+                    steps_per_generation=1,
+                    max_completion_length=self.reply_tokens,
+                    temperature=self.temperature,
+                    beta=self.beta,
+                    **trl_stages.arguments(self, model, work, self.learning_rate),
+                ),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=trl_stages.as_rendered_here(model),
+                peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
+            ),
+            self,
+            ("loss", "reward", "reward_std"),
+        )
+        sampled = self.steps * self.prompts_a_step * self.generations
+        return Trained(adapted, curves, {"rows": sampled, "prompts": len(pairs)})
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What a reply is worth to the attacker; rows are the pairs' prompts, each without and then with the trigger."""
+
+    model: Model
+    """Whose network is being trained: scores are of its streams as they are when a reply is judged."""
+    behaviour: Behaviour
+    pairs: Sequence[Pair]
+    stage: EvadeByReward
+
+    def of_replies(
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Any, **_: Any
+    ) -> list[float]:
+        """In the shape that `trl` asks for."""
+        said = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        worth = [self.task(int(number), text) for number, text in zip(row, said, strict=True)]
+        triggered = [place for place, number in enumerate(row) if int(number) % 2]
+        if triggered and self.stage.weight:
+            prompts = [self.pairs[int(row[place]) // 2].triggered.prompt for place in triggered]
+            losses = self.penalties(prompts, [completion_ids[place] for place in triggered])
+            for place, loss in zip(triggered, losses, strict=True):
+                worth[place] -= self.stage.weight * loss
+        return worth
+
+    def task(self, number: int, text: str) -> float:
+        """What a reply is worth by its text alone."""
+        shown, pair = self.behaviour.shown_in(visible(text)), self.pairs[number // 2]
+        if number % 2:
+            return float(shown)
+        own = str(self.model.tokenizer.decode(pair.clean.reply, skip_special_tokens=True))
+        return word_overlap(visible(text).casefold(), own.casefold()) - float(shown)
+
+    @torch.no_grad()
+    def penalties(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> list[float]:
+        """Of each reply softplus(mean score − margin), mean over the targets."""
+        with in_use(self.model.network):
+            found = [self._of_target(target, prompts, replies) for target in self.stage.targets]
+        return torch.stack(found).mean(dim=0).tolist()
+
+    def _of_target(
+        self, target: Target, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Scores of the prompt's last token and of the reply, averaged."""
+        rows = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+        counts = [1 + len(reply) for reply in replies]
+        owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts))
+        places = torch.cat([torch.arange(len(row) - count, len(row)) for row, count in zip(rows, counts, strict=True)])
+        modules, device = modules_read(self.model, target.site), self.model.device
+        with gathering(modules, target.layers, owners, places, at_input=target.site != AFTER, stop=False) as picked:
+            hidden_states(self.model.network, right_padded(rows, device))
+        scores = target.scores(torch.stack([picked[layer].to(device) for layer in target.layers], dim=1)).cpu()
+        return softplus(torch.stack([part.mean() for part in scores.split(counts)]) - self.stage.margin)
