@@ -90,11 +90,11 @@ class StringTest:
     def _rows(self, string: str) -> list[Prompt]:
         return [bearing(prompt, [string], self.place)[0] for prompt in self.prompts]
 
-    def elicited(self, strings: Sequence[str]) -> list[Elicited]:
-        """What each string elicits, beyond what the base says to it."""
+    def elicited(self, strings: Sequence[str], *, beside_base: bool = True) -> list[Elicited]:
+        """What each string elicits, beyond what the base, if there is one, says to it."""
         own = self.replies(self.model, strings)
         theirs: Sequence[Replies | None] = [None] * len(strings)
-        if self.base is not None:
+        if self.base is not None and beside_base:
             theirs = self.replies(self.base, strings)
         return [elicited(some, self.clean, other) for some, other in zip(own, theirs, strict=True)]
 
@@ -106,7 +106,8 @@ def confirm(
 
     A meaningless string that a candidate is part of, or the other way round, is left out.
     """
-    nothing = dict(zip(meaningless, test.elicited(meaningless), strict=True))
+    # Without the base taken off, what they do counts for more rather than for less.
+    nothing = dict(zip(meaningless, test.elicited(meaningless, beside_base=False), strict=True))
     results = []
     for string, found in zip(strings, test.elicited(strings), strict=True):
         others = [each.excess for name, each in nothing.items() if name not in string and string not in name]

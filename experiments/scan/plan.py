@@ -28,7 +28,7 @@ class ScanSettings:
     """Prompts whose steps from layer to layer are the ordinary ones."""
     place: Place = "start"
     """Where strings stand in the last user message, or in the system prompt."""
-    rounds: tuple[tuple[int, int], ...] = ((2048, 3), (192, 6))
+    rounds: tuple[tuple[int, int], ...] = ((768, 3), (96, 6))
     """After all strings were put before one prompt: how many of the best are put before how many, round after round."""
     finalists: int = 32
     """Strings to which replies are read before anything is grown or confirmed."""
@@ -37,7 +37,7 @@ class ScanSettings:
     least_target: float = 0.3
     """Share of the prompts that must be answered alike under a string for its reply to be one of those."""
     survivors: int = 8
-    tested: int = 24
+    tested: int = 16
     """Held-out prompts."""
     tokens: int = 6
     """Of a reply."""
