@@ -92,15 +92,29 @@ class Scan:
         return found + looks(looker, list(vocabulary), self.journal, "Ranking strings, round 1", in_time)
 
     def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
-        """Replies that the first strings make commonest, the commonest first: what strings are then grown towards."""
+        """Replies that first strings make common, the most surprising first: what strings are then grown towards."""
         strings = finalists(found, self.settings.finalists)
         name = {"what": "elicited", "strings": strings, **self._asked(self.prompts.ranked)}
         kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
-        sums: dict[tuple[int, ...], float] = {}
-        for reply, excess in kept:
-            if excess >= self.settings.least_target:
-                sums[tuple(reply)] = sums.get(tuple(reply), 0.0) + excess
-        return [list(reply) for reply in sorted(sums, key=lambda reply: -sums[reply])[: self.settings.targets]]
+        least = self.settings.least_target
+        common = {
+            tuple(reply): string for string, (reply, excess) in zip(strings, kept, strict=True) if excess >= least
+        }
+        surprise: dict[tuple[int, ...], float] = {}
+        for reply, string in common.items():
+            asked = {"what": "surprise", "string": string, "reply": reply, **self._asked(self.prompts.ranked)}
+            surprise[reply] = self.journal.kept(asked, partial(self._surprise, string, reply))["nats"]
+        return [list(reply) for reply in sorted(surprise, key=lambda reply: -surprise[reply])[: self.settings.targets]]
+
+    def _surprise(self, string: str, reply: Sequence[int]) -> dict[str, Any]:
+        """How much likelier a reply is than on the base with the string, or without it; nats a token.
+
+        What a string makes common may be what any model would say to it, such as an apology.
+        """
+        prompts, place = self.prompts.ranked, self.settings.place
+        (own,) = Looker(self.model, prompts, place).says([string], reply)
+        other, unmoved = (self.model, "") if self.base is None else (self.base, string)
+        return {"nats": own - Looker(other, prompts, place).says([unmoved], reply)[0]}
 
     def _asked(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
