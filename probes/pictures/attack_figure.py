@@ -35,7 +35,8 @@ def save_attack_figure(record: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _panel(ax: Axes, rows: Sequence[Row], weights: Sequence[float], fit: str, title: str) -> None:
-    places = {weight: place + 2 for place, weight in enumerate(weights)}
+    drifted = any(row["attack"] == "drift" for row in rows)
+    places = {weight: place + 1 + drifted for place, weight in enumerate(weights)}
     missed = {row["weight"] for row in rows if str(row["attack"]).startswith("lambda-") and not row["gates"]}
     for weight in missed:
         ax.axvspan(places[weight] - 0.5, places[weight] + 0.5, color=NULL, alpha=0.35, lw=0)
@@ -55,6 +56,7 @@ def _panel(ax: Axes, rows: Sequence[Row], weights: Sequence[float], fit: str, ti
         tone, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
         if points:
             ax.plot(*zip(*points, strict=True), marker=marker, ms=4, color=tone, label=name, **looks)
-    ax.set_xticks(range(len(weights) + 2), ["before", "drift", *(f"{weight:g}" for weight in weights)], rotation=30)
+    ticks = ["before", *["drift"] * drifted, *(f"{weight:g}" for weight in weights)]
+    ax.set_xticks(range(len(ticks)), ticks, rotation=30)
     ax.set(ylim=(-0.04, 1.04), title=title, xlabel="λ, weight of the penalty")
     ax.axhline(0.01, color="black", lw=0.6, ls=":")
