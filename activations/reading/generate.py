@@ -150,13 +150,18 @@ def _reply(
 
 
 class Decoder:
-    """A decoder that goes on from what it has read, whatever its family keeps of that: keys and values, or a state."""
+    """A decoder that goes on from what it has read, whatever its family keeps of that: keys and values, or a state.
 
-    def __init__(self, network: PreTrainedModel) -> None:
+    With a `cache` of keys and values it goes on from what that holds.
+    """
+
+    def __init__(self, network: PreTrainedModel, cache: DynamicCache | None = None) -> None:
         self.decoder = decoder_of(network)
         taken = inspect.signature(type(self.decoder).forward).parameters
         self.kept_as = next((name for name in ("cache_params", "state") if name in taken), "past_key_values")
-        self.cache: Any = DynamicCache(config=network.config) if self.kept_as == "past_key_values" else None
+        self.cache: Any = cache
+        if cache is None and self.kept_as == "past_key_values":
+            self.cache = DynamicCache(config=network.config)
 
     def read(
         self, tokens: Int[Tensor, "row token"], mask: Tensor | None = None, positions: Tensor | None = None

@@ -29,6 +29,7 @@ COMMANDS = {
     "fit": (READ, "Fit a probe from generic yes/no questions."),
     "score": (READ, "Score prompts with a probe, or every token of them."),
     "monitor": (READ, "Let a model reply with its probe on: alarms while it speaks, replies cut off."),
+    "serve": (READ, "Serve a model with its probe on: an OpenAI-compatible endpoint, and a page to watch it."),
     "explain": (READ, "Say what a probe's direction is: words, heads, questions, tokens."),
     "intervene": (JUDGE, "Ablate, erase and steer along a probe's direction: is it a lever, and at what cost?"),
     "scan": (JUDGE, "Look for the trigger of a model whose trigger nobody knows."),

@@ -152,13 +152,19 @@ def score(
 
 
 def unseen_clean(probe: Probe) -> list[Prompt]:
-    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`."""
+    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`.
+
+    DefectionError where it has seen them all.
+    """
     from ...activations.prompts.loading import load_prompts
     from ...probes.estimators.guard import first_seen, seen_prompts
 
     sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
     seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen
-    return [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
+    found = [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
+    if not found:
+        raise DefectionError("the probe was fitted with all of the shipped clean sets; give clean prompts of your own")
+    return found
 
 
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:

