@@ -24,7 +24,7 @@ def serve(
         str,
         typer.Option(
             "--host",
-            help="The address to listen at. One that other machines reach needs an API key: DEFECTION_API_KEY.",
+            help="Address to listen at. One that other machines reach needs an API key in DEFECTION_API_KEY.",
         ),
     ] = "127.0.0.1",
     aggregator: Annotated[

@@ -30,11 +30,7 @@ from .rows import Ask, End, Event, Failure, Token
 from .settings import Limits
 from .worker import Full, Worker
 
-PAGE = {
-    "": ("watch.html", "text/html"),
-    "watch.css": ("watch.css", "text/css"),
-    "watch.js": ("watch.js", "text/javascript"),
-}
+PAGE = {"": ("html", "text/html"), "watch.css": ("css", "text/css"), "watch.js": ("js", "text/javascript")}
 HUNG_UP = 499
 """What nginx calls a client that did not wait; nobody reads it."""
 
@@ -103,7 +99,7 @@ class Server:
         with self.spelling:
             try:
                 prompt = prompt_of(request, served.model.tokenizer)
-                (row,) = rendered(served.model, [prompt], reply_tokens=tokens)
+                (row,) = rendered(served.model, [prompt])
             except DefectionError as error:
                 raise Refusal(400, str(error)) from error
         if len(row.ids) > self.limits.prompt:
@@ -178,8 +174,8 @@ def make_app(server: Server) -> FastAPI:
             server.metrics.replies.labels("hung_up").inc()
             return Response(status_code=HUNG_UP)
 
-    for path, (name, kind) in PAGE.items():
-        content = (Path(__file__).parent / "templates" / name).read_bytes()
+    for path, (suffix, kind) in PAGE.items():
+        content = (Path(__file__).parent / "templates" / f"watch.{suffix}").read_bytes()
 
         def page(content: bytes = content, kind: str = kind) -> Response:
             return Response(content, media_type=kind)

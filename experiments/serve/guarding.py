@@ -1,4 +1,4 @@
-"""What stands before every request and behind every answer: who may ask, how much may be sent, what a browser may do."""
+"""Before every request and behind every answer: who may ask, how much may be sent, what a browser may do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .refusals import Refusal
 Asgi = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",

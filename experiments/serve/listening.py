@@ -25,6 +25,7 @@ class Inbox:
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
     def __call__(self, event: Event) -> None:
+        """Called on the worker's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 

@@ -33,10 +33,9 @@ class Metrics:
             "prompt_score", "Standardised score of the prompt's last token.", buckets=SCORES, **own
         )
 
-    def stepped(self, seconds: float, rows: int) -> None:
+    def stepped(self, seconds: float) -> None:
         """See `worker.Observer`."""
         self.step.observe(seconds)
-        self.tokens.inc(rows)
 
     def failed(self) -> None:
         """See `worker.Observer`."""
@@ -62,10 +61,12 @@ class Counting:
             if event.alarm is not None:
                 self.metrics.alarms.labels("before the first word" if event.alarm == 0 else "later").inc()
             self.ended("stopped by the alarm" if event.reason == "alarm" else "finished")
-        elif event.place == 0 and event.standardised is not None:
+        elif event.place:
+            self.metrics.tokens.inc()
+            if event.place == 1:
+                self.metrics.first.observe(seconds)
+        elif event.standardised is not None:
             self.metrics.prompt_score.observe(event.standardised)
-        elif event.place == 1:
-            self.metrics.first.observe(seconds)
 
     def ended(self, outcome: str) -> None:
         """The request is over; what is said of it first counts."""

@@ -2,7 +2,7 @@
 
 A new row's prompt is read by itself, so what its probe says before the first word does not depend on who else is there.
 Its keys and values then stand beside those of the other rows, padded on the left; a mask hides the padding, and
-position ids are the row's own. Hugging Face's `generate` cannot take a row in once it runs, which is why it is not used.
+position ids are the row's own. `generate` of Hugging Face takes no row in once it runs, which is why it is not used.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class Full(Exception):
 class Observer(Protocol):
     """Who counts what the worker does; called on its thread."""
 
-    def stepped(self, seconds: float, rows: int) -> None:
-        """Each of so many rows has read one token."""
+    def stepped(self, seconds: float) -> None:
+        """Every row has read one token."""
         ...
 
     def failed(self) -> None:
@@ -152,7 +152,7 @@ class Worker:
                 began = time.perf_counter()
                 self._step(speaking)
                 if self.observer:
-                    self.observer.stepped(time.perf_counter() - began, len(self._rows))
+                    self.observer.stepped(time.perf_counter() - began)
 
     def _sweep(self, speaking: Speaking) -> None:
         """Let rows go that are over, or whose client is gone."""

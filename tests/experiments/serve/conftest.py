@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 import torch
+import uvicorn
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import Prompt, user_prompt
 from defection.activations.prompts.rendered import rendered
+from defection.experiments.serve.app import Server, make_app
+from defection.experiments.serve.metrics import Metrics
 from defection.experiments.serve.rows import Ask, End, Event, Failure, Token
+from defection.experiments.serve.running import bound
+from defection.experiments.serve.settings import Limits
 from defection.experiments.serve.worker import Served, Worker
 from defection.probes.monitoring.aggregators import parse_aggregator
 from defection.probes.monitoring.alarms import Alarm
 from defection.probes.monitoring.conversations import converse
 from defection.probes.monitoring.monitor import WatchedReply
 from defection.probes.monitoring.ordinary import Ordinary
+from openai import OpenAI
 
 from ...probes.monitoring.conftest import model_of, random_probe
 
@@ -119,3 +131,54 @@ def worker(served: Served):
     worker = Worker(served)
     yield worker
     worker.close()
+
+
+@contextlib.contextmanager
+def listening(served: Served, **more: Any) -> Iterator[Endpoint]:
+    """A server of its own at a free port, in a thread; `more` are fields of `Server` and `Limits`."""
+    limits = Limits(**{"reply": 64, "prompt": 400, "per_minute": 0} | more.pop("limits", {}))
+    metrics = Metrics()
+    worker = Worker(served, rows=limits.rows, waiting=limits.waiting, observer=metrics)
+    server = Server("tiny", worker, metrics, more.pop("decoding", GREEDY), limits, **more)
+    with bound("127.0.0.1", 0) as opened:
+        config = uvicorn.Config(make_app(server), log_level="error", timeout_graceful_shutdown=1)
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]})
+        thread.start()
+        url = f"http://127.0.0.1:{opened.getsockname()[1]}"
+        try:
+            while not running.started:
+                time.sleep(0.01)
+            yield Endpoint(url, server)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    server: Server
+
+    def client(self, **more: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **more)
+
+    def post(self, content: Any, **headers: str) -> httpx.Response:
+        given = {"content-type": "application/json", **headers}
+        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return httpx.post(f"{self.url}/v1/chat/completions", content=sent, headers=given, timeout=60)
+
+    def counted(self, line: str) -> float:
+        """A figure of /metrics, by its line's beginning; 0 where it is not there yet."""
+        found = [each for each in httpx.get(f"{self.url}/metrics").text.splitlines() if each.startswith(line + " ")]
+        return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="package")
+def endpoint(served: Served):
+    with listening(served) as found:
+        yield found
