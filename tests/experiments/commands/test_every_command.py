@@ -13,9 +13,19 @@ SUBCOMMANDS = ("show", "verify", "repair")
 ALL = [(name,) for name in COMMANDS if name != "store"] + [("store", name) for name in SUBCOMMANDS]
 READ_MODELS = set(COMMANDS) - {"models", "plot", "report", "share", "export"}
 """Commands that need a device."""
-DRAW = {"demo", "train", "safety-train", "fit", "score", "sweep", "compare", "intervene", "monitor", "scan", "attack"} | {
-    "serve"
-}
+DRAW = {
+    "demo",
+    "train",
+    "safety-train",
+    "fit",
+    "score",
+    "sweep",
+    "compare",
+    "intervene",
+    "monitor",
+    "scan",
+    "attack",
+} | {"serve"}
 """Commands in which there is chance."""
 
 
