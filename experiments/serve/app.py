@@ -221,8 +221,9 @@ async def _whole(first: Token | End, events: AsyncGenerator[Event], answering: A
     async for event in events:
         told.append(_sound(event))
         counting.saw(told[-1])
-    *tokens, end = told
-    return answering.whole([token for token in tokens if isinstance(token, Token)], end)
+    tokens = [each for each in told if isinstance(each, Token)]
+    (end,) = (each for each in told if isinstance(each, End))
+    return answering.whole(tokens, end)
 
 
 async def _lines(

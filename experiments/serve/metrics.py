@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,7 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry, "namespace": "defection"}
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "defection"}
         self.replies = Counter("replies", "Requests for a reply, by how they ended.", ["outcome"], **own)
         self.tokens = Counter("tokens", "Tokens said.", **own)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts read.", **own)

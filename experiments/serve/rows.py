@@ -113,8 +113,10 @@ class Row:
 
     def _tell(self, score: float | None, standardised: float | None = None, value: float | None = None) -> None:
         text, self._text, self._told = self._text, "", len(self.said)
-        numbers = (None if n is None or not math.isfinite(n) else n for n in (score, standardised, value))
-        self.ask.tell(Token(len(self.said), text, *numbers, self.rang))
+        score, standardised, value = (
+            None if n is None or not math.isfinite(n) else n for n in (score, standardised, value)
+        )
+        self.ask.tell(Token(len(self.said), text, score, standardised, value, self.rang))
 
     def _end(self, reason: str) -> None:
         self._text += self.spelling.finish()

@@ -95,6 +95,9 @@ def test_whoever_hangs_up_leaves_room(served: Served) -> None:
     endless.hung_up.set()
     assert isinstance(second.finish(), End)
     assert first.events.qsize() < 400
+    deadline = time.monotonic() + 30  # the reply's end is told a moment before its row is let go
+    while worker.speaking and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert worker.speaking == 0
     worker.close()
 
