@@ -34,6 +34,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             opened = stack.enter_context(socket.socket(family, kind, protocol))
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             opened.bind(address)
+            opened.listen()  # whoever asks between the printed address and the first answer waits, and is not refused
         except OSError as error:
             raise DefectionError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from error
         yield opened
