@@ -185,7 +185,9 @@ def test_failures_in_a_row_make_it_ill_until_something_is_said(worker: Worker, m
     assert worker.is_well
 
 
-def test_closing_tells_everybody_and_leaves_nothing_on_the_model(served: Served) -> None:
+def test_closing_tells_everybody_and_leaves_nothing_on_the_model() -> None:
+    model = model_of("llama")  # one that no server of another test listens to
+    served = Served(model, random_probe(model), alarm_at(1e9))
     worker = Worker(served, rows=1)
     listeners = [Listener() for _ in range(3)]
     for prompt, listener in zip(some_prompts(3), listeners, strict=True):
