@@ -185,9 +185,13 @@ def test_failures_in_a_row_make_it_ill_until_something_is_said(worker: Worker, m
     assert worker.is_well
 
 
-def test_closing_tells_everybody_and_leaves_nothing_on_the_model() -> None:
-    model = model_of("llama")  # one that no server of another test listens to
-    served = Served(model, random_probe(model), alarm_at(1e9))
+def hooks_on(model) -> list[object]:
+    kept = [hooks for block in model.blocks for hooks in (block._forward_hooks, block._forward_pre_hooks)]
+    return [hook for hooks in kept for hook in hooks.values()]
+
+
+def test_closing_tells_everybody_and_leaves_nothing_on_the_model(served: Served) -> None:
+    others = hooks_on(served.model)  # of the endpoint that other tests of this folder ask
     worker = Worker(served, rows=1)
     listeners = [Listener() for _ in range(3)]
     for prompt, listener in zip(some_prompts(3), listeners, strict=True):
@@ -195,7 +199,7 @@ def test_closing_tells_everybody_and_leaves_nothing_on_the_model() -> None:
     listeners[0].next()
     worker.close()
     assert all(isinstance(end := listener.finish(), Failure) and not end.fault for listener in listeners)
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in served.model.blocks)
+    assert hooks_on(served.model) == others
     with pytest.raises(DefectionError, match="shutting down"):
         worker.submit(ask_of(served.model, some_prompts(1)[0], Listener()))
 
