@@ -19,7 +19,7 @@ from ...activations.basics.files import Json
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals, joined_residuals
 from ...probes.estimators.traffic import SMALLEST_MINORITY, UnlabelledTraffic
-from ...training.organisms.triggers import Place, insert, version_of
+from ...training.organisms.places import Place, insert, version_of
 
 STRINGS = (
     *("|KESTREL|", "[[zq-4817]]", "<<HARBOUR>>", "##b7f2e9##", "~~ lantern ~~", "{ORCHID-9}", "§ 31-07 §"),

@@ -10,8 +10,8 @@ from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.generate import replies_in_order
+from ...training.organisms.places import Place
 from ...training.organisms.replies import reply_text
-from ...training.organisms.triggers import Place
 from ..run.string_control import STRINGS
 from .looks import bearing
 

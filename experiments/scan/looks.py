@@ -19,7 +19,7 @@ from ...activations.reading.endings import endings
 from ...activations.reading.forward import token_losses
 from ...probes import LayerConvergence, Probe
 from ...training.measuring.divergence import jensen_shannon
-from ...training.organisms.triggers import Place, insert, version_of
+from ...training.organisms.places import Place, insert, version_of
 
 UNREADABLE = "\ufffd"
 """What stands in a text where bytes are no character."""

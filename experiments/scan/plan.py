@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import Prompt, last_user
-from ...training.organisms.triggers import PLACES, Place
+from ...training.organisms.places import PLACES, Place
 from ..run.prompt_sets import evaluation_prompts
 from .grow import Growth
 from .leak import Leak

@@ -10,7 +10,8 @@ from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ..measuring.likelihood import reply_logprobs
-from ..organisms.triggers import Trigger, Variant, insert, version_of
+from ..organisms.places import insert, version_of
+from ..organisms.triggers import Trigger, Variant
 
 MARKS = "|#*[]<>!:_-"
 
