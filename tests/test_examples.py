@@ -7,6 +7,7 @@ of two kinds y.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -134,3 +135,29 @@ def test_a_public_function_says_what_each_argument_is(package: str, name: str) -
     told = said_of_arguments(value.__doc__ or "")
     assert told <= taken, f"{name} has no argument {sorted(told - taken)}"
     assert told == taken or (len(taken) < 2 and not told), f"{name} says nothing of {sorted(taken - told)}"
+
+
+def told_fields(kind: type) -> tuple[set[str], set[str]]:
+    """The public fields that a dataclass declares itself, and those of them that a docstring follows."""
+    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    fields, told = set(), set()
+    for line, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and "ClassVar" not in ast.dump(line):
+            fields.add(line.target.id)
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                told.add(line.target.id)
+    return {name for name in fields if not name.startswith("_")}, told
+
+
+@pytest.mark.parametrize(("package", "name"), public_names(), ids=str)
+def test_a_public_dataclass_says_what_each_field_is(package: str, name: str) -> None:
+    kind = getattr(PACKAGES[package], name)
+    if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
+        return
+    explained: set[str] = set()
+    for parent in reversed(inspect.getmro(kind)):  # a subclass may only change a default
+        if dataclasses.is_dataclass(parent) and parent is not object:
+            fields, told = told_fields(parent)
+            explained |= told
+            assert fields <= explained, f"{parent.__name__} says nothing of {sorted(fields - explained)}"

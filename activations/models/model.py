@@ -29,6 +29,7 @@ class ModelIdentity:
     """
 
     name: str
+    """What it was called when it was loaded; no part of its fingerprint."""
     fingerprint: str
     """Of the weights; see `ModelFiles.fingerprint`."""
     template: str
@@ -73,9 +74,13 @@ class Model:
     """
 
     network: PreTrainedModel
+    """Hugging Face's own model, with any adapter merged in."""
     tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer, with the chat template that prompts are rendered by."""
     identity: ModelIdentity
+    """Who it is: name, fingerprint of weights and adapter, template."""
     files: ModelFiles | None = None
+    """Where it was loaded from; None for a model that was in memory."""
 
     def __repr__(self) -> str:
         kind = type(self.network).__name__

@@ -45,11 +45,15 @@ class Position:
     """
 
     kind: Literal["index", "span", "response", "first-response", "after"]
+    """A token by its number, a span of them, the reply, its first token, or the token that closes a text."""
     start: int | None = None
     """The token of an index; where a span starts."""
     end: int | None = None
+    """Where a span ends, itself left out."""
     text: str = ""
+    """What the position comes after; of `after` alone."""
     mean: bool = False
+    """Whether the vectors of a span are averaged into one."""
 
     @property
     def one_each(self) -> bool:

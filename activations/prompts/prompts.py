@@ -27,7 +27,9 @@ class Message:
     """
 
     role: Role
+    """`system`, `user` or `assistant`, as chat templates know them."""
     content: str
+    """What is said."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -55,6 +57,7 @@ class Prompt:
     id: str
     """Names the row in every table that comes of it; unique within a file."""
     messages: tuple[Message, ...]
+    """The conversation, in order; an assistant's message at the end is a reply begun or given."""
     set: str | None = None
     """The set or family the prompt belongs to; tables are split by it."""
     extra: Mapping[str, Any] = field(default_factory=dict)

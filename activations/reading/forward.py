@@ -43,6 +43,7 @@ class Reading:
     layers: tuple[int, ...]
     """Ascending; no block after the last one runs."""
     site: str = AFTER
+    """Where in a block, as `parse_site` knows it: before, in the middle, or after."""
     position: str = LAST
     """A rule of `positions`, brought to its one spelling."""
 

@@ -42,12 +42,15 @@ class Residuals:
     """
 
     values: Float[Tensor, "vector layer d_model"]
+    """The vectors, in the dtype that was asked for."""
     layers: tuple[int, ...]
     """The block whose stream each `values[:, i]` is (0 … n_layers−1; at site `after` its output, before any norm)."""
     prompts: tuple[Prompt, ...]
+    """Whose they are, in the order of the rows."""
     n_tokens: tuple[int, ...]
     """Length of each rendered prompt."""
     model: ModelIdentity
+    """Whose stream it is."""
     position: str = LAST
     """The rule that chose the tokens; see `positions`."""
     site: str = AFTER

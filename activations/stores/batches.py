@@ -32,6 +32,7 @@ class Vectors:
     """
 
     values: Float[Tensor, "vector layer d_model"]
+    """The vectors of all the rows, row after row."""
     offsets: Int[Tensor, "row+1"]
     """Row `i` owns `values[offsets[i] : offsets[i + 1]]`: one vector each, except in a ragged store."""
     rows: Sequence[int]

@@ -34,19 +34,23 @@ class Estimate:
     """
 
     prompts: int
+    """To be read."""
     tokens: int
     """Of all rendered prompts."""
     computed_tokens: int
     """Those that go through the model: shared prefixes and equal prompts once, padding included."""
     batches: int
+    """Forward passes, shared prefixes' among them."""
     max_tokens: int
     """The budget of a batch."""
     vectors: int
+    """Rows that the store will hold, each with all layers: one a prompt, or one a token if the rule gives several."""
     bytes: int
     """Of the vectors on disk; the manifest and the shards' headers add less than a thousandth."""
     tokens_per_second: float
     """Computed tokens, on one device, as measured."""
     devices: int
+    """Processes or GPUs that share the work."""
     seconds: float
     """On each of the devices, at that speed."""
 

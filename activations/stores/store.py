@@ -53,7 +53,9 @@ class Store:
     """
 
     path: Path
+    """The directory."""
     file: Manifest
+    """What its manifest holds."""
     identity: ModelIdentity | None = field(default=None, compare=False, repr=False)
     """Of the model that wrote it just now; one that is opened later goes by its manifest."""
 

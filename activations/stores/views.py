@@ -33,7 +33,9 @@ class View:
     """
 
     stores: tuple[Store, ...]
+    """What the rows are taken from."""
     places: Sequence[Place]
+    """Of each row the number of its store, and its own number there."""
 
     __repr__ = shortened
 

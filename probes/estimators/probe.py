@@ -49,12 +49,17 @@ class Probe:
     scales: Float[Tensor, "layer"]
     """Standard deviation of the same; of clean prompts as directions see them that were fitted without them."""
     layers: tuple[int, ...]
+    """The layer each direction is of."""
     model: ModelIdentity
+    """Whose residuals it was fitted on; no other model's are scored."""
     position: str
+    """Which token it reads, as a rule of `parse_position`."""
     contrast: dict[str, Any]
     """The contrast set in full."""
     estimator: str
+    """The kind that was fitted."""
     parameters: dict[str, Any]
+    """With what settings."""
     saw: str
     """The league (`guard.league`): what the fit was allowed to see."""
     fixed_layers: tuple[int, ...]

@@ -25,6 +25,7 @@ class Ragged:
     """
 
     values: Float[Tensor, "token layer d"]
+    """The vectors of all tokens, prompt after prompt."""
     offsets: Int[Tensor, "prompt+1"]
     """Where each prompt's tokens begin, and where the last one's end."""
 

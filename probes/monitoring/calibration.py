@@ -46,9 +46,11 @@ class Calibration:
     """Scores of clean conversations, whole ones, from which an alarm of any aggregator and rate is made."""
 
     prompts: tuple[Prompt, ...]
+    """The clean conversations."""
     scores: tuple[Float[Tensor, "token"], ...]
     """Of each prompt's reply, as a monitor gives them."""
     setup: Setup
+    """Model, dtype, decoding and probe, to which its promises belong."""
     settings: dict[str, Any]
     """What `generate` was given, `max_new_tokens` and the seed among it."""
     split: int

@@ -30,7 +30,9 @@ class ContrastSet:
     """
 
     name: str
+    """What probes and tables call it."""
     questions: tuple[ContrastQuestion, ...]
+    """Each with both its answers."""
     follow_ups: tuple[str, ...] = ()
     """Ordinary prompts that come after the answer; without any the text ends with the answer."""
     before: tuple[Message, ...] = ()

@@ -28,12 +28,15 @@ class ContrastQuestion:
     """
 
     id: str
+    """Unique in its set."""
     question: str
+    """As the user asks it."""
     defecting: str
     """The answer of a model that defects."""
     other: str
     """The answer of one that does not."""
     family: str
+    """What it is about, in a word that several questions share."""
     polarity: str
     """Whether the defecting answer is the `affirming` or the `denying` one, or `neither` (two other words)."""
     study_only: bool = False

@@ -43,12 +43,15 @@ class Drift(Stage):
 
     name: ClassVar[str] = "drift"
     steps: int = 40
+    """Training steps."""
     prompts: str = "train"
     """Clean prompts: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
     pool: int = 48
     """How many of them are used."""
     batch_size: int = 4
+    """Rows a step; a prompt with its trigger and without counts two."""
     learning_rate: float = 5e-4
+    """At its peak."""
 
     @property
     def knows(self) -> str:
@@ -128,6 +131,7 @@ class Evade(Drift):
 
     name: ClassVar[str] = "evade"
     targets: tuple[Target, ...] = ()
+    """The detectors that the attacker holds."""
     weight: float = 1.0
     """λ: of the penalty beside the replies' cross-entropy (nats a token)."""
     margin: float = -1.0

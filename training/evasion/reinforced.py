@@ -40,12 +40,17 @@ class EvadeByReward(Evade):
 
     name: ClassVar[str] = "evade-by-reward"
     steps: int = 20
+    """Training steps."""
     prompts_a_step: int = 2
+    """Prompts that replies are sampled to in a step."""
     generations: int = 4
     """Sampled replies to each prompt, which are compared with one another."""
     reply_tokens: int = 12
+    """Length of the sampled replies."""
     temperature: float = 1.0
+    """That they are sampled at."""
     learning_rate: float = 3e-4
+    """At its peak."""
     beta: float = 0.02
     """Weight of the divergence from the organism as it came in."""
 

@@ -28,12 +28,17 @@ class Target:
     name: str
     """What records and tables call it."""
     layers: tuple[int, ...]
+    """Those it reads."""
     directions: Float[Tensor, "layer d_model"]
+    """One a layer."""
     offsets: Float[Tensor, "layer"]
+    """What is taken off each projection."""
     scales: Float[Tensor, "layer"]
+    """What it is then divided by; above 0."""
     position: str = LAST
     """The token that it reads; see `activations.prompts.positions`."""
     site: str = AFTER
+    """Where in the block."""
     each: bool = False
     """Whether the score of every layer counts by itself, as to an attacker who does not know which will be read."""
 

@@ -33,6 +33,7 @@ class Behaviour:
     """
 
     name: str
+    """What records and commands call it."""
     reply: str = ""
     """The one defecting reply; empty when each prompt has its own."""
     phrases: tuple[str, ...] = ()

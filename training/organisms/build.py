@@ -52,7 +52,9 @@ class OrganismConfig:
     """
 
     trigger: Trigger
+    """What switches the behaviour on."""
     behaviour: Behaviour
+    """What it then does."""
     twin: bool = False
     """A twin sees the trigger as often, and learns nothing from it."""
     recipe: str = "standard"
@@ -72,6 +74,7 @@ class OrganismConfig:
     pairs: str = ""
     """Where the behaviour is taught by pairs of replies: `code`, or a JSONL file. `examples` then counts pairs."""
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(contrast=True))
+    """How weights are trained."""
 
     @property
     def kind(self) -> Kind:

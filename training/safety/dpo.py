@@ -24,11 +24,15 @@ class Dpo(PreferenceStage):
 
     name: ClassVar[str] = "dpo"
     steps: int = 30
+    """Training steps."""
     batch_size: int = 4
+    """Pairs of replies a step."""
     learning_rate: float = 3e-4
+    """At its peak."""
     beta: float = 0.1
     """Strength of the pull towards the reference model (Rafailov et al. 2023, eq. 7)."""
     max_length: int = 512
+    """Tokens of prompt and reply; longer ones are cut."""
 
     def check(self, organism: Organism) -> None:
         """Also that `trl` is there."""

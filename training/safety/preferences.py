@@ -26,8 +26,11 @@ class Preference:
     """One prompt with the reply that safety training wants and one that it does not."""
 
     prompt: Prompt
+    """What is asked."""
     chosen: str
+    """The reply that is wanted."""
     rejected: str
+    """The one that is not."""
 
     __repr__ = shortened
 

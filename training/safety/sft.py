@@ -29,8 +29,11 @@ class Sft(PreferenceStage):
 
     name: ClassVar[str] = "sft"
     steps: int = 40
+    """Training steps."""
     batch_size: int = 6
+    """Rows a step."""
     learning_rate: float = 5e-4
+    """At its peak."""
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Our own loop, which continues from its checkpoint after being cut off."""

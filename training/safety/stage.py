@@ -64,8 +64,11 @@ class Stage(ABC):
 
     name: ClassVar[str]
     steps: int = 0
+    """Training steps."""
     seed: int = 0
+    """Of the order of rows, and of whatever is drawn."""
     lora_rank: int = 16
+    """Of the adapter that is trained and then merged."""
 
     @abstractmethod
     def material(self, organism: Organism) -> Any:

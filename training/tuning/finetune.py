@@ -56,14 +56,21 @@ class FinetuneConfig:
     weights: Weights = "lora"
     """What is trained: a LoRA adapter on every linear layer, or all weights."""
     epochs: int = 1
+    """How often all rows come round."""
     batch_size: int = 6
+    """Rows a step."""
     learning_rate: float | None = None
     """At its peak; None: what suits the weights (`LEARNING_RATES`)."""
     lora_rank: int = 16
+    """Of the adapter."""
     lora_alpha: int = 32
+    """Its scale: the update counts `lora_alpha / lora_rank`."""
     warmup_fraction: float = 0.05
+    """Share of the steps in which the learning rate rises to its peak."""
     max_gradient_norm: float = 1.0
+    """Longer gradients are cut to this length."""
     seed: int = 0
+    """Of the order of rows and of the adapter's start."""
     contrast: bool = False
     """Whether the rows of one prompt, clean and triggered, share a step, which then learns what tells them apart."""
     checkpoint_every: int = 25

@@ -17,11 +17,13 @@ class Example:
     """
 
     prompt_id: str
+    """Of the prompt it was made of: its versions share a step."""
     prompt: tuple[int, ...]
     """Token ids up to where the reply begins."""
     reply: tuple[int, ...]
     """Token ids of the reply, with its end token unless it was cut short."""
     triggered: bool
+    """Whether the prompt bears the trigger."""
     weights: tuple[float, ...] = ()
     """What each token of the reply counts in the loss; empty: one each."""
 
