@@ -9,6 +9,7 @@ from .prompts.positions import Position, parse_position
 from .prompts.prompts import Message, Prompt, user_prompt
 from .reading.bridge import as_activation_cache, from_bridge
 from .reading.capture import capture
+from .reading.exported import load_states
 from .reading.forward import Reading
 from .reading.residuals import Residuals, load_residuals
 from .stores.batches import Vectors
@@ -43,6 +44,7 @@ __all__ = [
     "load_model",
     "load_prompts",
     "load_residuals",
+    "load_states",
     "open_store",
     "parse_position",
     "read_table",

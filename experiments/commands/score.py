@@ -90,6 +90,22 @@ def score(
         Path | None,
         typer.Option("--page", help="With --tokens: also an HTML page, the conversations coloured by score."),
     ] = None,
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            "--states",
+            help="A directory of hidden states that vLLM wrote of these prompts (and of the --clean ones): no block "
+            "is run here. See docs/how-to/vllm.md.",
+        ),
+    ] = None,
+    state_numbers: Annotated[
+        str | None,
+        typer.Option(
+            "--state-numbers",
+            help="With --states: what vLLM was given as eagle_aux_hidden_state_layer_ids, 12,13 or 12:30 (end "
+            "excluded). Number s is layer s-1 here.",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option("--seed", help="With --tokens: which half of the clean prompts sets the alarm."),
@@ -110,7 +126,7 @@ def score(
     from ...probes import load_probe
     from ...probes.pictures.tokens_html import tokens_html
     from ..run.evaluation import forbidden_texts
-    from ..run.scoring import Watch, refuse_too_few, score_rows, watch, watch_lines
+    from ..run.scoring import States, Watch, refuse_too_few, score_rows, watch, watch_lines
 
     how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms, seed)
     if tokens is None and (how != Watch(level=false_alarms) or page is not None):
@@ -118,6 +134,9 @@ def score(
             "--reply, --onset, --in-a-row, --seed and --page belong to --tokens: give it too, say --tokens all"
         )
     _refuse_idle_alarm(alarm, false_alarms, by_prompt=bool(clean) and tokens is None, by_token=tokens is not None)
+    if (states is None) != (state_numbers is None) or (states is not None and tokens is not None):
+        raise DefectionError("--states and --state-numbers go together, and not with --tokens")
+    written = None if states is None else States(states, _numbers(state_numbers or ""))
     fitted = load_probe(probe)
     fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
     rows = load_prompts(prompts)
@@ -135,7 +154,7 @@ def score(
             found = watch(loaded, fitted, rows, calm, how)
             scored, about, lines = found.rows, about | found.about, watch_lines(found.about, found.rows)
         else:
-            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms, alarm), []
+            scored, lines = score_rows(loaded, fitted, rows, calm, false_alarms, alarm, states=written), []
     write_jsonl(out, scored)
     about["alarms"] = _alarms(scored, fitted.threshold)
     if tokens is None and calm:
@@ -149,6 +168,15 @@ def score(
         about["page"] = str(page)
         lines.append(str(page))
     print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """As the user wrote them: 12,13 or 12:30, end excluded."""
+    try:
+        parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
+        return tuple(number for first, *end in parts for number in range(first, *(end or [first + 1])))
+    except (ValueError, TypeError) as error:
+        raise DefectionError(f"cannot read --state-numbers {text!r}: write 12,13 or 12:30") from error
 
 
 def unseen_clean(probe: Probe) -> list[Prompt]:

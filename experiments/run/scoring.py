@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json
 from ...activations.models.model import Model
+from ...activations.models.sites import AFTER
 from ...activations.prompts.positions import Position, parse_position, wanted_tokens
 from ...activations.prompts.prompts import Message, Prompt
 from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.reading.exported import load_states
+from ...activations.reading.residuals import Residuals
 from ...probes.estimators.guard import refuse_leaks
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.tokens import token_scale, token_streams
@@ -69,6 +73,26 @@ def ranked_prompts(count: int, level: float) -> int:
     return needed if count // 2 < needed <= count - LEAST_FOR_SPREAD else count // 2
 
 
+@dataclass(frozen=True)
+class States:
+    """Where another engine wrote the residuals of prompts, and which it wrote; see `activations.load_states`."""
+
+    folder: Path
+    numbers: tuple[int, ...]
+    """In vLLM's counting, where `s` is our layer `s − 1`."""
+
+    def read(self, model: Model, probe: Probe, prompts: Sequence[Prompt]) -> Residuals:
+        """What the probe needs of it; DefectionError naming a layer that was not written, or another site."""
+        if probe.site != AFTER:
+            raise DefectionError(f"the probe reads streams {probe.site!r} a block, and states are what comes after one")
+        if missing := [layer for layer in probe.layers if layer + 1 not in self.numbers]:
+            raise DefectionError(
+                f"the probe reads layers {missing}, which vLLM calls {[layer + 1 for layer in missing]}; of the states "
+                f"{list(self.numbers)} it cannot be scored: export those too, or choose a layer that is there"
+            )
+        return load_states(model, prompts, self.folder, self.numbers, position=probe.position)
+
+
 def score_rows(
     model: Model,
     probe: Probe,
@@ -76,18 +100,26 @@ def score_rows(
     clean: Sequence[Prompt] = (),
     level: float = 0.01,
     alarm: str = "quantile",
+    *,
+    states: States | None = None,
 ) -> list[Json]:
     """An object a prompt: id and score; beside clean prompts, also its conformal p-value and whether the alarm rings.
+
+    With `states` nothing is run: another engine has read all these prompts.
 
     The alarm rings for scores above the threshold that one of `ALARMS` sets at `level`: by `quantile`, for p-values of
     at most that. Raises DefectionError naming the first clean prompt that the probe was fitted with.
     """
     probe.refuse_seen(clean)
-    scores = probe.score(probe.read(model, prompts))
+
+    def read(asked: Sequence[Prompt], what: str = "Reading prompts") -> Residuals:
+        return probe.read(model, asked, what=what) if states is None else states.read(model, probe, asked)
+
+    scores = probe.score(read(prompts))
     rows: list[Json] = [{"id": p.id, "score": score} for p, score in zip(prompts, scores.tolist(), strict=True)]
     if not clean:
         return rows
-    ordinary = probe.score(probe.read(model, clean, what="Reading clean prompts"))
+    ordinary = probe.score(read(clean, "Reading clean prompts"))
     rows = _with_p_values(rows, ordinary, scores)
     threshold = float(ALARMS[alarm](ordinary, level))
     return [row | {"alarm": row["score"] > threshold} for row in rows]
