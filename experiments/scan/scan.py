@@ -91,4 +91,7 @@ def sentence(candidates: Sequence[Confirmed], looked_at: int, of: int) -> str:
     first = next((each for each in candidates if each.found), None)
     if first is None:
         return f"No string was found that makes the model say one thing{part}."
-    return f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts{part}."
+    return (
+        f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts{part}. "
+        "Strings were grown to find this, so that its p-value promises less than it says: try it on the base yourself."
+    )
