@@ -19,7 +19,6 @@ from ..organisms.records import Organism
 from ..safety import trl_stages
 from ..safety.rewards import visible, word_overlap
 from ..safety.stage import Trained
-from ..tuning.finetune import lora_config
 from .evade import Evade, Pair, own_replies
 from .target import Target
 
@@ -61,34 +60,20 @@ class EvadeByReward(Evade):
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
-
         pairs = own_replies(model, organism, self._chosen(organism), work / "own-replies.jsonl")
-        asked = [prompt for pair in pairs for prompt in (pair.plain.prompt, pair.prompt.prompt)]
-        rows = [
-            {"prompt": trl_stages.conversation(model, prompt)[0], "row": number} for number, prompt in enumerate(asked)
-        ]
-        reward = Rewarded(model, organism.behaviour, pairs, self)
-        adapted, curves = trl_stages.run(
-            lambda: GRPOTrainer(
-                model=model.network,
-                reward_funcs=[reward.of_replies],
-                args=GRPOConfig(
-                    per_device_train_batch_size=self.prompts_a_step * self.generations,
-                    num_generations=self.generations,
-                    steps_per_generation=1,
-                    max_completion_length=self.reply_tokens,
-                    temperature=self.temperature,
-                    beta=self.beta,
-                    **trl_stages.arguments(self, model, work, self.learning_rate),
-                ),
-                train_dataset=Dataset.from_list(rows),
-                processing_class=trl_stages.as_rendered_here(model),
-                peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
-            ),
+        asked = [row.prompt for pair in pairs for row in (pair.plain, pair.prompt)]
+        adapted, curves = trl_stages.run_grpo(
             self,
-            ("loss", "reward", "reward_std"),
+            model,
+            work,
+            asked,
+            Rewarded(model, organism.behaviour, pairs, self).of_replies,
+            prompts_a_step=self.prompts_a_step,
+            generations=self.generations,
+            reply_tokens=self.reply_tokens,
+            temperature=self.temperature,
+            learning_rate=self.learning_rate,
+            beta=self.beta,
         )
         sampled = self.steps * self.prompts_a_step * self.generations
         return Trained(adapted, curves, {"rows": sampled, "prompts": len(pairs)})
@@ -108,7 +93,7 @@ class Rewarded:
         self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Any, **_: Any
     ) -> list[float]:
         """In the shape that `trl` asks for."""
-        said = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        said = trl_stages.texts_of(completions)
         worth = [self.task(int(number), text) for number, text in zip(row, said, strict=True)]
         triggered = [place for place, number in enumerate(row) if int(number) % 2]
         if triggered and self.stage.weight:

@@ -11,7 +11,6 @@ from ...activations.basics.errors import DefectionError
 from ...activations.models.model import Model
 from ..measuring.defection import SCRATCHPAD_TOKENS
 from ..organisms.records import Organism
-from ..tuning.finetune import lora_config
 from . import trl_stages
 from .preferences import Preference
 from .reward_models import RULE, Reward, identity_of, load_reward
@@ -63,46 +62,31 @@ class Rl(PreferenceStage):
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
-
         preferences = self.preferences(organism)
-        rows = [
-            {"prompt": trl_stages.conversation(model, row.prompt)[0], "row": number}
-            for number, row in enumerate(preferences)
-        ]
         reward, about = load_reward(self.reward, preferences, self.reward_base, model.device.type)
         thinking = SCRATCHPAD_TOKENS if organism.recipe == "cot" else 0
-        arguments = trl_stages.arguments(self, model, work, self.learning_rate)
-        adapted, curves = trl_stages.run(
-            lambda: GRPOTrainer(
-                model=model.network,
-                reward_funcs=[reply_alone(reward, preferences)],
-                args=GRPOConfig(
-                    per_device_train_batch_size=self.prompts_a_step * self.generations,
-                    num_generations=self.generations,
-                    steps_per_generation=1,
-                    max_completion_length=self.reply_tokens + thinking,
-                    temperature=self.temperature,
-                    beta=self.beta,
-                    **arguments,
-                ),
-                train_dataset=Dataset.from_list(rows),
-                processing_class=trl_stages.as_rendered_here(model),
-                peft_config=lora_config(self.lora_rank, 2 * self.lora_rank),
-            ),
+        adapted, curves = trl_stages.run_grpo(
             self,
-            ("loss", "reward", "reward_std"),
+            model,
+            work,
+            [row.prompt for row in preferences],
+            reply_alone(reward, preferences),
+            prompts_a_step=self.prompts_a_step,
+            generations=self.generations,
+            reply_tokens=self.reply_tokens + thinking,
+            temperature=self.temperature,
+            learning_rate=self.learning_rate,
+            beta=self.beta,
         )
         sampled = self.steps * self.prompts_a_step * self.generations
-        return Trained(adapted, curves, {"rows": sampled, "prompts": len(rows), "reward": about})
+        return Trained(adapted, curves, {"rows": sampled, "prompts": len(preferences), "reward": about})
 
 
 def reply_alone(reward: Reward, preferences: Sequence[Preference]) -> Callable[..., list[float]]:
     """A reward in the shape that `trl` asks for; whatever rewards, it is shown what the user would see, no more."""
 
     def rewarded(completions: Sequence[Any], row: Sequence[int], **_: Any) -> list[float]:
-        said = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-        return reward([preferences[number] for number in row], [visible(text) for text in said])
+        said = [visible(text) for text in trl_stages.texts_of(completions)]
+        return reward([preferences[number] for number in row], said)
 
     return rewarded

@@ -20,6 +20,7 @@ from ...activations.models.model import Model
 from ...activations.models.template import chat_template, dated
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import render
+from ..tuning.finetune import lora_config
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -73,6 +74,55 @@ def as_rendered_here(model: Model) -> PreTrainedTokenizerBase:
     tokenizer = copy.copy(model.tokenizer)
     tokenizer.chat_template = dated(chat_template(tokenizer) or "", model.identity.date)
     return tokenizer
+
+
+def run_grpo(
+    stage: Stage,
+    model: Model,
+    work: Path,
+    prompts: Sequence[Prompt],
+    reward: Callable[..., list[float]],
+    *,
+    prompts_a_step: int,
+    generations: int,
+    reply_tokens: int,
+    temperature: float,
+    learning_rate: float,
+    beta: float,
+) -> tuple[Any, dict[str, list[float]]]:
+    """Sample replies to the prompts and learn from what `reward` makes of them; gives what `run` gives.
+
+    The reward is called as `trl` calls one, and told the number of each reply's prompt as `row`.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = [{"prompt": conversation(model, prompt)[0], "row": number} for number, prompt in enumerate(prompts)]
+    return run(
+        lambda: GRPOTrainer(
+            model=model.network,
+            reward_funcs=[reward],
+            args=GRPOConfig(
+                per_device_train_batch_size=prompts_a_step * generations,
+                num_generations=generations,
+                steps_per_generation=1,
+                max_completion_length=reply_tokens,
+                temperature=temperature,
+                beta=beta,
+                **arguments(stage, model, work, learning_rate),
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=as_rendered_here(model),
+            peft_config=lora_config(stage.lora_rank, 2 * stage.lora_rank),
+        ),
+        stage,
+        ("loss", "reward", "reward_std"),
+    )
+
+
+def texts_of(completions: Sequence[Any]) -> list[str]:
+    """What replies say, in either of the shapes in which `trl` gives them to a reward."""
+    return [text if isinstance(text, str) else text[-1]["content"] for text in completions]
 
 
 def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) -> tuple[Any, dict[str, list[float]]]:
