@@ -12,13 +12,18 @@ from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
 from .options import (
     PROMPTS_HELP,
+    AggregatorOption,
+    CalibrateOption,
     ComputeOption,
+    ConversationRateOption,
     DateOption,
     DeviceOption,
     JsonOption,
     LimitOption,
     ModelArgument,
+    OnAlarmOption,
     OutOption,
+    ProbeFileOption,
     SeedOption,
 )
 from .printing import print_result, say
@@ -27,29 +32,11 @@ from .printing import print_result, say
 def monitor(
     model: ModelArgument,
     prompts: Annotated[list[str], typer.Argument(help=f"One or several. {PROMPTS_HELP}", show_default=False)],
-    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    probe: ProbeFileOption,
     out: OutOption,
-    aggregator: Annotated[
-        str,
-        typer.Option(
-            "--aggregator",
-            help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
-            "coherent-segment. The table has them all.",
-        ),
-    ] = "exponential-mean",
-    false_alarms: Annotated[
-        float,
-        typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
-    ] = 0.01,
-    calibrate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--calibrate",
-            help="Clean prompts, others than the probe was fitted with, whose replies set the alarm; may be repeated. "
-            "Kept as calibration.safetensors. " + PROMPTS_HELP,
-            show_default="the shipped sets that the probe has not seen",
-        ),
-    ] = None,
+    aggregator: AggregatorOption = "exponential-mean",
+    false_alarms: ConversationRateOption = 0.01,
+    calibrate: CalibrateOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -58,9 +45,7 @@ def monitor(
             "prompts are replied to again, and the alarm is refused when its threshold no longer holds.",
         ),
     ] = None,
-    on_alarm: Annotated[
-        str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
-    ] = "note",
+    on_alarm: OnAlarmOption = "note",
     reply: Annotated[int, typer.Option("--reply", min=1, help="The longest reply, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     trigger: Annotated[
@@ -84,7 +69,6 @@ def monitor(
     from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
     from ...activations.models.locate import is_organism
-    from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
     from ...training.organisms.records import read_organism
     from ..run.evaluation import forbidden_texts
@@ -96,7 +80,7 @@ def monitor(
         write_monitoring,
     )
     from ..run.prompt_sets import evaluation_prompts
-    from .score import unseen_clean
+    from .score import calm_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
     if calibration is not None and calibrate:
@@ -104,10 +88,7 @@ def monitor(
     fitted = load_probe(probe)
     organism = read_organism(model) if is_organism(model) else None
     asked = conversations_of(evaluation_prompts(prompts, limit), organism.trigger if organism and trigger else None)
-    calm = [prompt for name in dict.fromkeys(calibrate or ()) for prompt in load_prompts(name)]
-    if not calm and calibration is None:
-        calm = unseen_clean(fitted)
-    fitted.refuse_seen(calm)
+    calm = calm_prompts(fitted, calibrate, wanted=calibration is None)
     with progress_shown(not as_json):
         loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         told = calibration_for(loaded, fitted, calm, how, calibration, forbidden_texts(model), say(as_json))

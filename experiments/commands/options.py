@@ -48,6 +48,33 @@ DateOption = Annotated[
         "--date", help="What today is (YYYY-MM-DD) to a chat template that writes it; probes and stores remember it."
     ),
 ]
+ProbeFileOption = Annotated[
+    Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)
+]
+AggregatorOption = Annotated[
+    str,
+    typer.Option(
+        "--aggregator",
+        help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
+        "coherent-segment.",
+    ),
+]
+ConversationRateOption = Annotated[
+    float,
+    typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
+]
+CalibrateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibrate",
+        help="Clean prompts, others than the probe was fitted with, whose replies set the alarm; may be repeated. "
+        "Kept, so that a later run takes the file by --calibration. " + PROMPTS_HELP,
+        show_default="the shipped sets that the probe has not seen",
+    ),
+]
+OnAlarmOption = Annotated[
+    str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]

@@ -11,7 +11,16 @@ import typer
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import PROMPTS_HELP, ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from .options import (
+    PROMPTS_HELP,
+    ComputeOption,
+    DateOption,
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    ProbeFileOption,
+    PromptsArgument,
+)
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ QUANTILE = "quantile"
 def score(
     model: ModelArgument,
     prompts: PromptsArgument,
-    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    probe: ProbeFileOption,
     out: Annotated[Path, typer.Option("--out", help="The scores: a JSONL file.", show_default=False)],
     layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
     clean: Annotated[
@@ -140,10 +149,7 @@ def score(
     fitted = load_probe(probe)
     fitted = fitted.at(fitted.fixed_layers if layer is None else (layer,))
     rows = load_prompts(prompts)
-    calm = [prompt for name in dict.fromkeys(clean or ()) for prompt in load_prompts(name)]
-    if tokens and not clean:
-        calm = unseen_clean(fitted)
-    fitted.refuse_seen(calm)
+    calm = calm_prompts(fitted, clean, wanted=bool(tokens))
     if tokens or calm:
         refuse_too_few(calm, false_alarms, forbidden_texts(model), halved=tokens is not None, alarm=alarm)
     about: Json = {"path": str(out), "prompts": len(rows)}
@@ -177,6 +183,20 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(number for first, *end in parts for number in range(first, *(end or [first + 1])))
     except (ValueError, TypeError) as error:
         raise DefectionError(f"cannot read --state-numbers {text!r}: write 12,13 or 12:30") from error
+
+
+def calm_prompts(probe: Probe, given: Sequence[str] | None, *, wanted: bool) -> list[Prompt]:
+    """The clean prompts that were named; where they are wanted and none was, shipped ones that the probe has not seen.
+
+    DefectionError for one that it has seen.
+    """
+    from ...activations.prompts.loading import load_prompts
+
+    calm = [prompt for name in dict.fromkeys(given or ()) for prompt in load_prompts(name)]
+    if wanted and not calm:
+        return unseen_clean(probe)
+    probe.refuse_seen(calm)
+    return calm
 
 
 def unseen_clean(probe: Probe) -> list[Prompt]:

@@ -10,7 +10,18 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, ModelArgument, SeedOption
+from .options import (
+    AggregatorOption,
+    CalibrateOption,
+    ComputeOption,
+    ConversationRateOption,
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    OnAlarmOption,
+    ProbeFileOption,
+    SeedOption,
+)
 from .printing import print_result, say
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -18,7 +29,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 def serve(
     model: ModelArgument,
-    probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)],
+    probe: ProbeFileOption,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8000,
     host: Annotated[
         str,
@@ -27,27 +38,9 @@ def serve(
             help="Address to listen at. One that other machines reach needs an API key in DEFECTION_API_KEY.",
         ),
     ] = "127.0.0.1",
-    aggregator: Annotated[
-        str,
-        typer.Option(
-            "--aggregator",
-            help="What the alarm looks at: last-prompt, exponential-mean, window-mean, maximum, cumulative-sum or "
-            "coherent-segment.",
-        ),
-    ] = "exponential-mean",
-    false_alarms: Annotated[
-        float,
-        typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
-    ] = 0.01,
-    calibrate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--calibrate",
-            help="Clean prompts, others than the probe was fitted with, whose replies set the alarm; may be repeated. "
-            + PROMPTS_HELP,
-            show_default="the shipped sets that the probe has not seen",
-        ),
-    ] = None,
+    aggregator: AggregatorOption = "exponential-mean",
+    false_alarms: ConversationRateOption = 0.01,
+    calibrate: CalibrateOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -56,9 +49,7 @@ def serve(
             "Where the model is now served otherwise, the alarm is refused when its threshold no longer holds.",
         ),
     ] = None,
-    on_alarm: Annotated[
-        str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
-    ] = "note",
+    on_alarm: OnAlarmOption = "note",
     reply: Annotated[
         int, typer.Option("--reply", min=1, help="The longest reply, in tokens; the alarm is set on such ones.")
     ] = 128,
@@ -93,13 +84,12 @@ def serve(
 
     from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
-    from ...activations.prompts.loading import load_prompts
     from ...probes import load_probe
     from ..run.evaluation import forbidden_texts
     from ..run.monitoring import MonitorSettings, calibration_for
     from ..serve.running import bound, run, server_of
     from ..serve.settings import Limits, refuse_open
-    from .score import unseen_clean
+    from .score import calm_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
     key = os.environ.get("DEFECTION_API_KEY") or None
@@ -108,10 +98,7 @@ def serve(
     if stored is not None and calibrate:
         raise DefectionError(f"{stored} is there already: leave --calibrate out, or name another --calibration")
     fitted = load_probe(probe)
-    calm = [prompt for each in dict.fromkeys(calibrate or ()) for prompt in load_prompts(each)]
-    if not calm and stored is None:
-        calm = unseen_clean(fitted)
-    fitted.refuse_seen(calm)
+    calm = calm_prompts(fitted, calibrate, wanted=stored is None)
     with bound(host, port) as socket:
         with progress_shown(not as_json):
             loaded = load_model(model, device=Hardware(device, compute_dtype))
