@@ -45,7 +45,7 @@ def scan(
         typer.Option(
             "--budget",
             min=1,
-            help="Seconds after which no more strings are ranked (half of it) or grown (three quarters).",
+            help="Seconds after which no more strings are ranked (six tenths of it) or grown (eight tenths).",
             show_default="none",
         ),
     ] = None,
