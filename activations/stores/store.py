@@ -9,16 +9,13 @@ says which tokens of the shard belong to which of its prompts. `writing.py` writ
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,8 +26,9 @@ from ..models.sites import AFTER
 from ..prompts.loading import load_prompts
 from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
+from .gathering import ends, gathered, is_run
 from .manifest import MANIFEST, TABLES, Manifest, read_manifest
-from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, map_tensors, read_header, same_bytes
+from .shards import AGAIN, REPLIES, map_tensors, read_header, same_bytes
 
 if TYPE_CHECKING:
     from ..models.model import ModelIdentity
@@ -38,9 +36,6 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts.jsonl"
 NO_TOKEN = -1
-FEW = 8
-"""Reading less than one row in so many, it is quicker to fetch each alone than to let the system read ahead."""
-Numbers = npt.NDArray[np.int64]
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
@@ -127,6 +122,11 @@ class Store:
             )
         return tuple(load_prompts(self.path / PROMPTS))
 
+    @cached_property
+    def firsts(self) -> list[int]:
+        """The first row of each shard."""
+        return [shard["rows"][0] for shard in self.shards]
+
     def __len__(self) -> int:
         """Number of prompts."""
         return int(self.shards[-1]["rows"][1])
@@ -179,56 +179,10 @@ class Store:
         """What `vectors` gives. `last` is handed from call to call by who reads one run of rows after another."""
         columns = self._columns(layers)
         self._refuse_unfinished()
-        count = len(self)
-        outside = [row for row in (_ends(rows) if _runs(rows) else rows) if not 0 <= row < count]
+        outside = [row for row in (ends(rows) if is_run(rows) else rows) if not 0 <= row < len(self)]
         if outside:
-            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {count - 1}")
-        if _runs(rows) and rows:
-            shard = bisect_right(self._firsts, rows[0]) - 1
-            first, end = self.shards[shard]["rows"]
-            if rows[-1] < end:
-                few = last is None and FEW * len(rows) < end - first
-                mapped = last.map(self, shard) if last else self.map_shard(shard, scattered=few)
-                return self._run(shard, mapped, range(rows[0] - first, rows[-1] + 1 - first), columns, rows)
-        return self._copied(list(self._pieces(rows)), columns, rows, last if _runs(rows) else None)
-
-    def _run(
-        self, number: int, mapped: Mapping[str, Tensor], within: range, columns: Sequence[int], rows: range
-    ) -> Vectors:
-        """Rows that follow one another in one shard: a part of the memory map, where the columns do so too."""
-        start, end = within.start, within.stop
-        offsets = torch.arange(len(within) + 1)
-        if self.ragged:
-            found = self._offsets(number, mapped)[start : end + 1]
-            start, end = int(found[0]), int(found[-1])
-            offsets = torch.from_numpy(found - start)
-        return Vectors(mapped[RESIDUALS][start:end, _sliced(columns)], offsets, rows)
-
-    def _copied(
-        self,
-        pieces: Sequence[tuple[int, Numbers, Numbers]],
-        columns: Sequence[int],
-        rows: Sequence[int],
-        last: LastShard | None,
-    ) -> Vectors:
-        """Any rows, copied out of their shards."""
-
-        def mapped_for(shard: int, count: int) -> Mapping[str, Tensor]:
-            first, end = self.shards[shard]["rows"]
-            return last.map(self, shard) if last else self.map_shard(shard, scattered=FEW * count < end - first)
-
-        counts = np.ones(len(rows), dtype=np.int64)
-        if self.ragged:
-            for shard, within, spots in pieces:
-                counts[spots] = np.diff(self._offsets(shard, mapped_for(shard, len(within))))[within]
-        offsets = np.concatenate([[0], counts.cumsum()])
-        values = torch.empty(int(offsets[-1]), len(columns), self.d_model, dtype=self.dtype)
-        for shard, within, spots in pieces:
-            mapped = mapped_for(shard, len(within))
-            starts = mapped[OFFSETS].numpy()[within] if self.ragged else within
-            source, target = _spread(starts, counts[spots]), _spread(offsets[spots], counts[spots])
-            values[target] = mapped[RESIDUALS][source][:, _sliced(columns)]
-        return Vectors(values, torch.from_numpy(offsets), rows)
+            raise DefectionError(f"{self.path} has no row {outside[0]}: its rows are 0 to {len(self) - 1}")
+        return gathered(self, columns, rows, last)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
         """The residuals of all prompts or some, fp32, of all layers or some, as `capture` gives them.
@@ -277,14 +231,6 @@ class Store:
         if not self.complete:
             raise DefectionError(f"{self.path} is unfinished; run the same `defection cache` again to complete it")
 
-    def _offsets(self, number: int, mapped: Mapping[str, Tensor]) -> Numbers:
-        """Where the vectors of each row of a shard of a ragged store start, and where the last one's end."""
-        shard = self.shards[number]
-        offsets: Numbers = mapped[OFFSETS].numpy()
-        if offsets[0] != 0 or offsets[-1] != shard["vectors"] or (np.diff(offsets) < 0).any():
-            raise DefectionError(f"{self.path / shard['file']} is damaged: its offsets do not fit; {AGAIN}")
-        return offsets
-
     def _columns(self, layers: Sequence[int] | None) -> Sequence[int]:
         if layers is None:
             return range(len(self.layers))
@@ -292,47 +238,6 @@ class Store:
         if missing:
             raise DefectionError(f"{self.path} holds layers {list(self.layers)}, not {missing}")
         return [self.layers.index(layer) for layer in layers]
-
-    @cached_property
-    def _firsts(self) -> list[int]:
-        """The first row of each shard."""
-        return [shard["rows"][0] for shard in self.shards]
-
-    def _pieces(self, rows: Sequence[int]) -> Iterator[tuple[int, Numbers, Numbers]]:
-        """For each shard that holds some of the rows: its number, the rows counted from its first, and their places
-        among the rows asked for.
-        """
-        firsts = np.array(self._firsts)
-        asked = np.arange(rows.start, rows.stop) if _runs(rows) else np.array(rows, dtype=np.int64)
-        owners = np.searchsorted(firsts, asked, side="right") - 1
-        for shard in np.unique(owners).tolist():
-            spots = np.flatnonzero(owners == shard)
-            yield shard, asked[spots] - firsts[shard], spots
-
-
-def _spread(starts: Numbers, counts: Numbers) -> slice | Tensor:
-    """The numbers of all runs that start there and are that long; a slice, which copies nothing, where they are one."""
-    numbers = np.repeat(starts - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
-    if len(numbers) and (np.diff(numbers) == 1).all():
-        return slice(int(numbers[0]), int(numbers[-1]) + 1)
-    return torch.from_numpy(numbers)
-
-
-def _sliced(columns: Sequence[int]) -> slice | list[int]:
-    """A slice where the columns follow one another."""
-    listed = list(columns)
-    if listed and listed == list(range(listed[0], listed[0] + len(listed))):
-        return slice(listed[0], listed[0] + len(listed))
-    return listed
-
-
-def _ends(rows: range) -> list[int]:
-    """The first row and the last, or none."""
-    return [rows[0], rows[-1]] if rows else []
-
-
-def _runs(rows: Sequence[int]) -> TypeGuard[range]:
-    return isinstance(rows, range) and rows.step == 1
 
 
 def open_store(path: str | Path, *, verify: bool = False) -> Store:
