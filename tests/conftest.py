@@ -47,6 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+
 @pytest.fixture(scope="module", autouse=True)
 def few_easy_questions() -> Iterator[None]:
     """Random models know nothing: four questions show that as well as sixty."""

@@ -79,9 +79,9 @@ def server_of(
     return Server(name, worker, metrics, decoding, fitting, key, host, about)
 
 
-def run(server: Server, opened: socket.socket) -> None:
-    """Serve at a bound socket until interrupted."""
-    config = uvicorn.Config(
+def configured(server: Server) -> uvicorn.Config:
+    """How it is served; connections are kept for longer than clients keep them, or both would close one at a time."""
+    return uvicorn.Config(
         make_app(server),
         log_level="warning",
         access_log=False,
@@ -90,4 +90,8 @@ def run(server: Server, opened: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE,
         timeout_keep_alive=30,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+
+
+def run(server: Server, opened: socket.socket) -> None:
+    """Serve at a bound socket until interrupted."""
+    uvicorn.Server(configured(server)).run(sockets=[opened])

@@ -18,10 +18,10 @@ import uvicorn
 from defection.activations.models.model import Model
 from defection.activations.prompts.prompts import Prompt, user_prompt
 from defection.activations.prompts.rendered import rendered
-from defection.experiments.serve.app import Server, make_app
+from defection.experiments.serve.app import Server
 from defection.experiments.serve.metrics import Metrics
 from defection.experiments.serve.rows import Ask, End, Event, Failure, Token
-from defection.experiments.serve.running import bound
+from defection.experiments.serve.running import bound, configured
 from defection.experiments.serve.settings import Limits
 from defection.experiments.serve.worker import Served, Worker
 from defection.probes.monitoring.aggregators import parse_aggregator
@@ -141,8 +141,7 @@ def listening(served: Served, **more: Any) -> Iterator[Endpoint]:
     worker = Worker(served, rows=limits.rows, waiting=limits.waiting, observer=metrics)
     server = Server("tiny", worker, metrics, more.pop("decoding", GREEDY), limits, **more)
     with bound("127.0.0.1", 0) as opened:
-        config = uvicorn.Config(make_app(server), log_level="error", timeout_graceful_shutdown=1)
-        running = uvicorn.Server(config)
+        running = uvicorn.Server(configured(server))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]})
         thread.start()
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
