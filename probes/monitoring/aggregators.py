@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -156,19 +156,6 @@ def parse_aggregator(name: str | Aggregator) -> Aggregator:
         raise DefectionError(f"unknown aggregator {name!r}: choose one of {', '.join(AGGREGATORS)}")
     aggregator: Aggregator = AGGREGATORS[name]()
     return aggregator
-
-
-def aggregator_to_json(aggregator: Any) -> dict[str, Any]:
-    """Name and settings."""
-    return {"name": aggregator.name, **asdict(aggregator)}
-
-
-def aggregator_from_json(record: dict[str, Any]) -> Aggregator:
-    """What `aggregator_to_json` wrote."""
-    kind = AGGREGATORS[record["name"]]
-    given = {field.name: record[field.name] for field in fields(kind)}
-    found: Aggregator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    return found
 
 
 def running(aggregator: Aggregator, scores: Float[Tensor, "row token"]) -> Float[Tensor, "row token"]:
