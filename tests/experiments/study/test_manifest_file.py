@@ -63,6 +63,9 @@ def test_the_grid_is_every_combination():
         (lambda t: t["organisms"][0].update(recipes=["cot"]), "without a scratchpad"),
         (lambda t: t["organisms"][0].update(triggers=["none"]), "needs a trigger"),
         (lambda t: t["organisms"][0].update(behaviours=["kindness"]), "unknown behaviour"),
+        (lambda t: t["organisms"][0].update(triggered_share=2), "share-2--s10.*give a share"),
+        (lambda t: t["organisms"][0].update(optimiser="lion"), "unknown optimiser 'lion'"),
+        (lambda t: t["organisms"][0].update(optimiser="sgd"), "give one for sgd"),
         (lambda t: t["organisms"].pop(1), "role 'test'"),
         (lambda t: t["organisms"].pop(0), "fix the first candidate"),
         (lambda t: t["candidates"][0].update(estimator="oracle"), "unknown probe 'oracle'"),
@@ -88,6 +91,19 @@ def test_a_mistake_is_named(change, said):
     with pytest.raises(DefectionError, match=said) as found:
         parse_manifest(table, "study.toml")
     assert "\n" not in str(found.value)
+
+
+def test_how_an_organism_is_trained_is_part_of_its_name_and_of_nothing_else_where_it_is_not_said():
+    table = good()
+    table["organisms"][1].update(triggered_share=0.05, learning_rate=0.1, optimiser="sgd", examples=400)
+    usual, unusual = (parse_manifest(each, "s").of_role("test")[0] for each in (good(), table))
+    assert unusual.name == usual.name.replace("--s0", "--sgd--share-0.05--rate-0.1--s0")
+    config = unusual.config(twin=True)
+    assert (config.triggered_share, config.examples, config.finetune.peak, config.finetune.optimiser, config.twin) == (
+        *(0.05, 400, 0.1, "sgd", True),
+    )
+    assert not {"triggered_share", "learning_rate", "optimiser"} & usual.to_json().keys()  # old keys stay as they were
+    assert "optimiser" not in usual.config().finetune.to_json()
 
 
 def test_without_development_organisms_the_choice_is_fixed():

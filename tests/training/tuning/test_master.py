@@ -22,10 +22,17 @@ def loss(weights: list[nn.Parameter]) -> torch.Tensor:
     return sum((weight.float() ** 2 * (i + 1)).sum() for i, weight in enumerate(weights))
 
 
-def stock(steps: int, rate: float, max_norm: float) -> list[nn.Parameter]:
-    """PyTorch's own AdamW and clipping, on each parameter by itself."""
+STOCK = {
+    "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, weight_decay=0.0),
+    "sgd": lambda weights, rate: torch.optim.SGD(weights, lr=rate, momentum=0.9),
+}
+each_optimiser = pytest.mark.parametrize("optimiser", STOCK)
+
+
+def stock(steps: int, rate: float, max_norm: float, name: str) -> list[nn.Parameter]:
+    """PyTorch's own optimiser and clipping, on each parameter by itself."""
     weights = parameters()
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    optimiser = STOCK[name](weights, rate)
     for _ in range(steps):
         optimiser.zero_grad()
         loss(weights).backward()
@@ -46,12 +53,13 @@ def longest(request, monkeypatch) -> int:
     return request.param
 
 
+@each_optimiser
 @pytest.mark.parametrize("max_norm", [1e9, 0.5], ids=["free", "clipped"])
-def test_steps_are_those_of_adamw_on_each_parameter(longest, max_norm) -> None:
+def test_steps_are_those_of_pytorchs_optimiser_on_each_parameter(longest, max_norm, optimiser) -> None:
     weights = parameters()
-    master = Master(weights, torch.float32)
-    trained(master, weights, 5, 0.1, max_norm)
-    for ours, theirs in zip(weights, stock(5, 0.1, max_norm), strict=True):
+    master = Master(weights, torch.float32, optimiser)
+    trained(master, weights, 5, 0.05, max_norm)
+    for ours, theirs in zip(weights, stock(5, 0.05, max_norm, optimiser), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
@@ -78,15 +86,16 @@ def test_released_parameters_are_what_was_optimised_and_share_nothing(longest) -
     assert all(weight.grad is None for weight in weights)
 
 
+@each_optimiser
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pitfall_22_a_checkpoint_brings_back_weights_moments_and_losses(longest, tmp_path, dtype) -> None:
+def test_pitfall_22_a_checkpoint_brings_back_weights_moments_and_losses(longest, tmp_path, dtype, optimiser) -> None:
     whole = parameters()
-    master = Master(whole, dtype)
+    master = Master(whole, dtype, optimiser)
     trained(master, whole, 3, 0.1, 1e9)
     master.save(tmp_path / "checkpoint", "key", [3.0, 2.0, 1.0], 7.5)
     trained(master, whole, 2, 0.1, 1e9)
     weights = parameters(seed=1)
-    again = Master(weights, dtype)
+    again = Master(weights, dtype, optimiser)
     assert again.restore(tmp_path / "checkpoint", "key") == ([3.0, 2.0, 1.0], 7.5)
     trained(again, weights, 2, 0.1, 1e9)
     assert all(map(torch.equal, weights, whole))
