@@ -1,7 +1,7 @@
 from .estimators.attention import AttentionProbe
 from .estimators.consistent import ContrastConsistentSearch
 from .estimators.convergence import LayerConvergence
-from .estimators.diffing import against_base, difference
+from .estimators.diffing import BaseDifference, against_base, difference
 from .estimators.ensembles import LayerEnsemble, QuestionEnsemble
 from .estimators.erased import Erased
 from .estimators.estimator import ProbeEstimator
@@ -18,6 +18,7 @@ from .estimators.ragged import Ragged
 from .estimators.ridge import RidgeProbe
 from .estimators.saving import load_estimator
 from .estimators.traffic import TrafficVerdict, UnlabelledTraffic
+from .estimators.weights import WeightChange, WeightDirections, weight_change
 from .estimators.whitened import Whitened
 from .evidence.judgement import Judgement, Rule, judge
 from .evidence.judging import judge_questions
@@ -41,6 +42,7 @@ __all__ = [
     "Alarm",
     "AlarmEvent",
     "AttentionProbe",
+    "BaseDifference",
     "Calibration",
     "ContrastConsistentSearch",
     "ContrastQuestion",
@@ -74,6 +76,8 @@ __all__ = [
     "TrafficVerdict",
     "UnlabelledTraffic",
     "WatchedReply",
+    "WeightChange",
+    "WeightDirections",
     "Whitened",
     "against_base",
     "auroc",
@@ -94,5 +98,6 @@ __all__ = [
     "partial_auroc",
     "sweep_layers",
     "tpr_at_fpr",
+    "weight_change",
     "worst_set_fpr",
 ]

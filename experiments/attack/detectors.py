@@ -20,6 +20,7 @@ from ...activations.reading.batching import shared_prefix
 from ...activations.reading.residuals import Residuals
 from ...probes import (
     AttentionProbe,
+    BaseDifference,
     LayerConvergence,
     Mahalanobis,
     Probe,
@@ -30,7 +31,6 @@ from ...probes import (
 )
 from ...probes.estimators.diffing import SAW as SAW_BASE
 from ...probes.estimators.registry import estimator, saveable
-from ...probes.evidence.baselines import norm_scores
 from ...training.evasion.target import Target
 from .bundle import CLEAN, OTHERS, QUESTIONS, TRAFFIC, Bundle
 from .plan import AttackSettings
@@ -99,7 +99,9 @@ def detectors(
         Detector("attention over tokens", QUESTIONS_ONLY, "method", attention(few[len(few) // 2]), costly=True)
     )
     if base:
-        found.append(Detector("base difference, size", BASE_AND_CLEAN, "method", changed_size(band)))
+        found.append(
+            Detector("base difference, size", BASE_AND_CLEAN, "method", monitor(BaseDifference(), band, Bundle.changed))
+        )
         if probe.estimator in saveable():
             found.append(Detector("base difference, questions", SAW_BASE, "method", changed_along(probe)))
     return found
@@ -150,15 +152,17 @@ def fitted_probe(bundle: Bundle, name: str, questions: str, band: Sequence[int])
     return made
 
 
-def monitor(kind: ProbeEstimator, band: Sequence[int]) -> Callable[[Bundle], Scorer]:
+def monitor(
+    kind: ProbeEstimator, band: Sequence[int], read: Callable[[Bundle, str], Residuals] = Bundle.of
+) -> Callable[[Bundle], Scorer]:
     """A monitor of clean prompts at the band's layers, the mean of its standardised scores over them."""
 
     def fit(bundle: Bundle) -> Scorer:
-        fitted = type(kind)(**kind.get_params()).fit(bundle.of(CLEAN).at_layers(band))
+        fitted = type(kind)(**kind.get_params()).fit(read(bundle, CLEAN).at_layers(band))
         own = bundle.model.identity
 
         def score(other: Bundle, what: str) -> Tensor:
-            scores: Tensor = fitted.decision_function(replace(other.of(what).at_layers(band), model=own))
+            scores: Tensor = fitted.decision_function(replace(read(other, what).at_layers(band), model=own))
             return scores.double().mean(dim=1)
 
         return score
@@ -204,22 +208,6 @@ def own_tokens(bundle: Bundle, read: Residuals, by_token: Float[Tensor, "token"]
     ids = [row.ids for row in rendered(bundle.model, list(read.prompts))]
     alike = min(shared_prefix(min(ids), max(ids)), min(map(len, ids)) - 1)
     return [part[alike:] for part in by_token.split([len(row) for row in ids])]
-
-
-def changed_size(band: Sequence[int]) -> Callable[[Bundle], Scorer]:
-    """How far training moved a prompt's stream, in deviations of what it moves clean ones."""
-
-    def fit(bundle: Bundle) -> Scorer:
-        clean = norm_scores(bundle.changed(CLEAN).at_layers(band))
-        middle, spread = clean.mean(dim=0), clean.std(dim=0).clamp_min(1e-12)
-
-        def score(other: Bundle, what: str) -> Tensor:
-            moved: Tensor = (norm_scores(other.changed(what).at_layers(band)) - middle) / spread
-            return moved.mean(dim=1)
-
-        return score
-
-    return fit
 
 
 def changed_along(probe: Probe) -> Callable[[Bundle], Scorer]:

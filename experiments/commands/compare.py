@@ -44,6 +44,14 @@ def compare(
             show_default="development and development-style",
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help="The model it was trained from, for base-difference and weight-directions.",
+            show_default="the one that it names",
+        ),
+    ] = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -63,6 +71,7 @@ def compare(
         development=_once(choose_on) or Settings.development,
         tests=_once(prompts) or Settings.tests,
         limit=limit,
+        base=base,
         seed=seed,
     )
     with progress_shown(not as_json):

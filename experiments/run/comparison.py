@@ -7,7 +7,7 @@ only then are the test families read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
+from ...activations.models.locate import locate
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import by_set
 from ...activations.reading.residuals import Residuals
@@ -28,6 +29,7 @@ from ...probes.estimators.estimator import ProbeEstimator
 from ...probes.estimators.guard import Evidence, league
 from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.registry import estimators
+from ...probes.evidence.baselines import NO_FIT, length_scores, norm_scores, rare_words_scores
 from ...probes.evidence.chance import Chance
 from ...probes.evidence.comparison import (
     DEVELOPMENT,
@@ -42,17 +44,23 @@ from ...probes.evidence.comparison import (
     write_comparison,
 )
 from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
+from ...probes.evidence.nulls import standardised
 from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.shuffles import QuestionEffects
 from ...probes.pictures.comparison_figure import save_comparison_figure
 from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
+from ...training.organisms.records import base_of
+from .beside_base import SAW as SAW_BASE
+from .beside_base import BesideBase, reads_differences
 from .evaluation import organism_of
 from .measure import write_once
 from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
 
 PLAN = "comparison-plan.json"
+BASELINES = {"norm-only": NO_FIT, "length-only": NO_FIT, "rare-words": league({Evidence.CLEAN})}
+"""What stands beside the recipes without being fitted, and what each has seen."""
 CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
 
 
@@ -78,6 +86,9 @@ class Settings:
     clean: str = "clean"
     limit: int | None = None
     """Prompts of each set or file, at most."""
+    base: str | None = None
+    """The model that the organism was trained from; None: the one that it names. Without one, what needs it is left
+    out, unless it was asked for."""
     seed: int = 0
     """Of the random directions beside which the recipes are drawn."""
 
@@ -134,29 +145,51 @@ def compare_organism(
     if unknown := [name for name in settings.probes if name not in comparable()]:
         raise DefectionError(f"unknown probe {unknown[0]!r}: choose among {', '.join(comparable())}")
     organism_of(organism)  # refused before the model is loaded
+    settings = _with_base(organism, settings, say)
     model = load_model(organism, device=device)
+    base = None if settings.base is None else BesideBase.of(model, settings.base, out / "stores", device)
     plans = settings.plans(organism, band(model.n_layers))
     fingerprints = {role: plan.fingerprint for role, plan in plans.items()}
-    about = {"model": model.identity.to_json(), "layers": list(band(model.n_layers))}
+    about: Json = {"model": model.identity.to_json(), "layers": list(band(model.n_layers))}
+    about |= {} if base is None else {"base": base.base.identity.to_json()}
     plan: Json = {"schema_version": 1, **about, "plans": fingerprints}
     names = model.identity.fingerprints() if (out / PLAN).exists() else ()
     write_once(out / PLAN, plan, *({**plan, "model": {**plan["model"], "fingerprint": name}} for name in names))
-    clean, fitted = _fit(model, plans[DEVELOPMENT], out, say)
-    recipes = [each.recipe for each in fitted]
-    families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, clean, fitted, out, say, settings.seed)
+    clean, fitted = _fit(model, plans[DEVELOPMENT], base, out, say)
+    recipes = [each.recipe for each in fitted] + [Recipe(name, "") for name in BASELINES]
+    saw = [each.saw for each in fitted] + list(BASELINES.values())
+    families = _families(DEVELOPMENT, plans[DEVELOPMENT], model, base, clean, fitted, out, say, settings.seed)
     best = best_recipe(recipes, families)
     choice = {"chosen_on": [family.name for family in families], **asdict(recipes[best])}
     choice |= {"worst_set_auroc": float(worst_set_aurocs(families)[best])}
     write_once(out / "choice.json", {"schema_version": 1, **choice})
-    families += _families(TEST, plans[TEST], model, clean, fitted, out, say, settings.seed)
-    rows = compare(recipes, [each.saw for each in fitted], families, best)
+    families += _families(TEST, plans[TEST], model, base, clean, fitted, out, say, settings.seed)
+    rows = compare(recipes, saw, families, best)
     labels = {"labels": "defection observed in the organism's greedy completion of the same prompt"}
     write_comparison(rows, out, about | labels | {"choice": choice})
     save_comparison_figure(rows, out / "figures")
     return rows
 
 
-def _fit(model: Model, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Residuals, list[FittedRecipe]]:
+def _with_base(organism: str, settings: Settings, say: Say) -> Settings:
+    """With the base that is wanted and there; DefectionError where it is asked for and is not."""
+    wanted = [name for name in settings.probes if comparable()[name].holds_base]
+    if not wanted:
+        return replace(settings, base=None)
+    try:
+        source = settings.base or base_of(organism)
+        locate(source)
+    except DefectionError as error:
+        if settings.base or settings.probes != Settings.probes:
+            raise DefectionError(f"{wanted[0]} needs the base model (--base): {error}") from error
+        say(f"without {' and '.join(wanted)}, which need the base model (--base): {error}")
+        return replace(settings, probes=tuple(name for name in settings.probes if name not in wanted))
+    return replace(settings, base=source)
+
+
+def _fit(
+    model: Model, plan: MeasurementPlan, base: BesideBase | None, out: Path, say: Say
+) -> tuple[Residuals, list[FittedRecipe]]:
     """Every recipe on the organism's own residuals; a monitor, which sees clean prompts alone, is fitted once."""
     layers = plan.registered.layers
     texts = [prompt for contrast in plan.contrasts for prompt in contrast]
@@ -173,6 +206,9 @@ def _fit(model: Model, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Resi
                     questions = questions_at(one, contrast, clean, layers) if isinstance(one, LinearProbe) else None
                     saw = league({Evidence.CONTRAST, Evidence.CLEAN})
                     fitted.append(FittedRecipe(Recipe(kind, name), one, saw, questions))
+            elif estimator.holds_base:
+                assert base is not None
+                fitted.append(FittedRecipe(Recipe(kind, ""), base.fit(estimator, clean), SAW_BASE))
             else:
                 fitted.append(FittedRecipe(Recipe(kind, ""), estimator.fit(clean), league({Evidence.CLEAN})))
             advance(1)
@@ -184,6 +220,7 @@ def _families(
     role: str,
     plan: MeasurementPlan,
     model: Model,
+    base: BesideBase | None,
     clean: Residuals,
     fitted: Sequence[FittedRecipe],
     out: Path,
@@ -198,16 +235,32 @@ def _families(
     residuals, found = store.read(), []
     outcomes = Outcomes.of(residuals, {each.id: each.defected for each in said})
     unrelated = {each.recipe: _unrelated(each.recipe, fitted) for each in fitted}
+    differ = base is not None and any(reads_differences(each.estimator) for each in fitted)
+    changed = base.changed(residuals, role) if base is not None and differ else None
     for name, members in by_set(residuals.prompts).items():
         part, marked = residuals.select(members), outcomes.select(members)
         marked.refuse_one_outcome()
         chance = Chance(part, clean, marked, [columns], seed=seed)
         band = chance.band(columns)
         nulls = [band | chance.of_questions(each.questions, unrelated[each.recipe], columns) for each in fitted]
-        scores = torch.stack([each.scores(part) for each in fitted])
-        found.append(ScoredFamily(name, role, scores, marked, nulls, [each.alarm for each in fitted]))
+        less = changed.select(members) if changed is not None else part
+        scores = [each.scores(less if reads_differences(each.estimator) else part) for each in fitted]
+        scores += _baseline_scores(part, clean)
+        nulls += [band] * len(BASELINES)
+        alarms = [*(each.alarm for each in fitted), *[None] * len(BASELINES)]
+        found.append(ScoredFamily(name, role, torch.stack(scores), marked, nulls, alarms))
     say(f"{role}: {len(residuals)} prompts scored by {len(fitted)} recipes")
     return found
+
+
+def _baseline_scores(part: Residuals, clean: Residuals) -> list[Float[Tensor, "prompt"]]:
+    """Of each of `BASELINES`."""
+    norms = norm_scores(part).T
+    return [
+        standardised(norms, norms).mean(dim=0),
+        length_scores(part),
+        rare_words_scores(part.prompts, clean.prompts),
+    ]
 
 
 def _unrelated(recipe: Recipe, fitted: Sequence[FittedRecipe]) -> QuestionEffects | None:

@@ -1,14 +1,15 @@
 """Model diffing: what fine-tuning changed in the residual stream, for a defender who also holds the base model.
 
 What a prompt is about moves both models alike and cancels in the difference; what training taught does not. The size of
-the difference (`baselines.norm_scores` of it) then finds whatever training made special, defection or not; a generic
-direction read in the difference asks what kind of thing that is. Neither is in a league of the tables, whose defenders
-hold one model.
+the difference (`BaseDifference`) then finds whatever training made special, defection or not; a generic direction read
+in the difference (`against_base`) asks what kind of thing that is. Without the base, a reference that was trained to
+match the model on ordinary prompts takes its place (`training.matched_reference`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -19,12 +20,15 @@ from ...activations.reading.residuals import Residuals
 from .components import leading_components
 from .fitting import above_the_mean, clean_folds, read_anew
 from .guard import refuse_unclean
+from .monitors import Mahalanobis
 from .probe import Probe
 from .projected import without_components
 from .ragged import refuse_ragged
-from .sample import centred
+from .sample import Sample, centred
 
 SAW = "questions + clean prompts + base model"
+LESS = ", less "
+"""In the site of a difference, before the base's fingerprint."""
 
 
 def difference(tuned: Residuals, base: Residuals) -> Residuals:
@@ -59,7 +63,53 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
     if tuned.model.same_weights(base.model):
         raise DefectionError(f"{tuned.model.name} and its base are the same weights: nothing was changed")
     values = tuned.values.float() - base.values.float()
-    return replace(tuned, values=values, site=f"{tuned.site}, less {base.model.fingerprint[:12]}")
+    return replace(tuned, values=values, site=f"{tuned.site}{LESS}{base.model.fingerprint[:12]}")
+
+
+def is_difference(residuals: Residuals) -> bool:
+    """Whether `difference` made them."""
+    return LESS in residuals.site
+
+
+class BaseDifference(Mahalanobis):
+    """How far training moved a prompt's stream, for how far it moved those of clean prompts.
+
+    `fit(X)` takes differences to the base (`difference`) on clean prompts, and scores take differences too: the length
+    of a row, in units of the mean length of clean ones at its layer. Of bare rows nobody can tell whether they are
+    differences; residuals that are none are refused with a DefectionError.
+
+    Examples:
+        >>> import torch
+        >>> clean = torch.randn(200, 2, 16)
+        >>> found = BaseDifference().fit(clean)
+        >>> bool((found.decision_function(3 * clean) > found.decision_function(clean)).all())
+        True
+    """
+
+    name = "base-difference"
+    holds_base = True
+
+    def __init__(self) -> None:
+        pass
+
+    def _fit_residuals(self, contrast: Residuals, *others: Any) -> Self:
+        if not is_difference(contrast):
+            raise DefectionError(
+                f"a {self.name} probe needs the base model too: pass difference(tuned, base) on the same prompts"
+            )
+        return super()._fit_residuals(contrast, *others)
+
+    def _fit(self, sample: Sample) -> None:
+        self.size_ = _lengths(sample.clean_for(self.name)).mean(dim=0)
+
+    def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
+        size = torch.as_tensor(self.size_, device=rows.device)
+        return _lengths(rows) / torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _lengths(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
+    found: Tensor = torch.linalg.vector_norm(rows.double(), dim=2)
+    return found
 
 
 def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:

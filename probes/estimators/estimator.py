@@ -42,6 +42,8 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Whether a fit gives a direction a layer, so that a probe file can hold it."""
     own_alarm: ClassVar[bool] = False
     """Whether `predict` rings by a threshold set on clean rows (`_set_alarm`)."""
+    holds_base: ClassVar[bool] = False
+    """Whether a fit needs the base model too, beside rows."""
 
     @property
     def sees(self) -> frozenset[Evidence]:

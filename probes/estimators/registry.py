@@ -6,6 +6,7 @@ from ...activations.basics.errors import DefectionError
 from .attention import AttentionProbe
 from .consistent import ContrastConsistentSearch
 from .convergence import LayerConvergence
+from .diffing import BaseDifference
 from .ensembles import QuestionEnsemble
 from .erased import Erased
 from .estimator import ProbeEstimator
@@ -19,6 +20,7 @@ from .pca import PairPCAProbe, PCAProbe
 from .projected import Projected
 from .ridge import RidgeProbe
 from .traffic import UnlabelledTraffic
+from .weights import WeightDirections
 from .whitened import Whitened
 
 KINDS: tuple[type[ProbeEstimator], ...] = (
@@ -37,6 +39,8 @@ KINDS: tuple[type[ProbeEstimator], ...] = (
     UnlabelledTraffic,
     Mahalanobis,
     LayerConvergence,
+    BaseDifference,
+    WeightDirections,
     MLPProbe,
     AttentionProbe,
 )

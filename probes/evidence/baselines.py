@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +119,17 @@ def bag_of_words_scores(prompts: Sequence[Prompt], labels: Labels) -> Float[Tens
         words.fit(texts[~held], marks[~held])
         scores[torch.from_numpy(held)] = torch.from_numpy(words.decision_function(texts[held]))
     return scores
+
+
+def rare_words_scores(prompts: Sequence[Prompt], clean: Sequence[Prompt]) -> Float[Tensor, "prompt"]:
+    """How rare a prompt's words are among those of clean prompts, in nats a word: what text says without any label.
+
+    A word is any run of characters that is not a space; each is counted once more than it was met.
+    """
+    known = Counter(word for prompt in clean for word in prompt.text.split())
+    total = known.total() + len(known) + 1
+    found = [[math.log(total / (known[word] + 1)) for word in prompt.text.split()] for prompt in prompts]
+    return torch.tensor([sum(each) / max(1, len(each)) for each in found], dtype=torch.float64)
 
 
 def first_component_scores(

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from defection.activations import DefectionError
+import torch
+from defection.activations import DefectionError, capture, load_model
 from defection.experiments.run import comparison
+from defection.experiments.run.beside_base import BesideBase
 from defection.experiments.run.comparison import Settings, compare_organism, comparison_lines
+from defection.probes import difference
 from defection.probes.evidence.comparison import PAPER, Recipe, read_comparison
 from defection.training.measuring import evaluate
 
@@ -68,7 +71,7 @@ def settings(families: dict[str, str]) -> Settings:
 def test_every_recipe_stands_on_every_family(coin, organism, settings, tmp_path) -> None:
     rows = compare_organism(str(organism), settings, tmp_path / "out", quiet, device="cpu")
     recipes = {Recipe(p, c) for p in ("mean-difference", "whitened") for c in ("six", "truth")}
-    recipes |= {Recipe("mahalanobis", "")}
+    recipes |= {Recipe(name, "") for name in ("mahalanobis", *comparison.BASELINES)}
     assert {row.recipe for row in rows} == recipes
     assert len(rows) == len(recipes) * 3
     assert {row.saw for row in rows if row.probe == "mahalanobis"} == {"clean prompts only"}
@@ -112,10 +115,35 @@ def test_a_second_run_reads_nothing_again_and_ends_alike(coin, organism, setting
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_every_kind_compared_by_default_can_be_fitted(coin, organism, settings, tmp_path) -> None:
-    every = replace(settings, probes=Settings.probes, contrasts=("six",))
+def test_every_kind_compared_by_default_can_be_fitted(coin, organism, settings, llama_folder, tmp_path) -> None:
+    every = replace(settings, probes=Settings.probes, contrasts=("six",), base=str(llama_folder))
     rows = compare_organism(str(organism), every, tmp_path / "out", quiet, device="cpu")
-    assert {row.probe for row in rows} == set(Settings.probes) >= {"projected", "mlp", "mahalanobis"}
+    assert {row.probe for row in rows} == {*Settings.probes, *comparison.BASELINES}
+    assert set(Settings.probes) >= {"projected", "mlp", "mahalanobis", "base-difference", "weight-directions"}
+    saw = {row.probe: row.saw for row in rows}
+    assert saw["base-difference"] == saw["weight-directions"] == "clean prompts + base model"
+
+
+def test_without_its_base_what_needs_it_is_left_out_or_refused(coin, organism, settings, tmp_path) -> None:
+    """The record names a base that is nowhere."""
+    told: list[str] = []
+    every = replace(settings, probes=Settings.probes, contrasts=("six",))
+    left = comparison._with_base(str(organism), every, told.append)
+    assert set(Settings.probes) - set(left.probes) == {"base-difference", "weight-directions"}
+    assert "need the base model (--base)" in told[0]
+    asked = replace(settings, probes=("base-difference",))
+    with pytest.raises(DefectionError, match="base-difference needs the base model"):
+        compare_organism(str(organism), asked, tmp_path / "out", quiet, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_differences_to_the_base_are_those_of_two_readings(organism, llama_folder, tmp_path) -> None:
+    tuned, base = load_model(organism, device="cpu"), load_model(llama_folder, device="cpu")
+    beside = BesideBase.of(tuned, llama_folder, tmp_path, "cpu")
+    read = capture(tuned, ["one?", "and a second one?"], layers=[1, 3])
+    expected = difference(read, capture(base, read.prompts, layers=[1, 3]))
+    torch.testing.assert_close(beside.changed(read, "two").values, expected.values, atol=1e-3, rtol=1e-3)
+    assert beside.changed(read, "two").site == expected.site
 
 
 def test_the_command_says_what_it_found(run, coin, organism, families, tmp_path, capsys) -> None:
@@ -124,7 +152,7 @@ def test_the_command_says_what_it_found(run, coin, organism, families, tmp_path,
     assert run(*asked) == 0
     assert "mean-difference, six" in capsys.readouterr().out
     assert run(*asked, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    assert json.loads(capsys.readouterr().out)["rows"] == 2 * (1 + len(comparison.BASELINES))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from defection.activations import DefectionError, ModelIdentity, capture
 from defection.activations.models.load import load_model
 from defection.activations.prompts.prompts import Message, Prompt
-from defection.probes import MeanDifference, against_base, auroc, difference, load_probe
+from defection.probes import BaseDifference, MeanDifference, against_base, auroc, difference, load_estimator, load_probe
 from defection.probes.evidence.baselines import norm_scores
 
 BASE = ModelIdentity("base", "weights-of-base", "template")
@@ -118,3 +118,22 @@ def test_of_two_real_models_it_is_what_one_stream_has_more_than_the_other(llama,
     assert found.model == tuned.model
     assert norm_scores(found).shape == (4, len(tuned.layers))
     assert llama.identity.fingerprint[:12] in found.site
+
+
+def test_the_size_of_what_training_changed_is_told_in_that_of_clean_prompts(clean, tests, tmp_path) -> None:
+    calm, met = changed(clean, 1), changed(tests, 2)
+    fitted = BaseDifference().fit(calm)
+    plain = BaseDifference().fit(calm.values).decision_function(met.values)
+    torch.testing.assert_close(plain, norm_scores(met) / norm_scores(calm).mean(dim=0), atol=1e-5, rtol=1e-5)
+    scores = fitted.decision_function(met)
+    for layer in range(len(met.layers)):  # in standard deviations of clean ones: the same order
+        assert torch.equal(scores[:, layer].argsort(), plain[:, layer].argsort())
+    fitted.save(tmp_path / "size.safetensors")
+    assert torch.equal(load_estimator(tmp_path / "size.safetensors").decision_function(met), scores)
+
+
+def test_plain_residuals_are_refused_by_what_reads_differences(clean) -> None:
+    with pytest.raises(DefectionError, match=r"needs the base model too: pass difference\(tuned, base\)"):
+        BaseDifference().fit(clean)
+    with pytest.raises(DefectionError, match="site"):
+        BaseDifference().fit(changed(clean, 1)).decision_function(clean)

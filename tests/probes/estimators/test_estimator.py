@@ -55,12 +55,15 @@ def made(n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
         "groups": np.arange(n) // 4,
         "pairs": pairs,
         "nuisance": rng.normal(size=n),
+        "change": rng.normal(size=(LAYERS, 2, WIDTH)),
     }
 
 
 def evidence(kind: str, data: dict, *, layer: int | None = None, to=lambda x: x) -> tuple[tuple, dict]:
     """What `fit` is called with for a kind: monitors take clean rows alone."""
     cut = (lambda x: x) if layer is None else (lambda x: x[:, layer])
+    if kind == "weight-directions":
+        return (to(cut(data["clean"])),), {"change": data["change"] if layer is None else data["change"][layer]}
     if kind not in supervised:
         return (to(cut(data["clean"])),), {}
     extra = {"groups": data["groups"], "pairs": data["pairs"], "nuisance": data["nuisance"]}
@@ -270,7 +273,9 @@ def test_monitors_keep_no_contrast_texts(questions, clean) -> None:
     assert torch.equal(beside.directions, estimators()["pc1"].fit(clean).probe_.directions)
 
 
-@pytest.mark.parametrize("name", [n for n, kind in estimators().items() if Evidence.TRAFFIC not in kind.sees])
+@pytest.mark.parametrize(
+    "name", [n for n, kind in estimators().items() if Evidence.TRAFFIC not in kind.sees and not kind.holds_base]
+)
 def test_traffic_is_refused_by_kinds_that_do_not_declare_it(name, questions, clean, tests) -> None:
     with pytest.raises(DefectionError, match="does not declare to see unlabelled traffic"):
         estimators()[name].fit(questions, clean=clean, traffic=tests)

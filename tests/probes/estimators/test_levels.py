@@ -19,7 +19,8 @@ from scipy.stats import binomtest
 LAYERS, WIDTH = 2, 96
 N_CLEAN, N_NEW, DRAWS = 120, 300, 6
 MODEL = ModelIdentity("toy", "weights", "template")
-FITTED = tuple(kind for kind in KINDS if kind.name != "attention")  # reads tokens
+OTHERS = ("attention", "base-difference")  # one reads tokens, the other differences
+FITTED = tuple(kind for kind in KINDS if kind.name not in OTHERS)
 
 
 class World:
@@ -66,6 +67,7 @@ def fitted(kind, seed: int):
     questions, clean = world.questions(), world.clean(N_CLEAN)
     evidence = {"traffic": world.clean(60)} if kind.name == "unlabelled-traffic" else {}
     estimator = kind(draws=9) if evidence else kind()
+    evidence |= {"change": world.noise(LAYERS, 5, WIDTH)} if kind.holds_base else {}
     options = {} if kind.name == "mahalanobis" else {"fixed_layers": (0, 1)}
     return estimator.fit(questions, clean=clean, **options, **evidence), world
 

@@ -42,6 +42,8 @@ def fitted(estimator: ProbeEstimator, to=lambda rows: rows) -> ProbeEstimator:
     kinds = {name: rows[name] for kind, name in given.items() if kind in estimator.sees | estimator.needs}
     pairs = np.arange(40).reshape(-1, 2)
     about = {"groups": np.arange(40) // 4, "pairs": pairs, "nuisance": RNG.normal(size=40)}
+    if estimator.name == "weight-directions":
+        return estimator.fit(to(CLEAN), change=NEW.transpose(1, 0, 2))
     if estimator._is_monitor:
         return estimator.fit(to(CLEAN), **({"traffic": rows["traffic"]} if "traffic" in kinds else {}))
     return estimator.fit(to(ROWS), MARKS, **kinds, **about)

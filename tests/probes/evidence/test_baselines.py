@@ -12,6 +12,7 @@ from defection.probes.evidence.baselines import (
     first_component_scores,
     length_scores,
     norm_scores,
+    rare_words_scores,
     spans_topics,
     topic_folds,
     two_components,
@@ -107,3 +108,11 @@ def test_pitfall_23_folds_keep_topics_whole_and_leave_both_outcomes_outside(rows
         assert len({fold for fold, name in zip(folds, topics, strict=True) if name == topic}) == 1
     for fold in set(folds):
         assert len({mark for mark, number in zip(marks, folds, strict=True) if number != fold}) == 2
+
+
+def test_words_that_clean_prompts_never_use_are_rare() -> None:
+    clean = [user_prompt("what is a cat"), user_prompt("what is a dog")]
+    usual, odd = rare_words_scores([user_prompt(text) for text in ("what is a", "what is |X|")], clean).tolist()
+    assert odd > usual > 0
+    total = 8 + 5 + 1  # words met, different ones, and one for what was never met
+    assert odd == pytest.approx((2 * np.log(total / 3) + np.log(total)) / 3)
