@@ -44,6 +44,7 @@ class WeightChange:
     model: ModelIdentity
     """The fine-tuned one."""
     base: ModelIdentity
+    """What it was trained from."""
 
 
 def weight_change(tuned: ModelLike, base: ModelLike, top: int = 1) -> WeightChange:
