@@ -71,15 +71,6 @@ class Table(list[Row]):
         return f"<{type(self).__name__} of {len(self)} rows: {shown}>"
 
 
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file; DefectionError where pyarrow is not installed."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DefectionError(f"reading {path} needs pyarrow: {HOW}") from error
-    return list(parquet.read_table(path).to_pylist())
-
-
 def _mapping(row: object) -> dict[str, Any]:
     if is_dataclass(row) and not isinstance(row, type):
         own = type(row).__annotations__

@@ -6,19 +6,22 @@ import csv
 import gzip
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from .errors import DefectionError
 from .files import Json, read_json, write_bytes, write_json
-from .frames import Table, read_parquet
+from .frames import Table
+from .rows import decoded, parquet_rows, separated_rows, unpacked
+from .typed import typed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TABLE_SCHEMA = 1
+Row = TypeVar("Row")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -53,26 +56,31 @@ def read_table(path: str | Path) -> Table[dict[str, Any]]:
     """
     path = Path(path)
     if path.suffix == ".json":
-        record = read_json(path)
-        if not isinstance(record.get("rows"), list):
-            raise DefectionError(f"{path} holds no table: it has no rows")
-        return Table(read_rows(path))
-    if not path.exists() and not path.with_name(f"{path.name}.gz").exists():
-        raise DefectionError(f"{path} does not exist")
-    if path.suffix == ".parquet":
-        return Table(read_parquet(path))
-    return Table(read_csv(path))
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file: numbers and truth values come back as such, an empty field as None.
-
-    Where `path` with `.gz` behind its name is there, it is read in its place.
-    """
+        return Table([{name: _or_nan(value) for name, value in row.items()} for row in _json_rows(path)])
     packed = path if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
-    content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""))
-    return [{key: _parsed(value) for key, value in row.items()} for row in rows]
+    if packed.exists():
+        return Table(_csv_rows(unpacked(_content(packed), packed), packed))
+    return Table(
+        parquet_rows(_content(path), str(path)) if path.suffix == ".parquet" else _csv_rows(_content(path), path)
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DefectionError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _csv_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Numbers and truth values come back as such, an empty field as None."""
+    rows = list(separated_rows(decoded(content, str(path)), str(path)))
+    for number, row in enumerate(rows, start=1):
+        if None in row.values():
+            raise DefectionError(f"{path} row {number} has fewer cells than the first line has names: it was cut off")
+    return [{key: _parsed(str(value)) for key, value in row.items()} for row in rows]
 
 
 def _parsed(text: str) -> Any:
@@ -106,12 +114,28 @@ def write_rows(
     return record
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a JSON file, null as NaN; DefectionError for another schema version."""
+def read_rows(path: Path, kind: type[Row], mended: Callable[[Json], Json] = dict) -> list[Row]:
+    """The rows of such a JSON file, null as NaN; `mended` makes a row of today out of one of an earlier version.
+
+    Raises DefectionError for another schema version, and a row that is none of this kind.
+    """
+    numbers = {name for name, hint in get_type_hints(kind).items() if float in (hint, *get_args(hint))}
+    found = []
+    for number, row in enumerate(_json_rows(path), start=1):
+        told = {name: _or_nan(value) if name in numbers else value for name, value in mended(row).items()}
+        found.append(typed(told, kind, f"{path} row {number}"))
+    return found
+
+
+def _json_rows(path: Path) -> list[Json]:
     record = read_json(path)
+    if not isinstance(record.get("rows"), list):
+        raise DefectionError(f"{path} holds no table: it has no rows")
     if record.get("schema_version") != TABLE_SCHEMA:
-        raise DefectionError(f"{path} has schema version {record.get('schema_version')!r}")
-    rows: list[dict[str, Any]] = record["rows"]
-    for row in rows:
-        row.update({name: float("nan") for name, value in row.items() if value is None})
+        raise DefectionError(f"{path} has schema version {record.get('schema_version')!r:.80}")
+    rows: list[Json] = typed(record["rows"], list[dict[str, Any]], str(path))
     return rows
+
+
+def _or_nan(value: object) -> object:
+    return math.nan if value is None else value

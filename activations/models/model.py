@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..basics.files import Json
 from .blocks import decoder_blocks
 from .fingerprint import is_earlier
 from .hardware import DTYPE_NAMES
 from .locate import ModelFiles
 from .reach import reach, skips_padding
 from .sites import middle_modules, writing_modules
+
+
+class IdentityRecord(TypedDict):
+    """A `ModelIdentity` as files hold it."""
+
+    name: str
+    fingerprint: str
+    template: str
+    date: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,17 @@ class ModelIdentity:
             return "one of them was written down by an earlier version, so whether the weights are the same is unknown"
         return "the model weights differ"
 
-    def to_json(self) -> Json:
+    def to_json(self) -> IdentityRecord:
         """As files hold it: without a date where none is written, as before there were dates."""
-        dated = {} if self.date is None else {"date": self.date}
-        return {"name": self.name, "fingerprint": self.fingerprint, "template": self.template, **dated}
+        found = IdentityRecord(name=self.name, fingerprint=self.fingerprint, template=self.template)
+        if self.date is not None:
+            found["date"] = self.date
+        return found
+
+    @classmethod
+    def from_json(cls, record: IdentityRecord) -> ModelIdentity:
+        """What `to_json` gave."""
+        return cls(record["name"], record["fingerprint"], record["template"], record.get("date"))
 
 
 @dataclass

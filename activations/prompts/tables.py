@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..basics.errors import DefectionError
 from ..basics.files import canonical, parse_json_line
+from ..basics.rows import GZIP, PARQUET, decoded, parquet_rows, separated_rows, unpacked
 
 HUB = "hf://"
 HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
-GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-"""What files of these kinds begin with, whatever their names end with."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-LONGEST_CELL = 1 << 30
 NO_VALUE = ("NAType", "NaTType")
 """What pandas calls the types of its missing cells, beside None and NaN."""
 
@@ -43,13 +37,18 @@ def file_rows(source: str | Path) -> Rows:
         raise DefectionError(f"cannot read {printable(path)}: {reason}") from error
     suffix = path.suffix.lower()
     if data.startswith(GZIP):
-        data, suffix = _unpacked(data, path), Path(path.stem).suffix.lower()
+        data, suffix = unpacked(data, path), Path(path.stem).suffix.lower()
     if data.startswith(PARQUET):
-        return _parquet(data, str(source))
-    text = _decoded(data, str(source))
+        return _numbered(map(_filled, parquet_rows(data, str(source))))
+    text = decoded(data, str(source))
     if suffix in SEPARATORS:
-        return _separated(text, SEPARATORS[suffix], str(source))
+        rows = separated_rows(text, str(source), SEPARATORS[suffix])
+        return _numbered({name: _cell(value) for name, value in row.items() if value} for row in rows)
     return json_rows(text, str(source)) if suffix == ".json" else json_lines(text, str(source))
+
+
+def _numbered(rows: Iterable[Any]) -> Rows:
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def json_lines(text: str, name: str) -> Rows:
@@ -110,63 +109,14 @@ def _from_hub(address: str) -> Path:
         raise DefectionError(f"cannot fetch {address} from the Hugging Face hub: {reason}") from error
 
 
-def _unpacked(data: bytes, path: Path) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DefectionError(f"{path} is a gzip file that is cut off or damaged: {error}") from error
-
-
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DefectionError(f"{name} line {line} is not UTF-8 text (byte {error.start})") from error
-
-
-def _separated(text: str, separator: str, name: str) -> Rows:
-    """A table as text, with its columns' names in the first line; a cell that begins like JSON may hold messages."""
-    longest = csv.field_size_limit(LONGEST_CELL)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        for number, row in enumerate(reader, start=1):
-            if None in row:
-                raise DefectionError(f"{name} row {number} has more cells than the first line has names")
-            yield f"row {number}", {key: _cell(value) for key, value in row.items() if value}
-    except csv.Error as error:
-        raise DefectionError(f"{name} line {reader.line_num} is not a table's: {error}") from error
-    finally:
-        csv.field_size_limit(longest)
-
-
 def _cell(value: str) -> Any:
+    """What a cell holds: one that begins like JSON may hold messages."""
     if not value.startswith("[{"):
         return value
     try:
         return parse_json_line(value, "")
     except DefectionError:
         return value
-
-
-def _parquet(data: bytes, name: str) -> Rows:
-    try:
-        from pyarrow import ArrowException, BufferReader
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DefectionError(
-            f'{name} is a Parquet file, which pyarrow reads: pip install "defection-probes[tables]"'
-        ) from error
-    try:
-        batches = ParquetFile(BufferReader(data)).iter_batches()
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-            yield f"row {number}", _filled(row)
-    except (ArrowException, OSError, ValueError) as error:  # a time too far for Python is a plain ValueError
-        raise DefectionError(f"{name} is a Parquet file that cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def printable(path: Path, limit: int = 200) -> str:

@@ -8,23 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..basics.errors import DefectionError
 from ..basics.files import jsonl, write_tensors
-from ..models.model import ModelIdentity
+from ..basics.headed import read_headed, understood
+from ..models.model import IdentityRecord, ModelIdentity
 from ..models.sites import AFTER
 from ..prompts.loading import parse_prompts
 from ..prompts.positions import LAST
 from ..prompts.prompts import Prompt
 
 RESIDUALS_SCHEMA = 1
+RESIDUALS_HEADER = "defection_residuals"
+
+
+class ResidualsHeader(TypedDict):
+    """What the header of such a file holds."""
+
+    layers: tuple[int, ...]
+    prompts: str
+    n_tokens: tuple[int, ...]
+    model: IdentityRecord
+    position: str
+    site: str
+    offsets: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ class Residuals:
         prompts, vectors = len(self.prompts), len(self.prompts)
         if self.offsets is not None:
             prompts, vectors = len(self.offsets) - 1, self.offsets[-1]
-        if prompts != len(self.prompts) or self.values.shape[:2] != (vectors, len(self.layers)):
+        fits = self.values.ndim == 3 and self.values.shape[:2] == (vectors, len(self.layers))
+        if prompts != len(self.prompts) or not fits:
             raise DefectionError(
                 f"residuals of shape {tuple(self.values.shape)} do not fit {len(self.prompts)} prompts"
                 + (f" with {vectors} vectors" if self.offsets is not None else "")
@@ -103,7 +118,7 @@ class Residuals:
             "site": self.site,
             "offsets": None if self.offsets is None else list(self.offsets),
         }
-        write_tensors(Path(path), {"residuals": self.values}, {"defection_residuals": json.dumps(header)})
+        write_tensors(Path(path), {"residuals": self.values}, {RESIDUALS_HEADER: json.dumps(header)})
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -164,26 +179,22 @@ def load_residuals(path: str | Path) -> Residuals:
         >>> load_residuals(path)
         <Residuals 1×1×4 (vector, layer, d_model), float32, of 'mine', last>
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["defection_residuals"])
-            values = file.get_tensor("residuals")
-        if header["schema_version"] != RESIDUALS_SCHEMA:
-            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {RESIDUALS_SCHEMA}")
+    path, what = Path(path), "file of residuals"
+    header, tensors = read_headed(path, RESIDUALS_HEADER, ResidualsHeader, RESIDUALS_SCHEMA, what)
+    with understood(path, what):
+        prompts = tuple(parse_prompts(header["prompts"], str(path)))
+        if len(header["n_tokens"]) != len(prompts):
+            raise DefectionError(f"it counts the tokens of {len(header['n_tokens'])} prompts and holds {len(prompts)}")
         return Residuals(
-            values,
-            tuple(header["layers"]),
-            tuple(parse_prompts(header["prompts"], str(path))),
-            tuple(header["n_tokens"]),
-            ModelIdentity(**header["model"]),
+            tensors["residuals"],
+            header["layers"],
+            prompts,
+            header["n_tokens"],
+            ModelIdentity.from_json(header["model"]),
             header["position"],
             header["site"],
-            None if header["offsets"] is None else tuple(header["offsets"]),
+            header["offsets"],
         )
-    except FileNotFoundError as error:
-        raise DefectionError(f"no residuals at {path}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise DefectionError(f"{path} is no file of residuals written by this toolkit ({error})") from error
 
 
 def joined_residuals(parts: Sequence[Residuals]) -> Residuals:

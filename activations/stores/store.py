@@ -193,14 +193,12 @@ class Store:
         from ..reading.residuals import Residuals
 
         found = self.vectors(layers, rows)
-        model = self.manifest["model"]
         return Residuals(
             values=found.values.float(),
             layers=self.layers if layers is None else tuple(layers),
             prompts=self.prompts if rows is None else tuple(self.prompts[row] for row in rows),
             n_tokens=self.n_tokens if rows is None else tuple(self.n_tokens[row] for row in rows),
-            model=self.identity
-            or ModelIdentity(model["name"], model["fingerprint"], model["template"], model.get("date")),
+            model=self.identity or ModelIdentity.from_json(self.manifest["model"]),
             position=self.position,
             site=self.site,
             offsets=tuple(found.offsets.tolist()) if self.ragged else None,

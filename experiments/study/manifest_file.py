@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.typed import refuse_unknown, typed
 from ...activations.prompts.loading import load_prompts, shipped_sets
 from ...probes.estimators.guard import Evidence
 from ...probes.estimators.registry import estimators
@@ -50,7 +50,7 @@ def read_study_manifest(path: str | Path, families: Sequence[str] = ()) -> Study
         table = tomllib.loads(text)
     except FileNotFoundError as error:
         raise DefectionError(f"no study at {file}: give a TOML file, as in experiments/study/manifests") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DefectionError(f"{file} is not a readable TOML file: {error}") from error
     manifest = parse_manifest(table, str(file), file.parent)
     for given in families:
@@ -67,7 +67,7 @@ def read_study_manifest(path: str | Path, families: Sequence[str] = ()) -> Study
 def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> StudyManifest:
     """The manifest that a table holds; see `read_study_manifest`."""
     known = {"schema_version", "organisms", *(f.name for f in fields(StudyManifest) if f.name != "folder")}
-    _refuse_unknown(table, known, where)
+    refuse_unknown(table, known, where)
     if table.get("schema_version") != STUDY_MANIFEST_SCHEMA:
         raise DefectionError(
             f"{where} needs schema_version = {STUDY_MANIFEST_SCHEMA}, not {table.get('schema_version')!r}"
@@ -79,11 +79,11 @@ def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) 
     tables: dict[str, type[Any]] = {"choice": Choice, "goal": Goal, "traffic": Traffic, "verdict": Rule}
     for key, kind in tables.items():
         if key in table:
-            values[key] = _build(kind, table[key], f"{where}, [{key}]")
+            values[key] = typed(table[key], kind, f"{where}, [{key}]")
     plain = {f.name for f in fields(StudyManifest)} - {"organisms", "families", "candidates", *tables}
     hints = get_type_hints(StudyManifest)
     for key in plain & set(values):
-        values[key] = _typed(values[key], hints[key], f"{where}: {key!r}")
+        values[key] = typed(values[key], hints[key], f"{where}: {key!r}")
     if "name" not in values:
         raise DefectionError(f"{where} needs a 'name'")
     organisms = tuple(organism for block in blocks for organism in block.organisms())
@@ -213,36 +213,4 @@ def _rows(kind: type[T], table: Mapping[str, Any], key: str, where: str) -> tupl
     rows = table.get(key, [])
     if not isinstance(rows, list):
         raise DefectionError(f"{where}: {key!r} is a list of tables, written [[{key}]]")
-    return tuple(_build(kind, row, f"{where}, [[{key}]] number {number}") for number, row in enumerate(rows, 1))
-
-
-def _build(kind: type[T], table: Any, where: str) -> T:
-    """A frozen dataclass of a table: no unknown key, none missing, every value of its type."""
-    if not isinstance(table, dict):
-        raise DefectionError(f"{where} is a {type(table).__name__}, not a table")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    _refuse_unknown(table, set(known), where)
-    for name, about in known.items():
-        if name not in table and about.default is MISSING and about.default_factory is MISSING:
-            raise DefectionError(f"{where} needs {name!r}")
-    hints = get_type_hints(kind)
-    return kind(**{key: _typed(value, hints[key], f"{where}: {key!r}") for key, value in table.items()})
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    if unknown := sorted(set(table) - known):
-        raise DefectionError(f"{where} has an unknown key {unknown[0]!r}; it may hold {', '.join(sorted(known))}")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise DefectionError(f"{where} must be a list, not {value!r}")
-        return tuple(_typed(each, get_args(hint)[0], where) for each in value)
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-        raise DefectionError(f"{where} must be of type {wanted}, not {value!r}")
-    return value
+    return tuple(typed(row, kind, f"{where}, [[{key}]] number {number}") for number, row in enumerate(rows, 1))

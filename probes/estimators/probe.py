@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
+from ...activations.basics.headed import read_headed, understood
 from ...activations.basics.hub import is_hub_id, snapshot
-from ...activations.models.model import ModelIdentity
+from ...activations.models.model import IdentityRecord, ModelIdentity
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.loading import PromptsLike, load_prompts
@@ -31,6 +31,31 @@ PROBE_FILE = "probe.safetensors"
 """What a probe is called in a folder of its own, as it is shared."""
 ALARM_RATE = 0.01
 """Share of new clean prompts for which a probe's own alarm rings."""
+PROBE_HEADER = "defection_probe"
+
+
+class ContrastRecord(TypedDict):
+    """The texts that a fit saw in full, and what their sets are called."""
+
+    name: str
+    texts: list[dict[str, Any]]
+
+
+class ProbeHeader(TypedDict):
+    """What a probe's file holds beside its tensors."""
+
+    schema_version: int
+    layers: tuple[int, ...]
+    model: IdentityRecord
+    position: str
+    site: NotRequired[str]
+    contrast: ContrastRecord
+    estimator: str
+    parameters: dict[str, Any]
+    saw: str
+    fixed_layers: tuple[int, ...]
+    threshold: float | None
+    seen: NotRequired[tuple[tuple[str, str], ...] | None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class Probe:
     """Whose residuals it was fitted on; no other model's are scored."""
     position: str
     """Which token it reads, as a rule of `parse_position`."""
-    contrast: dict[str, Any]
+    contrast: ContrastRecord
     """The contrast set in full."""
     estimator: str
     """The kind that was fitted."""
@@ -104,6 +129,10 @@ class Probe:
             raise DefectionError(f"the probe needs layers {list(self.layers)}; captured were {list(residuals.layers)}")
         values = residuals.values if columns == list(range(residuals.values.shape[1])) else residuals.values[:, columns]
         directions = self.directions.to(values.device)
+        if values.shape[-1] != directions.shape[-1]:
+            raise DefectionError(
+                f"the probe's directions have {directions.shape[-1]} dimensions, the residuals {values.shape[-1]}"
+            )
         projections = torch.einsum("pld,ld->pl", values.float(), directions.float())
         return (projections - self.offsets.to(values.device)) / self.scales.to(values.device)
 
@@ -178,13 +207,13 @@ class Probe:
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header."""
         header, tensors = self.to_parts()
-        write_tensors(Path(path), tensors, {"defection_probe": json.dumps(header)})
+        write_tensors(Path(path), tensors, {PROBE_HEADER: json.dumps(header)})
 
-    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_parts(self) -> tuple[ProbeHeader, dict[str, Tensor]]:
         """What a file holds: JSON, and tensors by name."""
-        header = {
+        header: ProbeHeader = {
             "schema_version": PROBE_SCHEMA,
-            "layers": list(self.layers),
+            "layers": self.layers,
             "model": self.model.to_json(),
             "position": self.position,
             "site": self.site,
@@ -192,9 +221,9 @@ class Probe:
             "estimator": self.estimator,
             "parameters": self.parameters,
             "saw": self.saw,
-            "fixed_layers": list(self.fixed_layers),
+            "fixed_layers": self.fixed_layers,
             "threshold": self.threshold,
-            "seen": None if self.seen is None else [list(each) for each in self.seen],
+            "seen": self.seen,
         }
         tensors = {"directions": self.directions, "offsets": self.offsets, "scales": self.scales}
         if self.clean_scores is not None:
@@ -202,21 +231,33 @@ class Probe:
         return header, tensors
 
     @classmethod
-    def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Probe:
-        """The probe of which `to_parts` told; KeyError or TypeError where something is missing."""
+    def from_parts(cls, header: ProbeHeader, tensors: Mapping[str, Tensor]) -> Probe:
+        """The probe of which `to_parts` told; DefectionError where layers and tensors do not fit, KeyError without."""
+        layers, fixed = header["layers"], header["fixed_layers"]
+        vectors = {name: tensors[name] for name in ("directions", "offsets", "scales")}
+        clean = tensors.get("clean_scores")
+        shapes = [(len(layers), vectors["directions"].shape[-1]), (len(layers),), (len(layers),)]
+        fits = [tuple(tensor.shape) for tensor in vectors.values()] == shapes
+        fits = fits and (clean is None or (clean.ndim == 2 and clean.shape[1] == len(layers)))
+        floating = all(
+            tensor.is_floating_point() for tensor in (*vectors.values(), *(() if clean is None else (clean,)))
+        )
+        if not (fits and floating and fixed and set(fixed) <= set(layers) and len(set(layers)) == len(layers)):
+            raise DefectionError("its layers do not fit its tensors")
         return cls(
-            **tensors,
-            layers=tuple(header["layers"]),
-            model=ModelIdentity(**header["model"]),
+            **vectors,
+            clean_scores=clean,
+            layers=layers,
+            model=ModelIdentity.from_json(header["model"]),
             position=header["position"],
             site=header.get("site", AFTER),
             contrast=header["contrast"],
             estimator=header["estimator"],
             parameters=header["parameters"],
             saw=header["saw"],
-            fixed_layers=tuple(header["fixed_layers"]),
+            fixed_layers=fixed,
             threshold=header["threshold"],
-            seen=None if header.get("seen") is None else tuple((name, said) for name, said in header["seen"]),
+            seen=header.get("seen"),
         )
 
 
@@ -272,20 +313,7 @@ def load_probe(path: str | Path) -> Probe:
         path = snapshot(str(path), ("*.safetensors", "*.json"))
     if Path(path).is_dir():
         path = Path(path) / PROBE_FILE
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["defection_probe"])
-            tensors = {name: file.get_tensor(name) for name in ("directions", "offsets", "scales")}
-            if "clean_scores" in file.keys():  # noqa: SIM118 (no mapping)
-                tensors["clean_scores"] = file.get_tensor("clean_scores")
-        if header["schema_version"] != PROBE_SCHEMA:
-            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {PROBE_SCHEMA}")
-        probe = Probe.from_parts(header, tensors)
-    except FileNotFoundError as error:
-        raise DefectionError(f"no probe at {path}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise DefectionError(f"{path} is not a probe file written by this toolkit ({error})") from error
-    columns = len(probe.layers) if probe.clean_scores is None else probe.clean_scores.shape[-1]
-    if not len(probe.layers) == len(probe.directions) == len(probe.offsets) == len(probe.scales) == columns:
-        raise DefectionError(f"{path} is not a probe file written by this toolkit (its layers do not fit its tensors)")
-    return probe
+    path = Path(path)
+    header, tensors = read_headed(path, PROBE_HEADER, ProbeHeader, PROBE_SCHEMA, "probe")
+    with understood(path, "probe"):
+        return Probe.from_parts(header, tensors)

@@ -9,28 +9,47 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
-from ...activations.models.model import ModelIdentity
+from ...activations.basics.headed import read_headed, understood
+from ...activations.basics.typed import typed
+from ...activations.models.model import IdentityRecord, ModelIdentity
 from .ensembles import LayerEnsemble
 from .estimator import ProbeEstimator
 from .fitting import Reference
 from .linear import plain_parameter
-from .probe import Probe
+from .probe import Probe, ProbeHeader
 from .registry import KINDS
 from .traffic import TrafficVerdict
 
 ESTIMATOR_SCHEMA = 1
+ESTIMATOR_HEADER = "defection_estimator"
 BY_NAME: dict[str, type[ProbeEstimator]] = {kind.name: kind for kind in KINDS} | {LayerEnsemble.name: LayerEnsemble}
 Tensors = dict[str, Tensor]
+
+
+class EstimatorHeader(TypedDict):
+    """A fitted estimator but for its tensors: its kind, how it was made, and each fitted attribute."""
+
+    kind: str
+    parameters: dict[str, Any]
+    fitted: dict[str, dict[str, Any]]
+
+
+class ReferenceRecord(TypedDict):
+    """A `Reference` but for its tensors."""
+
+    model: IdentityRecord
+    position: str
+    site: str
+    layers: tuple[int, ...]
 
 
 def save_estimator(estimator: ProbeEstimator, path: str | Path) -> None:
@@ -42,7 +61,7 @@ def save_estimator(estimator: ProbeEstimator, path: str | Path) -> None:
         header = json.dumps(record, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DefectionError(f"this {estimator.name} probe cannot be saved: {error}") from error
-    write_tensors(Path(path), tensors, {"defection_estimator": header})
+    write_tensors(Path(path), tensors, {ESTIMATOR_HEADER: header})
 
 
 def load_estimator(path: str | Path) -> ProbeEstimator:
@@ -63,29 +82,29 @@ def load_estimator(path: str | Path) -> ProbeEstimator:
         >>> bool((load_estimator(path).decision_function(X) == probe.decision_function(X)).all())
         True
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            record = json.loads((file.metadata() or {})["defection_estimator"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if record["schema_version"] != ESTIMATOR_SCHEMA:
-            raise DefectionError(f"{path} has schema version {record['schema_version']!r}, not {ESTIMATOR_SCHEMA}")
-        return _restored(record, tensors)
-    except FileNotFoundError as error:
-        raise DefectionError(f"no estimator at {path}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise DefectionError(f"{path} is no estimator saved by this toolkit ({error})") from error
+    path = Path(path)
+    record, tensors = read_headed(path, ESTIMATOR_HEADER, EstimatorHeader, ESTIMATOR_SCHEMA, "estimator")
+    with understood(path, "estimator"):
+        estimator = _restored(record, tensors)
+        _try(estimator, sum(tensor.numel() for tensor in tensors.values()))
+        return estimator
 
 
 def _parts(estimator: ProbeEstimator) -> tuple[dict[str, Any], Tensors]:
     """What JSON holds of it, and its tensors by the names of its attributes."""
     tensors: Tensors = {}
-    fitted = {key: value for key, value in vars(estimator).items() if key.endswith("_") and not key.startswith("_")}
+    fitted = {key: value for key, value in vars(estimator).items() if _is_fitted(key)}
     record = {
         "kind": estimator.name,
         "parameters": {key: plain_parameter(value) for key, value in estimator.get_params(deep=False).items()},
         "fitted": {key: _kept(value, key, tensors) for key, value in fitted.items()},
     }
     return record, tensors
+
+
+def _is_fitted(key: str) -> bool:
+    """Whether an attribute is one that a fit leaves, by its name."""
+    return key.endswith("_") and not key.startswith("_")
 
 
 def _kept(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
@@ -122,10 +141,12 @@ def _kept_object(value: Any, name: str, tensors: Tensors) -> dict[str, Any] | No
     return found
 
 
-def _restored(record: dict[str, Any], tensors: Tensors) -> ProbeEstimator:
+def _restored(record: EstimatorHeader, tensors: Tensors) -> ProbeEstimator:
     parameters = {key: _parameter(value) for key, value in record["parameters"].items()}
     estimator = BY_NAME[record["kind"]](**parameters)
     for key, kept in record["fitted"].items():
+        if not _is_fitted(key):
+            raise DefectionError(f"no fit leaves {key!r}")
         own = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
         ((kind, value),) = kept.items()
         setattr(estimator, key, _made(kind, value, own) if kind in OBJECTS else _plain(kind, value, tensors))
@@ -143,15 +164,35 @@ def _plain(kind: str, value: Any, tensors: Tensors) -> Any:
     return tuple(value) if kind == "tuple" else value
 
 
-def _made(kind: str, value: dict[str, Any], own: Tensors) -> Any:
+def _made(kind: str, value: object, own: Tensors) -> Any:
     if kind == "estimator":
-        return _restored(value, own)
+        return _restored(typed(value, EstimatorHeader, kind), own)
     if kind == "probe":
-        return Probe.from_parts(value, own)
+        return Probe.from_parts(typed(value, ProbeHeader, kind), own)
     if kind == "traffic":
-        return TrafficVerdict(**value)
-    model, layers = ModelIdentity(**value["model"]), tuple(value["layers"])
-    return Reference(model, value["position"], value["site"], layers, own["offsets"], own["scales"])
+        return typed(value, TrafficVerdict, kind)
+    about: ReferenceRecord = typed(value, ReferenceRecord, kind)
+    model = ModelIdentity.from_json(about["model"])
+    if not own["offsets"].shape == own["scales"].shape == (len(about["layers"]),):
+        raise DefectionError("its layers do not fit its tensors")
+    return Reference(model, about["position"], about["site"], about["layers"], own["offsets"], own["scales"])
+
+
+def _try(estimator: ProbeEstimator, numbers: int) -> None:
+    """Score some rows of zeros, as whoever asked for the estimator will score theirs."""
+    features, layers = typed(
+        [getattr(estimator, "n_features_in_", None), getattr(estimator, "n_layers_", 1)],
+        tuple[int, int | None],
+        "its fit",
+    )
+    shape = (5, layers or 1, features)
+    if not 0 < shape[1] * shape[2] <= numbers:
+        raise DefectionError("its numbers are fewer than it has features")
+    found = estimator._scores(torch.zeros(shape))
+    vouching = {"probe_": Probe, "reference_": Reference}
+    strange = [name for name, kind in vouching.items() if not isinstance(getattr(estimator, name, None), kind | None)]
+    if found.shape not in (shape[:2], (shape[0], 1)) or len(estimator.classes_) != 2 or strange:
+        raise DefectionError("its numbers do not fit one another")
 
 
 def _parameter(value: Any) -> Any:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ...activations.basics.frames import Table
 from ...activations.basics.tables import read_rows, write_rows
 from ..questions.contrast_sets import CONTROL_QUESTIONS
@@ -202,8 +203,9 @@ def write_comparison(rows: Sequence[ComparisonRow], folder: Path, about: Mapping
 
 def read_comparison(folder: Path) -> Table[ComparisonRow]:
     """The rows of a `comparison.json`; in earlier files the worst threshold's interval had the plain one's name."""
-    rows = read_rows(folder / "comparison.json")
-    for row in rows:
-        if "tpr_worst_low" not in row:
-            row["tpr_worst_low"], row["tpr_worst_high"] = row.pop("tpr_low"), row.pop("tpr_high")
-    return Table(ComparisonRow(**row) for row in rows)
+
+    def mended(row: Json) -> Json:
+        earlier = {} if "tpr_worst_low" in row else {"tpr_low": "tpr_worst_low", "tpr_high": "tpr_worst_high"}
+        return {earlier.get(name, name): value for name, value in row.items()}
+
+    return Table(read_rows(folder / "comparison.json", ComparisonRow, mended))

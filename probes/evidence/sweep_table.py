@@ -46,4 +46,4 @@ def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]
 
 def read_sweep(folder: Path) -> Table[SweepRow]:
     """The rows of a `sweep.json`."""
-    return Table(SweepRow(**row) for row in read_rows(folder / "sweep.json"))
+    return Table(read_rows(folder / "sweep.json", SweepRow))

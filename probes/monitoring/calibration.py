@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import GenerationConfig
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import write_tensors
+from ...activations.basics.headed import read_headed, understood
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.loading import parse_prompts
 from ...activations.prompts.prompts import Prompt
@@ -34,11 +35,21 @@ from .aggregators import Aggregator, parse_aggregator, running
 from .alarms import Alarm
 from .conversations import converse
 from .ordinary import LEAST, Ordinary, ordinary
-from .setup import Setup, decoding_of, setup_of
+from .setup import Decoding, Setup, SetupRecord, decoding_of, setup_of
 
-SCHEMA_VERSION = 1
+CALIBRATION_SCHEMA = 1
+CALIBRATION_HEADER = "defection_calibration"
 MOVED = 0.25
 """Shift of the statistic, in its standard deviations on clean conversations, from which on an alarm is called moved."""
+
+
+class CalibrationHeader(TypedDict):
+    """What a calibration's file holds beside its tensors."""
+
+    prompts: list[dict[str, Any]]
+    setup: SetupRecord
+    settings: Decoding
+    split: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Calibration:
     def save(self, path: str | Path) -> None:
         """One safetensors file: the scores, and everything else as JSON in its header."""
         header = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": CALIBRATION_SCHEMA,
             "prompts": [prompt.to_json() for prompt in self.prompts],
             "setup": self.setup.to_json(),
             "settings": self.settings,
@@ -99,7 +110,7 @@ class Calibration:
         }
         lengths = torch.tensor([len(row) for row in self.scores])
         tensors = {"scores": torch.cat(self.scores), "lengths": lengths}
-        write_tensors(Path(path), tensors, {"defection_calibration": json.dumps(header)})
+        write_tensors(Path(path), tensors, {CALIBRATION_HEADER: json.dumps(header)})
 
 
 @dataclass(frozen=True)
@@ -224,16 +235,14 @@ def load_calibration(path: str | Path) -> Calibration:
     Raises:
         DefectionError: When it is missing, damaged or something else.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["defection_calibration"])
-            scores, lengths = file.get_tensor("scores"), file.get_tensor("lengths").tolist()
-        if header["schema_version"] != SCHEMA_VERSION:
-            raise DefectionError(f"{path} has schema version {header['schema_version']!r}, not {SCHEMA_VERSION}")
+    path = Path(path)
+    header, tensors = read_headed(path, CALIBRATION_HEADER, CalibrationHeader, CALIBRATION_SCHEMA, "calibration")
+    with understood(path, "calibration"):
+        scores, lengths = tensors["scores"], tensors["lengths"].tolist()
         prompts = parse_prompts("".join(json.dumps(line) + "\n" for line in header["prompts"]), str(path))
+        if not (scores.is_floating_point() and scores.ndim == 1 and len(lengths) == len(prompts) > header["split"] > 0):
+            raise DefectionError("its scores do not fit its prompts")
         setup = Setup.from_json(header["setup"])
-        return Calibration(tuple(prompts), scores.split(lengths), setup, header["settings"], header["split"])
-    except FileNotFoundError as error:
-        raise DefectionError(f"no calibration at {path}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise DefectionError(f"{path} is not a calibration written by this toolkit ({error})") from error
+        if strange := set(header["settings"]) - {"seed", *vars(GenerationConfig())}:
+            raise DefectionError(f"replies have no setting {min(strange)!r}")
+        return Calibration(tuple(prompts), scores.split(lengths), setup, {**header["settings"]}, header["split"])

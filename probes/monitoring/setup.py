@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 
-from ...activations.models.model import Model, ModelIdentity
+from ...activations.models.model import IdentityRecord, Model, ModelIdentity
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 DEFAULTS: dict[str, Any] = {
@@ -24,6 +24,20 @@ DEFAULTS: dict[str, Any] = {
 }
 """Settings of `generate` that decide what is said, and what they are when nobody sets them."""
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+class SetupRecord(TypedDict):
+    """A `Setup` as files hold it."""
+
+    model: IdentityRecord
+    numbers: str
+    decoding: Decoding
+
+
+class Decoding(TypedDict):
+    """The longest reply; other settings of `generate` stand beside it."""
+
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -47,14 +61,14 @@ class Setup:
             found.append(f"the weights are {other.numbers}, not {self.numbers}")
         return found + decoding_differences(self.decoding, other.decoding)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SetupRecord:
         """As a file keeps it."""
-        return {"model": self.model.to_json(), "numbers": self.numbers, "decoding": self.decoding}
+        return {"model": self.model.to_json(), "numbers": self.numbers, "decoding": cast(Decoding, self.decoding)}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Setup:
+    def from_json(cls, record: SetupRecord) -> Setup:
         """What `to_json` wrote."""
-        return cls(ModelIdentity(**record["model"]), record["numbers"], record["decoding"])
+        return cls(ModelIdentity.from_json(record["model"]), record["numbers"], {**record["decoding"]})
 
 
 def decoding_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:

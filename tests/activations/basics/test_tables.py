@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from defection.activations.basics.errors import DefectionError
-from defection.activations.basics.tables import read_csv, read_rows, write_csv, write_rows
+from defection.activations.basics.tables import read_rows, read_table, write_csv, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,10 +28,10 @@ table_rows = st.fixed_dictionaries({"id": st.just("row"), "one": values, "other,
 def test_a_csv_file_reads_back(tmp_path_factory, rows) -> None:
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     write_csv(path, rows)
-    plain = read_csv(path)
+    plain = list(read_table(path))
     path.unlink()
     write_csv(path.with_name("table.csv.gz"), rows)
-    for read in (plain, read_csv(path)):
+    for read in (plain, list(read_table(path))):
         assert read == rows
         assert [{key: type(value) for key, value in row.items()} for row in read] == [
             {key: type(value) for key, value in row.items()} for row in rows
@@ -40,7 +40,7 @@ def test_a_csv_file_reads_back(tmp_path_factory, rows) -> None:
 
 def test_columns_are_all_keys_of_the_rows_or_those_asked_for(tmp_path) -> None:
     write_csv(tmp_path / "table.csv", [{"a": 1}, {"a": 2, "b": 3}])
-    assert read_csv(tmp_path / "table.csv") == [{"a": 1, "b": None}, {"a": 2, "b": 3}]
+    assert list(read_table(tmp_path / "table.csv")) == [{"a": 1, "b": None}, {"a": 2, "b": 3}]
     write_csv(tmp_path / "empty.csv", [], ["a", "b"])
     assert (tmp_path / "empty.csv").read_text() == "a,b\n"
 
@@ -57,7 +57,7 @@ def test_what_is_no_number_is_null_empty_and_nan_again(tmp_path) -> None:
             ("b", "", ""),
             ("c", "", ""),
         ]
-    read = [Row(**row) for row in read_rows(tmp_path / "table.json")]
+    read = read_rows(tmp_path / "table.json", Row)
     assert read[0] == rows[0]
     assert all(math.isnan(row.value) and math.isnan(row.low) for row in read[1:])
 
@@ -65,4 +65,4 @@ def test_what_is_no_number_is_null_empty_and_nan_again(tmp_path) -> None:
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text('{"schema_version": 2, "rows": []}')
     with pytest.raises(DefectionError, match="schema version 2"):
-        read_rows(tmp_path / "table.json")
+        read_rows(tmp_path / "table.json", Row)

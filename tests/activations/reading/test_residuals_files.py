@@ -44,6 +44,6 @@ def test_a_repeated_id_and_a_file_of_another_kind_are_refused(llama: Model, tmp_
         read.save(tmp_path / "read.safetensors")
     assert not (tmp_path / "read.safetensors").exists()
     (tmp_path / "words").write_text("no tensors")
-    for path, said in ((tmp_path / "nothing", "no residuals at"), (tmp_path / "words", "no file of residuals")):
+    for path, said in ((tmp_path / "nothing", "no file of residuals at"), (tmp_path / "words", "no file of residuals")):
         with pytest.raises(DefectionError, match=said):
             load_residuals(path)

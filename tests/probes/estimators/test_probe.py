@@ -175,13 +175,13 @@ def test_a_missing_probe_is_refused(tmp_path) -> None:
 def test_a_cut_probe_file_is_refused(saved, keep) -> None:
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(DefectionError, match="not a probe file"):
+    with pytest.raises(DefectionError, match="no probe written"):
         load_probe(saved)
 
 
 def test_pitfall_27_a_pickle_is_not_opened(tmp_path) -> None:
     torch.save({"directions": torch.ones(2, 2)}, tmp_path / "probe.safetensors")
-    with pytest.raises(DefectionError, match="not a probe file"):
+    with pytest.raises(DefectionError, match="no probe written"):
         load_probe(tmp_path / "probe.safetensors")
 
 
@@ -192,7 +192,7 @@ def test_a_folder_is_not_a_probe(tmp_path) -> None:
 
 def test_other_safetensors_are_not_a_probe(tmp_path) -> None:
     save_file({"directions": torch.ones(2, 2)}, str(tmp_path / "x.safetensors"))
-    with pytest.raises(DefectionError, match="not a probe file"):
+    with pytest.raises(DefectionError, match="no probe written"):
         load_probe(tmp_path / "x.safetensors")
 
 
@@ -218,7 +218,7 @@ def rewrite(path: Path, probe: Probe, change) -> None:
 )
 def test_a_damaged_header_is_refused(saved, probe, change) -> None:
     rewrite(saved, probe, change)
-    with pytest.raises(DefectionError, match="not a probe file"):
+    with pytest.raises(DefectionError, match="no probe written"):
         load_probe(saved)
 
 

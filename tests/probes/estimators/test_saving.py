@@ -125,10 +125,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DefectionError, match="no estimator at"):
         load_estimator(tmp_path / "nothing")
     (tmp_path / "words").write_text("no tensors")
-    with pytest.raises(DefectionError, match="no estimator saved"):
+    with pytest.raises(DefectionError, match="no estimator written"):
         load_estimator(tmp_path / "words")
     MeanDifference().fit(ROWS, MARKS).as_probe(read(CLEAN, "c")).save(tmp_path / "probe")
-    with pytest.raises(DefectionError, match="no estimator saved"):
+    with pytest.raises(DefectionError, match="no estimator written"):
         load_estimator(tmp_path / "probe")
 
 
