@@ -129,7 +129,7 @@ def _fingerprint(folder: Path, model: Model) -> str:
 
 
 def _begun(folder: Path) -> Json:
-    return read_manifest(folder / MANIFEST).head if (folder / MANIFEST).exists() else {}
+    return {**read_manifest(folder / MANIFEST).head} if (folder / MANIFEST).exists() else {}
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,61 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
 
 from ..basics.errors import DefectionError
-from ..basics.files import Json
+from ..basics.headed import understood
+from ..basics.typed import typed
+from ..models.hardware import DTYPE_NAMES
+from ..models.model import IdentityRecord
 
 MANIFEST = "manifest.json"
 STORE_SCHEMA = 2
 TABLES = ("shards", "ids", "n_tokens")
+MOST_ROWS = 1 << 48
 SEAL = b'  "head_sha256": '
 HEAD = 1 << 14
 """Bytes into which a head mostly fits; no more of a manifest is read at first."""
-REQUIRED = ("key", "model", "layers", "position", "dtype", "d_model", "tables")
+
+
+class TableRecord(TypedDict):
+    """Size and checksum of a table."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardRecord(TypedDict):
+    """What the manifest keeps of a shard: its rows are the first, and one after the last; None: it is yet to come."""
+
+    file: str
+    rows: tuple[int, int]
+    vectors: int | None
+    bytes: int | None
+    sha256: str | None
+
+
+class StoreHead(TypedDict):
+    """What a store is; what else a plan says of itself stands beside it."""
+
+    schema_version: int
+    key: str
+    model: IdentityRecord
+    layers: list[int]
+    position: str
+    dtype: str
+    d_model: int
+    tables: dict[str, TableRecord]
+    complete: bool
+    prompts_sha256: str
+    site: NotRequired[str]
+    ragged: NotRequired[bool]
+    computed_in: NotRequired[str]
+    reply_tokens: NotRequired[int]
+    max_tokens: NotRequired[int]
+    tokens_sha256: NotRequired[str]
+    n_prompts: NotRequired[int]
+    n_vectors: NotRequired[int | None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +76,7 @@ class Manifest:
     """The head of a store's manifest, and where its tables are."""
 
     path: Path
-    head: Json
+    head: StoreHead
     start: int
     """Where the tables start, in bytes."""
 
@@ -49,8 +92,9 @@ class Manifest:
             raise DefectionError(f"cannot read {self.path}: {error.strerror or error}") from error
         if hashlib.sha256(text).hexdigest() != self.head["tables"][name]["sha256"]:
             raise _damaged(self.path, f"its table {name!r} does not have its checksum")
-        rows: list[Any] = json.loads(text[text.index(b"[") : text.rindex(b"]") + 1])
-        return rows
+        with understood(self.path, "manifest of a store"):
+            rows: list[Any] = json.loads(text[text.index(b"[") : text.rindex(b"]") + 1])
+            return _shards(rows) if name == "shards" else _all_of(rows, {"ids": str, "n_tokens": int}[name], name)
 
 
 def manifest_bytes(head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> bytes:
@@ -89,8 +133,8 @@ def read_manifest(path: Path) -> Manifest:
         raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
     if seal != _seal(head):
         raise _damaged(path, "its head does not have its checksum")
-    value: Json = json.loads(head[: head.rindex(b",")] + b"}")
-    _refuse_strange(path, value)
+    with understood(path, "manifest of a store"):
+        value = _told(path, json.loads(head[: head.rindex(b",")] + b"}"))
     start = len(head) + len(seal)
     if size != start + sum(table["bytes"] for table in value["tables"].values()):
         raise _damaged(path, f"it is {size} bytes long")
@@ -109,14 +153,35 @@ def _head(file: IO[bytes]) -> tuple[bytes, bytes]:
     return content, b""
 
 
-def _refuse_strange(path: Path, value: Json) -> None:
+def _told(path: Path, value: dict[str, Any]) -> StoreHead:
     if value.get("schema_version") != STORE_SCHEMA:
         raise DefectionError(
-            f"{path} has schema version {value.get('schema_version')!r}; this toolkit reads {STORE_SCHEMA}"
+            f"{path} has schema version {value.get('schema_version')!r:.80}; this toolkit reads {STORE_SCHEMA}"
         )
-    absent = [name for name in REQUIRED if name not in value]
-    if absent:
-        raise DefectionError(f"{path} is not a store's manifest: it has no {', '.join(absent)}")
+    head: StoreHead = typed(value, StoreHead, "its head")
+    dtypes = DTYPE_NAMES.values()
+    if set(head["tables"]) != set(TABLES) or head["dtype"] not in dtypes or not head["layers"]:
+        raise DefectionError(f"its head names no layers, no dtype of {', '.join(dtypes)}, or other tables")
+    return head
+
+
+def _shards(rows: list[Any]) -> list[ShardRecord]:
+    """The shards; DefectionError unless each begins where the one before ended."""
+    shards: list[ShardRecord] = typed(rows, list[ShardRecord], "its table 'shards'")
+    starts, ends = [shard["rows"][0] for shard in shards], [shard["rows"][1] for shard in shards]
+    grow = all(start < end < MOST_ROWS for start, end in zip(starts, ends, strict=True))
+    if not (grow and starts == [0, *ends[:-1]]):
+        raise DefectionError("its shards do not follow one another")
+    if any(Path(shard["file"]).name != shard["file"] for shard in shards):
+        raise DefectionError("a shard of it lies elsewhere")
+    return shards
+
+
+def _all_of(rows: list[Any], kind: type, name: str) -> list[Any]:
+    """The rows, of which there may be millions, if all are of one kind."""
+    if not set(map(type, rows)) <= {kind}:
+        raise DefectionError(f"its table {name!r} holds more than {kind.__name__}")
+    return rows
 
 
 def _damaged(path: Path, why: str) -> DefectionError:

@@ -116,6 +116,8 @@ def _parsed(content: IO[bytes] | mmap.mmap, size: int) -> Header | None:
         first, last = about["rows"].split(":")
         end = LENGTH_BYTES + length + max(tensor["data_offsets"][1] for tensor in header.values())
         digest = str(about["header_sha256"])
+        if not all(map(_fits, header.values())):
+            return None
         if size != end or hashlib.sha256(start.replace(digest.encode(), ZEROS.encode(), 1)).hexdigest() != digest:
             return None
         return Header(
@@ -132,6 +134,12 @@ def _parsed(content: IO[bytes] | mmap.mmap, size: int) -> Header | None:
         return None
 
 
+def _fits(tensor: Mapping[str, Any]) -> bool:
+    """Whether a tensor has as many bytes as its shape and dtype say."""
+    start, end = tensor["data_offsets"]
+    return bool(math.prod(tensor["shape"]) * NAMED[tensor["dtype"]].itemsize == end - start)
+
+
 def same_bytes(file: Path, header: Header) -> bool:
     """Whether the bytes after the header are those that were written; reads the whole file, in constant memory."""
     try:
@@ -142,7 +150,7 @@ def same_bytes(file: Path, header: Header) -> bool:
         raise DefectionError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def map_tensors(file: Path, sha256: str, *, scattered: bool = False) -> dict[str, Tensor]:
+def map_tensors(file: Path, sha256: str | None, *, scattered: bool = False) -> dict[str, Tensor]:
     """The shard's tensors, memory-mapped: bytes come from the disk when they are looked at, and nothing is copied.
 
     `scattered` says that few places will be looked at: the system then reads no further than those. Otherwise it reads

@@ -9,26 +9,26 @@ says which tokens of the shard belong to which of its prompts. `writing.py` writ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..basics.errors import DefectionError
-from ..basics.files import Json, file_digest
+from ..basics.files import file_digest
 from ..models.hardware import DTYPE_NAMES
 from ..models.sites import AFTER
 from ..prompts.loading import load_prompts
 from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
 from .gathering import ends, gathered, is_run
-from .manifest import MANIFEST, TABLES, Manifest, read_manifest
-from .shards import AGAIN, REPLIES, map_tensors, read_header, same_bytes
+from .manifest import MANIFEST, TABLES, Manifest, ShardRecord, StoreHead, read_manifest
+from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, Rows, map_tensors, read_header, same_bytes
 
 if TYPE_CHECKING:
     from ..models.model import ModelIdentity
@@ -59,7 +59,7 @@ class Store:
         return f"<Store {str(self.path)!r}: {len(self)} prompts, {len(self.layers)} layers of {self.d_model}{state}>"
 
     @property
-    def manifest(self) -> Json:
+    def manifest(self) -> StoreHead:
         """What was computed: the head of the manifest."""
         return self.file.head
 
@@ -71,7 +71,7 @@ class Store:
     @property
     def d_model(self) -> int:
         """Width of a vector."""
-        return int(self.manifest["d_model"])
+        return self.manifest["d_model"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,25 +81,25 @@ class Store:
     @property
     def position(self) -> str:
         """The rule that chose the tokens; see `positions`."""
-        return str(self.manifest["position"])
+        return self.manifest["position"]
 
     @property
     def site(self) -> str:
         """Where in the block the stream was read; see `sites`."""
-        return str(self.manifest.get("site", AFTER))
+        return self.manifest.get("site", AFTER)
 
     @property
     def ragged(self) -> bool:
         """Whether a prompt may have several vectors."""
-        return bool(self.manifest.get("ragged", False))
+        return self.manifest.get("ragged", False)
 
     @property
     def complete(self) -> bool:
         """Whether every shard has been written."""
-        return bool(self.manifest["complete"])
+        return self.manifest["complete"]
 
     @cached_property
-    def shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> list[ShardRecord]:
         """Each shard's `file`, `rows` (first, and one after the last), `vectors`, `bytes` and `sha256`."""
         return self.file.table("shards")
 
@@ -129,7 +129,7 @@ class Store:
 
     def __len__(self) -> int:
         """Number of prompts."""
-        return int(self.shards[-1]["rows"][1])
+        return self.shards[-1]["rows"][1]
 
     def damaged(self) -> list[str]:
         """Names of the files that are missing, unfinished or not what was written; reads every byte of the store.
@@ -152,7 +152,7 @@ class Store:
         file = self.path / PROMPTS
         return file.is_file() and file_digest(file) == self.manifest["prompts_sha256"]
 
-    def _shard_intact(self, shard: dict[str, Any]) -> bool:
+    def _shard_intact(self, shard: ShardRecord) -> bool:
         file = self.path / shard["file"]
         header = read_header(file)
         return header is not None and header.sha256 == shard["sha256"] and same_bytes(file, header)
@@ -165,7 +165,18 @@ class Store:
         """
         self._refuse_unfinished()
         shard = self.shards[number]
-        return map_tensors(self.path / shard["file"], shard["sha256"], scattered=scattered)
+        tensors = map_tensors(self.path / shard["file"], shard["sha256"], scattered=scattered)
+        if not self._fits(tensors, shard["rows"]):
+            raise DefectionError(f"{self.path / shard['file']} does not hold what {MANIFEST} says; {AGAIN}")
+        return tensors
+
+    def _fits(self, tensors: Mapping[str, Tensor], rows: Rows) -> bool:
+        """Whether a shard's tensors are of the shape and dtype that the manifest says."""
+        residuals, offsets = tensors[RESIDUALS], tensors.get(OFFSETS)
+        if residuals.shape[1:] != (len(self.layers), self.d_model) or residuals.dtype != self.dtype:
+            return False
+        count = rows[1] - rows[0]
+        return len(residuals) == count if not self.ragged else offsets is not None and len(offsets) == count + 1
 
     def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
         """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.

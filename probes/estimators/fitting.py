@@ -17,7 +17,7 @@ from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
-from .probe import ALARM_RATE, Probe, refuse_mismatch
+from .probe import ALARM_RATE, ContrastRecord, Probe, refuse_mismatch
 from .ragged import refuse_ragged
 
 FOLDS = 5
@@ -256,7 +256,7 @@ def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:
     return scores.mean(dim=0), torch.where(scales > 0, scales, torch.ones_like(scales))
 
 
-def texts_record(prompts: Sequence[Prompt]) -> dict[str, Any]:
+def texts_record(prompts: Sequence[Prompt]) -> ContrastRecord:
     """The texts that the fit saw in full, as a probe file keeps them."""
     names = sorted({prompt.set or "" for prompt in prompts})
     return {"name": "+".join(names), "texts": [{"id": prompt.id, **prompt.to_json()} for prompt in prompts]}
