@@ -24,7 +24,7 @@ from ...activations.models.wrap import ModelLike, as_model
 from ...activations.reading.residuals import Residuals
 from .arrays import Array
 from .monitors import Mahalanobis
-from .sample import Sample
+from .sample import Sample, weighted_sums
 
 SPARE = 8
 """Directions more than are wanted, for the random start of the decomposition to find those well."""
@@ -101,9 +101,10 @@ def _input_directions(change: Float[Tensor, "out d_model"], top: int) -> Float[T
 class WeightDirections(Mahalanobis):
     """How unusually a prompt lies along what training taught the matrices to look for (`weight_change`).
 
-    A row's cosines with the directions of its layer get the Mahalanobis distance to those of clean rows, in their own
-    covariance, shrunk. After Zhong and Raghunathan (2025, arXiv 2508.00161), who watch the output directions of what
-    writes to the stream, one by one, for cosines beyond all those met before.
+    Of a row less the mean of clean ones the cosines with the directions of its layer are taken; the score is their
+    Mahalanobis distance to those of clean rows, in their own covariance, shrunk. After Zhong and Raghunathan (2025,
+    arXiv 2508.00161), who watch the output directions of what writes to the stream, one by one, for cosines beyond all
+    those met before.
 
     `fit(X, change=…)` takes clean rows, and the change: a `WeightChange`, or of bare rows an array of directions
     [layer, direction, d]. Scores need the model alone.
@@ -143,19 +144,22 @@ class WeightDirections(Mahalanobis):
         return other
 
     def _fit(self, sample: Sample) -> None:
-        super()._fit(replace(sample, clean=self._cosines(sample.clean_for(self.name))))
+        clean = sample.clean_for(self.name)
+        share = clean.new_full((1, len(clean)), 1 / len(clean), dtype=torch.float64)
+        self.mean_ = weighted_sums(clean, share)[0]
+        super()._fit(replace(sample, clean=self._cosines(clean)))
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         return super()._scores(self._cosines(rows))
 
     def _cosines(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer direction"]:
-        directions = torch.as_tensor(self.directions_, device=rows.device)
+        directions, mean = (torch.as_tensor(x, device=rows.device) for x in (self.directions_, self.mean_))
         if directions.shape[::2] != rows.shape[1:]:
             raise DefectionError(
                 f"the change is of {directions.shape[0]} layers and {directions.shape[2]} dimensions; the rows have "
                 f"{rows.shape[1]} and {rows.shape[2]}"
             )
-        return torch.einsum("nld,lkd->nlk", normalize(rows.double(), dim=2), directions)
+        return torch.einsum("nld,lkd->nlk", normalize(rows.double() - mean, dim=2), directions)
 
 
 def _at_layers_of(rows: Residuals | Array, change: WeightChange) -> Float[Tensor, "layer direction d_model"]:

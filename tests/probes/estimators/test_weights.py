@@ -65,16 +65,17 @@ def test_prompts_that_lie_along_it_stand_out(change, clean, direction) -> None:
     assert still[:, [0, 2, 3]].std() == 0  # nothing was changed there, so that nothing is unusual
 
 
-def test_only_the_direction_of_a_row_counts(change, clean) -> None:
-    fitted = WeightDirections().fit(clean, change=change)
-    longer = replace(clean, values=7 * clean.values)
-    torch.testing.assert_close(fitted.decision_function(longer), fitted.decision_function(clean))
+def test_what_all_prompts_share_and_the_unit_do_not_count(change, clean) -> None:
+    found = WeightDirections().fit(clean, change=change).decision_function(clean)
+    moved = replace(clean, values=7 * (clean.values + torch.randn(1, *clean.values.shape[1:])))
+    again = WeightDirections().fit(moved, change=change).decision_function(moved)
+    torch.testing.assert_close(again, found, atol=1e-3, rtol=1e-3)
 
 
 def test_scores_are_distances_of_the_cosines() -> None:
     draw = np.random.default_rng(0)
     rows, change = draw.normal(size=(40, 3, 12)), draw.normal(size=(3, 4, 12))
-    cosines = np.einsum("nld,lkd->nlk", _unit(rows), _unit(change))
+    cosines = np.einsum("nld,lkd->nlk", _unit(rows - rows.mean(axis=0)), _unit(change))
     expected = Mahalanobis().fit(cosines).decision_function(cosines)
     found = WeightDirections().fit(rows, change=change).decision_function(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
