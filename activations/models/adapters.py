@@ -49,7 +49,7 @@ def adapter_config(adapter: Path) -> Any:
     if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead
         raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     path = adapter / ADAPTER_FILE
-    kind = read_json(path).get("peft_type")
+    kind = str(read_json(path).get("peft_type"))
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise DefectionError(
             f"{path} says peft_type {kind!r}, which PEFT {version('peft')} does not know; install the version that it "

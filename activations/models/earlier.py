@@ -60,7 +60,7 @@ def _unbridged(network: Any) -> dict[str, torch.Tensor]:
 def _settings(network: Any) -> Json:
     adapters = getattr(network, "peft_config", {})
     return {
-        "config": _deciding(json.loads(network.config.to_json_string(use_diff=False))),
+        "config": _deciding(json.loads(network.config.to_json_string(use_diff=False), parse_constant=str)),
         "adapters": {name: _adapter(adapter) for name, adapter in adapters.items()},
     }
 

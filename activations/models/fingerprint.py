@@ -145,7 +145,7 @@ def deciding(config: PreTrainedConfig) -> Json:
             found[name] = deciding(inner)
         elif name not in NOTHING and not name.startswith("_") and value != ordinary.get(name):
             found[name] = value
-    kept: Json = json.loads(json.dumps(found, default=str))
+    kept: Json = json.loads(json.dumps(found, default=str), parse_constant=str)  # an infinite limit, say
     return kept
 
 

@@ -78,6 +78,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     folder = files.adapter if has_own and files.adapter else files.base
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer("tried once")  # a setting of another type than it takes for granted shows only now
     except Exception as error:  # a file that a newer `tokenizers` wrote raises a bare Exception
         raise DefectionError(f"cannot load a tokenizer from {folder}: {reason(error)}") from error
     ensure_pad_token(tokenizer)
