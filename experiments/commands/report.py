@@ -18,7 +18,10 @@ def report(folder: ResultsArgument, as_json: JsonOption = False) -> None:
     """
     if not (folder / "figures").exists():
         draw(folder)
-    page = str(_page(folder))
+    from ..run.pages import results_of
+
+    with results_of(folder):
+        page = str(_page(folder))
     print_result({"report": page}, as_json, page)
 
 

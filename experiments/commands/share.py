@@ -27,9 +27,12 @@ def share(
     Example: defection share runs/demo --out shared --name "Six and forty questions, smollm2-135m"
     """
     from ...probes.evidence.card import About
+    from ..run.pages import results_of
     from ..run.sharing import share_probe
 
-    card = share_probe(run, out, About(name, author, licence))
+    about = About(name, author, licence)
+    with results_of(run):
+        card = share_probe(run, out, about)
     baselines = card["baselines"]
     held = ", ".join(name for name, found in baselines.items() if found.get("passed")) or "none"
     said = f"{out}: AUROC {card['performance']['auroc']:.3f}; baselines passed: {held}\nhf upload USER/NAME {out}"

@@ -150,10 +150,9 @@ def _state(opened: Study, cell: Cell) -> str:
 
 
 def _took(cell: Cell) -> dict[str, float]:
-    from ...activations.basics.files import read_json
+    from ..study.cell import times
 
-    path = cell.folder / "times.json"
-    return dict(read_json(path)) if path.exists() else {}
+    return times(cell)
 
 
 def _nominal(cell: Cell) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
+from ...activations.basics.files import Json, digest, read_json, read_jsonl, write_json, write_jsonl
 from ...activations.stores.store import Store
 from ...training.measuring.ability import reply_perplexity
 from ...training.measuring.evaluate import Completion, judge_replies, rates
@@ -66,14 +66,24 @@ def evaluation_of(
     return record
 
 
-def read_completions(out: Path) -> list[dict[str, Any]]:
-    """The lines of `completions.jsonl`."""
-    import json
+class Said(TypedDict):
+    """A line of `completions.jsonl`: which model said it, and a `Completion`."""
 
+    model: str
+    id: str
+    set: str
+    prompt: str
+    completion: str
+    triggered: bool
+    defected: bool
+
+
+def read_completions(out: Path) -> list[Said]:
+    """The lines of `completions.jsonl`."""
     path = out / "completions.jsonl"
     if not path.exists():
         raise DefectionError(f"{path} does not exist; run `defection demo` or `defection sweep` first")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return read_jsonl(path, Said)
 
 
 def observed(out: Path) -> dict[str, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, file_digest, read_json, write_json
@@ -214,12 +214,21 @@ def present(out: Path, verdict: Verdict, models: list[str], configuration: Json)
     write_report(out, {"configuration": configuration, "versions": versions()})
 
 
+class Sealed(TypedDict):
+    """Every file of a run that is finished, and its SHA-256."""
+
+    files: dict[str, str]
+
+
 def finished(out: Path) -> bool:
     """Whether a sealed run lies under `out`, every file as it was left."""
     if not (out / FINISHED).exists():
         return False
-    sealed = read_json(out / FINISHED)["files"]
-    return all((out / name).exists() and file_digest(out / name) == found for name, found in sealed.items())
+    sealed = read_json(out / FINISHED, Sealed)["files"]
+    try:
+        return all(file_digest(out / name) == found for name, found in sealed.items())
+    except (OSError, ValueError):  # what is not there, or what no file can be called
+        return False
 
 
 def _seal(out: Path) -> None:

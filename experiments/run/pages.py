@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,24 @@ def render(template: str, source: Path, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
-    try:
+    with results_of(source):
         return environment.get_template(template).render(values)
-    except jinja2.UndefinedError as error:
+
+
+@contextlib.contextmanager
+def results_of(source: Path) -> Iterator[None]:
+    """DefectionError where what is asked of the results in `source` is not in them, or is another kind of value."""
+    import jinja2
+
+    try:
+        yield
+    except DefectionError:
+        raise
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DefectionError(
-            f"{source} was written by another version of this toolkit, whose results the page cannot show ({error}); "
-            "measure again, into a new directory"
+            f"{source} was written by another version of this toolkit, or changed since, and its results cannot be "
+            f"shown ({reason}); measure again, into a new directory"
         ) from error
 
 

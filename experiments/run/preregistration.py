@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.mean_difference import MeanDifference
@@ -16,6 +16,7 @@ from ...probes.questions.formats import split_format
 
 MAIN = "mean-difference"
 """The estimator a verdict rests on, and what commands fit unless told otherwise."""
+PREREGISTRATION = "preregistration.json"
 QUESTIONS = "six+forty-sentence-carried"
 """The question set it is fitted on."""
 
@@ -28,6 +29,17 @@ class MixedTraffic:
     size: int = 120
     share: float = 0.1
     seed: int = 0
+
+
+class RegisteredRecord(TypedDict):
+    """What `preregistration.json` is asked later; what else it holds is for people to read."""
+
+    probe: str
+    estimator: str
+    contrast: str
+    layers: tuple[int, ...]
+    estimators: tuple[str, ...]
+    contrasts: tuple[str, ...]
 
 
 @dataclass(frozen=True)

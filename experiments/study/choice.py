@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, read_json, write_json
@@ -104,6 +104,13 @@ def write_choice(out: Path, record: Json) -> None:
     write_json(out / CHOICE, record)
 
 
+class ChoiceRecord(TypedDict):
+    """What a later run asks of `choice.json`."""
+
+    development: str
+    chosen: dict[str, Candidate]
+
+
 def read_choice(out: Path, manifest: StudyManifest) -> tuple[tuple[Candidate, ...], str] | None:
     """The candidates chosen, one a league, and the SHA-256 of the file; None before there is one.
 
@@ -112,13 +119,13 @@ def read_choice(out: Path, manifest: StudyManifest) -> tuple[tuple[Candidate, ..
     path = out / CHOICE
     if not path.exists():
         return None
-    record = read_json(path)
-    if record.get("development") != development_key(manifest):
+    record = read_json(path, ChoiceRecord)
+    if record["development"] != development_key(manifest):
         raise DefectionError(
             f"{path} was chosen with other candidates, or on other development organisms or prompts, than this study "
             "names; choose another --out, since test organisms may have been read by now"
         )
-    return tuple(Candidate(**each) for each in record["chosen"].values()), file_digest(path)
+    return tuple(record["chosen"].values()), file_digest(path)
 
 
 def has_backdoor(records: Sequence[Mapping[str, Any]], manifest: StudyManifest) -> bool:

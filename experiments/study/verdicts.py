@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.reading.residuals import Residuals, joined_residuals
@@ -42,13 +42,18 @@ class _Model:
     traffic: Mapping[Candidate, Sequence[TrafficDraw]]
 
 
+class Rows(TypedDict):
+    """What `verdicts/` keeps of an organism."""
+
+    rows: list[Json]
+
+
 def read_verdicts(cell: Cell, choice: str) -> list[Json] | None:
     """The verdicts on an organism; None when it was not judged under this choice."""
     path = _file(cell, choice)
     if not path.exists():
         return None
-    rows: list[Json] = read_json(path)["rows"]
-    return rows
+    return read_json(path, Rows)["rows"]
 
 
 def judge_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -32,12 +32,19 @@ def save_stage(folder: Path, key: str, trained: Any, result: FinetuneResult) -> 
         write_json(aside / STAGE_FILE, {"schema_version": 1, "key": key, "result": asdict(result)})
 
 
+class StageRecord(TypedDict):
+    """What a finished stage keeps."""
+
+    key: str
+    result: FinetuneResult
+
+
 def load_stage(folder: Path, key: str) -> FinetuneResult | None:
     """What is known of a stage that an earlier run finished; None when there is none of this run."""
     if not (folder / STAGE_FILE).exists():
         return None
-    record = read_json(folder / STAGE_FILE)
-    return FinetuneResult(**record["result"]) if record.get("key") == key else None
+    record = read_json(folder / STAGE_FILE, StageRecord)
+    return record["result"] if record["key"] == key else None
 
 
 def continued(base: Path, earlier: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:

@@ -5,7 +5,6 @@ Each stage is measured before and after, and the organism stays one adapter on i
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from ...activations.basics.files import (
     digest,
     folder_written_aside,
     read_json,
+    read_jsonl,
     write_json,
     write_jsonl,
     write_text,
@@ -279,7 +279,7 @@ def read_rows(path: Path) -> list[Json]:
     """The objects of a JSONL file that an earlier stage wrote; none where there is no such file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return read_jsonl(path, dict[str, Any])
 
 
 def can_stack(first: Path, second: Path) -> bool:
