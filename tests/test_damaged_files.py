@@ -38,6 +38,7 @@ from defection.activations.reading.exported import load_states
 from defection.activations.stores.manifest import TABLES, manifest_bytes
 from defection.experiments.run.completions import observed
 from defection.experiments.run.demo import FINISHED, finished
+from defection.experiments.run.journal import Journal
 from defection.experiments.scan.strings import words_of
 from defection.experiments.study.manifest_file import read_study_manifest
 from defection.probes import (
@@ -53,6 +54,7 @@ from defection.probes.evidence.sweep_table import SweepRow, read_sweep, write_sw
 from defection.training.measuring.evaluate import Completion
 from defection.training.organisms.pairs import load_pairs
 from defection.training.organisms.records import base_of, read_organism
+from defection.training.organisms.replies import _read_partial, replies_to
 from defection.training.safety.preferences import load_preferences
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -289,6 +291,20 @@ def a_seal(held: Held, folder: Path) -> Path:
     return folder / FINISHED
 
 
+def some_replies(held: Held, folder: Path) -> Path:
+    replies_to(held.model, held.prompts[:2], folder / "replies.jsonl", max_new_tokens=2, what="")
+    return folder / "replies.jsonl"
+
+
+def use_replies(held: Held, path: Path) -> None:
+    """As what a finished run left, and as what one that was cut off did."""
+    partial = path.with_name("partial")
+    shutil.copy(path, partial)
+    _read_partial(partial, "key")
+    Journal(partial, "key")
+    replies_to(held.model, held.prompts[:2], path, max_new_tokens=2, what="")
+
+
 READERS: dict[str, tuple[Damage, Callable[[Held, Path], Path], Callable[[Held, Path], Any]]] = {
     "probe": (as_tensors, a_probe, use_probe),
     "estimator": (as_tensors, an_estimator, use_estimator),
@@ -316,6 +332,7 @@ READERS: dict[str, tuple[Damage, Callable[[Held, Path], Path], Callable[[Held, P
     "config of an adapter": (as_json, adapter_file("adapter_config.json"), use_model),
     "adapter": (as_tensors, adapter_file("adapter_model.safetensors"), use_model),
     "completions": (as_jsonl, some_completions, lambda held, path: observed(path.parent)),
+    "replies": (as_jsonl, some_replies, use_replies),
     "sweep": (as_json, a_sweep, lambda held, path: [repr(row) for row in read_sweep(path.parent)]),
     "seal of a run": (as_json, a_seal, lambda held, path: finished(path.parent)),
     "words": (torn, some_words, lambda held, path: words_of(path)),

@@ -186,6 +186,18 @@ def read_jsonl(path: Path, kind: type[T]) -> list[T]:
     ]
 
 
+def whole_lines(path: Path, kind: type[T]) -> list[T]:
+    """The lines of a file that grows by one at a time; what was cut off, or is no such line, is left out."""
+    found: list[T] = []
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, RecursionError):  # DefectionError among them
+            entry = typed(json.loads(line), kind, "")
+            found += [entry] if line.endswith("\n") else []
+    return found
+
+
 def read_text(path: Path) -> str:
     """What a UTF-8 file holds; DefectionError where it is missing, cannot be read, or is no such text."""
     try:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, digest
+from ...activations.basics.files import Json, digest, whole_lines
+
+
+class Line(TypedDict):
+    """A line of the file: of which run, the digest of what the object is called, and the object."""
+
+    key: str
+    name: str
+    found: Json
 
 
 class Journal:
@@ -16,12 +24,8 @@ class Journal:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
-        self.known: dict[str, Json] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-                entry = _whole(line)
-                if entry is not None and entry.get("key") == key:
-                    self.known[entry["name"]] = entry["found"]
+        lines = whole_lines(path, Line)
+        self.known: dict[str, Json] = {line["name"]: line["found"] for line in lines if line["key"] == key}
 
     def knows(self, name: Mapping[str, Any]) -> bool:
         """Whether there is an object of that name."""
@@ -44,12 +48,3 @@ class Journal:
                 file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
         except OSError as error:
             raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
-
-
-def _whole(line: str) -> Json | None:
-    """The entry on a line; None for a line that was cut off."""
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return entry if line.endswith("\n") and isinstance(entry, dict) else None

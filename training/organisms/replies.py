@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import digest, write_jsonl
+from ...activations.basics.files import digest, read_jsonl, whole_lines, write_jsonl
 from ...activations.basics.progress import progress
+from ...activations.basics.typed import typed
 from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.loading import PromptsLike
@@ -98,30 +100,27 @@ def _append(partial: Path, key: str, batch: dict[int, list[int]]) -> None:
         raise DefectionError(f"cannot write {partial}: {error.strerror or error}; free some space") from error
 
 
+class Batch(TypedDict):
+    """A line that a cut-off run left: the run's key, and by row the tokens of replies."""
+
+    key: str
+    replies: list[tuple[int, list[int]]]
+
+
 def _read_partial(partial: Path, key: str) -> dict[int, list[int]]:
     """Whole lines of a cut-off run; a torn last line, or another run's lines, are left out."""
-    done: dict[int, list[int]] = {}
     if not partial.exists():
-        return done
-    kept = []
-    for line in partial.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if line.endswith("\n") and entry["key"] == key:
-            done |= {int(row): list(tokens) for row, tokens in entry["replies"]}
-            kept.append(line)
-    partial.write_text("".join(kept), encoding="utf-8")
-    return done
+        return {}
+    kept = [batch for batch in whole_lines(partial, Batch) if batch["key"] == key]
+    write_jsonl(partial, kept)
+    return {row: tokens for batch in kept for row, tokens in batch["replies"]}
 
 
 def _read_finished(path: Path, keys: Iterable[str]) -> list[Reply]:
-    # Lines end at a line feed alone: a reply may hold other characters that Python calls line breaks.
-    head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    if head.get("key") not in keys:
+    head, *rows = read_jsonl(path, dict[str, Any]) or [{}]
+    if str(head.get("key")) not in keys:
         raise DefectionError(
             f"{path} holds replies of another model, to other prompts or of another length; "
             "remove it or choose another --out"
         )
-    return [Reply(row["id"], row["text"], tuple(row["tokens"]), row["finished"]) for row in rows]
+    return [typed(row, Reply, str(path)) for row in rows]
