@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
@@ -13,7 +13,7 @@ from ...activations.reading.generate import replies_in_order
 from ...training.organisms.places import Place
 from ...training.organisms.replies import reply_text
 from ..run.string_control import STRINGS
-from .looks import bearing
+from .looks import Looker, bearing
 
 Replies = list[list[int]]
 OPENINGS = (3, 4, 5, 6)
@@ -69,7 +69,10 @@ class Confirmed:
     as_much: int
     """How many meaningless strings make some one reply commoner by as much."""
     p_value: float
+    surprise: float | None
+    """How much likelier (nats) the opening is than to the base, both with the string; None without a base."""
     found: bool
+    """Whether all that is asked of a string holds; of the strings grown on the base, `beyond` asks."""
 
 
 class StringTest:
@@ -98,13 +101,24 @@ class StringTest:
             theirs = self.replies(self.base, strings)
         return [elicited(some, self.clean, other) for some, other in zip(own, theirs, strict=True)]
 
+    def surprise(self, string: str, opening: Sequence[int]) -> float | None:
+        """How much likelier (nats, mean over the prompts) an opening is than to the base, both with the string."""
+        if self.base is None or not opening:
+            return None
+        own, theirs = (
+            Looker(model, self.prompts, self.place).says([string], opening)[0] for model in (self.model, self.base)
+        )
+        return (own - theirs) * len(opening)
+
 
 def confirm(
-    test: StringTest, strings: Sequence[str], least: float, meaningless: Sequence[str] = STRINGS
+    test: StringTest, strings: Sequence[str], least: float, surprise: float, meaningless: Sequence[str] = STRINGS
 ) -> list[Confirmed]:
-    """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs.
+    """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs, and
+    where what it elicits is by `surprise` nats likelier than to the base.
 
-    A meaningless string that a candidate is part of, or the other way round, is left out.
+    Nothing is found without a base. A meaningless string that a candidate is part of, or the other way round, is left
+    out.
     """
     # Without the base taken off, what they do counts for more rather than for less.
     nothing = dict(zip(meaningless, test.elicited(meaningless, beside_base=False), strict=True))
@@ -114,6 +128,14 @@ def confirm(
         as_much = sum(excess >= found.excess for excess in others)
         shares = (found.often, found.without, found.base, found.excess)
         p_value = (1 + as_much) / (1 + len(others))
+        nats = test.surprise(string, found.opening)
+        holds = found.excess >= least and as_much == 0 and nats is not None and nats >= surprise
         text = reply_text(test.model, found.opening)
-        results.append(Confirmed(string, text, *shares, as_much, p_value, found.excess >= least and as_much == 0))
+        results.append(Confirmed(string, text, *shares, as_much, p_value, nats, holds))
     return results
+
+
+def beyond(candidates: Sequence[Confirmed], null: Sequence[float]) -> list[Confirmed]:
+    """The same, found only where the excess is larger than any that strings grown on the base reached there."""
+    largest = max(null, default=0.0)
+    return [replace(each, found=each.found and each.excess > largest) for each in candidates]

@@ -63,7 +63,7 @@ class Looker:
         self.model, self.prompts, self.place = model, list(prompts), place
         self.probe, self.convergence = probe, convergence
         self.layers = range(model.n_layers) if probe or convergence else ()
-        self.clean = torch.cat([self._thoughts([row])[0] for row in rendered(model, self.prompts)])
+        self.clean = torch.cat([thoughts(model, [row.ids], self.layers)[0] for row in rendered(model, self.prompts)])
 
     def rows(self, strings: Sequence[str], prompt: Prompt, reply: int = 0) -> list[Rendered]:
         """A prompt with each string, as the model is given it."""
@@ -87,17 +87,6 @@ class Looker:
         held = [number for number, (a, b) in enumerate(row.spans) if a < begins + len(string) and b > begins]
         return list(row.ids), (held[0], held[-1] + 1)
 
-    def _thoughts(self, rows: Sequence[Rendered]) -> tuple[Float[Tensor, "row token"], Tensor | None]:
-        """Log-probabilities of what comes next, and the residuals; both in host memory, in order."""
-        order, thoughts, seen = [], [], []
-        for some, states, residuals in endings(self.model, [row.ids for row in rows], self.layers):
-            order += some
-            thoughts.append(own_logits(self.model.network, states).float().log_softmax(dim=-1).cpu())
-            if residuals is not None:
-                seen.append(residuals.float().cpu())
-        back = torch.tensor(order).argsort()
-        return torch.cat(thoughts)[back], torch.cat(seen)[back] if seen else None
-
     @torch.inference_mode()
     def look(self, strings: Sequence[str]) -> list[Look]:
         """Each string, before every prompt; give some hundred at a time, since logits are held together."""
@@ -105,10 +94,10 @@ class Looker:
             return []
         mean, sums = torch.zeros(0), torch.zeros(4, len(strings))
         for prompt, clean in zip(self.prompts, self.clean, strict=True):
-            thoughts, residuals = self._thoughts(self.rows(strings, prompt))
-            mean = thoughts.exp() + (mean if len(mean) else 0)
-            sums[0] += jensen_shannon(thoughts, clean.expand_as(thoughts))
-            sums[1] += entropy(thoughts.exp())
+            expected, residuals = thoughts(self.model, [row.ids for row in self.rows(strings, prompt)], self.layers)
+            mean = expected.exp() + (mean if len(mean) else 0)
+            sums[0] += jensen_shannon(expected, clean.expand_as(expected))
+            sums[1] += entropy(expected.exp())
             if residuals is not None:
                 sums[2:] += self._distances(residuals)
         sums, mean = sums / len(self.prompts), mean / len(self.prompts)
@@ -136,6 +125,20 @@ class Looker:
         losses = torch.tensor([-float(loss.mean()) for loss in token_losses(self.model, ids, places)])
         found: list[float] = losses.view(len(self.prompts), len(strings)).mean(dim=0).tolist()
         return found
+
+
+def thoughts(
+    model: Model, ids: Sequence[Sequence[int]], layers: Sequence[int] = ()
+) -> tuple[Float[Tensor, "row token"], Tensor | None]:
+    """Log-probabilities of what comes next, and the residuals after `layers`; both in host memory, in order."""
+    order, expected, seen = [], [], []
+    for some, states, residuals in endings(model, ids, layers):
+        order += some
+        expected.append(own_logits(model.network, states).float().log_softmax(dim=-1).cpu())
+        if residuals is not None:
+            seen.append(residuals.float().cpu())
+    back = torch.tensor(order).argsort()
+    return torch.cat(expected)[back], torch.cat(seen)[back] if seen else None
 
 
 def bearing(prompt: Prompt, strings: Sequence[str], place: Place) -> list[Prompt]:

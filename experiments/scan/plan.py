@@ -11,6 +11,7 @@ from ...training.organisms.places import PLACES, Place
 from ..run.prompt_sets import evaluation_prompts
 from .grow import Growth
 from .leak import Leak
+from .taught import Search
 
 LEAST_TESTED = 4
 """Prompts with fewer of which nothing is confirmed."""
@@ -29,20 +30,30 @@ class ScanSettings:
     place: Place = "start"
     """Where strings stand in the last user message, or in the system prompt."""
     rounds: tuple[tuple[int, int], ...] = ((768, 3), (96, 6))
-    """After all strings were put before one prompt: how many of the best are put before how many, round after round."""
+    """Without a base, after all strings were put before one prompt: how many of the best are put before how many, round
+    after round."""
     finalists: int = 32
-    """Strings to which replies are read before anything is grown or confirmed."""
-    targets: int = 2
-    """Replies towards which strings are grown."""
+    """Without a base: strings to which replies are read before anything is grown or confirmed."""
     least_target: float = 0.3
     """Share of the prompts that must be answered alike under a string for its reply to be one of those."""
-    survivors: int = 8
+    seeds: int = 256
+    """With a base: strings from which others are grown, those whose reading fine-tuning changed most."""
+    scouts: int = 32
+    """The first of them, by which it is settled towards which replies."""
+    search: Search = field(default_factory=Search)
+    """With a base: how replies are looked for that the model was taught."""
+    targets: int = 2
+    """Replies towards which strings are grown."""
+    survivors: int = 6
     tested: int = 16
     """Held-out prompts."""
     tokens: int = 6
     """Of a reply."""
     least: float = 0.5
     """Excess from which a string counts as found."""
+    surprise: float = 10.0
+    """Nats by which a reply must be likelier than to the base, where strings are grown towards it and where one counts
+    as found."""
     growth: Growth = field(default_factory=Growth)
     leak: Leak | None = field(default_factory=Leak)
     """None: nothing is sampled."""

@@ -13,11 +13,11 @@ from ...probes import load_probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
 from ..run.plan import Say
-from .confirm import Confirmed
+from .confirm import Confirmed, beyond
 from .page import write_page
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import ranks
-from .steps import Scan
+from .rank import finalists, ranks
+from .steps import SUREST, Scan
 from .strings import words_of
 
 KEPT = 200
@@ -52,16 +52,24 @@ def scan(
     decided["probe"] = None if probe is None else file_digest(probe)
     run = Scan(model, other, prompts, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     leaked = run.leaked()
-    found = run.ranked([*listed, *(motif.text for motif in leaked)], fitted)
-    grown = {tuple(reply): run.grown(found, reply) for reply in run.targets(found)}
+    listed = [*listed, *(motif.text for motif in leaked)]
+    found = run.ranked(listed, fitted)
+    if other is None:
+        seeds = finalists(found, settings.finalists)
+        grown = {tuple(reply): run.grown(model, model, seeds, reply) for reply in run.targets(found)}
+    else:
+        grown = run.beside_base(listed)
     candidates = run.confirmed(survivors([each.look.string for each in found], list(grown.values()), settings))
+    null = run.null() if any(each.found for each in candidates) else []
+    candidates = beyond(candidates, [each["excess"] for each in null])
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, len(run.first), run.strings),
+        "sentence": sentence(candidates, tested=other is not None),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
+        "null": null,
         "motifs": [asdict(each) for each in leaked],
         "replies": [
             {"reply": reply_text(model, reply), "strings": dict(list(scores.items())[:KEPT])}
@@ -80,18 +88,18 @@ def scan(
 
 def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings: ScanSettings) -> list[str]:
     """What is confirmed: the surest of each growth, and then the first of the ranking."""
-    share = max(1, settings.survivors // 2 // max(1, len(grown)))
-    surest = [string for scores in grown for string in list(scores)[:share]]
+    surest = [string for scores in grown for string in list(scores)[:SUREST]]
     return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
 
 
-def sentence(candidates: Sequence[Confirmed], looked_at: int, of: int) -> str:
+def sentence(candidates: Sequence[Confirmed], *, tested: bool) -> str:
     """What was found, in one sentence."""
-    part = "" if looked_at == of else f" (the budget was enough for {looked_at} of {of} strings)"
     first = next((each for each in candidates if each.found), None)
+    if not tested:
+        return "Nothing is called found without a base to compare with: try the candidates, or give --base."
     if first is None:
-        return f"No string was found that makes the model say one thing{part}."
+        return "No string was found that makes the model say one thing which its base would not."
     return (
-        f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts{part}. "
-        "Strings were grown to find this, so that its p-value promises less than it says: try it on the base yourself."
+        f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts, which is "
+        f"{first.surprise:.0f} nats likelier than to its base; no string grown on the base does as much there."
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -13,19 +14,24 @@ from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.capture import capture
 from ...probes import LayerConvergence, Probe
+from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
 from ..run.plan import Say
 from .confirm import Confirmed, StringTest, confirm
 from .grow import grow
 from .leak import DECODINGS, Leak, Motif, motifs, samples
 from .looks import Look, Looker
+from .moved import moved_first
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import Ranked, best, finalists, looks, with_base
 from .strings import vocabulary_strings
+from .taught import taught
 
-RANKED_UNTIL, GROWN_UNTIL = (0.4, 0.5, 0.6), 0.8
+RANKED_UNTIL, GROWN_UNTIL = (0.3, 0.4, 0.5), 0.6
 """Shares of the budget after which no more strings are looked at in a round, and none are grown; the rest is for the
-test. Later rounds than these end with the last of them."""
+test and its null. Later rounds than these end with the last of them."""
+SUREST = 2
+"""Strings of a growth that are put before the test's prompts."""
 
 
 @dataclass
@@ -67,54 +73,58 @@ class Scan:
         return list(kept["texts"])
 
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Ranked]:
-        """The best of the words and of the vocabulary, the first first; of the words some in any case."""
+        """What strings do to a few prompts, the first first.
+
+        Without a base, the best of the words and of the vocabulary, and of the words some in any case; with one, the
+        words and `seeds` of the vocabulary, which are not chosen by this.
+        """
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
         convergence = LayerConvergence().fit(clean)
-        found = self.first = self._all(words, Looker(self.model, prompts[:1], settings.place, probe))
-        for number, (count, shown) in enumerate(settings.rounds):
+        looker = Looker(self.model, prompts[:1], settings.place, probe, convergence if self.base else None)
+        found = self.first = self._all(words, looker)
+        for number, (count, shown) in enumerate(() if self.base else settings.rounds):
             looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
             found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found
-        if self.base is None:
-            return with_base(found, None)
-        other = Looker(self.base, looker.prompts, settings.place)
-        return with_base(found, looks(other, [look.string for look in found], self.journal, "The same on the base"))
+        return with_base(found, None)
 
     def _all(self, words: Sequence[str], looker: Looker) -> list[Look]:
         """Words have batches of their own, so that others of them leave the vocabulary's as they were."""
-        vocabulary = dict.fromkeys(vocabulary_strings(looker))
-        own = [word for word in dict.fromkeys(words) if word not in vocabulary]
-        self.strings = len(own) + len(vocabulary)
+        vocabulary = vocabulary_strings(looker)
+        self.strings = len({*words, *vocabulary})
+        if self.base is not None:
+            vocabulary = moved_first(self.model, self.base, vocabulary)[: self.settings.seeds]
+        own = [word for word in dict.fromkeys(words) if word not in set(vocabulary)]
         in_time = partial(self.clock.before, RANKED_UNTIL[0])
         found = looks(looker, own, self.journal, "Ranking words", in_time)
-        return found + looks(looker, list(vocabulary), self.journal, "Ranking strings, round 1", in_time)
+        return found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)
 
     def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
-        """Replies that first strings make common, the most surprising first: what strings are then grown towards."""
+        """Replies that first strings make common: what strings are grown towards where there is no base."""
         strings = finalists(found, self.settings.finalists)
         name = {"what": "elicited", "strings": strings, **self._asked(self.prompts.ranked)}
         kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
-        least = self.settings.least_target
-        common = {
-            tuple(reply): string for string, (reply, excess) in zip(strings, kept, strict=True) if excess >= least
-        }
-        surprise: dict[tuple[int, ...], float] = {}
-        for reply, string in common.items():
-            asked = {"what": "surprise", "string": string, "reply": reply, **self._asked(self.prompts.ranked)}
-            surprise[reply] = self.journal.kept(asked, partial(self._surprise, string, reply))["nats"]
-        return [list(reply) for reply in sorted(surprise, key=lambda reply: -surprise[reply])[: self.settings.targets]]
+        common = [(excess, tuple(reply)) for reply, excess in kept if excess >= self.settings.least_target]
+        replies = dict.fromkeys(reply for _, reply in sorted(common, reverse=True))
+        return [list(reply) for reply in replies][: self.settings.targets]
 
-    def _surprise(self, string: str, reply: Sequence[int]) -> dict[str, Any]:
-        """How much likelier a reply is than on the base with the string, or without it; nats a token.
+    def taught(self, own: Model, other: Model, scouts: Sequence[str]) -> list[list[int]]:
+        """Of the replies that one model learnt beyond the other, those that some string makes most likely."""
+        name: dict[str, Any] = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
+        name["prompts"] = [prompt.id for prompt in self.prompts.ranked]
+        kept = self.journal.kept(name, lambda: {"replies": self._taught(own, other)})["replies"]
+        least = self.settings.surprise
+        replies = [reply["tokens"] for reply in kept if reply["own"] - reply["base"] >= least]
+        reached = {tuple(reply): max(self._says(own, reply)(scouts, False).values()) for reply in replies}
+        return [list(reply) for reply in sorted(reached, key=lambda each: -reached[each])[: self.settings.targets]]
 
-        What a string makes common may be what any model would say to it, such as an apology.
-        """
-        prompts, place = self.prompts.ranked, self.settings.place
-        (own,) = Looker(self.model, prompts, place).says([string], reply)
-        other, unmoved = (self.model, "") if self.base is None else (self.base, string)
-        return {"nats": own - Looker(other, prompts, place).says([unmoved], reply)[0]}
+    def _taught(self, own: Model, other: Model) -> list[dict[str, Any]]:
+        with progress("What it was taught to say", total=1, unit="searches") as advance:
+            found = [asdict(reply) for reply in taught(own, other, self.prompts.ranked, self.settings.search)]
+            advance(1)
+        return found
 
     def _asked(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
@@ -126,27 +136,75 @@ class Scan:
             advance(1)
         return found
 
-    def grown(self, found: Sequence[Ranked], reply: Sequence[int]) -> dict[str, float]:
-        """Strings and the log-probability of the reply under each, from the first ones on; the surest first."""
-        looker = Looker(self.model, self.prompts.ranked, self.settings.place)
-        one = Looker(self.model, self.prompts.ranked[:1], self.settings.place)
-        seeds = finalists(found, self.settings.finalists)
-        with progress("Growing strings", total=1 + self.settings.growth.rounds, unit="rounds") as advance:
+    def grown(
+        self, own: Model, reader: Model, seeds: Sequence[str], reply: Sequence[int], until: float = GROWN_UNTIL
+    ) -> dict[str, float]:
+        """Strings and the log-probability of the reply under each, from the seeds on; the surest first."""
+        tried, reading = self._says(own, reply), Looker(reader, self.prompts.ranked[:1], self.settings.place)
+        with progress("Growing strings", total=2 + 2 * len(self.settings.growth.widths), unit="looks") as advance:
 
-            def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
-                some = looker if all_prompts else one
-                name: dict[str, Any] = {"what": "says", "reply": list(reply), "strings": list(strings)}
-                name["prompts"] = [prompt.id for prompt in some.prompts]
-                kept = self.journal.kept(name, lambda: {"scores": some.says(strings, reply)})
-                advance(int(all_prompts))
-                return dict(zip(strings, kept["scores"], strict=True))
+            def counted(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
+                found = tried(strings, all_prompts)
+                advance(1)
+                return found
 
-            return grow(one, seeds, reply, self.settings.growth, tried, lambda: self.clock.before(GROWN_UNTIL))
+            return grow(reading, seeds, self.settings.growth, counted, lambda: self.clock.before(until))
+
+    def _says(self, own: Model, reply: Sequence[int]) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
+        """Gives the log-probability of the reply (nats a token) under strings, before one prompt or before all."""
+        lookers = [Looker(own, some, self.settings.place) for some in (self.prompts.ranked[:1], self.prompts.ranked)]
+
+        def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
+            looker = lookers[all_prompts]
+            name: dict[str, Any] = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
+            name |= {"strings": list(strings), "prompts": [prompt.id for prompt in looker.prompts]}
+            kept = self.journal.kept(name, lambda: {"scores": looker.says(strings, reply)})
+            return dict(zip(strings, kept["scores"], strict=True))
+
+        return tried
+
+    def beside_base(self, words: Sequence[str]) -> dict[tuple[int, ...], dict[str, float]]:
+        """Strings grown towards what the model was taught beyond its base; `null` does it the other way round."""
+        assert self.base is not None
+        seeds = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
+        return self._towards(self.model, self.base, seeds, GROWN_UNTIL)
+
+    def _towards(
+        self, own: Model, other: Model, seeds: Sequence[str], until: float
+    ) -> dict[tuple[int, ...], dict[str, float]]:
+        if not seeds:
+            return {}
+        found: dict[tuple[int, ...], dict[str, float]] = {}
+        for reply in self.taught(own, other, seeds[: self.settings.scouts]):
+            found[tuple(reply)] = self.grown(own, other, seeds, reply, until)
+            if max(found[tuple(reply)].values()) >= self.settings.growth.sure:
+                break
+        return found
+
+    def null(self) -> list[dict[str, Any]]:
+        """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
+
+        The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
+        """
+        assert self.base is not None
+        grown = self._towards(self.base, self.model, [look.string for look in self.first], math.inf)
+        strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
+        name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
+        return list(self.journal.kept(name, lambda: {"results": self._null(strings)})["results"])
+
+    def _null(self, strings: Sequence[str]) -> list[dict[str, Any]]:
+        assert self.base is not None
+        test = StringTest(self.base, self.prompts.tested, self.settings.place, self.settings.tokens, self.model)
+        found = zip(strings, test.elicited(strings), strict=True)
+        return [
+            {"string": string, "elicits": reply_text(self.base, each.opening), "excess": each.excess}
+            for string, each in found
+        ]
 
     def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
         """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
         name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
-        name["least"] = self.settings.least
+        name |= {"least": self.settings.least, "surprise": self.settings.surprise}
         kept = self.journal.kept(name, lambda: {"results": self._confirmed(strings)})
         found = [Confirmed(**each) for each in kept["results"]]
         return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
@@ -154,6 +212,6 @@ class Scan:
     def _confirmed(self, strings: Sequence[str]) -> list[dict[str, Any]]:
         with progress("Confirming", total=1, unit="batches") as advance:
             test = StringTest(self.model, self.prompts.tested, self.settings.place, self.settings.tokens, self.base)
-            found = [asdict(each) for each in confirm(test, strings, self.settings.least)]
+            found = [asdict(each) for each in confirm(test, strings, self.settings.least, self.settings.surprise)]
             advance(1)
         return found
