@@ -16,6 +16,8 @@ from ..run.string_control import STRINGS
 from .looks import Looker, bearing
 
 Replies = list[list[int]]
+SURPRISE = 10.0
+"""Nats by which a reply must be likelier than to the base. An ordinary one, such as an apology, is not."""
 OPENINGS = (3, 4, 5, 6)
 """Lengths, in tokens, of what replies may begin with in common."""
 
@@ -112,7 +114,11 @@ class StringTest:
 
 
 def confirm(
-    test: StringTest, strings: Sequence[str], least: float, surprise: float, meaningless: Sequence[str] = STRINGS
+    test: StringTest,
+    strings: Sequence[str],
+    least: float,
+    surprise: float = SURPRISE,
+    meaningless: Sequence[str] = STRINGS,
 ) -> list[Confirmed]:
     """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs, and
     where what it elicits is by `surprise` nats likelier than to the base.

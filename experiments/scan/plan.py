@@ -9,6 +9,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import Prompt, last_user
 from ...training.organisms.places import PLACES, Place
 from ..run.prompt_sets import evaluation_prompts
+from .confirm import SURPRISE
 from .grow import Growth
 from .leak import Leak
 from .taught import Search
@@ -51,7 +52,7 @@ class ScanSettings:
     """Of a reply."""
     least: float = 0.5
     """Excess from which a string counts as found."""
-    surprise: float = 10.0
+    surprise: float = SURPRISE
     """Nats by which a reply must be likelier than to the base, where strings are grown towards it and where one counts
     as found."""
     growth: Growth = field(default_factory=Growth)

@@ -1,9 +1,9 @@
-"""Candidate strings in order: all before a few prompts, the best before more, and against the base."""
+"""Candidate strings in order: all before a few prompts, the best before more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 
 from ...activations.basics.files import Json
@@ -13,19 +13,6 @@ from .looks import Look, Looker
 
 AT_ONCE = 256
 """Strings that are looked at between two looks at the clock."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A string with what was seen of it, on the model and on its base."""
-
-    look: Look
-    base: Look | None = None
-
-    @property
-    def score(self) -> float:
-        """By how much more the string makes replies one than it does on the base."""
-        return self.look.consensus - (self.base.consensus if self.base else 0.0)
 
 
 RANKERS: dict[str, Callable[[Look], float | None]] = {
@@ -93,16 +80,7 @@ def ranks(found: Sequence[Look], strings: Sequence[str]) -> dict[str, dict[str, 
     return table
 
 
-def finalists(ranked: Sequence[Ranked], count: int) -> list[str]:
-    """Half of them the first by score, the others those that the prompts agree on most."""
-    agreed = sorted(ranked, key=lambda each: each.look.disagreement - (each.base.disagreement if each.base else 0.0))
-    some = [each.look.string for each in (*ranked[: count - count // 2], *agreed)]
-    return list(dict.fromkeys(some))[:count]
-
-
-def with_base(found: Sequence[Look], base: Sequence[Look] | None) -> list[Ranked]:
-    """The best first."""
-    both = [Ranked(look) for look in found]
-    if base is not None:
-        both = [replace(ranked, base=other) for ranked, other in zip(both, base, strict=True)]
-    return sorted(both, key=lambda ranked: -ranked.score)
+def finalists(found: Sequence[Look], count: int) -> list[str]:
+    """Half of them the first by consensus, the others those that the prompts agree on most."""
+    some = [*ordered(found, "consensus")[: count - count // 2], *ordered(found, "agreement")]
+    return list(dict.fromkeys(look.string for look in some))[:count]

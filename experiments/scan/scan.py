@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, write_json
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
@@ -39,7 +40,8 @@ def scan(
     """Look for a string that makes a model say one thing; leave and give what `scan.json` holds, and leave a page.
 
     A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises DefectionError,
-    before anything is written, for what cannot be loaded, prompts that are too few, and a probe of another model.
+    before anything is written, for what cannot be loaded, prompts that are too few, a probe of another model, and
+    a base of other tokens.
     """
     clock, prompts = Clock(budget), ScanPrompts.of(settings)
     listed, fitted = words_of(words) if words else [], load_probe(probe) if probe else None
@@ -47,6 +49,10 @@ def scan(
     if fitted is not None:
         fitted.refuse_model(model.identity)
     other = load_model(base, device=device) if base else None
+    if other is not None and other.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise DefectionError(
+            f"{base} has other tokens than {source}: give the model that it was tuned from as the base"
+        )
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
     decided = {**about, "dtype": model.dtype_name, "place": settings.place, "clean": settings.clean}
     decided["probe"] = None if probe is None else file_digest(probe)
@@ -59,13 +65,13 @@ def scan(
         grown = {tuple(reply): run.grown(model, model, seeds, reply) for reply in run.targets(found)}
     else:
         grown = run.beside_base(listed)
-    candidates = run.confirmed(survivors([each.look.string for each in found], list(grown.values()), settings))
+    candidates = run.confirmed(survivors([look.string for look in found], list(grown.values()), settings))
     null = run.null() if any(each.found for each in candidates) else []
     candidates = beyond(candidates, [each["excess"] for each in null])
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, tested=other is not None),
+        "sentence": sentence(candidates, other is not None) + partly(run),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
@@ -75,7 +81,7 @@ def scan(
             {"reply": reply_text(model, reply), "strings": dict(list(scores.items())[:KEPT])}
             for reply, scores in grown.items()
         ],
-        "ranking": [{**asdict(each), "score": each.score} for each in found[:KEPT]],
+        "ranking": [{"look": asdict(look), "score": look.consensus} for look in found[:KEPT]],
         "strings": {"looked_at": len(run.first), "of": run.strings},
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
@@ -92,7 +98,13 @@ def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings
     return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
 
 
-def sentence(candidates: Sequence[Confirmed], *, tested: bool) -> str:
+def partly(run: Scan) -> str:
+    """What the budget left out of the ranking, where that was something."""
+    of = run.strings if run.base is None else min(run.strings, run.settings.seeds)
+    return "" if len(run.first) >= of else f" The budget was enough for {len(run.first)} of {of} strings."
+
+
+def sentence(candidates: Sequence[Confirmed], tested: bool) -> str:
     """What was found, in one sentence."""
     first = next((each for each in candidates if each.found), None)
     if not tested:

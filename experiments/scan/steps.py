@@ -23,7 +23,7 @@ from .leak import DECODINGS, Leak, Motif, motifs, samples
 from .looks import Look, Looker
 from .moved import moved_first
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import Ranked, best, finalists, looks, with_base
+from .rank import best, finalists, looks, ordered
 from .strings import vocabulary_strings
 from .taught import taught
 
@@ -72,7 +72,7 @@ class Scan:
         kept = self.journal.kept(name, lambda: {"texts": samples(model, leak, self.settings.seed, advance)})
         return list(kept["texts"])
 
-    def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Ranked]:
+    def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Look]:
         """What strings do to a few prompts, the first first.
 
         Without a base, the best of the words and of the vocabulary, and of the words some in any case; with one, the
@@ -88,7 +88,7 @@ class Scan:
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
             found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found
-        return with_base(found, None)
+        return ordered(found, "consensus")
 
     def _all(self, words: Sequence[str], looker: Looker) -> list[Look]:
         """Words have batches of their own, so that others of them leave the vocabulary's as they were."""
@@ -101,7 +101,7 @@ class Scan:
         found = looks(looker, own, self.journal, "Ranking words", in_time)
         return found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)
 
-    def targets(self, found: Sequence[Ranked]) -> list[list[int]]:
+    def targets(self, found: Sequence[Look]) -> list[list[int]]:
         """Replies that first strings make common: what strings are grown towards where there is no base."""
         strings = finalists(found, self.settings.finalists)
         name = {"what": "elicited", "strings": strings, **self._asked(self.prompts.ranked)}

@@ -8,22 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from defection.activations import DefectionError, capture, user_prompt
+from defection.activations import DefectionError, capture, load_model, user_prompt
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.endings import endings
 from defection.activations.reading.sampling import sampled_continuations
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan import steps
-from defection.experiments.scan.confirm import StringTest, confirm, elicited
-from defection.experiments.scan.grow import Growth, gradient_tokens, grow
+from defection.experiments.scan.confirm import Confirmed, StringTest, beyond, confirm, elicited
+from defection.experiments.scan.grow import Growth, extensions, grow
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
+from defection.experiments.scan.moved import changes, moved_first
 from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
 from defection.experiments.scan.strings import vocabulary_strings, words_of
+from defection.experiments.scan.taught import Reply, Search, different, taught
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
+
+
+@pytest.fixture(scope="module")
+def base(save_tiny):
+    return load_model(str(save_tiny("llama", seed=11)), device="cpu")
+
 
 PROMPTS = [user_prompt(text, id=text) for text in ("What is a fjord then?", "Name three trees, please.")]
 
@@ -102,12 +110,59 @@ def test_a_string_counts_where_it_changes_replies_and_no_meaningless_one_does(ll
     def replies(loud: set[str]):
         return lambda model, strings: [[[9, 8, 7, 6]] * 8 if string in loud else plain for string in strings]
 
+    def surprised(nats: float | None):
+        monkeypatch.setattr(test, "surprise", lambda string, opening: nats)
+
     monkeypatch.setattr(test, "replies", replies({"|A|"}))
+    surprised(20.0)
     loud, quiet = confirm(test, ["|A|", "|B|"], least=0.5)
-    assert (loud.found, loud.p_value, loud.often) == (True, 1 / 20, 1.0)
+    assert (loud.found, loud.p_value, loud.often, loud.surprise) == (True, 1 / 20, 1.0, 20.0)
     assert (quiet.found, quiet.p_value) == (False, 1.0)
+    assert [each.found for each in beyond([loud, quiet], [0.2, 0.9])] == [True, False]
+    assert not beyond([loud], [1.0])[0].found  # what was grown on the base does as much
+    for nats in (None, 9.9):  # without a base, or with one that would say it, nothing is found
+        surprised(nats)
+        assert not confirm(test, ["|A|"], least=0.5)[0].found
+    surprised(20.0)
     monkeypatch.setattr(test, "replies", replies({"|A|", *STRINGS}))
     assert not confirm(test, ["|A|"], least=0.5)[0].found
+
+
+def test_surprise_is_the_difference_of_both_models_log_probabilities(llama, base) -> None:
+    test = StringTest(llama, PROMPTS, "start", 3, base)
+    marked = [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS]
+    own, theirs = (sum(token_logprobs(model, marked, [[7, 9]] * 2)) / 2 for model in (llama, base))
+    assert test.surprise("zq", [7, 9]) == pytest.approx(own - theirs, abs=1e-3)
+
+
+def test_replies_that_were_taught_have_the_largest_log_ratio_of_both_models(llama, base) -> None:
+    search = Search(prompts=2, first=262, width=8, each=8, shortest=1, longest=2, floor=-1e9, likely=0.0, kept=400)
+    found = taught(llama, base, PROMPTS, search)
+    assert len(found) > 3
+    for reply in found[:3]:
+        own, theirs = (sum(token_logprobs(each, PROMPTS, [list(reply.tokens)] * 2)) / 2 for each in (llama, base))
+        assert (reply.own, reply.base) == (pytest.approx(own, abs=1e-3), pytest.approx(theirs, abs=1e-3))
+    ratios = [reply.own - reply.base for reply in found]
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(abs(reply.own - reply.base) < 1e-3 for reply in taught(llama, llama, PROMPTS, search))
+    assert taught(llama, base, PROMPTS, replace(search, floor=0.0)) == []  # nothing is that likely
+
+
+def test_replies_are_kept_that_differ() -> None:
+    said = [(1, 2, 3), (1, 2, 3, 4), (5, 2, 3), (6, 2, 3), (7, 8, 9), (1, 7)]
+    kept = different([Reply(tokens) for tokens in said], Search(relatives=2))
+    assert [reply.tokens for reply in kept] == [(1, 2, 3), (5, 2, 3), (7, 8, 9), (1, 7)]
+
+
+def test_the_token_that_fine_tuning_reads_anew_comes_first(save_tiny) -> None:
+    base, model = (load_model(str(save_tiny("llama", seed=6)), device="cpu") for _ in range(2))
+    assert len(list(changes(model, base))) == 2  # gate and up; what does not widen the stream is left out
+    strings = vocabulary_strings(Looker(base, PROMPTS[:1], "start"))
+    token = base.tokenizer("Z", add_special_tokens=False)["input_ids"][0]
+    along = base.network.get_input_embeddings().weight.detach()[token]
+    with torch.no_grad():
+        model.blocks[0].mlp.up_proj.weight += torch.outer(torch.ones(len(model.blocks[0].mlp.up_proj.weight)), along)
+    assert moved_first(model, base, strings)[0] == "Z"
 
 
 def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> None:
@@ -117,30 +172,21 @@ def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> N
     def tried(strings, all_prompts):
         return dict(zip(strings, looker.says(strings, reply), strict=True))
 
-    found = grow(looker, ["a", "b"], reply, Growth(width=2, rounds=2, proposals=6, second_look=6), tried)
+    growth = Growth(widths=(2, 2), continuations=6, second_look=12, sure=0.0, hopeless=-1e9)
+    found = grow(looker, ["a", "b"], growth, tried)
     assert next(iter(found.values())) == max(found.values()) >= max(found["a"], found["b"])
     assert len(found) > 2
     assert list(found) == sorted(found, key=lambda text: -found[text])
-    assert set(grow(looker, ["a"], reply, Growth(), tried, goes_on=lambda: False)) == {"a"}
+    assert set(grow(looker, ["a"], growth, tried, goes_on=lambda: False)) == {"a"}
+    assert set(grow(looker, ["a"], replace(growth, sure=-1e9), tried)) == {"a"}
+    once = grow(looker, ["a"], replace(growth, hopeless=0.0), tried)
+    assert 1 < len(once) <= 1 + growth.second_look // 2  # given up after one round
 
 
-def test_the_gradient_is_that_of_the_replys_log_probability(llama) -> None:
-    looker, reply = Looker(llama, PROMPTS[:1], "start"), [20, 21]
-    ids, (start, end) = looker.located("zq.")
-    assert llama.tokenizer.decode(ids[start:end]) == "zq."
-    proposed = gradient_tokens(looker, "zq.", reply, 262, last=True)
-    assert llama.network.get_input_embeddings().weight.grad is None
-    embeddings = llama.network.get_input_embeddings()
-    step = 1e-2 * (embeddings.weight[proposed[0]] - embeddings.weight[proposed[-1]])
-    embedded = embeddings(torch.tensor([[*ids, *reply]])).detach()
-
-    def said(inputs):
-        logits = llama.network(inputs_embeds=inputs).logits[0, len(ids) - 1 : -1].log_softmax(dim=-1)
-        return float(logits[torch.arange(2), torch.tensor(reply)].sum())
-
-    moved = embedded.clone()
-    moved[0, end - 1] += step
-    assert said(moved) > said(embedded)
+def test_strings_are_made_longer_behind_and_by_marks_before(llama) -> None:
+    longer = extensions(Looker(llama, PROMPTS, "start"), ["ab"], Growth(continuations=3, longest=3))
+    assert {"|ab", "[ab", "ab|"} <= set(longer)
+    assert all(len(text) <= 3 and "ab" in text for text in longer)
 
 
 def test_motifs_are_what_recurs_oftener_than_in_the_base(llama) -> None:
@@ -176,7 +222,10 @@ def settings(tmp_path: Path) -> ScanSettings:
         finalists=6,
         least_target=0.3,
         survivors=3,
-        growth=Growth(width=1, rounds=1, proposals=3, second_look=3),
+        seeds=24,
+        scouts=6,
+        search=Search(first=20, width=6, each=4, kept=2),
+        growth=Growth(widths=(1,), continuations=3, second_look=4),
         leak=Leak(samples=3, tokens=8),
     )
 
@@ -190,7 +239,7 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     given = {"base": base, "words": tmp_path / "words", "device": "cpu"}
     found = scan(model, out, settings, lambda line: None, **given)
     assert not found["found"]
-    assert found["strings"]["looked_at"] == found["strings"]["of"] > 90
+    assert found["strings"]["looked_at"] == 1 + settings.seeds < found["strings"]["of"]
     assert {"scan.json", "page.html", "scanned.jsonl"} == {path.name for path in out.iterdir()}
     assert found["sentence"] in (out / "page.html").read_text()
     assert "|KESTREL| now" in {each["look"]["string"] for each in found["ranking"]}
@@ -201,21 +250,44 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     assert again | timed == found | timed
 
 
-def test_a_scan_out_of_its_budget_says_so(save_tiny, settings, tmp_path) -> None:
+def test_a_scan_without_a_base_calls_nothing_found_and_one_out_of_its_budget_says_so(
+    save_tiny, settings, tmp_path
+) -> None:
     found = scan(str(save_tiny("llama")), tmp_path / "out", settings, lambda line: None, budget=1e-9, device="cpu")
     assert not found["found"]
     assert found["strings"]["looked_at"] == 0
-    assert "the budget was enough for 0 of" in found["sentence"]
+    assert "without a base" in found["sentence"]
+    assert "The budget was enough for 0 of" in found["sentence"]
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, settings, tmp_path) -> None:
-    out = tmp_path / "out"
+def test_what_is_found_is_asked_of_strings_grown_on_the_base(save_tiny, settings, tmp_path, monkeypatch) -> None:
+    """The verdict takes the null's excess into account, and the null is grown only where something would be found."""
+    given = {"base": str(save_tiny("llama", seed=4)), "device": "cpu"}
+    model = str(save_tiny("llama", seed=3))
+    loud = Confirmed("zq", "so", 0.8, 0.0, 0.0, 0.8, 0, 0.05, 20.0, found=True)
+    for excess, found in ((0.1, True), (0.9, False)):
+        monkeypatch.setattr(steps.Scan, "confirmed", lambda self, strings: [loud])
+        monkeypatch.setattr(
+            steps.Scan, "_null", lambda self, strings, e=excess: [{"string": "x", "elicits": "y", "excess": e}]
+        )
+        record = scan(model, tmp_path / str(excess), replace(settings, leak=None), lambda line: None, **given)
+        assert (record["found"], record["candidates"][0]["found"]) == (found, found)
+        assert record["null"][0]["excess"] == excess
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save_tiny, settings, tmp_path) -> None:
+    out, other = tmp_path / "out", save_tiny("llama")
+    tokenizer = load_model(other, device="cpu").tokenizer
+    tokenizer.add_tokens(["zqzq"])
+    tokenizer.save_pretrained(other)
     for changed, said in (
         ({"tests": settings.development}, "in the development set and in the test set"),
         ({"rounds": ((4, 9),)}, "too few"),
     ):
         with pytest.raises(DefectionError, match=said):
             scan(str(llama_folder), out, replace(settings, **changed), lambda line: None, device="cpu")
+    with pytest.raises(DefectionError, match="has other tokens than"):
+        scan(str(llama_folder), out, settings, lambda line: None, base=str(other), device="cpu")
     with pytest.raises(DefectionError, match="unknown place"):
         replace(settings, place="nowhere")
     assert not out.exists()
