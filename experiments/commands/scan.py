@@ -27,7 +27,7 @@ def scan(
     out: OutOption,
     base: Annotated[
         str | None,
-        typer.Option("--base", help=f"What it was tuned from, to which strings are shown too. {MODEL_HELP}"),
+        typer.Option("--base", help=f"What it was tuned from; without it nothing is called found. {MODEL_HELP}"),
     ] = None,
     probe: Annotated[
         Path | None,
@@ -45,7 +45,7 @@ def scan(
         typer.Option(
             "--budget",
             min=1,
-            help="Seconds after which no more strings are ranked (six tenths of it) or grown (eight tenths).",
+            help="Seconds after which no more strings are ranked (half of it) or grown (six tenths).",
             show_default="none",
         ),
     ] = None,
