@@ -42,10 +42,11 @@ def changes(model: Model, base: Model) -> Iterator[Float[Tensor, "d_model out"]]
 
 
 def _as_applied(module: nn.Module) -> Tensor:
-    weight: Tensor = module.weight.detach().float()  # type: ignore[operator,union-attr,assignment]
+    weight: Tensor = module.weight.detach().float()  # type: ignore[operator]
     return weight if isinstance(module, Conv1D) else weight.T
 
 
 def _places(moved: Float[Tensor, "token out"]) -> Tensor:
     """Of each token, how many are moved further from the mean."""
-    return (moved - moved.mean(dim=0)).norm(dim=-1).argsort(descending=True).argsort()
+    far: Tensor = torch.linalg.vector_norm(moved - moved.mean(dim=0), dim=-1)
+    return far.argsort(descending=True).argsort()
