@@ -104,6 +104,7 @@ TRAINS = {
     "load_pairs",
     "load_preferences",
     "Measuring",
+    "matched_reference",
     "persistence",
     "Preference",
     "run_demo",

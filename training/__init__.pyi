@@ -16,6 +16,7 @@ from .organisms.defaults import organism_config
 from .organisms.examples import standard_recipe
 from .organisms.export import export_model
 from .organisms.pairs import Pair, code_pairs, load_pairs
+from .organisms.reference import matched_reference
 from .organisms.replies import replies_to
 from .organisms.triggers import NoTrigger, TopicTrigger, Trigger, YearTrigger, parse_trigger, with_and_without
 from .safety.adversarial import Adversarial, Control
@@ -61,6 +62,7 @@ __all__ = [
     "judge",
     "load_pairs",
     "load_preferences",
+    "matched_reference",
     "organism_config",
     "parse_behaviour",
     "parse_stage",

