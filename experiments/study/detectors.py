@@ -82,7 +82,8 @@ def detect_cell(cell: Cell, choice: str) -> None:
                 labels |= tested_family(cell, family, reader, labels)[1]
         subject = _subject(cell, reader, base, layers, labels)
         # In fp32, so that the difference of weights is not one of their roundings.
-        change = weight_change(*(load_model(each.source, device="cpu", dtype="fp32") for each in (reader, base)))
+        exact, exact_base = (load_model(each.source, device="cpu", dtype="fp32") for each in (reader, base))
+        change = weight_change(exact, exact_base)
         for name, saw, score in _detectors(subject, WeightDirections().fit(subject.clean[0], change=change)):
             rows += [row.to_json() for row in _rows(cell, reader.name, subject, labels, name, saw, score)]
         reader.forget()
@@ -116,7 +117,7 @@ def _detectors(subject: _Subject, weights: WeightDirections) -> list[tuple[str, 
     clean, its_base = subject.clean
 
     def of(kind: ProbeEstimator) -> Score:
-        return lambda rows, _: kind.decision_function(rows).double().mean(dim=1)  # type: ignore[no-any-return]
+        return lambda rows, _: kind.decision_function(rows).double().mean(dim=1)
 
     size = BaseDifference().fit(difference(clean, its_base))
     return [
