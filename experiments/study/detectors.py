@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -39,6 +40,13 @@ Score = Callable[[Residuals, Residuals], Tensor]
 """Of a model's residuals, and of the base's on the same prompts: [prompt]."""
 
 
+class Kept(TypedDict):
+    """What `detectors.json` keeps of an organism."""
+
+    key: str
+    rows: list[Json]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorRow(Figures):
     """One detector on one model and family; its alarm is conformal, on clean prompts that no fit has seen."""
@@ -62,9 +70,10 @@ class _Subject:
 def read_detectors(cell: Cell, choice: str) -> list[Json] | None:
     """The rows on an organism; None where they were not measured under this choice, as by earlier versions."""
     path = cell.folder / DETECTORS_FILE
-    record = read_json(path) if path.exists() else {}
-    rows: list[Json] = record.get("rows", [])
-    return rows if record.get("key") == _key(cell, choice) else None
+    if not path.exists():
+        return None
+    kept = read_json(path, Kept)
+    return kept["rows"] if kept["key"] == _key(cell, choice) else None
 
 
 def detect_cell(cell: Cell, choice: str) -> None:
