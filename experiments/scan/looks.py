@@ -63,7 +63,11 @@ class Looker:
         self.model, self.prompts, self.place = model, list(prompts), place
         self.probe, self.convergence = probe, convergence
         self.layers = range(model.n_layers) if probe or convergence else ()
-        self.clean = torch.cat([thoughts(model, [row.ids], self.layers)[0] for row in rendered(model, self.prompts)])
+
+    @cached_property
+    def clean(self) -> Float[Tensor, "prompt token"]:
+        """Log-probabilities of what comes next without a string."""
+        return torch.cat([thoughts(self.model, [row.ids])[0] for row in rendered(self.model, self.prompts)])
 
     def rows(self, strings: Sequence[str], prompt: Prompt, reply: int = 0) -> list[Rendered]:
         """A prompt with each string, as the model is given it."""
