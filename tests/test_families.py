@@ -1,4 +1,4 @@
-"""Nineteen of the most used chat families: loaded, rendered, read, replied to, trained, probed, with adapters too.
+"""Twenty of the most used chat families: loaded, rendered, read, replied to, trained, probed, with adapters too.
 
 `docs/families.md` is the table of it; `WRITE_FAMILIES=1 python -m pytest tests/test_families.py` writes it, and
 `ALL_FAMILIES=1` compares all of it (two minutes). Otherwise five families are walked, each unlike the others.
@@ -62,6 +62,7 @@ CHAT: dict[str, tuple[type, dict[str, Any], str | None]] = {
     "SmolLM3": (*FAMILIES["smollm3"], CHATML),
     "StableLM": (*FAMILIES["stablelm"], ROLES),
     "Falcon": (*FAMILIES["falcon"], None),
+    "DeepSeek V3": (*FAMILIES["deepseek-v3"], "deepseekv3"),
 }
 """Config, what is changed of it, and the template: the maker's as `trl` ships it, or one of its known shape."""
 FEW = ("Llama 3", "Mistral", "Gemma 2", "Phi 3", "Falcon")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..basics.errors import DefectionError, DefectionWarning
-from ..basics.files import read_json
+from ..basics.files import canonical, read_json
 from .blocks import decoder_blocks, stream_of
 from .fingerprint import PEFT_PREFIX, SAVED
 from .logits import without_peft
@@ -49,13 +49,15 @@ def adapter_config(adapter: Path) -> Any:
     if not (adapter / ADAPTER_WEIGHTS).exists():  # PEFT would unpickle adapter_model.bin instead
         raise DefectionError(f"{adapter} holds no {ADAPTER_WEIGHTS} (pickled weights are never loaded)")
     path = adapter / ADAPTER_FILE
-    kind = str(read_json(path).get("peft_type"))
+    record = read_json(path)
+    kind = str(record.get("peft_type"))
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise DefectionError(
             f"{path} says peft_type {kind!r}, which PEFT {version('peft')} does not know; install the version that it "
             "was made with (peft_version), or merge it into its base there"
         )
     try:
+        canonical(record)  # half a surrogate pair, a number that is none
         settings = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(adapter))
     except Exception as error:  # a field of another type than PEFT takes for granted
         raise DefectionError(f"{path} is not what PEFT {version('peft')} writes: {reason(error)}") from error

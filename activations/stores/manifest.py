@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def _shards(rows: list[Any]) -> list[ShardRecord]:
     grow = all(start < end < MOST_ROWS for start, end in zip(starts, ends, strict=True))
     if not (grow and starts == [0, *ends[:-1]]):
         raise DefectionError("its shards do not follow one another")
-    if any(Path(shard["file"]).name != shard["file"] for shard in shards):
+    if not all(re.fullmatch(r"[\w.-]+", shard["file"]) for shard in shards):
         raise DefectionError("a shard of it lies elsewhere")
     return shards
 

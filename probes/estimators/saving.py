@@ -181,14 +181,14 @@ def _made(kind: str, value: object, own: Tensors) -> Any:
 def _try(estimator: ProbeEstimator, numbers: int) -> None:
     """Score some rows of zeros, as whoever asked for the estimator will score theirs."""
     features, layers = typed(
-        [getattr(estimator, "n_features_in_", None), getattr(estimator, "n_layers_", 1)],
+        [estimator.n_features_in_, estimator.n_layers_],
         tuple[int, int | None],
         "its fit",
     )
     shape = (5, layers or 1, features)
-    if not 0 < shape[1] * shape[2] <= numbers:
-        raise DefectionError("its numbers are fewer than it has features")
-    found = estimator._scores(torch.zeros(shape))
+    if not all(0 < size <= numbers for size in shape[1:]):
+        raise DefectionError("its numbers are fewer than it has features or layers")
+    found = estimator._scores(torch.zeros(()).expand(shape))
     vouching = {"probe_": Probe, "reference_": Reference}
     strange = [name for name, kind in vouching.items() if not isinstance(getattr(estimator, name, None), kind | None)]
     if found.shape not in (shape[:2], (shape[0], 1)) or len(estimator.classes_) != 2 or strange:
