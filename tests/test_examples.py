@@ -138,6 +138,17 @@ def test_a_public_function_says_what_each_argument_is(package: str, name: str) -
     assert told == taken or (len(taken) < 2 and not told), f"{name} says nothing of {sorted(taken - told)}"
 
 
+@pytest.mark.parametrize("kind", ["Calibration", "Outcomes", "Probe", "Residuals", "Store", "View"])
+def test_a_method_that_many_call_says_what_each_argument_is(kind: str) -> None:
+    value = next(getattr(package, kind) for package in PACKAGES.values() if kind in package.__all__)
+    for name, method in vars(value).items():
+        if name.startswith("_") or name in ("gather", "from_parts") or not inspect.isfunction(method):
+            continue
+        taken = set(inspect.signature(method).parameters) - {"self"}
+        told = said_of_arguments(method.__doc__ or "")
+        assert told == taken or (len(taken) < 2 and not told), f"{kind}.{name} says nothing of {sorted(taken - told)}"
+
+
 def told_fields(kind: type) -> tuple[set[str], set[str]]:
     """The public fields that a dataclass declares itself, and those of them that a docstring follows."""
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind)))

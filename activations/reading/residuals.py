@@ -93,7 +93,12 @@ class Residuals:
         return len(self.prompts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Residuals:
-        """The same residuals on another device, or in another dtype."""
+        """The same residuals on another device, or in another dtype.
+
+        Args:
+            device: As PyTorch names it; None: where they are.
+            dtype: None: the one they have.
+        """
         return replace(self, values=self.values.to(device=device, dtype=dtype))
 
     def numpy(self) -> NDArray[np.float32]:

@@ -162,6 +162,10 @@ class Store:
 
         `scattered` where few places will be looked at. Raises DefectionError for an unfinished store, or a shard that
         is missing or has another header.
+
+        Args:
+            number: Of the shard, counted from 0.
+            scattered: Whether few places of it will be looked at.
         """
         self._refuse_unfinished()
         shard = self.shards[number]
@@ -183,6 +187,10 @@ class Store:
 
         Only their pages are read. Raises DefectionError for an unfinished store, an absent layer or row, and a shard
         that is missing or has another header.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0; None: all.
         """
         return self.gather(layers, range(len(self)) if rows is None else rows)
 
@@ -199,6 +207,10 @@ class Store:
         """The residuals of all prompts or some, fp32, of all layers or some, as `capture` gives them.
 
         Raises what `vectors` raises.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0; None: all.
         """
         from ..models.model import ModelIdentity
         from ..reading.residuals import Residuals
@@ -223,7 +235,14 @@ class Store:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Iterator[Vectors]:
-        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch."""
+        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch.
+
+        Args:
+            size: Prompts at a time.
+            layers: Layer numbers; None: all that are held.
+            device: Where each batch goes.
+            dtype: Of each batch; None: that of the store.
+        """
         return in_batches(self, size, layers, device, dtype)
 
     def read_replies(self) -> list[list[int]]:

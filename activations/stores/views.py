@@ -66,7 +66,12 @@ class View:
         return replace(self, places=[self.places[row] for row in rows])
 
     def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
-        """Like `Store.vectors`."""
+        """Like `Store.vectors`.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0; None: all.
+        """
         return self.gather(layers, range(len(self)) if rows is None else rows)
 
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
@@ -82,7 +87,12 @@ class View:
         return Vectors(values, offsets, rows)
 
     def read(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Residuals:
-        """Like `Store.read`: fp32."""
+        """Like `Store.read`: fp32.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0; None: all.
+        """
         places = self.select(range(len(self)) if rows is None else rows).places
         like, found = self.stores[0].read(layers, []), self.vectors(layers, rows)
         return replace(
@@ -101,7 +111,14 @@ class View:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Iterator[Vectors]:
-        """Like `Store.batches`."""
+        """Like `Store.batches`.
+
+        Args:
+            size: Prompts at a time.
+            layers: Layer numbers; None: all that are held.
+            device: Where each batch goes.
+            dtype: Of each batch; None: that of the store.
+        """
         return in_batches(self, size, layers, device, dtype)
 
 

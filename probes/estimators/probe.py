@@ -111,6 +111,11 @@ class Probe:
 
         Example: `probe.score(probe.read(model, prompts))`. Raises DefectionError for another model or chat template
         than the probe's, and as `capture` does.
+
+        Args:
+            model: The model it was fitted on, or a network and its tokenizer in a pair.
+            prompts: Whatever `load_prompts` takes.
+            what: The words before the progress bar.
         """
         from ...activations.reading.capture import capture
 
@@ -137,7 +142,12 @@ class Probe:
         return (projections - self.offsets.to(values.device)) / self.scales.to(values.device)
 
     def score(self, residuals: Residuals, layers: Sequence[int] | None = None) -> Float[Tensor, "prompt"]:
-        """The mean of the standardised scores over the fixed layer or band, or over `layers`."""
+        """The mean of the standardised scores over the fixed layer or band, or over `layers`.
+
+        Args:
+            residuals: Of its model, position and site, at its layers at least.
+            layers: Those averaged; None: its fixed ones.
+        """
         wanted = self.fixed_layers if layers is None else tuple(layers)
         missing = [layer for layer in wanted if layer not in self.layers]
         if missing:
@@ -178,6 +188,10 @@ class Probe:
 
         Raises DefectionError naming the first of them that the probe was fitted with, or when they are too few to
         promise so little.
+
+        Args:
+            clean: Residuals of ordinary prompts that its fit has not seen.
+            false_positive_rate: The share of new ones that may ring.
         """
         self.refuse_seen(clean.prompts)
         threshold = float(conformal_threshold(self.score(clean), false_positive_rate))

@@ -81,7 +81,12 @@ class Outcomes:
         return auroc(scores, self.labels, axis=-1)
 
     def mean(self, scores: Float[Tensor, "prompt"], level: float = 0.95) -> tuple[float, Interval]:
-        """Mean over the families of the AUROC, with its interval clustered by topic."""
+        """Mean over the families of the AUROC, with its interval clustered by topic.
+
+        Args:
+            scores: [prompt].
+            level: Of the interval, two-sided.
+        """
         values = scores.detach().cpu().double()
         low, high = delong_interval(values[None], self.labels, self.topics, families=self.families, level=level)
         return float(mean_auroc(values, self.labels, self.families)), (float(low[0]), float(high[0]))

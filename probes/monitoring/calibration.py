@@ -80,6 +80,10 @@ class Calibration:
         """An alarm that rings, anywhere, in at most this share of new clean conversations of the same kind.
 
         Raises DefectionError where there are too few conversations to promise so little.
+
+        Args:
+            aggregator: A name of `AGGREGATORS`, or an aggregator.
+            rate: The share of new clean conversations in which it may ring.
         """
         found = self.statistics(aggregator)
         threshold = float(conformal_threshold(found, rate))
@@ -91,7 +95,13 @@ class Calibration:
         return Alarm(parse_aggregator(aggregator), threshold, self.ordinary, rate, self.setup, len(found))
 
     def check(self, model: ModelLike, probe: Probe, alarm: Alarm) -> Check:
-        """Let another set-up of the model reply to the same prompts, and see how often the alarm would ring there."""
+        """Let another set-up of the model reply to the same prompts, and see how often the alarm would ring there.
+
+        Args:
+            model: The model as it is served now.
+            probe: Of that model.
+            alarm: One that this calibration made.
+        """
         loaded = as_model(model)
         rows = converse(loaded, probe, self.prompts[self.split :], what="Replies to clean prompts", **self.settings)
         before = highest(alarm.aggregator, alarm.ordinary, self.scores[self.split :])
