@@ -30,6 +30,8 @@ from .registry import KINDS
 from .traffic import TrafficVerdict
 
 ESTIMATOR_SCHEMA = 1
+WIDEST = 2**16
+"""Features that are tried in any case, since a kind may keep fewer numbers than it has of them."""
 ESTIMATOR_HEADER = "defection_estimator"
 BY_NAME: dict[str, type[ProbeEstimator]] = {kind.name: kind for kind in KINDS} | {LayerEnsemble.name: LayerEnsemble}
 Tensors = dict[str, Tensor]
@@ -186,7 +188,7 @@ def _try(estimator: ProbeEstimator, numbers: int) -> None:
         "its fit",
     )
     shape = (5, layers or 1, features)
-    if not all(0 < size <= numbers for size in shape[1:]):
+    if not (0 < shape[1] <= numbers and 0 < features <= max(numbers, WIDEST)):
         raise DefectionError("its numbers are fewer than it has features or layers")
     found = estimator._scores(torch.zeros(()).expand(shape))
     vouching = {"probe_": Probe, "reference_": Reference}
