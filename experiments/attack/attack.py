@@ -229,7 +229,7 @@ def _registered(
     prompts: AttackPrompts,
 ) -> Json:
     probes = [
-        {"name": name, "estimator": probe.estimator, "saw": probe.saw, "contrast": probe.contrast["name"]}
+        {"name": name, "estimator": probe.estimator, "saw": probe.saw, "contrast": probe.contrast.get("name", "")}
         for name, probe in known
     ]
     return {

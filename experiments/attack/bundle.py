@@ -92,4 +92,4 @@ def prompts_read(
 
 def questions_of(probe: Probe) -> list[Prompt]:
     """The texts that a probe was fitted on, as its file has them."""
-    return load_prompts([dict(text) for text in probe.contrast["texts"]])
+    return load_prompts([dict(text) for text in probe.contrast.get("texts", ())])

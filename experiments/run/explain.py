@@ -64,7 +64,7 @@ def explain(
     read = probe.read(model, studied.prompts, what="Reading the prompts")
     found = Explanation(
         {
-            "probe": {"estimator": probe.estimator, "contrast": probe.contrast["name"], "saw": probe.saw},
+            "probe": {"estimator": probe.estimator, "contrast": probe.contrast.get("name", ""), "saw": probe.saw},
             "fixed_layers": list(probe.fixed_layers),
             "model": model.identity.to_json(),
             "computed_in": model.dtype_name,
@@ -128,7 +128,7 @@ def _cosines(
 
 def contrast_texts(probe: Probe) -> list[Prompt]:
     """The texts the probe was fitted on, as its file keeps them; none for a monitor."""
-    lines = [json.dumps(text) for text in probe.contrast["texts"]]
+    lines = [json.dumps(text) for text in probe.contrast.get("texts", ())]
     return parse_prompts("\n".join(lines), "the probe's contrast set") if lines else []
 
 

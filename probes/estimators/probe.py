@@ -34,8 +34,8 @@ ALARM_RATE = 0.01
 PROBE_HEADER = "defection_probe"
 
 
-class ContrastRecord(TypedDict):
-    """The texts that a fit saw in full, and what their sets are called."""
+class ContrastRecord(TypedDict, total=False):
+    """The texts that a fit saw in full, and what their sets are called; empty where there were none."""
 
     name: str
     texts: list[dict[str, Any]]

@@ -109,7 +109,7 @@ def transfer_matrix(
                         fitted_on=name,
                         scored_on=scored_on,
                         estimator=probe.estimator,
-                        contrast=str(probe.contrast["name"]),
+                        contrast=probe.contrast.get("name", ""),
                         layer=band_name(layers),
                         test_set=test_set,
                         mapped=mapped,

