@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..basics.errors import DefectionError
-from .blocks import decoder_of
-from .modes import in_use
-from .sites import given_stream
+from .sites import given_stream, try_few_tokens
 
 
 @torch.inference_mode()
@@ -26,16 +25,16 @@ def reading_matrices(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> l
     """
     readers = [_Readers(network.get_input_embeddings().weight.shape[1]) for _ in blocks]
     handles = [handle for block, own in zip(blocks, readers, strict=True) for handle in own.watch(block)]
-    embeddings = network.get_input_embeddings().weight
-    try:
-        with in_use(network):
-            decoder_of(network)(input_ids=torch.arange(3, 11, device=embeddings.device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    try_few_tokens(network, handles)
     if (empty := next((number for number, own in enumerate(readers) if not own.found), None)) is not None:
         raise DefectionError(f"block {empty} of {type(network).__name__} has no matrix that reads its residual stream")
     return [own.found for own in readers]
+
+
+def inputs_last(matrix: Any) -> Float[Tensor, "out in"]:
+    """The weights of a linear module (fp32), a row an output, whichever way its kind keeps them."""
+    weight: Tensor = matrix.weight.detach().float()
+    return weight.T if isinstance(matrix, Conv1D) else weight
 
 
 class _Readers:

@@ -136,6 +136,12 @@ def _watched(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[_See
         for child in block.children():
             handles.append(child.register_forward_pre_hook(record.child_starts, with_kwargs=True))
             handles.append(child.register_forward_hook(record.child_ends))
+    try_few_tokens(network, handles)
+    return seen
+
+
+def try_few_tokens(network: PreTrainedModel, handles: Sequence[Any]) -> None:
+    """A forward pass of a few tokens, for the hooks of these handles to see; they are gone afterwards."""
     embeddings = network.get_input_embeddings().weight
     try:
         with in_use(network):
@@ -143,7 +149,6 @@ def _watched(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[_See
     finally:
         for handle in handles:
             handle.remove()
-    return seen
 
 
 class _Seen:

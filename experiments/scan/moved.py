@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...activations.models.model import Model
+from ...activations.models.readers import inputs_last
 
 
 def moved_first(model: Model, base: Model, strings: Sequence[str]) -> list[str]:
@@ -36,14 +37,9 @@ def changes(model: Model, base: Model) -> Iterator[Float[Tensor, "d_model out"]]
     theirs = dict(base.blocks[0].named_modules())
     for name, module in model.blocks[0].named_modules():
         if isinstance(module, nn.Linear | Conv1D) and name in theirs:
-            one, other = (_as_applied(each) for each in (module, theirs[name]))
+            one, other = (inputs_last(each).T for each in (module, theirs[name]))
             if one.shape == other.shape and one.shape[0] == model.d_model < one.shape[1]:
                 yield one - other
-
-
-def _as_applied(module: nn.Module) -> Tensor:
-    weight: Tensor = module.weight.detach().float()  # type: ignore[operator]
-    return weight if isinstance(module, Conv1D) else weight.T
 
 
 def _places(moved: Float[Tensor, "token out"]) -> Tensor:

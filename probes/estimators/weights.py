@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers.pytorch_utils import Conv1D
 
 from ...activations.basics.errors import DefectionError
 from ...activations.models.model import ModelIdentity
-from ...activations.models.readers import reading_matrices
+from ...activations.models.readers import inputs_last, reading_matrices
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.reading.residuals import Residuals
@@ -73,7 +72,7 @@ def weight_change(tuned: ModelLike, base: ModelLike, top: int = 1) -> WeightChan
             f"{other.identity.name} cannot be what {model.identity.name} was trained from: their matrices differ"
         )
     layers = [
-        torch.cat([_input_directions(_inputs_last(block[name]) - _inputs_last(known[name]), top) for name in block])
+        torch.cat([_input_directions(inputs_last(block[name]) - inputs_last(known[name]), top) for name in block])
         for block, known in zip(*read, strict=True)
     ]
     width = max(len(rows) for rows in layers)
@@ -81,11 +80,6 @@ def weight_change(tuned: ModelLike, base: ModelLike, top: int = 1) -> WeightChan
     for layer, rows in enumerate(layers[1:]):
         found[layer, : len(rows)] = rows
     return WeightChange(found, model.identity, other.identity)
-
-
-def _inputs_last(matrix: Any) -> Float[Tensor, "out d_model"]:
-    weight: Tensor = matrix.weight.detach().float()
-    return weight.T if isinstance(matrix, Conv1D) else weight
 
 
 def _input_directions(change: Float[Tensor, "out d_model"], top: int) -> Float[Tensor, "top d_model"]:
