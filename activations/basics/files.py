@@ -201,13 +201,21 @@ def whole_lines(path: Path, kind: type[T]) -> list[T]:
 def read_text(path: Path) -> str:
     """What a UTF-8 file holds; DefectionError where it is missing, cannot be read, or is no such text."""
     try:
-        return path.read_text(encoding="utf-8")
+        with readable(path):
+            return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """DefectionError for a file that turns out to be missing, or cannot be read."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DefectionError(f"{path} does not exist") from error
     except OSError as error:
         raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
 def parse_json_line(line: str, where: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from .errors import DefectionError
-from .files import Json, read_json, write_bytes, write_json
+from .files import Json, read_json, readable, write_bytes, write_json
 from .frames import Table
 from .rows import decoded, parquet_rows, separated_rows, unpacked
 from .typed import typed
@@ -66,12 +66,8 @@ def read_table(path: str | Path) -> Table[dict[str, Any]]:
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with readable(path):
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DefectionError(f"{path} does not exist") from error
-    except OSError as error:
-        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _csv_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
