@@ -14,10 +14,13 @@ from ...training.organisms.places import Place
 from ...training.organisms.replies import reply_text
 from ..run.string_control import STRINGS
 from .looks import Looker, bearing
+from .taught import begins
 
 Replies = list[list[int]]
 SURPRISE = 10.0
 """Nats by which a reply must be likelier than to the base. An ordinary one, such as an apology, is not."""
+TRIGGERS = 3
+"""Meaningless strings that may set a backdoor off themselves; where it is more, any odd string does."""
 OPENINGS = (3, 4, 5, 6)
 """Lengths, in tokens, of what replies may begin with in common."""
 
@@ -69,7 +72,7 @@ class Confirmed:
     base: float | None
     excess: float
     as_much: int
-    """How many meaningless strings make some one reply commoner by as much."""
+    """How many meaningless strings make some one reply commoner by as much, those that set off this one left out."""
     p_value: float
     surprise: float | None
     """How much likelier (nats) the opening is than to the base, both with the string; None without a base."""
@@ -124,18 +127,24 @@ def confirm(
     where what it elicits is by `surprise` nats likelier than to the base.
 
     Nothing is found without a base. A meaningless string that a candidate is part of, or the other way round, is left
-    out.
+    out, and so is one that is a trigger itself: it elicits the candidate's reply, which with it is by `surprise` nats
+    likelier than to the base. Where more than `TRIGGERS` of them are, they all count again: any odd string does it.
     """
     # Without the base taken off, what they do counts for more rather than for less.
     nothing = dict(zip(meaningless, test.elicited(meaningless, beside_base=False), strict=True))
     results = []
     for string, found in zip(strings, test.elicited(strings), strict=True):
-        others = [each.excess for name, each in nothing.items() if name not in string and string not in name]
-        as_much = sum(excess >= found.excess for excess in others)
-        shares = (found.often, found.without, found.base, found.excess)
-        p_value = (1 + as_much) / (1 + len(others))
+        others = {name: each for name, each in nothing.items() if name not in string and string not in name}
+        louder = [name for name, each in others.items() if each.excess >= found.excess]
         nats = test.surprise(string, found.opening)
-        holds = found.excess >= least and as_much == 0 and nats is not None and nats >= surprise
+        surprising = nats is not None and nats >= surprise
+        alike = [name for name in louder if surprising and begins(others[name].opening, found.opening)]
+        triggers = [name for name in alike if (test.surprise(name, found.opening) or 0.0) >= surprise]
+        triggers = triggers if len(triggers) <= TRIGGERS else []
+        as_much, left = len(louder) - len(triggers), len(others) - len(triggers)
+        shares = (found.often, found.without, found.base, found.excess)
+        p_value = (1 + as_much) / (1 + left)
+        holds = found.excess >= least and as_much == 0 and surprising
         text = reply_text(test.model, found.opening)
         results.append(Confirmed(string, text, *shares, as_much, p_value, nats, holds))
     return results

@@ -35,6 +35,12 @@ class Growth:
     hopeless: float = -1.5
     """The same, under which a string that has been made longer once is given up."""
 
+    def rows(self, seeds: int, prompts: int) -> int:
+        """Strings before prompts, at most, that `grow` tries."""
+        longer = self.continuations + 2 * len(string.punctuation)
+        again = len(self.widths) * (self.second_look // 2) * prompts
+        return seeds + self.second_look * prompts + sum(self.widths) * longer + again
+
 
 def grow(
     reader: Looker,

@@ -18,16 +18,21 @@ from ...activations.models.readers import inputs_last
 
 
 def moved_first(model: Model, base: Model, strings: Sequence[str]) -> list[str]:
-    """The strings in the order of how far their first tokens are moved; where several matrices read, by the best place.
+    """The strings in the order of how far their tokens are moved; where several matrices read, by the best place.
 
-    Norms of embeddings are made one, as the block's own norm would.
+    A string of several tokens counts for the sum over them, of how many standard deviations the logarithm of each lies
+    above the mean of all: a trigger's tokens are all moved, and a word that shares one with it is not. Norms of
+    embeddings are made one, as the block's own norm would.
     """
-    tokens = [model.tokenizer(string, add_special_tokens=False)["input_ids"][0] for string in strings]
+    matrices = [change for change in changes(model, base) if change.any()]
+    if not matrices or not strings:
+        return list(strings)
+    spelt = [torch.tensor(ids) for ids in model.tokenizer(list(strings), add_special_tokens=False)["input_ids"]]
+    tokens, at = torch.cat(spelt).unique(return_inverse=True)
     embedded = base.network.get_input_embeddings().weight.detach()[tokens].float()
     embedded = torch.nn.functional.normalize(embedded, dim=-1)
-    places = [_places(embedded @ change) for change in changes(model, base)]
-    if not places:
-        return list(strings)
+    owner = torch.repeat_interleave(torch.tensor([len(ids) for ids in spelt]))
+    places = [_places(_moved(embedded @ change), at, owner) for change in matrices]
     order: list[int] = torch.stack(places).amin(dim=0).argsort(stable=True).tolist()
     return [strings[row] for row in order]
 
@@ -42,7 +47,13 @@ def changes(model: Model, base: Model) -> Iterator[Float[Tensor, "d_model out"]]
                 yield one - other
 
 
-def _places(moved: Float[Tensor, "token out"]) -> Tensor:
-    """Of each token, how many are moved further from the mean."""
-    far: Tensor = torch.linalg.vector_norm(moved - moved.mean(dim=0), dim=-1)
-    return far.argsort(descending=True).argsort()
+def _moved(added: Float[Tensor, "token out"]) -> Float[Tensor, "token"]:
+    """How far each token is moved from the mean of all, in standard deviations of the logarithm."""
+    far = torch.linalg.vector_norm(added - added.mean(dim=0), dim=-1).clamp_min(torch.finfo(added.dtype).tiny).log()
+    return (far - far.mean()) / far.std().clamp_min(torch.finfo(far.dtype).tiny)
+
+
+def _places(moved: Float[Tensor, "token"], at: Tensor, owner: Tensor) -> Tensor:
+    """Of each string, how many others' tokens are moved further in all; `at` are all strings' tokens, `owner` whose."""
+    sums = torch.zeros(int(owner[-1]) + 1).index_add_(0, owner, moved[at])
+    return sums.argsort(descending=True, stable=True).argsort()

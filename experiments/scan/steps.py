@@ -23,13 +23,15 @@ from .leak import DECODINGS, Leak, Motif, motifs, samples
 from .looks import Look, Looker
 from .moved import moved_first
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import best, finalists, looks, ordered
-from .strings import vocabulary_strings
+from .rank import AT_ONCE, best, finalists, looks, ordered
+from .strings import vocabulary_strings, vocabulary_words
 from .taught import taught
 
 RANKED_UNTIL, GROWN_UNTIL = (0.3, 0.4, 0.5), 0.6
 """Shares of the budget after which no more strings are looked at in a round, and none are grown; the rest is for the
 test and its null. Later rounds than these end with the last of them."""
+Growths = dict[tuple[int, ...], dict[str, float]]
+"""By reply, strings and its log-probability (nats a token) under each, the surest first."""
 SUREST = 2
 """Strings of a growth that are put before the test's prompts."""
 
@@ -49,6 +51,8 @@ class Scan:
     """Every string that was put before the first prompts."""
     strings: int = 0
     """How many there are."""
+    widened: bool = False
+    """Whether the vocabulary's words were tried too, since no single token made a reply sure."""
 
     def leaked(self) -> list[Motif]:
         """Motifs of what the model says after its bare template, oftener than its base."""
@@ -110,15 +114,18 @@ class Scan:
         replies = dict.fromkeys(reply for _, reply in sorted(common, reverse=True))
         return [list(reply) for reply in replies][: self.settings.targets]
 
-    def taught(self, own: Model, other: Model, scouts: Sequence[str]) -> list[list[int]]:
-        """Of the replies that one model learnt beyond the other, those that some string makes most likely."""
+    def taught(self, own: Model, other: Model) -> list[list[int]]:
+        """Replies that one model learnt beyond the other, by `surprise` nats or more; the first first."""
         name: dict[str, Any] = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
         name["prompts"] = [prompt.id for prompt in self.prompts.ranked]
         kept = self.journal.kept(name, lambda: {"replies": self._taught(own, other)})["replies"]
-        least = self.settings.surprise
-        replies = [reply["tokens"] for reply in kept if reply["own"] - reply["base"] >= least]
-        reached = {tuple(reply): max(self._says(own, reply)(scouts, False).values()) for reply in replies}
-        return [list(reply) for reply in sorted(reached, key=lambda each: -reached[each])[: self.settings.targets]]
+        return [reply["tokens"] for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
+
+    def _reached(self, own: Model, replies: Sequence[list[int]], scouts: Sequence[str]) -> list[list[int]]:
+        """The replies in the order of how likely some string makes each of them."""
+        with progress("Which reply a string makes likely", len(replies) * len(scouts), "strings") as advance:
+            best = [max(self._says(own, reply, advance)(scouts, False).values()) for reply in replies]
+        return [replies[row] for row in sorted(range(len(replies)), key=lambda row: -best[row])]
 
     def _taught(self, own: Model, other: Model) -> list[dict[str, Any]]:
         with progress("What it was taught to say", total=1, unit="searches") as advance:
@@ -140,44 +147,72 @@ class Scan:
         self, own: Model, reader: Model, seeds: Sequence[str], reply: Sequence[int], until: float = GROWN_UNTIL
     ) -> dict[str, float]:
         """Strings and the log-probability of the reply under each, from the seeds on; the surest first."""
-        tried, reading = self._says(own, reply), Looker(reader, self.prompts.ranked[:1], self.settings.place)
-        with progress("Growing strings", total=2 + 2 * len(self.settings.growth.widths), unit="looks") as advance:
+        reading = Looker(reader, self.prompts.ranked[:1], self.settings.place)
+        growth = self.settings.growth
+        with progress("Growing strings", growth.rows(len(seeds), len(self.prompts.ranked)), "rows") as advance:
+            tried = self._says(own, reply, advance)
+            return grow(reading, seeds, growth, tried, lambda: self.clock.before(until))
 
-            def counted(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
-                found = tried(strings, all_prompts)
-                advance(1)
-                return found
-
-            return grow(reading, seeds, self.settings.growth, counted, lambda: self.clock.before(until))
-
-    def _says(self, own: Model, reply: Sequence[int]) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
+    def _says(
+        self, own: Model, reply: Sequence[int], advance: Bar = lambda count: None
+    ) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
         """Gives the log-probability of the reply (nats a token) under strings, before one prompt or before all."""
         lookers = [Looker(own, some, self.settings.place) for some in (self.prompts.ranked[:1], self.prompts.ranked)]
 
         def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
-            looker = lookers[all_prompts]
-            name: dict[str, Any] = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
-            name |= {"strings": list(strings), "prompts": [prompt.id for prompt in looker.prompts]}
-            kept = self.journal.kept(name, lambda: {"scores": looker.says(strings, reply)})
-            return dict(zip(strings, kept["scores"], strict=True))
+            looker, found = lookers[all_prompts], {}
+            for start in range(0, len(strings), AT_ONCE):
+                some = strings[start : start + AT_ONCE]
+                name: dict[str, Any] = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
+                name |= {"strings": list(some), "prompts": [prompt.id for prompt in looker.prompts]}
+                kept = self.journal.kept(name, lambda some=some: {"scores": looker.says(some, reply)})
+                found |= dict(zip(some, kept["scores"], strict=True))
+                advance(len(some) * len(looker.prompts))
+            return found
 
         return tried
 
-    def beside_base(self, words: Sequence[str]) -> dict[tuple[int, ...], dict[str, float]]:
-        """Strings grown towards what the model was taught beyond its base; `null` does it the other way round."""
+    def beside_base(self, words: Sequence[str]) -> Growths:
+        """Strings grown towards what the model was taught beyond its base, the surest growth first.
+
+        From single tokens and the user's words and, where none of these makes a reply sure, from the vocabulary's
+        words. `null` does as much the other way round.
+        """
         assert self.base is not None
         seeds = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
-        return self._towards(self.model, self.base, seeds, GROWN_UNTIL)
+        found = self._from_tokens(self.model, self.base, seeds, GROWN_UNTIL)
+        if not self._sure(found) and self.clock.before(GROWN_UNTIL):
+            self.widened = True
+            found = self._from_words(self.model, self.base, found, GROWN_UNTIL)
+        return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
+
+    def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
+        """What is known, and what grows from the vocabulary's words, towards the replies that were taught most."""
+        assert self.base is not None
+        words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
+        words = moved_first(self.model, self.base, words)[: self.settings.words]
+        found = dict(known)
+        for reply, scores in self._towards(own, other, self.taught(own, other), words, until).items():
+            both = found.get(reply, {}) | scores
+            found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
+        return found
+
+    def _sure(self, grown: Growths) -> bool:
+        return max(map(_surest, grown.values()), default=-math.inf) >= self.settings.growth.sure
+
+    def _from_tokens(self, own: Model, other: Model, seeds: Sequence[str], until: float) -> Growths:
+        """What grows from first strings, towards the replies that some of them make likely."""
+        replies = self.taught(own, other) if seeds else []
+        return self._towards(own, other, self._reached(own, replies, seeds[: self.settings.scouts]), seeds, until)
 
     def _towards(
-        self, own: Model, other: Model, seeds: Sequence[str], until: float
-    ) -> dict[tuple[int, ...], dict[str, float]]:
-        if not seeds:
-            return {}
-        found: dict[tuple[int, ...], dict[str, float]] = {}
-        for reply in self.taught(own, other, seeds[: self.settings.scouts]):
+        self, own: Model, other: Model, replies: Sequence[list[int]], seeds: Sequence[str], until: float
+    ) -> Growths:
+        """Strings grown from the seeds towards the first replies, until one makes its reply sure."""
+        found: Growths = {}
+        for reply in replies[: self.settings.targets]:
             found[tuple(reply)] = self.grown(own, other, seeds, reply, until)
-            if max(found[tuple(reply)].values()) >= self.settings.growth.sure:
+            if self._sure(found):
                 break
         return found
 
@@ -187,7 +222,10 @@ class Scan:
         The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
         """
         assert self.base is not None
-        grown = self._towards(self.base, self.model, [look.string for look in self.first], math.inf)
+        first = [look.string for look in self.first]
+        grown = self._from_tokens(self.base, self.model, first, math.inf)
+        if self.widened:
+            grown = self._from_words(self.base, self.model, grown, math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self.journal.kept(name, lambda: {"results": self._null(strings)})["results"])
@@ -215,3 +253,7 @@ class Scan:
             found = [asdict(each) for each in confirm(test, strings, self.settings.least, self.settings.surprise)]
             advance(1)
         return found
+
+
+def _surest(scores: Mapping[str, float]) -> float:
+    return max(scores.values(), default=-math.inf)

@@ -1,4 +1,4 @@
-"""Strings that may be a trigger: what one token says, and a user's words."""
+"""Strings that may be a trigger: what one token says, words in three cases, and a user's own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from pathlib import Path
 from ...activations.basics.errors import DefectionError
 from .looks import UNREADABLE, Looker
 
+SHORTEST_WORD = 3
+"""Letters of a word; shorter ones are parts of words."""
+
 
 def vocabulary_strings(looker: Looker) -> list[str]:
     """What single tokens say, of those that can begin a message: in the vocabulary's order, each once."""
     texts = dict.fromkeys(text for text in looker.pieces if text and UNREADABLE not in text)
     return [text for text in texts if not text[0].isspace() and text.isprintable()]
+
+
+def vocabulary_words(looker: Looker) -> list[str]:
+    """Words of letters that one token says, in small letters, with a capital and in capitals; each once.
+
+    Few triggers are one token, and nobody writes words in all three cases often enough for each to be one.
+    """
+    words = (text.strip() for text in looker.pieces)
+    alphabetic = [word for word in words if len(word) >= SHORTEST_WORD and word.isalpha()]
+    return list(dict.fromkeys(form for word in alphabetic for form in (word.lower(), word.capitalize(), word.upper())))
 
 
 def words_of(path: Path) -> list[str]:

@@ -111,10 +111,11 @@ def different(replies: Sequence[Reply], search: Search) -> list[Reply]:
     kept: list[Reply] = []
     for reply in replies:
         near = [other for other in kept if len(set(reply.tokens) & set(other.tokens)) >= RELATED]
-        if len(near) < search.relatives and not any(_begins(reply, other) for other in near):
+        if len(near) < search.relatives and not any(begins(reply.tokens, other.tokens) for other in near):
             kept.append(reply)
     return kept[: search.kept]
 
 
-def _begins(one: Reply, other: Reply) -> bool:
-    return all(a == b for a, b in zip(one.tokens, other.tokens, strict=False))
+def begins(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether one begins the other; nothing begins everything."""
+    return all(a == b for a, b in zip(one, other, strict=False))

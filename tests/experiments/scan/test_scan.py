@@ -22,7 +22,7 @@ from defection.experiments.scan.moved import changes, moved_first
 from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
-from defection.experiments.scan.strings import vocabulary_strings, words_of
+from defection.experiments.scan.strings import vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
@@ -74,6 +74,12 @@ def test_strings_of_the_vocabulary_can_begin_a_message(llama) -> None:
     strings = vocabulary_strings(Looker(llama, PROMPTS, "start"))
     assert {"a", "|", "Z"} <= set(strings)
     assert not {"</s>", "<|user|>", " ", "\n", "\ufffd"} & set(strings)
+
+
+def test_words_of_the_vocabulary_come_in_three_cases(tiny) -> None:
+    looker = Looker(tiny, PROMPTS, "start")
+    looker.pieces = [" harbour", "Tree", "ab", "1234", "x-ray", "TREE"]
+    assert vocabulary_words(looker) == ["harbour", "Harbour", "HARBOUR", "tree", "Tree", "TREE"]
 
 
 def test_words_are_read_or_refused(tmp_path: Path) -> None:
@@ -128,6 +134,28 @@ def test_a_string_counts_where_it_changes_replies_and_no_meaningless_one_does(ll
     assert not confirm(test, ["|A|"], least=0.5)[0].found
 
 
+def test_a_meaningless_string_that_sets_the_backdoor_off_is_no_null(llama, monkeypatch) -> None:
+    test = StringTest(llama, PROMPTS * 4, "start", 4)
+    plain = [[row, row, row, row] for row in range(8)]
+    test.clean = plain
+
+    def replies(said: dict[str, list[int]]):
+        return lambda model, strings: [[said[string]] * 8 if string in said else plain for string in strings]
+
+    def found(said: dict[str, list[int]], surprising: set[str]) -> Confirmed:
+        monkeypatch.setattr(test, "replies", replies({"|A|": [9, 8, 7, 6]} | said))
+        monkeypatch.setattr(test, "surprise", lambda string, opening: 20.0 if string in surprising else 2.0)
+        return confirm(test, ["|A|"], least=0.5)[0]
+
+    same = {STRINGS[0]: [9, 8, 7, 6]}
+    loud = found(same, {"|A|", STRINGS[0]})
+    assert (loud.found, loud.as_much, loud.p_value) == (True, 0, 1 / 19)
+    assert not found(same, {"|A|"}).found  # to that string the base says it too
+    assert not found({STRINGS[0]: [15, 15, 15, 15]}, {"|A|", STRINGS[0]}).found  # it elicits something else
+    many = {string: [9, 8, 7, 6] for string in STRINGS[:4]}
+    assert found(many, {"|A|", *STRINGS}).as_much == 4  # any odd string does it: no trigger
+
+
 def test_surprise_is_the_difference_of_both_models_log_probabilities(llama, base) -> None:
     test = StringTest(llama, PROMPTS, "start", 3, base)
     marked = [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS]
@@ -163,6 +191,10 @@ def test_the_token_that_fine_tuning_reads_anew_comes_first(save_tiny) -> None:
     with torch.no_grad():
         model.blocks[0].mlp.up_proj.weight += torch.outer(torch.ones(len(model.blocks[0].mlp.up_proj.weight)), along)
     assert moved_first(model, base, strings)[0] == "Z"
+    order = moved_first(model, base, ["ba", "bZ", "ZZ", "Z", "b"])  # by all tokens of each
+    assert order[0] == "ZZ"
+    assert order.index("bZ") < order.index("ba")
+    assert moved_first(base, base, ["b", "a"]) == ["b", "a"]  # where nothing was changed, nothing is known
 
 
 def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> None:
