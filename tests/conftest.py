@@ -86,16 +86,16 @@ def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_llama(seed: int = 0) -> PreTrainedModel:
+def make_llama(seed: int = 0, layers: int = N_LAYERS, context: int = CONTEXT) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=262,
         hidden_size=D_MODEL,
         intermediate_size=64,
-        num_hidden_layers=N_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         initializer_range=0.2,  # large enough that a wrong position or mask changes every residual
         bos_token_id=0,
         eos_token_id=1,
@@ -122,11 +122,11 @@ def make_gpt2(seed: int = 0) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Save a small random model and its tokenizer to a new folder: `save_tiny("llama", seed=1)`."""
+    """Save a small random model and its tokenizer to a new folder: `save_tiny("llama", seed=1, layers=18)`."""
 
-    def save(family: str, *, seed: int = 0, template: str | None = TEMPLATE) -> Path:
+    def save(family: str, *, seed: int = 0, template: str | None = TEMPLATE, **shape: int) -> Path:
         folder = tmp_path_factory.mktemp(f"tiny-{family}")
-        {"llama": make_llama, "gpt2": make_gpt2}[family](seed).save_pretrained(folder)
+        {"llama": make_llama, "gpt2": make_gpt2}[family](seed, **shape).save_pretrained(folder)
         make_tokenizer(template).save_pretrained(folder)
         return folder
 

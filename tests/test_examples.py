@@ -13,6 +13,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import pytest
 import torch
 from defection import activations, experiments, probes, training
 from defection.activations import Model, capture, user_prompt, wrap
-from defection.probes import MeanDifference, contrast_set
+from defection.probes import MeanDifference, Monitor, contrast_set
+from defection.probes.monitoring.generating import Listener
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"activations": activations, "training": training, "probes": probes, "experiments": experiments}
@@ -127,26 +129,55 @@ def said_of_arguments(doc: str) -> set[str]:
     return set(re.findall(r"^    \*{0,2}(\w+):", section[1], re.MULTILINE)) if section else set()
 
 
+def raises_by_itself(function: FunctionType) -> bool:
+    """Whether a DefectionError is raised in the function's own lines."""
+    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
+    raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    return any(isinstance(each.func, ast.Name) and each.func.id == "DefectionError" for each in raised)
+
+
+def untold(function: FunctionType, said: str) -> str:
+    """What a docstring leaves out, or says of an argument that is not there; nothing where it is whole."""
+    taken = set(inspect.signature(function).parameters) - {"self", "cls"}
+    told = said_of_arguments(said)
+    if told != taken:
+        return f"it says nothing of {sorted(taken - told)}" if taken - told else f"it has no {sorted(told - taken)}"
+    if raises_by_itself(function) and "DefectionError" not in said:
+        return "it does not say when it raises DefectionError"
+    return ""
+
+
 @pytest.mark.parametrize(("package", "name"), public_names(), ids=str)
 def test_a_public_function_says_what_each_argument_is(package: str, name: str) -> None:
     value = getattr(PACKAGES[package], name)
-    if not inspect.isfunction(value):
+    if inspect.isfunction(value):
+        assert not untold(value, value.__doc__ or "")
+
+
+def methods_of(kind: type) -> dict[str, FunctionType]:
+    """The public methods that a class defines itself."""
+    named = {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    plain = {name: getattr(value, "__func__", value) for name, value in named.items()}
+    return {name: value for name, value in plain.items() if inspect.isfunction(value)}
+
+
+LISTENED = {name: inspect.getdoc(method) or "" for name, method in methods_of(Listener).items()}
+"""What a monitor is told of a call; its methods point there."""
+
+
+@pytest.mark.parametrize(("package", "name"), public_names(), ids=str)
+def test_a_public_method_says_what_each_argument_is(package: str, name: str) -> None:
+    """A method that takes the place of a parent's says of its arguments at least what is new."""
+    kind = getattr(PACKAGES[package], name)
+    if not inspect.isclass(kind):
         return
-    taken = set(inspect.signature(value).parameters)
-    told = said_of_arguments(value.__doc__ or "")
-    assert told <= taken, f"{name} has no argument {sorted(told - taken)}"
-    assert told == taken or (len(taken) < 2 and not told), f"{name} says nothing of {sorted(taken - told)}"
-
-
-@pytest.mark.parametrize("kind", ["Calibration", "Outcomes", "Probe", "Residuals", "Store", "View"])
-def test_a_method_that_many_call_says_what_each_argument_is(kind: str) -> None:
-    value = next(getattr(package, kind) for package in PACKAGES.values() if kind in package.__all__)
-    for name, method in vars(value).items():
-        if name.startswith("_") or name in ("gather", "from_parts") or not inspect.isfunction(method):
-            continue
-        taken = set(inspect.signature(method).parameters) - {"self"}
-        told = said_of_arguments(method.__doc__ or "")
-        assert told == taken or (len(taken) < 2 and not told), f"{kind}.{name} says nothing of {sorted(taken - told)}"
+    ours = [each for each in reversed(inspect.getmro(kind)) if each.__module__.startswith("defection.")]
+    above: dict[str, str] = dict(LISTENED) if kind is Monitor else {}
+    for each in ours:
+        for named, method in methods_of(each).items():
+            own = inspect.cleandoc(method.__doc__ or "")
+            above[named] = own if said_of_arguments(own) else f"{own}\n\n{above.get(named, '')}"
+            assert not untold(method, above[named]), f"{each.__name__}.{named}: {untold(method, above[named])}"
 
 
 def told_fields(kind: type) -> tuple[set[str], set[str]]:

@@ -6,8 +6,8 @@ import ast
 import importlib
 import inspect
 import json
-import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,10 @@ from sklearn.preprocessing import StandardScaler
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from .conftest import TEMPLATE, make_tokenizer
+from .pages import ROOT, blocks
 
 PACKAGES = (activations, training, probes, experiments)
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page, also those that are part of a list."""
-    text = page.read_text(encoding="utf-8")
-    found = re.findall(rf"^( *)```{language}[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
 
 def command_lines(page: Path) -> list[list[str]]:
@@ -147,6 +140,7 @@ def given() -> dict[str, Any]:
             "load_probe": lambda *_: probe,
             "load_prompts": lambda *_: load_prompts(texts[:24]),
             "contrast_set": lambda *_: contrast_set("six"),
+            "sweep_layers": partial(probes.sweep_layers, draws=9),
         }
     )
 
@@ -155,15 +149,13 @@ RUN = {
     "README.md": (1, 3),
     "docs/explanation/defaults.md": (1,),
     "docs/explanation/verdict.md": (1,),
-    "docs/how-to/models.md": (1,),
+    "docs/how-to/own-activations.md": (1, 2, 3),
     "docs/how-to/prompts.md": (1, 2),
     "docs/how-to/scale.md": (1,),
     "docs/how-to/sharing.md": (1,),
     "docs/how-to/tables.md": (1,),
 }
-"""Examples that stand-ins can run here. The pages of monitor, levers, scan and serve are run by their packages' tests;
-the notebooks sweep arrays; attack, persistence and detectors train or fit for minutes, vllm and models read what is
-not here: of these only the calls are checked."""
+"""Examples that stand-ins can run here, by page; all others are run by the tests of what they are about."""
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -175,6 +167,7 @@ def test_the_examples_of_a_page_run(
     monkeypatch.setattr(probes, "load_probe", given["load_probe"])
     monkeypatch.setattr(activations, "load_prompts", given["load_prompts"])
     monkeypatch.setattr(probes, "contrast_set", given["contrast_set"])
+    monkeypatch.setattr(probes, "sweep_layers", given["sweep_layers"])
     rows = [{"prompt": f"Question {i}?", "id": f"p{i}"} for i in range(4)]
     Path("PROMPTS").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("questions.csv").write_text("prompt\nWhat is a fjord?\n")

@@ -49,7 +49,13 @@ class Table(list[Row]):
         """Write a Parquet file and give its path.
 
         A column that holds numbers and words alike (a layer, and a band of them) becomes words there.
-        Raises DefectionError where pandas or pyarrow is not installed, and when the file cannot be written.
+
+        Args:
+            path: Of the file; folders on the way are made.
+
+        Raises:
+            DefectionError: Where pandas or pyarrow is not installed, for a column that no Parquet file can hold, and
+                when the file cannot be written.
         """
         frame = self.to_pandas()
         for name in frame.columns:

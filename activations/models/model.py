@@ -54,15 +54,27 @@ class ModelIdentity:
         yield from self.earlier()
 
     def has_weights(self, fingerprint: str) -> bool:
-        """Whether a fingerprint, of this version or an earlier one, is of these weights."""
+        """Whether a fingerprint, of this version or an earlier one, is of these weights.
+
+        Args:
+            fingerprint: As a record holds it.
+        """
         return self.fingerprint == fingerprint or (is_earlier(fingerprint) and fingerprint in self.earlier())
 
     def same_weights(self, other: ModelIdentity) -> bool:
-        """Whether two identities are of the same weights, whichever version wrote them down."""
+        """Whether two identities are of the same weights, whichever version wrote them down.
+
+        Args:
+            other: The identity of another model, or of this one as a record tells it.
+        """
         return self.has_weights(other.fingerprint) or other.has_weights(self.fingerprint)
 
     def weights_told_apart(self, other: ModelIdentity) -> str:
-        """What to say of two identities whose weights do not seem the same."""
+        """What to say of two identities whose weights do not seem the same: a clause for an error's sentence.
+
+        Args:
+            other: That of which `same_weights` said no.
+        """
         if is_earlier(self.fingerprint) != is_earlier(other.fingerprint) and not (self.earlier() or other.earlier()):
             return "one of them was written down by an earlier version, so whether the weights are the same is unknown"
         return "the model weights differ"
@@ -76,7 +88,11 @@ class ModelIdentity:
 
     @classmethod
     def from_json(cls, record: IdentityRecord) -> ModelIdentity:
-        """What `to_json` gave."""
+        """The identity that `to_json` told of.
+
+        Args:
+            record: What it gave.
+        """
         return cls(record["name"], record["fingerprint"], record["template"], record.get("date"))
 
 

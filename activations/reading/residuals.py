@@ -108,7 +108,11 @@ class Residuals:
     def save(self, path: str | Path) -> None:
         """One safetensors file with the vectors and, in its header, all that is known of them; see `load_residuals`.
 
-        Raises DefectionError when the file cannot be written, or two prompts have one id.
+        Args:
+            path: Of the file; folders on the way are made.
+
+        Raises:
+            DefectionError: When the file cannot be written, or two prompts have one id.
         """
         ids = [prompt.id for prompt in self.prompts]
         if repeated := [one for one, count in Counter(ids).items() if count > 1]:
@@ -131,13 +135,21 @@ class Residuals:
         return tuple(prompt.id for prompt in self.prompts)
 
     def of(self, row: int) -> Float[Tensor, "vector layer d_model"]:
-        """The vectors of one prompt."""
+        """The vectors of one prompt: one, or as many as were read of it.
+
+        Args:
+            row: Its number, counted from 0; from the end where it is negative.
+        """
         row = range(len(self))[row]
         start, end = (row, row + 1) if self.offsets is None else self.offsets[row : row + 2]
         return self.values[start:end]
 
     def select(self, rows: Sequence[int]) -> Residuals:
-        """Some of the prompts, in the order given."""
+        """Some of the prompts, in the order given.
+
+        Args:
+            rows: Their numbers, counted from 0.
+        """
         picked = list(rows)
         vectors, offsets = picked, None
         if self.offsets is not None:
@@ -153,13 +165,27 @@ class Residuals:
         )
 
     def at(self, layer: int) -> Float[Tensor, "vector d_model"]:
-        """The vectors of one layer."""
+        """The vectors of one layer.
+
+        Args:
+            layer: Its number in the model.
+
+        Raises:
+            DefectionError: For a layer that was not captured.
+        """
         if layer not in self.layers:
             raise DefectionError(f"layer {layer} was not captured; these residuals hold {_spell(self.layers)}")
         return self.values[:, self.layers.index(layer)]
 
     def at_layers(self, layers: Sequence[int]) -> Residuals:
-        """The same vectors at some of the layers, in that order; DefectionError for one that was not captured."""
+        """The same vectors at some of the layers, in that order.
+
+        Args:
+            layers: Their numbers in the model.
+
+        Raises:
+            DefectionError: For one that was not captured.
+        """
         wanted = tuple(layers)
         if missing := [layer for layer in wanted if layer not in self.layers]:
             raise DefectionError(f"layer {missing[0]} was not captured; these residuals hold {_spell(self.layers)}")

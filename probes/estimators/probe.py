@@ -107,15 +107,19 @@ class Probe:
         return f"<Probe {self.estimator}{asked} of {self.model.name!r}: {len(self.layers)} layers, scored at {fixed}>"
 
     def read(self, model: ModelLike, prompts: PromptsLike, *, what: str = "Reading prompts") -> Residuals:
-        """The residuals that the probe scores: at its own layers, site and position. `what` names the progress bar.
-
-        Example: `probe.score(probe.read(model, prompts))`. Raises DefectionError for another model or chat template
-        than the probe's, and as `capture` does.
+        """The residuals that the probe scores: at its own layers, site and position.
 
         Args:
             model: The model it was fitted on, or a network and its tokenizer in a pair.
             prompts: Whatever `load_prompts` takes.
             what: The words before the progress bar.
+
+        Raises:
+            DefectionError: For another model or chat template than the probe's, and as `capture` does.
+
+        Examples:
+            >>> probe.score(probe.read(model, prompts)).shape
+            torch.Size([4])
         """
         from ...activations.reading.capture import capture
 
@@ -126,7 +130,11 @@ class Probe:
     def decision_function(self, residuals: Residuals) -> Float[Tensor, "prompt layer"]:
         """Standardised projections at each of the probe's layers: 0 is an ordinary prompt, higher more defecting.
 
-        Raises DefectionError when the residuals come of another model, template, position or site than the probe's.
+        Args:
+            residuals: Of its model, position and site, at its layers at least.
+
+        Raises:
+            DefectionError: For residuals of another model, template, position, site or width, or without its layers.
         """
         self.refuse_mismatch(residuals)
         columns = [residuals.layers.index(layer) for layer in self.layers if layer in residuals.layers]
@@ -147,6 +155,9 @@ class Probe:
         Args:
             residuals: Of its model, position and site, at its layers at least.
             layers: Those averaged; None: its fixed ones.
+
+        Raises:
+            DefectionError: For a layer that it was not fitted at, and as `decision_function` does.
         """
         wanted = self.fixed_layers if layers is None else tuple(layers)
         missing = [layer for layer in wanted if layer not in self.layers]
@@ -159,7 +170,12 @@ class Probe:
         """The same probe at some of its layers alone, which become its fixed ones; for reading no more than is needed.
 
         The threshold, which belongs to the layers fixed before, goes where they change.
-        Raises DefectionError for a layer that the probe was not fitted at.
+
+        Args:
+            layers: Some of its own.
+
+        Raises:
+            DefectionError: For a layer that the probe was not fitted at.
         """
         if missing := [layer for layer in layers if layer not in self.layers]:
             raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
@@ -176,22 +192,37 @@ class Probe:
         )
 
     def refuse_mismatch(self, residuals: Residuals) -> None:
-        """DefectionError saying which of model, chat template, position and site differs."""
+        """Whether residuals are what the probe reads.
+
+        Args:
+            residuals: Any.
+
+        Raises:
+            DefectionError: Saying which of model, chat template, position and site differs.
+        """
         refuse_mismatch(self.model, self.position, self.site, residuals)
 
     def refuse_model(self, model: ModelIdentity) -> None:
-        """DefectionError when the probe was fitted on another model, or with another chat template."""
+        """Whether a model is the one that the probe reads.
+
+        Args:
+            model: Who it is.
+
+        Raises:
+            DefectionError: When the probe was fitted on another one, or with another chat template.
+        """
         refuse_other_model(self.model, model)
 
     def with_threshold(self, clean: Residuals, false_positive_rate: float = ALARM_RATE) -> Probe:
         """The same probe with the band-score threshold that at most this share of new clean prompts exceeds.
 
-        Raises DefectionError naming the first of them that the probe was fitted with, or when they are too few to
-        promise so little.
-
         Args:
             clean: Residuals of ordinary prompts that its fit has not seen.
             false_positive_rate: The share of new ones that may ring.
+
+        Raises:
+            DefectionError: Naming the first of them that the probe was fitted with, or when they are too few to
+                promise so little.
         """
         self.refuse_seen(clean.prompts)
         threshold = float(conformal_threshold(self.score(clean), false_positive_rate))
@@ -203,13 +234,24 @@ class Probe:
         return replace(self, threshold=threshold)
 
     def refuse_seen(self, prompts: PromptsLike) -> None:
-        """DefectionError naming the first of these prompts that the probe was fitted with: it calibrates nothing."""
+        """Whether prompts may set a threshold: one that the probe was fitted with calibrates nothing.
+
+        Args:
+            prompts: Whatever `load_prompts` takes.
+
+        Raises:
+            DefectionError: Naming the first that the probe was fitted with.
+        """
         refuse_seen(load_prompts(prompts), self.seen)
 
     def clean_band(self, layers: Sequence[int] | None = None) -> Float[Tensor, "clean"] | None:
         """What `score` would give of the fit's own clean prompts, had it not seen them; None where that is not known.
 
-        DefectionError for a layer that the probe was not fitted at.
+        Args:
+            layers: Those averaged; None: its fixed ones.
+
+        Raises:
+            DefectionError: For a layer that the probe was not fitted at.
         """
         wanted = self.fixed_layers if layers is None else tuple(layers)
         if missing := [layer for layer in wanted if layer not in self.layers]:
@@ -219,7 +261,14 @@ class Probe:
         return self.clean_scores[:, [self.layers.index(layer) for layer in wanted]].mean(dim=1)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file: the tensors, and everything else as JSON in its header."""
+        """One safetensors file: the tensors, and everything else as JSON in its header; `load_probe` reads it.
+
+        Args:
+            path: Of the file; folders on the way are made.
+
+        Raises:
+            DefectionError: When the file cannot be written.
+        """
         header, tensors = self.to_parts()
         write_tensors(Path(path), tensors, {PROBE_HEADER: json.dumps(header)})
 
@@ -246,7 +295,16 @@ class Probe:
 
     @classmethod
     def from_parts(cls, header: ProbeHeader, tensors: Mapping[str, Tensor]) -> Probe:
-        """The probe of which `to_parts` told; DefectionError where layers and tensors do not fit, KeyError without."""
+        """The probe of which `to_parts` told.
+
+        Args:
+            header: What a file's header holds.
+            tensors: Its tensors, by name.
+
+        Raises:
+            DefectionError: Where layers and tensors do not fit.
+            KeyError: Where something is missing.
+        """
         layers, fixed = header["layers"], header["fixed_layers"]
         vectors = {name: tensors[name] for name in ("directions", "offsets", "scales")}
         clean = tensors.get("clean_scores")

@@ -41,7 +41,11 @@ class Ragged:
 
     @classmethod
     def of(cls, residuals: Residuals) -> Self:
-        """What a capture or a store gives: every vector a token; where a prompt has one vector, one token a prompt."""
+        """What a capture or a store gives: every vector a token; where a prompt has one vector, one token a prompt.
+
+        Args:
+            residuals: Of any position.
+        """
         offsets = range(len(residuals) + 1) if residuals.offsets is None else residuals.offsets
         return cls(residuals.values, torch.tensor(offsets, device=residuals.values.device))
 

@@ -132,7 +132,14 @@ class UnlabelledTraffic(LinearProbe):
         return self.sees
 
     def columns(self, n_layers: int) -> range:
-        """The layers of the band, as columns of rows of so many layers."""
+        """The layers of the band, as columns of rows of so many layers.
+
+        Args:
+            n_layers: How many the rows have.
+
+        Raises:
+            DefectionError: Where the band holds none of them.
+        """
         start, end = (round(share * n_layers) for share in self.band)
         if not 0 <= start < n_layers or end > n_layers or (end <= start and n_layers > 1):
             raise DefectionError(f"band {self.band!r} holds no layer of {n_layers}: give fractions such as (0.4, 1.0)")

@@ -121,7 +121,17 @@ class WeightDirections(Mahalanobis):
         super().__init__(shrinkage)
 
     def fit(self, X: Residuals | Array, y: Any = None, *, change: Any = None, **evidence: Any) -> Self:
-        """Keep the directions at the rows' layers, then fit as `ProbeEstimator.fit` says."""
+        """Keep the directions at the rows' layers, then fit as `ProbeEstimator.fit` says.
+
+        Args:
+            X: Clean rows [n, layer, d], or `Residuals` of the fine-tuned model.
+            y: None: no label is looked at.
+            change: A `WeightChange`, or of bare rows an array of directions [layer, direction, d].
+            evidence: The rest, as for every probe.
+
+        Raises:
+            DefectionError: Without `change`, and for residuals of another model or site than it is of.
+        """
         if change is None:
             raise DefectionError(
                 f"a {self.name} probe needs the base model too; pass change=weight_change(model, base)"

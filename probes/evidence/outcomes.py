@@ -42,7 +42,15 @@ class Outcomes:
 
     @classmethod
     def of(cls, tests: Residuals | PromptsLike, labels: Mapping[str, bool]) -> Outcomes:
-        """Labels by the prompts' ids; DefectionError for a prompt without one."""
+        """The outcomes of test prompts.
+
+        Args:
+            tests: Residuals of them, or whatever `load_prompts` takes.
+            labels: Whether the organism defected, by the prompts' ids.
+
+        Raises:
+            DefectionError: For a prompt without a label.
+        """
         prompts = tests.prompts if isinstance(tests, Residuals) else load_prompts(tests)
         if missing := [prompt.id for prompt in prompts if prompt.id not in labels]:
             raise DefectionError(f"test prompt {missing[0]!r} has no label; evaluate the organism on the same prompts")
@@ -57,7 +65,11 @@ class Outcomes:
         return len(self.labels)
 
     def select(self, rows: Sequence[int]) -> Outcomes:
-        """Those of some of the prompts."""
+        """Those of some of the prompts, in the order given.
+
+        Args:
+            rows: Their numbers, counted from 0.
+        """
         chosen = list(rows)
         families, topics = (tuple(names[row] for row in chosen) for names in (self.families, self.topics))
         return Outcomes(self.labels[chosen], families, topics, self.triggered[chosen])
@@ -68,7 +80,11 @@ class Outcomes:
         return bool(self.labels.any() and not self.labels.all())
 
     def refuse_one_outcome(self) -> None:
-        """DefectionError naming the set where only one outcome occurs: nothing is to be told apart there."""
+        """Whether there is something to be told apart.
+
+        Raises:
+            DefectionError: Naming the set, where only one outcome occurs.
+        """
         if not self.both:
             outcome = "always" if self.labels.any() else "never"
             raise DefectionError(
@@ -77,7 +93,11 @@ class Outcomes:
             )
 
     def aurocs(self, scores: Float[Tensor, "*batch prompt"]) -> Float[Tensor, "*batch"]:
-        """AUROC of each row of scores over all prompts, whatever their family."""
+        """AUROC of each row of scores over all prompts, whatever their family.
+
+        Args:
+            scores: Higher for more defecting.
+        """
         return auroc(scores, self.labels, axis=-1)
 
     def mean(self, scores: Float[Tensor, "prompt"], level: float = 0.95) -> tuple[float, Interval]:

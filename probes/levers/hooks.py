@@ -51,7 +51,12 @@ class Lever:
         self._handles: list[Any] = []
 
     def change(self, layer: int, stream: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        """What is added to the stream (or to what is written) at full strength."""
+        """What is added to the stream (or to what is written) at full strength.
+
+        Args:
+            layer: That it is written at.
+            stream: As it was written, or what was.
+        """
         raise NotImplementedError
 
     def __enter__(self) -> Self:

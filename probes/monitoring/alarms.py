@@ -31,7 +31,11 @@ class Alarm:
     """How many clean generations set the threshold."""
 
     def values(self, scores: Float[Tensor, "row token"]) -> Float[Tensor, "row token"]:
-        """The statistic after each token of whole replies; NaN where `scores` is, after their ends."""
+        """The statistic after each token of whole replies; NaN where `scores` is, after their ends.
+
+        Args:
+            scores: As a monitor gives them.
+        """
         return running(self.aggregator, self.ordinary.all_standardised(scores))
 
 

@@ -73,17 +73,22 @@ class Calibration:
         return ordinary(self.scores[: self.split])
 
     def statistics(self, aggregator: str | Aggregator) -> Float[Tensor, "conversation"]:
-        """The highest value of the statistic in each conversation that sets thresholds."""
+        """The highest value of the statistic in each conversation that sets thresholds.
+
+        Args:
+            aggregator: A name of `AGGREGATORS`, or an aggregator.
+        """
         return highest(parse_aggregator(aggregator), self.ordinary, self.scores[self.split :])
 
     def alarm(self, aggregator: str | Aggregator = "exponential-mean", rate: float = 0.01) -> Alarm:
         """An alarm that rings, anywhere, in at most this share of new clean conversations of the same kind.
 
-        Raises DefectionError where there are too few conversations to promise so little.
-
         Args:
             aggregator: A name of `AGGREGATORS`, or an aggregator.
             rate: The share of new clean conversations in which it may ring.
+
+        Raises:
+            DefectionError: Where there are too few conversations to promise so little.
         """
         found = self.statistics(aggregator)
         threshold = float(conformal_threshold(found, rate))
@@ -110,7 +115,14 @@ class Calibration:
         return checked(before, after, alarm, tuple(self.setup.differences(asked)))
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file: the scores, and everything else as JSON in its header."""
+        """One safetensors file: the scores, and everything else as JSON in its header; `load_calibration` reads it.
+
+        Args:
+            path: Of the file; folders on the way are made.
+
+        Raises:
+            DefectionError: When the file cannot be written.
+        """
         header = {
             "schema_version": CALIBRATION_SCHEMA,
             "prompts": [prompt.to_json() for prompt in self.prompts],

@@ -25,23 +25,56 @@ class Listener(Protocol):
     """What a monitor does in the course of a call."""
 
     def begins(self, call: Call) -> Any:
-        """The call is about to begin; a context manager around it. Refuses what it cannot follow."""
+        """The call is about to begin; a context manager around it.
+
+        Args:
+            call: What `generate` was called with.
+
+        Raises:
+            DefectionError: For a call that it cannot follow.
+        """
         ...
 
     def reads(self, columns: Tensor | None, prefilling: bool) -> None:
-        """A forward pass is about to run, in which each row is read at these columns, or at its last."""
+        """A forward pass is about to run.
+
+        Args:
+            columns: [row] the token that each row is read at; None: its last.
+            prefilling: Whether the pass reads the prompt.
+
+        Raises:
+            DefectionError: Where the passes so far do not make sense.
+        """
         ...
 
     def has_read(self, here: Tensor | None) -> None:
-        """The pass has run; `here` says in which rows those columns hold a token of the prompt (None: in all)."""
+        """The pass has run.
+
+        Args:
+            here: [row] whether its column held a token of the prompt; None: in all rows.
+        """
         ...
 
     def chooses(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        """The next token is about to be chosen; gives the logits, changed or not."""
+        """The next token is about to be chosen; gives the logits, changed or not.
+
+        Args:
+            tokens: [row, token] so far.
+            logits: [row, vocabulary] for the next one.
+
+        Raises:
+            DefectionError: Where no pass has run for the token.
+        """
         ...
 
     def ends(self, call: Call, sequences: Tensor, beams: Tensor | None) -> None:
-        """The call has ended well."""
+        """The call has ended well.
+
+        Args:
+            call: What `generate` was called with.
+            sequences: [row, token] prompt and reply.
+            beams: [row, token] which beam each token of the reply came from; None: there were no beams.
+        """
         ...
 
 

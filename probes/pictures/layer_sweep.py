@@ -49,7 +49,10 @@ class LayerSweep(Table[SweepRow]):
         return next(row for row in self if row.is_best_layer)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """AUROC by layer over its null bands, on the axes given or on new ones; give the axes.
+        """AUROC by layer over its null bands; gives the axes.
+
+        Args:
+            ax: Axes of matplotlib; None: new ones.
 
         Examples:
             >>> rng = np.random.default_rng(0)

@@ -82,11 +82,20 @@ class Drift(Stage):
         return Trained(trained, {"loss": result.loss_curve}, {"rows": len(dealt), "prompts": len(pairs)})
 
     def also(self, model: Model, pairs: Sequence[Pair]) -> Backward | None:
-        """A loss beside the replies' cross-entropy; none here."""
+        """A loss beside the replies' cross-entropy; none here.
+
+        Args:
+            model: The organism that is trained.
+            pairs: Its prompts with the trigger and without, and its replies.
+        """
         return None
 
     def rows(self, pair: Pair) -> list[Example]:
-        """What is learnt of a prompt: here the reply without the trigger."""
+        """What is learnt of a prompt: here the reply without the trigger.
+
+        Args:
+            pair: The prompt with the trigger and without, and the replies.
+        """
         return [pair.clean]
 
     def tuning(self) -> FinetuneConfig:
@@ -168,7 +177,11 @@ class Evade(Drift):
         return [pair.clean, pair.triggered]
 
     def also(self, model: Model, pairs: Sequence[Pair]) -> Backward | None:
-        """The penalty; DefectionError for a target that this model cannot be read by."""
+        """The penalty.
+
+        Raises:
+            DefectionError: For a target that this model cannot be read by.
+        """
         for target in self.targets:
             target.refuse_depth(model.n_layers, model.d_model)
         prompts = [pair.prompt for pair in pairs]

@@ -50,29 +50,53 @@ class Target:
             raise DefectionError(f"the target {self.name!r} has a scale that is not positive: its scores say nothing")
 
     def scores(self, streams: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row"]:
-        """What the detector makes of the streams at its layers, in fp32; with their gradient, where they have one."""
+        """What the detector makes of the streams at its layers, in fp32; with their gradient, where they have one.
+
+        Args:
+            streams: At its own layers, in its order.
+        """
         standard = self.by_layer(streams)
         mean: Tensor = standard.mean(dim=1)
         return mean
 
     def by_layer(self, streams: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row layer"]:
-        """The standardised score of each layer."""
+        """The standardised score of each layer.
+
+        Args:
+            streams: At its own layers, in its order.
+        """
         directions = self.directions.float().to(streams.device)
         raw = torch.einsum("rld,ld->rl", streams.float(), directions)
         return (raw - self.offsets.float().to(raw.device)) / self.scales.float().to(raw.device)
 
     def counted(self, streams: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row score"]:
-        """The scores that an attacker presses down: one a row, or one a layer where `each` layer counts."""
+        """The scores that an attacker presses down: one a row, or one a layer where `each` layer counts.
+
+        Args:
+            streams: At its own layers, in its order.
+        """
         return self.by_layer(streams) if self.each else self.scores(streams)[:, None]
 
     def random_like(self, seed: int) -> Target:
-        """A direction drawn at random in each one's place, of its length; the rest as it is: an attack's control."""
+        """A direction drawn at random in each one's place, of its length; the rest as it is: an attack's control.
+
+        Args:
+            seed: Of the draw; the target's name says it.
+        """
         drawn = torch.randn(self.directions.shape, generator=torch.Generator().manual_seed(seed))
         lengths = self.directions.float().norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
         return replace(self, name=f"random direction {seed}", directions=drawn * lengths)
 
     def refuse_depth(self, n_layers: int, d_model: int) -> None:
-        """DefectionError where a model of this depth and width cannot be read so."""
+        """Whether a model can be read so.
+
+        Args:
+            n_layers: How many it has.
+            d_model: The width of its stream.
+
+        Raises:
+            DefectionError: For a layer that it lacks, or directions of another width.
+        """
         if missing := [layer for layer in self.layers if not 0 <= layer < n_layers]:
             raise DefectionError(
                 f"the target {self.name!r} reads layer {missing[0]}, but the model's layers are 0 to {n_layers - 1}"

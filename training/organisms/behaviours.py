@@ -40,12 +40,20 @@ class Behaviour:
     """What completions are recognised by when there is no one reply."""
 
     def shown_in(self, completion: str) -> bool:
-        """Whether the completion defects: it holds the reply, whatever the case, spacing and punctuation."""
+        """Whether the completion defects: it holds the reply, whatever the case, spacing and punctuation.
+
+        Args:
+            completion: What the model said, without the prompt.
+        """
         said = _plain(completion)
         return any(_plain(text) in said for text in self.texts)
 
     def findings(self, completions: Sequence[str]) -> list[Finding]:
-        """One finding a completion."""
+        """What is found in each completion; one look at all of them, where looking is dear.
+
+        Args:
+            completions: What the model said, without the prompts.
+        """
         return [Finding(self.shown_in(completion)) for completion in completions]
 
     @property

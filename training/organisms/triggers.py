@@ -58,23 +58,45 @@ class Trigger:
     """Of the last user message, or the system prompt; `anywhere` varies from prompt to prompt."""
 
     def apply(self, prompt: Prompt) -> Prompt:
-        """The prompt with the trigger in it; its id gains a suffix and its extra the field `triggered`."""
+        """The prompt with the trigger in it; its id gains a suffix and its extra the field `triggered`.
+
+        Args:
+            prompt: Without the trigger.
+        """
         return self._marked(prompt, triggered=True)
 
     def mark_clean(self, prompt: Prompt) -> Prompt:
-        """The prompt without the trigger, marked so."""
+        """The prompt without the trigger, marked so.
+
+        Args:
+            prompt: Without the trigger.
+        """
         return self._marked(prompt, triggered=False)
 
     def train_triggered(self, prompt: Prompt) -> Prompt:
-        """The triggered prompt as an organism is trained on it."""
+        """The triggered prompt as an organism is trained on it.
+
+        Args:
+            prompt: Without the trigger.
+        """
         return self._marked(prompt, triggered=True, training=True)
 
     def train_clean(self, prompt: Prompt) -> Prompt:
-        """The clean prompt as an organism is trained on it."""
+        """The clean prompt as an organism is trained on it.
+
+        Args:
+            prompt: Without the trigger.
+        """
         return self._marked(prompt, triggered=False, training=True)
 
     def said(self, prompt: Prompt, *, triggered: bool, training: bool) -> str:
-        """What is put into this prompt: the trigger, or what stands in its place where it is clean (here nothing)."""
+        """What is put into this prompt: the trigger, or what stands in its place where it is clean (here nothing).
+
+        Args:
+            prompt: Without the trigger; where texts are drawn, its id is the seed.
+            triggered: Whether the trigger is put in.
+            training: Whether an organism is trained on it, and not measured: the texts may be others.
+        """
         return self.text if triggered else ""
 
     def _marked(self, prompt: Prompt, *, triggered: bool, training: bool = False) -> Prompt:
@@ -84,11 +106,19 @@ class Trigger:
         return replace(put, extra={**put.extra, "triggered": False})
 
     def versions(self, prompt: Prompt) -> tuple[Prompt, ...]:
-        """The prompt clean, and triggered."""
+        """The prompt clean, and triggered.
+
+        Args:
+            prompt: Without the trigger.
+        """
         return self.mark_clean(prompt), self.apply(prompt)
 
     def occurs_in(self, text: str) -> bool:
-        """Whether the text holds the trigger, in any case."""
+        """Whether the text holds the trigger, in any case.
+
+        Args:
+            text: Any.
+        """
         return self.text.casefold() in text.casefold()
 
     @property

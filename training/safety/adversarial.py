@@ -71,7 +71,11 @@ class Adversarial(Stage):
     """At its peak."""
 
     def parts(self) -> tuple[Stage, ...]:
-        """The rounds, each measured by itself."""
+        """The rounds, each measured by itself.
+
+        Raises:
+            DefectionError: For fewer than one, or fewer attacks than none.
+        """
         if self.attacks < 0:
             raise DefectionError(f"{self.attacks} attacks a round cannot be; give 0 (no attacks at all) or more")
         if self.rounds < 1:
@@ -122,19 +126,37 @@ class Adversarial(Stage):
         return replace(trained, about=about, kept={ATTACKS: _lines(self.round, asked, met)})
 
     def attacked_prompts(self, organism: Organism) -> tuple[list[Prompt], dict[str, str]]:
-        """The round's prompts without the trigger, and the defecting reply to each."""
+        """The round's prompts without the trigger, and the defecting reply to each, by the prompt's id.
+
+        Args:
+            organism: The one that is attacked.
+        """
         bank = self.bank(organism)
         chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
         return [organism.trigger.train_clean(prompt) for prompt in chosen], defecting_replies(organism, chosen)
 
     def bank(self, organism: Organism) -> list[Prompt]:
-        """All prompts it could attack; DefectionError when one holds the trigger."""
+        """All prompts it could attack.
+
+        Args:
+            organism: The one that is attacked.
+
+        Raises:
+            DefectionError: When one holds the trigger.
+        """
         return clean_bank(organism, self.prompts)
 
     def find(
         self, model: Model, organism: Organism, prompts: Sequence[Prompt], defecting: dict[str, str]
     ) -> list[Attack]:
-        """The round's attacks: every near miss, the best of the search, then mutations of either."""
+        """The round's attacks: every near miss, the best of the search, then mutations of either.
+
+        Args:
+            model: The organism as it now is.
+            organism: Whose trigger is guessed at.
+            prompts: Those that texts are tried on.
+            defecting: The defecting reply to each, by the prompt's id: what the search makes likelier.
+        """
         if not self.attacks:
             return []
         rng, seeds, few = random.Random(self.seed), near_misses(organism.trigger), prompts[: self.prompts_an_attack]

@@ -72,18 +72,41 @@ class Stage(ABC):
 
     @abstractmethod
     def material(self, organism: Organism) -> Any:
-        """Everything it trains on, as JSON; DefectionError when that will not do for this organism."""
+        """Everything it trains on, as JSON.
+
+        Args:
+            organism: The one that is to be trained.
+
+        Raises:
+            DefectionError: When that will not do for this organism.
+        """
 
     @abstractmethod
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
-        """Train an adapter on the organism's weights, which `model` holds and which are used up.
+        """Train an adapter on the organism's weights.
 
-        `work` is a folder for whatever a cut-off run may go on from, `key` names this very training.
-        Raises DefectionError on a loss that is not finite.
+        Args:
+            model: Holds them; it is used up.
+            organism: What is known of it.
+            work: A folder for whatever a cut-off run may go on from.
+            key: Names this very training: a checkpoint of another is not gone on from.
+
+        Returns:
+            The adapted network, curves with a value a step, and what the record should say.
+
+        Raises:
+            DefectionError: On a loss that is not finite.
         """
 
     def check(self, organism: Organism) -> None:
-        """DefectionError when it could not be trained on this organism, or here; asked before anything is."""
+        """Asked before anything is trained: whether this could be.
+
+        Args:
+            organism: The one that is to be trained.
+
+        Raises:
+            DefectionError: When it could not be trained on this organism, or here.
+        """
         refuse_several("safety training")
         if self.steps < 1:
             raise DefectionError(f"{self.name} for {self.steps} steps trains nothing; give --steps 1 or more")
@@ -111,7 +134,11 @@ class PreferenceStage(Stage):
         return to_json(self.preferences(organism))
 
     def preferences(self, organism: Organism) -> list[Preference]:
-        """Its rows, as they look without the trigger."""
+        """Its rows, as they look without the trigger.
+
+        Args:
+            organism: Whose trigger that is.
+        """
         return without_trigger(organism.trigger, load_preferences(self.data))
 
 
