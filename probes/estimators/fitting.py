@@ -17,7 +17,8 @@ from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
-from .probe import ALARM_RATE, ContrastRecord, Probe, refuse_mismatch
+from .mismatch import refuse_mismatch
+from .probe import ALARM_RATE, ContrastRecord, Probe
 from .ragged import refuse_ragged
 
 FOLDS = 5

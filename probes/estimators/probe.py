@@ -24,7 +24,7 @@ from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import Seen, refuse_seen
-from .ragged import refuse_ragged
+from .mismatch import refuse_mismatch, refuse_other_model
 
 PROBE_SCHEMA = 1
 PROBE_FILE = "probe.safetensors"
@@ -116,10 +116,6 @@ class Probe:
 
         Raises:
             DefectionError: For another model or chat template than the probe's, and as `capture` does.
-
-        Examples:
-            >>> probe.score(probe.read(model, prompts)).shape
-            torch.Size([4])
         """
         from ...activations.reading.capture import capture
 
@@ -159,11 +155,7 @@ class Probe:
         Raises:
             DefectionError: For a layer that it was not fitted at, and as `decision_function` does.
         """
-        wanted = self.fixed_layers if layers is None else tuple(layers)
-        missing = [layer for layer in wanted if layer not in self.layers]
-        if missing:
-            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
-        columns = [self.layers.index(layer) for layer in wanted]
+        columns = self._columns(self.fixed_layers if layers is None else layers)
         return self.decision_function(residuals)[:, columns].mean(dim=1)
 
     def at(self, layers: Sequence[int]) -> Probe:
@@ -177,9 +169,7 @@ class Probe:
         Raises:
             DefectionError: For a layer that the probe was not fitted at.
         """
-        if missing := [layer for layer in layers if layer not in self.layers]:
-            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
-        columns = [self.layers.index(layer) for layer in layers]
+        columns = self._columns(layers)
         return replace(
             self,
             directions=self.directions[columns],
@@ -253,12 +243,14 @@ class Probe:
         Raises:
             DefectionError: For a layer that the probe was not fitted at.
         """
-        wanted = self.fixed_layers if layers is None else tuple(layers)
-        if missing := [layer for layer in wanted if layer not in self.layers]:
+        columns = self._columns(self.fixed_layers if layers is None else layers)
+        return None if self.clean_scores is None else self.clean_scores[:, columns].mean(dim=1)
+
+    def _columns(self, layers: Sequence[int]) -> list[int]:
+        """Where its tensors hold some of its layers."""
+        if missing := [layer for layer in layers if layer not in self.layers]:
             raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
-        if self.clean_scores is None:
-            return None
-        return self.clean_scores[:, [self.layers.index(layer) for layer in wanted]].mean(dim=1)
+        return [self.layers.index(layer) for layer in layers]
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header; `load_probe` reads it.
@@ -330,39 +322,6 @@ class Probe:
             fixed_layers=fixed,
             threshold=header["threshold"],
             seen=header.get("seen"),
-        )
-
-
-def refuse_mismatch(model: ModelIdentity, position: str, site: str, residuals: Residuals) -> None:
-    """DefectionError for residuals of another model, template, position or site than a probe's own, and ragged ones."""
-    refuse_ragged(residuals)
-    refuse_other_model(model, residuals.model)
-    if residuals.position != position:
-        raise DefectionError(
-            f"this probe reads position {position!r}, but the residuals were read at {residuals.position!r}"
-        )
-    if residuals.site != site:
-        raise DefectionError(
-            f"this probe reads site {site!r} of a block, but the residuals were read at {residuals.site!r}"
-        )
-
-
-def refuse_other_model(own: ModelIdentity, other: ModelIdentity) -> None:
-    """DefectionError when a probe fitted on one model would score another, or another chat template."""
-    for what, same, mine, theirs in (
-        (own.weights_told_apart(other), own.same_weights(other), own.fingerprint, other.fingerprint),
-        ("the chat template or tokenizer differs", own.template == other.template, own.template, other.template),
-    ):
-        if not same:
-            raise DefectionError(
-                f"this probe was fitted on {own.name} and cannot score {other.name}: {what} "
-                f"({mine[:12]} against {theirs[:12]}); fit a probe on {other.name} instead"
-            )
-    if own.date != other.date:
-        raise DefectionError(
-            f"the chat template of {other.name} writes the date, which was {own.date or 'not recorded'} where this "
-            f"probe was fitted and is {other.date} here: "
-            + (f"load the model for that day (date={own.date!r})" if own.date else "fit the probe anew")
         )
 
 
