@@ -17,15 +17,17 @@ def plot(folder: ResultsArgument, as_json: JsonOption = False) -> None:
     print_result({"figures": files}, as_json, "\n".join(files))
 
 
-def draw(folder: Path) -> list[Path]:
-    """Draw the figures of whatever lies in `folder`; give the files."""
+def draw(folder: Path, *, again: bool = True) -> list[Path]:
+    """Draw the figures of whatever lies in `folder`, those that lie there only if `again`; give the files."""
     from ..run.pages import results_of
 
     with results_of(folder):
         if is_study(folder):
             from ..study.figures import save_study_figures
 
-            return save_study_figures(folder)
+            return save_study_figures(folder, again=again)
+        if not again and (folder / "figures").exists():
+            return sorted((folder / "figures").iterdir())
         from ..run.evaluation import plot_folder
 
         return plot_folder(folder)

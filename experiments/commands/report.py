@@ -12,12 +12,11 @@ from .printing import print_result
 def report(folder: ResultsArgument, as_json: JsonOption = False) -> None:
     """Write report.html, one self-contained file, from the tables of a demo, sweep or study.
 
-    Draws the figures first if they are missing.
+    Draws those figures first that are missing.
 
     Example: defection report runs/demo
     """
-    if not (folder / "figures").exists():
-        draw(folder)
+    draw(folder, again=False)
     from ..run.pages import results_of
 
     with results_of(folder):

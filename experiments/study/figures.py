@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +49,30 @@ COLUMNS = 3
 """Panels side by side."""
 
 
-def save_study_figures(results: Path) -> list[Path]:
-    """Draw every figure for which the tables in `results` hold rows into `results/figures`; give the files (SVG)."""
+def save_study_figures(results: Path, *, again: bool = True) -> list[Path]:
+    """Draw every figure for which the tables in `results` hold rows into `results/figures`; give the files (SVG).
+
+    Without `again` those that lie there stay as they are.
+    """
     scores = [row for row in study_table(results, SCORES) if row["role"] == "test"]
     curves = [row for row in study_table(results, CURVES) if row["role"] == "test"]
     strings = [row for row in study_table(results, STRINGS) if row["role"] == "test"]
+    drawn: dict[str, Callable[[], Figure | None]] = {
+        "auroc-by-organism": lambda: auroc_by_organism(scores),
+        "heatmap": lambda: heatmap(scores),
+        "layers": lambda: layers(scores, curves),
+        "traffic": lambda: traffic(scores),
+        "strings": lambda: string_control(strings),
+    }
+    files = []
     with style():
-        drawn = {
-            "auroc-by-organism": auroc_by_organism(scores),
-            "heatmap": heatmap(scores),
-            "layers": layers(scores, curves),
-            "traffic": traffic(scores),
-            "strings": string_control(strings),
-        }
-        return [
-            save_figure(figure, results / "figures" / name, ("svg",))
-            for name, figure in drawn.items()
-            if figure is not None
-        ]
+        for name, draw in drawn.items():
+            path = results / "figures" / f"{name}.svg"
+            if not again and path.exists():
+                files.append(path)
+            elif (figure := draw()) is not None:
+                files.append(save_figure(figure, path.with_suffix(""), ("svg",)))
+    return files
 
 
 def main_candidate(scores: Sequence[Row]) -> str:

@@ -37,8 +37,16 @@ def test_the_report_command_rebuilds_a_page_and_draws_what_is_missing(tmp_path: 
     said = CliRunner().invoke(app, ["report", str(folder)])
     assert said.exit_code == 0, said.output
     page = (folder / "report.html").read_text()
-    stored = {path.stem for path in (RESULTS / "code" / "figures").iterdir()}
-    assert set(re.findall(r'<figure id="([^"]+)"><svg', page)) == stored
+    drawn = {path.stem for path in (folder / "figures").iterdir()}
+    assert set(re.findall(r'<figure id="([^"]+)"><svg', page)) == drawn >= {"auroc-by-organism", "layers", "heatmap"}
     areas = [row["auroc"] for row in study_table(folder, "scores") if row["role"] == "test" and row["share"] is None]
     assert areas
     assert all(f"{area:.3f}" in page for area in areas if area is not None)
+
+    kept, gone = (folder / "figures" / f"{name}.svg" for name in ("heatmap", "layers"))
+    kept.write_text("<svg>as it was</svg>")
+    drawn_before = gone.read_bytes()
+    gone.unlink()
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    assert kept.read_text() == "<svg>as it was</svg>"
+    assert gone.read_bytes() == drawn_before
