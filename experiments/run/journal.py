@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,20 +13,25 @@ from ...activations.basics.files import Json, digest, whole_lines
 
 
 class Line(TypedDict):
-    """A line of the file: of which run, the digest of what the object is called, and the object."""
+    """A line of the file: of which run, the digest of what the object is called, the object, and its digest."""
 
     key: str
     name: str
     found: Json
+    seal: str
 
 
 class Journal:
-    """JSON objects that are computed once: what an earlier run of the same key left in the file is not made again."""
+    """JSON objects that are computed once: what an earlier run of the same key left in the file is not made again.
+
+    An object that is not the one that was written, whatever came over the file, is made again.
+    """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
         lines = whole_lines(path, Line)
-        self.known: dict[str, Json] = {line["name"]: line["found"] for line in lines if line["key"] == key}
+        own = (line for line in lines if line["key"] == key and line["seal"] == _seal(line["found"]))
+        self.known: dict[str, Json] = {line["name"]: line["found"] for line in own}
 
     def knows(self, name: Mapping[str, Any]) -> bool:
         """Whether there is an object of that name."""
@@ -35,8 +41,8 @@ class Journal:
         """Any JSON object of that name, made if it is not there yet."""
         called = digest(dict(name))
         if called not in self.known:
-            found = make()
-            self._append({"key": self.key, "name": called, "found": found})
+            found: Json = json.loads(json.dumps(make()))
+            self._append({"key": self.key, "name": called, "found": found, "seal": _seal(found)})
             self.known[called] = found
         return self.known[called]
 
@@ -48,3 +54,7 @@ class Journal:
                 file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
         except OSError as error:
             raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
+
+
+def _seal(found: Json) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
