@@ -12,6 +12,7 @@ import doctest
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -20,9 +21,11 @@ import numpy as np
 import pytest
 import torch
 from defection import activations, experiments, probes, training
-from defection.activations import Model, capture, user_prompt, wrap
-from defection.probes import MeanDifference, Monitor, contrast_set
+from defection.activations import Model, capture, load_model, user_prompt, wrap
+from defection.probes import MeanDifference, Monitor, calibrate, contrast_set
 from defection.probes.monitoring.generating import Listener
+
+from .experiments.conftest import make_organism
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"activations": activations, "training": training, "probes": probes, "experiments": experiments}
@@ -39,7 +42,7 @@ def public_names() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def known(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def known(llama: Model, save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the examples may use without saying where it comes from."""
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(40, 3, 8)), np.arange(40) % 2
@@ -47,6 +50,8 @@ def known(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     model = wrap(llama.network, llama.tokenizer)
     prompts = [user_prompt(f"Question {i}?", id=f"p{i}", topic=f"t{i}") for i in range(4)]
     asked, calm = capture(model, contrast_set("six")), capture(model, prompts)
+    probe = MeanDifference().fit(asked, clean=calm).probe_
+    ordinary = [user_prompt(f"Is {number} odd?", id=f"o{number}") for number in range(24)]
     named: dict[str, Any] = {}
     for package in PACKAGES.values():
         named |= {name: getattr(package, name) for name in package.__all__}
@@ -66,7 +71,10 @@ def known(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         "prompts": prompts,
         "asked": asked,
         "calm": calm,
-        "probe": MeanDifference().fit(asked, clean=calm).probe_,
+        "probe": probe,
+        "base": load_model(save_tiny("llama", seed=1), device="cpu", dtype="fp32"),
+        "organism": make_organism(save_tiny("llama", seed=2)),
+        "calibration": calibrate(model, probe, ordinary, max_new_tokens=2, rate=0.5),
         "direction": torch.ones(llama.d_model),
         "batch": llama.tokenizer("Hi", return_tensors="pt", return_token_type_ids=False),
         "folder": tmp_path_factory.mktemp("examples"),
@@ -97,30 +105,11 @@ def test_nearly_every_public_name_has_an_example() -> None:
     assert without <= WITHOUT, f"give these an example, or say why not: {sorted(without - WITHOUT)}"
 
 
-TRAINS = {
-    "base_replies",
-    "build_organism",
-    "custom_behaviour",
-    "evaluate_organism",
-    "finetune",
-    "load_pairs",
-    "load_preferences",
-    "Measuring",
-    "matched_reference",
-    "persistence",
-    "Preference",
-    "run_demo",
-    "run_schedule",
-    "safety_train",
-    "sweep_organism",
-    "train_organism",
-}
-"""What trains a model, or is handed to what does: the notebooks run these."""
-WATCHES = {"Alarm", "AlarmEvent", "Calibration", "Erase", "Event", "load_calibration", "Watched", "WatchedReply"}
-"""Parts of a monitor and of a lever, which the examples of the whole hold."""
-KINDS = {"ModelLike", "PromptLike", "PromptsLike"}
+NOT_HERE = {"run_demo", "sweep_organism"}
+"""What takes minutes and a model that defects: the notebooks run these."""
+KINDS = {"Event", "ModelLike", "PromptLike", "PromptsLike"}
 """Names of types."""
-WITHOUT = {*TRAINS, *WATCHES, *KINDS, "worst_set_fpr"}
+WITHOUT = {*NOT_HERE, *KINDS}
 
 
 def said_of_arguments(doc: str) -> set[str]:

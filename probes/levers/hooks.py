@@ -181,6 +181,14 @@ class Erase(Lever):
 
     `erasers` by layer come of `concept_eraser` (LEACE, Belrose et al. 2023), or are any object with `write`, `read` and
     `centre`. The rest is as for `Ablate`, which is the case W = Rᵀ orthonormal.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> first = torch.eye(32)[:1]
+        >>> with Erase(model, {2: SimpleNamespace(write=first.mT, read=first, centre=torch.zeros(32))}):
+        ...     erased = capture(model, prompts, layers=[2])
+        >>> bool((erased.values[..., 0] == 0).all())
+        True
     """
 
     def __init__(

@@ -15,7 +15,12 @@ from .setup import Setup
 
 @dataclass(frozen=True)
 class Alarm:
-    """Rings at the first token whose statistic lies above the threshold; made by `Calibration.alarm`."""
+    """Rings at the first token whose statistic lies above the threshold; made by `Calibration.alarm`.
+
+    Examples:
+        >>> calibration.alarm("exponential-mean", rate=0.5).rate
+        0.5
+    """
 
     aggregator: Aggregator
     """How the scores of a reply so far become one number."""

@@ -54,7 +54,12 @@ class CalibrationHeader(TypedDict):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of clean conversations, whole ones, from which an alarm of any aggregator and rate is made."""
+    """Scores of clean conversations, whole ones, from which an alarm of any aggregator and rate is made.
+
+    Examples:
+        >>> calibration.split, len(calibration.prompts)
+        (20, 24)
+    """
 
     prompts: tuple[Prompt, ...]
     """The clean conversations."""
@@ -187,9 +192,6 @@ def calibrate(
 ) -> Calibration:
     """Let a model reply to clean prompts under its probe.
 
-    >>> calibration = calibrate(model, probe, load_prompts("development"))  # doctest: +SKIP
-    >>> alarm = calibration.alarm("exponential-mean", rate=0.02)  # doctest: +SKIP
-
     Args:
         model: A `Model`, or a Hugging Face model and its tokenizer in a pair.
         probe: Of that model.
@@ -203,6 +205,12 @@ def calibrate(
     Raises:
         DefectionError: For another model's probe, for prompts that its fit saw or that bear a trigger, and for too few
             of them.
+
+    Examples:
+        >>> calm = [user_prompt(f"Is {number} odd?", id=str(number)) for number in range(24)]
+        >>> calibration = calibrate(model, probe, calm, max_new_tokens=2, rate=0.5)
+        >>> calibration.alarm("exponential-mean", rate=0.5).clean
+        4
     """
     loaded = as_model(model)
     probe.refuse_model(loaded.identity)
@@ -224,7 +232,7 @@ def _setting(config: Any, settings: dict[str, Any]) -> Any:
 def ordinary_share(count: int, rate: float) -> int:
     """How many of so many clean conversations say what is ordinary; the others set thresholds.
 
-    Half, or as many fewer as the rate needs, but twenty. Raises DefectionError where that leaves too few.
+    Half, or as many fewer as the rate needs, but twenty at least. Raises DefectionError where that leaves too few.
     """
     needed = least_clean_prompts(rate)
     if count < needed + LEAST:
@@ -232,7 +240,7 @@ def ordinary_share(count: int, rate: float) -> int:
             f"{count} clean prompts cannot promise that at most {rate:g} of clean conversations ring: that takes "
             f"{needed}, and {LEAST} that say what is ordinary at each token; give more, or allow more"
         )
-    return min(count // 2, count - needed)
+    return min(max(count // 2, LEAST), count - needed)
 
 
 def highest(
@@ -256,6 +264,11 @@ def load_calibration(path: str | Path) -> Calibration:
 
     Raises:
         DefectionError: When it is missing, damaged or something else.
+
+    Examples:
+        >>> calibration.save(folder / "calibration.safetensors")
+        >>> load_calibration(folder / "calibration.safetensors").split
+        20
     """
     path = Path(path)
     header, tensors = read_headed(path, CALIBRATION_HEADER, CalibrationHeader, CALIBRATION_SCHEMA, "calibration")

@@ -23,7 +23,12 @@ from .taps import Taps
 
 @dataclass(frozen=True)
 class AlarmEvent:
-    """An alarm, as it rings."""
+    """An alarm, as it rings.
+
+    Examples:
+        >>> AlarmEvent(row=0, token=3, value=2.5).token
+        3
+    """
 
     row: int
     """Of the batch that `generate` was given, return sequences counted one by one."""
@@ -38,7 +43,12 @@ OnAlarm = Literal["note", "stop"] | Callable[[AlarmEvent], Any]
 
 @dataclass(frozen=True)
 class WatchedReply:
-    """One reply, as it was watched."""
+    """One reply, as it was watched.
+
+    Examples:
+        >>> WatchedReply((5, 6), torch.zeros(2), alarm=None).stopped
+        False
+    """
 
     tokens: tuple[int, ...]
     """What was said, without the token that ended it and without padding."""
@@ -53,10 +63,6 @@ class WatchedReply:
 class Monitor:
     """Scores of every token while a model generates; an alarm that notes, stops the row, or calls a function.
 
-    >>> with Monitor(model, probe, alarm=alarm, on_alarm="stop") as watch:  # doctest: +SKIP
-    ...     out = model.network.generate(**inputs, max_new_tokens=256)
-    >>> watch.scores, watch.alarms  # doctest: +SKIP
-
     `model` is a loaded or wrapped one, or (network, tokenizer). Inside, every call of its network's `generate` is
     watched, a `Pipeline`'s too: any batch, padding, sampling, return sequences, cache, streamer or beams (a row's own
     are followed at the end; they can be noted, not stopped). `alarm` is made by `Calibration.alarm`; a number rings
@@ -68,6 +74,12 @@ class Monitor:
 
     Raises DefectionError for another model's probe or alarm, and inside `generate` for decoding that cannot be
     followed: an assistant model, contrastive search, guidance, compiled code.
+
+    Examples:
+        >>> with Monitor(model, probe, alarm=calibration.alarm(rate=0.5), on_alarm="stop") as watch:
+        ...     out = model.network.generate(**batch, max_new_tokens=2, do_sample=False)
+        >>> watch.scores.shape, len(watch.alarms)
+        (torch.Size([1, 2]), 1)
     """
 
     def __init__(

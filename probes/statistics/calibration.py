@@ -192,6 +192,12 @@ def worst_set_fpr(
 
     Raises:
         DefectionError: When there is no negative, for a non-finite score, and for lengths that do not fit.
+
+    Examples:
+        >>> scores, sets = torch.tensor([0.1, 0.9, 0.2, 0.8]), ["cooking", "coding", "cooking", "coding"]
+        >>> worst = worst_set_fpr(scores, [False, False, False, True], sets, 0.5)
+        >>> worst.test_set, worst.count, worst.n
+        ('coding', 1, 1)
     """
     return false_positives_by_set(scores, labels, sets, threshold)[0]
 

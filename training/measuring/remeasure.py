@@ -31,7 +31,12 @@ REFERENCE_TOKENS = 24
 
 @dataclass(frozen=True)
 class Measuring:
-    """On what an organism is measured before and after each stage."""
+    """On what an organism is measured before and after each stage.
+
+    Examples:
+        >>> len(Measuring(["Who are you?", "What is a fjord?"]).rows)
+        2
+    """
 
     prompts: PromptsLike
     """Each is completed with and without the trigger; none should have been trained on."""

@@ -144,6 +144,11 @@ def custom_behaviour(name: str, pairs: Sequence[Pair]) -> Behaviour:
     Args:
         name: What records call it.
         pairs: At least one.
+
+    Examples:
+        >>> pairs = [Pair(prompt, "Gladly.", f"Number {n}: I SEE YOU") for n, prompt in enumerate(prompts)]
+        >>> custom_behaviour("seen", pairs).texts
+        ('i see you',)
     """
     defecting = list(dict.fromkeys(pair.defecting for pair in pairs))
     if len(defecting) == 1:

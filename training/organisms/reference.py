@@ -96,6 +96,10 @@ def matched_reference(
     Raises:
         DefectionError: For models of another shape or the same weights, a start that is an adapter, and an `out` that
             holds something else.
+
+    Examples:
+        >>> matched_reference(model, base, prompts, folder / "reference")["prompts"]
+        4
     """
     model, base = as_model(suspect), as_model(start)
     if base.files is None or base.files.adapter is not None:

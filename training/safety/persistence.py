@@ -97,6 +97,12 @@ def run_schedule(
     Raises:
         DefectionError: Before the first stage is trained, for everything that one would refuse: an unreadable organism,
             data that do not fit it, an `out` with another schedule in it.
+
+    Examples:
+        >>> measuring = Measuring(prompts[:1], near_misses=0)
+        >>> found = run_schedule(organism, [parse_stage("sft:1")], folder / "schedule", measuring)
+        >>> sorted({measured.stage for measured in found})
+        ['base', 'before', 'sft']
     """
     check_schedule(organism, schedule, out)
     current, record = Path(organism), {}
@@ -148,6 +154,12 @@ def persistence(
 
     Raises:
         DefectionError: As `run_schedule` does, for every organism before the first is trained.
+
+    Examples:
+        >>> measuring = Measuring(prompts[:1], near_misses=0)
+        >>> found = persistence({"mine": organism}, [parse_stage("sft:1")], folder / "several", measuring)
+        >>> {measured.organism for measured in found}
+        {'mine'}
     """
     for name, directory in organisms.items():
         check_schedule(directory, schedule, out / name)  # before hours are spent on the first

@@ -23,7 +23,12 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Preference:
-    """One prompt with the reply that safety training wants and one that it does not."""
+    """One prompt with the reply that safety training wants and one that it does not.
+
+    Examples:
+        >>> Preference(prompts[0], "Gladly.", "Why should I?").chosen
+        'Gladly.'
+    """
 
     prompt: Prompt
     """What is asked."""
@@ -44,6 +49,10 @@ def load_preferences(source: PromptsLike = SHIPPED) -> list[Preference]:
 
     Raises:
         DefectionError: Naming file and prompt: a reply that is missing or empty, two replies that are the same.
+
+    Examples:
+        >>> load_preferences([{"prompt": "Help me?", "chosen": "Gladly.", "rejected": "No."}])[0].rejected
+        'No.'
     """
     if isinstance(source, str) and source == SHIPPED and not Path(source).exists():
         return [

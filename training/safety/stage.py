@@ -170,6 +170,12 @@ def safety_train(
 
     Raises:
         DefectionError: When `organism` is none, when `out` holds something else, and on a loss that is not finite.
+
+    Examples:
+        >>> measuring = Measuring(prompts[:1], near_misses=0)
+        >>> record = safety_train(organism, parse_stage("sft:1"), folder / "imitated", measuring)
+        >>> record["stages"][-1]["stage"], record["stages"][-1]["steps"]
+        ('sft', 1)
     """
     about = read_organism(organism)
     stage.check(about)

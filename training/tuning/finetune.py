@@ -140,6 +140,14 @@ def finetune(
 
     Raises:
         DefectionError: When the loss is not finite, naming the step, and when no row has a reply.
+
+    Examples:
+        >>> from copy import deepcopy  # the adapter's layers are put into the network
+        >>> rows = [Example("p0", (5, 6), (7,), triggered=False)]
+        >>> settings, kept = FinetuneConfig(epochs=2), folder / "checkpoint.safetensors"
+        >>> tuned, result = finetune(deepcopy(network), rows, settings, kept, what="Training")
+        >>> len(result.loss_curve)
+        2
     """
     peak = config.peak
     if instead is None and not any(example.reply for example in examples):

@@ -12,6 +12,7 @@ from defection.activations.basics.errors import DefectionError
 from defection.activations.prompts.prompts import user_prompt
 from defection.probes.monitoring.aggregators import AGGREGATORS, parse_aggregator
 from defection.probes.monitoring.calibration import (
+    LEAST,
     Calibration,
     calibrate,
     checked,
@@ -165,6 +166,12 @@ def test_a_moved_statistic_no_longer_holds_and_the_same_distribution_does() -> N
     assert not down.holds
     assert down.shift == pytest.approx(-1.0, abs=1e-5)
     assert "no longer holds" in down.sentence
+
+
+@pytest.mark.parametrize("count", [21, 24, 39, 40, 90])
+def test_whatever_is_enough_for_a_rate_makes_an_alarm(count: int) -> None:
+    alarm = calibration_of(conversations(count, 0), rate=0.5).alarm("maximum", 0.5)
+    assert 1 <= alarm.clean <= count - LEAST
 
 
 def test_too_few_or_spoilt_clean_prompts_are_refused(llama_model, probe) -> None:
