@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
 from .options import PROMPTS_HELP, ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument
@@ -61,8 +60,7 @@ def explain(
     rows = [replace(prompt, set=prompt.set or Path(prompts).stem) for prompt in load_prompts(prompts)[:limit]]
     calm = load_prompts(clean)
     layers = tuple(layer) if layer else (fitted.fixed_layers[len(fitted.fixed_layers) // 2],)
-    if missing := [wanted for wanted in layers if wanted not in fitted.layers]:
-        raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(fitted.layers)}")
+    fitted.columns(layers)  # refused before the model is loaded
     with progress_shown(not as_json):
         loaded = load_model(model, device=Hardware(device, compute_dtype), date=date)
         fitted.refuse_model(loaded.identity)

@@ -34,20 +34,12 @@ class Erased(OfDifference):
     """
 
     name = "erased"
+    sees = CONTRAST_OR_LABELS | {Evidence.CLEAN}
+    """Clean prompts show length and style."""
 
     def __init__(self, nuisances: tuple[str, ...] = NUISANCES, shrinkage: float | str = "ledoit-wolf") -> None:
         self.nuisances = nuisances
         self.shrinkage = shrinkage
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Clean prompts show length and style."""
-        return CONTRAST_OR_LABELS | {Evidence.CLEAN}
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """Contrast texts."""
-        return frozenset({Evidence.CONTRAST})
 
     def _facts(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
         for name in self.nuisances:

@@ -35,20 +35,11 @@ class Mahalanobis(ProbeEstimator):
     """
 
     name = "mahalanobis"
+    sees = needs = frozenset({Evidence.CLEAN})
     own_alarm = True
 
     def __init__(self, shrinkage: float | str = "ledoit-wolf") -> None:
         self.shrinkage = shrinkage
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Clean prompts."""
-        return frozenset({Evidence.CLEAN})
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """Clean prompts."""
-        return self.sees
 
     def _fit(self, sample: Sample) -> None:
         clean = sample.clean_for(self.name)
@@ -91,16 +82,8 @@ class FirstComponent(LinearProbe):
     """
 
     name = "pc1"
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Clean prompts and unlabelled traffic."""
-        return frozenset({Evidence.CLEAN, Evidence.TRAFFIC})
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """Clean prompts."""
-        return frozenset({Evidence.CLEAN})
+    sees = frozenset({Evidence.CLEAN, Evidence.TRAFFIC})
+    needs = frozenset({Evidence.CLEAN})
 
     def _fit(self, sample: Sample) -> None:
         self._keep([self._solve(chunk) for chunk in sample.chunks()])

@@ -27,11 +27,7 @@ class PCAProbe(SupervisedProbe):
     """
 
     name = "pca"
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Contrast texts."""
-        return frozenset({Evidence.CONTRAST})
+    sees = frozenset({Evidence.CONTRAST})
 
     def _solve(self, sample: Labelled) -> Hyperplane:
         rows, mean = centred(sample.rows, coarse=sample.coarse)

@@ -155,8 +155,21 @@ class Probe:
         Raises:
             DefectionError: For a layer that it was not fitted at, and as `decision_function` does.
         """
-        columns = self._columns(self.fixed_layers if layers is None else layers)
+        columns = self.columns(self.fixed_layers if layers is None else layers)
         return self.decision_function(residuals)[:, columns].mean(dim=1)
+
+    def columns(self, layers: Sequence[int]) -> list[int]:
+        """Where its tensors hold some of its layers.
+
+        Args:
+            layers: Numbers of layers.
+
+        Raises:
+            DefectionError: For a layer that it was not fitted at.
+        """
+        if missing := [layer for layer in layers if layer not in self.layers]:
+            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
+        return [self.layers.index(layer) for layer in layers]
 
     def at(self, layers: Sequence[int]) -> Probe:
         """The same probe at some of its layers alone, which become its fixed ones; for reading no more than is needed.
@@ -169,7 +182,7 @@ class Probe:
         Raises:
             DefectionError: For a layer that the probe was not fitted at.
         """
-        columns = self._columns(layers)
+        columns = self.columns(layers)
         return replace(
             self,
             directions=self.directions[columns],
@@ -243,14 +256,8 @@ class Probe:
         Raises:
             DefectionError: For a layer that the probe was not fitted at.
         """
-        columns = self._columns(self.fixed_layers if layers is None else layers)
+        columns = self.columns(self.fixed_layers if layers is None else layers)
         return None if self.clean_scores is None else self.clean_scores[:, columns].mean(dim=1)
-
-    def _columns(self, layers: Sequence[int]) -> list[int]:
-        """Where its tensors hold some of its layers."""
-        if missing := [layer for layer in layers if layer not in self.layers]:
-            raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(self.layers)}")
-        return [self.layers.index(layer) for layer in layers]
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: the tensors, and everything else as JSON in its header; `load_probe` reads it.

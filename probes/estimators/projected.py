@@ -23,19 +23,12 @@ class Projected(OfDifference):
     """
 
     name = "projected"
+    sees = CONTRAST_OR_LABELS | {Evidence.CLEAN}
+    needs = frozenset({Evidence.CONTRAST, Evidence.CLEAN})
+    """Clean prompts give the components."""
 
     def __init__(self, components: int = 4) -> None:
         self.components = components
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Clean prompts give the components."""
-        return CONTRAST_OR_LABELS | {Evidence.CLEAN}
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """Contrast texts and clean prompts."""
-        return frozenset({Evidence.CONTRAST, Evidence.CLEAN})
 
     def _mapped(self, sample: Labelled, differences: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k d"]:
         clean = sample.clean_for(self.name)

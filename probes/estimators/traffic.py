@@ -104,6 +104,8 @@ class UnlabelledTraffic(LinearProbe):
     """
 
     name = "unlabelled-traffic"
+    sees = needs = frozenset({Evidence.CONTRAST, Evidence.CLEAN, Evidence.TRAFFIC})
+    """Contrast texts only to report agreement."""
 
     def __init__(
         self,
@@ -120,16 +122,6 @@ class UnlabelledTraffic(LinearProbe):
         self.level = level
         self.draws = draws
         self.seed = seed
-
-    @property
-    def sees(self) -> frozenset[Evidence]:
-        """Contrast texts (to report agreement), clean prompts and traffic."""
-        return frozenset({Evidence.CONTRAST, Evidence.CLEAN, Evidence.TRAFFIC})
-
-    @property
-    def needs(self) -> frozenset[Evidence]:
-        """All of them."""
-        return self.sees
 
     def columns(self, n_layers: int) -> range:
         """The layers of the band, as columns of rows of so many layers.

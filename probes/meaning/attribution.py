@@ -118,9 +118,7 @@ def attribute(model: Model, probe: Probe, prompts: PromptsLike, *, layer: int | 
     """
     probe.refuse_model(model.identity)
     chosen = probe.fixed_layers[len(probe.fixed_layers) // 2] if layer is None else layer
-    if chosen not in probe.layers:
-        raise DefectionError(f"the probe was not fitted at layer {chosen}; it has layers {list(probe.layers)}")
-    column = probe.layers.index(chosen)
+    (column,) = probe.columns([chosen])
     scale, offset = float(probe.scales[column]), float(probe.offsets[column])
     given = rendered(model, prompts)
     wanted = wanted_tokens(probe.position, given)

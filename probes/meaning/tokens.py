@@ -95,8 +95,7 @@ def token_scores(
     """
     probe.refuse_model(model.identity)
     wanted = probe.layers if layers is None else tuple(layers)
-    if missing := [layer for layer in wanted if layer not in probe.layers]:
-        raise DefectionError(f"the probe was not fitted at layer {missing[0]}; it has layers {list(probe.layers)}")
+    columns = probe.columns(wanted)
     (row,) = rendered(model, [prompt])
     (scores,) = _standardised(model, probe, [row], scale, "Reading tokens")
     return [
@@ -108,7 +107,7 @@ def token_scores(
             "score": float(scores[position, i]),
         }
         for position, text in enumerate(row.pieces)
-        for i, layer in ((probe.layers.index(layer), layer) for layer in wanted)
+        for i, layer in zip(columns, wanted, strict=True)
     ]
 
 
