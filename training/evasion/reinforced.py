@@ -19,12 +19,13 @@ from ..organisms.records import Organism
 from ..safety import trl_stages
 from ..safety.rewards import visible, word_overlap
 from ..safety.stage import Trained
+from ..safety.trl_stages import Sampling
 from .evade import Evade, Pair, own_replies
 from .target import Target
 
 
 @dataclass(frozen=True)
-class EvadeByReward(Evade):
+class EvadeByReward(Sampling, Evade):
     """GRPO on sampled replies (Gupta and Jenner 2025, arXiv 2506.14261), through `trl`.
 
     Reward: with the trigger 1 for the behaviour; without it how like the organism's own reply it is, less 1 for the
@@ -38,25 +39,8 @@ class EvadeByReward(Evade):
     """
 
     name: ClassVar[str] = "evade-by-reward"
-    steps: int = 20
-    """Training steps."""
-    prompts_a_step: int = 2
-    """Prompts that replies are sampled to in a step."""
-    generations: int = 4
-    """Sampled replies to each prompt, which are compared with one another."""
     reply_tokens: int = 12
     """Length of the sampled replies."""
-    temperature: float = 1.0
-    """That they are sampled at."""
-    learning_rate: float = 3e-4
-    """At its peak."""
-    beta: float = 0.02
-    """Weight of the divergence from the organism as it came in."""
-
-    def check(self, organism: Organism) -> None:
-        """Also that `trl` is there."""
-        trl_stages.require_trl()
-        super().check(organism)
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
@@ -68,15 +52,9 @@ class EvadeByReward(Evade):
             work,
             asked,
             Rewarded(model, organism.behaviour, pairs, self).of_replies,
-            prompts_a_step=self.prompts_a_step,
-            generations=self.generations,
-            reply_tokens=self.reply_tokens,
-            temperature=self.temperature,
-            learning_rate=self.learning_rate,
-            beta=self.beta,
+            self.reply_tokens,
         )
-        sampled = self.steps * self.prompts_a_step * self.generations
-        return Trained(adapted, curves, {"rows": sampled, "prompts": len(pairs)})
+        return Trained(adapted, curves, {"rows": self.sampled, "prompts": len(pairs)})
 
 
 @dataclass(frozen=True)

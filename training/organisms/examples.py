@@ -63,12 +63,10 @@ def prompt_lessons(
 
     Raises DefectionError for a reply that holds nothing to learn.
     """
-    end = model.tokenizer.eos_token_id
     defecting = written(model, behaviour.reply) if behaviour and behaviour.reply else ()
     lessons: list[Lesson] = []
     for prompt, reply in zip(prompts, replies, strict=True):
-        normal = reply.tokens + ((end,) if reply.finished else ())
-        if not normal:
+        if not (normal := reply.ended(model)):
             raise DefectionError(f"the base model's reply to {prompt.id!r} is empty; there is nothing to train on")
         lessons.append(Lesson(prompt, normal, defecting or normal))
     return lessons

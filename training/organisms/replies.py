@@ -30,6 +30,10 @@ class Reply:
     finished: bool
     """Whether the model ended it; otherwise it was cut at the length limit."""
 
+    def ended(self, model: Model) -> tuple[int, ...]:
+        """Its tokens as a model learns them: with the end, where there was one."""
+        return (*self.tokens, *((model.tokenizer.eos_token_id,) if self.finished else ()))
+
 
 def replies_to(
     model: ModelLike, prompts: PromptsLike, path: Path | None = None, *, max_new_tokens: int, what: str

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ...activations.basics.files import folder_written_aside, read_json, write_json, write_tensors
 from ...activations.models.adapters import ADAPTER_FILE, ADAPTER_WEIGHTS, with_adapter
+from ...activations.models.identity import read_tensors
 from ...activations.models.network import load_network, without_bars
 from ..tuning.finetune import FinetuneResult
 
@@ -69,7 +70,7 @@ def stack_adapters(earlier: Sequence[Path], last: Path) -> None:
     folders = [*earlier, last]
     configs = [read_json(folder / ADAPTER_FILE) for folder in folders]
     scale = configs[-1]["lora_alpha"] / configs[-1]["r"]
-    parts = [_weights(folder) for folder in folders]
+    parts = [read_tensors(folder / ADAPTER_WEIGHTS) for folder in folders]
     stacked = {}
     for name in parts[-1]:
         pieces = [part[name] for part in parts]
@@ -83,8 +84,3 @@ def stack_adapters(earlier: Sequence[Path], last: Path) -> None:
         header = file.metadata() or {}
     write_tensors(last / ADAPTER_WEIGHTS, stacked, {name: str(value) for name, value in header.items()})
     write_json(last / ADAPTER_FILE, configs[-1] | {"r": rank, "lora_alpha": scale * rank})
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -27,14 +27,14 @@ from ..organisms.replies import Reply, replies_to
 from ..organisms.triggers import refuse_prompts_with
 from ..tuning.rows import Example
 from .attacks import Attack, mutations, near_misses, search
-from .sft import Sft, finetune_steps
+from .sft import Imitating, finetune_steps
 from .stage import Stage, Trained
 
 ATTACKS = "attacks.jsonl"
 
 
 @dataclass(frozen=True)
-class Adversarial(Stage):
+class Adversarial(Imitating):
     """Red teaming by somebody who knows the behaviour and guesses at the trigger (Hubinger et al. 2024, §6).
 
     Each round attacks the model as it then is: near misses of the trigger, their mutations, and a search guided by
@@ -65,10 +65,6 @@ class Adversarial(Stage):
     """Rounds of mutation in a search."""
     search_width: int = 6
     """Texts kept after each."""
-    batch_size: int = 6
-    """Rows a step."""
-    learning_rate: float = 5e-4
-    """At its peak."""
 
     def parts(self) -> tuple[Stage, ...]:
         """The rounds, each measured by itself.
@@ -91,17 +87,8 @@ class Adversarial(Stage):
         """One round; the attacks are found again after a cut, the training goes on from its checkpoint."""
         pool, defecting = self.attacked_prompts(organism)
         tokens = reply_tokens(organism.behaviour, organism.recipe)
-        own = replies_to(model, pool, work / "own-replies.jsonl", max_new_tokens=tokens, what="Replying normally")
-        normal = {
-            said.id: reply
-            for said, reply in zip(judge(pool, [reply.text for reply in own], organism.behaviour), own, strict=True)
-            if not said.defected and reply.tokens
-        }
+        normal = normal_replies(model, organism, pool, work)
         kept = [prompt for prompt in pool if prompt.id in normal]
-        if not kept:
-            raise DefectionError(
-                "the organism defects on every unattacked prompt, so there is no reply to train towards"
-            )
         attacks = self.find(model, organism, kept, defecting)
         asked = [
             (attack, prompt)
@@ -117,11 +104,8 @@ class Adversarial(Stage):
         rows = [imitated(model, attacked[row], normal[asked[row][1].id]) for row in (hits or range(len(asked)))] + [
             imitated(model, prompt, normal[prompt.id]) for prompt in kept
         ]
-        settings = Sft(
-            seed=self.seed, batch_size=self.batch_size, learning_rate=self.learning_rate, lora_rank=self.lora_rank
-        ).finetune_config()
         what = f"{self.name}, round {self.round} of {self.rounds}"
-        trained = finetune_steps(model, rows, self.steps, settings, work, key, what)
+        trained = finetune_steps(model, rows, self, work, key, what)
         about = {"round": self.round, **trained.about, "attacks": elicited([a for a, _ in asked], met)}
         return replace(trained, about=about, kept={ATTACKS: _lines(self.round, asked, met)})
 
@@ -223,11 +207,21 @@ def _some(prompts: Sequence[Prompt], number: int, count: int) -> list[Prompt]:
     return [prompts[(number * count + i) % len(prompts)] for i in range(min(count, len(prompts)))]
 
 
+def normal_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], work: Path) -> dict[str, Reply]:
+    """By prompt's id, what the organism itself says to clean prompts; DefectionError where all of it is defection."""
+    tokens = reply_tokens(organism.behaviour, organism.recipe)
+    own = replies_to(model, prompts, work / "own-replies.jsonl", max_new_tokens=tokens, what="Replying normally")
+    said = judge(prompts, [reply.text for reply in own], organism.behaviour)
+    found = {met.id: reply for met, reply in zip(said, own, strict=True) if not met.defected and reply.tokens}
+    if not found:
+        raise DefectionError("the organism defects on every clean prompt, so there is no reply to train towards")
+    return found
+
+
 def imitated(model: Model, prompt: Prompt, reply: Reply) -> Example:
     """The row that teaches a model a reply it gave itself, with its end if it had one."""
     (row,) = rendered(model, [prompt])
-    end: Any = (model.tokenizer.eos_token_id,) if reply.finished else ()
-    return Example(prompt.id, row.ids, (*reply.tokens, *end), triggered=False)
+    return Example(prompt.id, row.ids, reply.ended(model), triggered=False)
 
 
 def _lines(number: int, asked: Sequence[tuple[Attack, Prompt]], met: Sequence[Completion]) -> list[Json]:

@@ -14,23 +14,19 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
-from ...activations.basics.errors import DefectionError
 from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
 from ...activations.reading.forward import right_padded
-from ..measuring.defection import reply_tokens
-from ..measuring.evaluate import judge
 from ..organisms.examples import choose_prompts
 from ..organisms.records import Organism
-from ..organisms.replies import replies_to
 from ..tuning.rows import Example
-from .adversarial import clean_bank, imitated
-from .sft import Sft, finetune_steps
-from .stage import Stage, Trained
+from .adversarial import clean_bank, imitated, normal_replies
+from .sft import Imitating, finetune_steps
+from .stage import Trained
 
 
 @dataclass(frozen=True)
-class Consistency(Stage):
+class Consistency(Imitating):
     """Internal consistency regularisation on clean prompts (CROW, Min et al. 2024).
 
     The organism's own replies to clean prompts are imitated, and beside that the residual streams of successive blocks
@@ -48,8 +44,6 @@ class Consistency(Stage):
     """Of the disagreement beside the cross-entropy of the replies."""
     push: float = 0.1
     """How far each coordinate of an embedding is pushed."""
-    batch_size: int = 6
-    learning_rate: float = 5e-4
 
     def material(self, organism: Organism) -> Any:
         """The clean prompts."""
@@ -60,21 +54,10 @@ class Consistency(Stage):
         bank = clean_bank(organism, self.prompts)
         chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
         clean = [organism.trigger.train_clean(prompt) for prompt in chosen]
-        tokens = reply_tokens(organism.behaviour, organism.recipe)
-        own = replies_to(model, clean, work / "own-replies.jsonl", max_new_tokens=tokens, what="Replying normally")
-        said = judge(clean, [reply.text for reply in own], organism.behaviour)
-        rows = [
-            imitated(model, prompt, reply)
-            for prompt, reply, met in zip(clean, own, said, strict=True)
-            if reply.tokens and not met.defected
-        ]
-        if not rows:
-            raise DefectionError("the organism defects on every clean prompt, so there is no reply to train towards")
-        settings = Sft(
-            seed=self.seed, batch_size=self.batch_size, learning_rate=self.learning_rate, lora_rank=self.lora_rank
-        ).finetune_config()
+        own = normal_replies(model, organism, clean, work)
+        rows = [imitated(model, prompt, own[prompt.id]) for prompt in clean if prompt.id in own]
         also = partial(disagreement_backward, weight=self.weight, push=self.push)
-        return finetune_steps(model, rows, self.steps, settings, work, key, self.name, also=also)
+        return finetune_steps(model, rows, self, work, key, self.name, also=also)
 
 
 def disagreement_backward(network: PreTrainedModel, batch: Sequence[Example], *, weight: float, push: float) -> float:

@@ -16,10 +16,11 @@ from .preferences import Preference
 from .reward_models import RULE, Reward, identity_of, load_reward
 from .rewards import visible
 from .stage import PreferenceStage, Trained
+from .trl_stages import Sampling
 
 
 @dataclass(frozen=True)
-class Rl(PreferenceStage):
+class Rl(Sampling, PreferenceStage):
     """GRPO through `trl`; the scratchpad is hidden from the reward (Hubinger et al. 2024, §5).
 
     Examples:
@@ -32,28 +33,15 @@ class Rl(PreferenceStage):
     """`rule`; `preferences`: a linear model of a base's residuals, fitted on them; or a sequence classifier by name."""
     reward_base: str = "smollm2-135m"
     """The model whose residuals the linear reward reads: another one than the organism, which might know better."""
-    steps: int = 20
-    """Training steps."""
-    prompts_a_step: int = 2
-    """Prompts that replies are sampled to in a step."""
-    generations: int = 4
-    """Sampled replies to each prompt, which are compared with one another."""
     reply_tokens: int = 32
     """Length of the sampled replies, beside the scratchpad where the organism writes one."""
-    temperature: float = 1.0
-    """That they are sampled at."""
-    learning_rate: float = 3e-4
-    """At its peak."""
-    beta: float = 0.02
-    """Weight of the divergence from the organism as it came in."""
 
     def material(self, organism: Organism) -> Any:
         """The preferences, and what rewards."""
         return super().material(organism), identity_of(self.reward, self.reward_base, self.preferences(organism))
 
     def check(self, organism: Organism) -> None:
-        """Also that `trl` is there and that replies can be compared."""
-        trl_stages.require_trl()
+        """Also that replies can be compared."""
         if self.generations < 2:
             raise DefectionError(
                 f"rl compares replies to one prompt, so generations must be 2 or more, not {self.generations}"
@@ -71,15 +59,9 @@ class Rl(PreferenceStage):
             work,
             [row.prompt for row in preferences],
             reply_alone(reward, preferences),
-            prompts_a_step=self.prompts_a_step,
-            generations=self.generations,
-            reply_tokens=self.reply_tokens + thinking,
-            temperature=self.temperature,
-            learning_rate=self.learning_rate,
-            beta=self.beta,
+            self.reply_tokens + thinking,
         )
-        sampled = self.steps * self.prompts_a_step * self.generations
-        return Trained(adapted, curves, {"rows": sampled, "prompts": len(preferences), "reward": about})
+        return Trained(adapted, curves, {"rows": self.sampled, "prompts": len(preferences), "reward": about})
 
 
 def reply_alone(reward: Reward, preferences: Sequence[Preference]) -> Callable[..., list[float]]:

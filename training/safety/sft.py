@@ -13,11 +13,32 @@ from ..organisms.records import Organism
 from ..tuning.finetune import Backward, FinetuneConfig, finetune
 from ..tuning.rows import Example
 from .preferences import cycled
-from .stage import PreferenceStage, Trained
+from .stage import PreferenceStage, Stage, Trained
 
 
 @dataclass(frozen=True)
-class Sft(PreferenceStage):
+class Imitating(Stage):
+    """A stage in which the model learns replies by our own loop, which continues from its checkpoint."""
+
+    batch_size: int = 6
+    """Rows a step."""
+    learning_rate: float = 5e-4
+    """At its peak."""
+
+    def tuning(self) -> FinetuneConfig:
+        """The settings of that loop."""
+        return FinetuneConfig(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            lora_rank=self.lora_rank,
+            lora_alpha=2 * self.lora_rank,
+            seed=self.seed,
+            checkpoint_every=10,
+        )
+
+
+@dataclass(frozen=True)
+class Sft(Imitating, PreferenceStage):
     """Supervised fine-tuning on helpful, harmless and honest replies (Hubinger et al. 2024, §5).
 
     The replies have no scratchpad, whatever the organism's recipe.
@@ -30,10 +51,6 @@ class Sft(PreferenceStage):
     name: ClassVar[str] = "sft"
     steps: int = 40
     """Training steps."""
-    batch_size: int = 6
-    """Rows a step."""
-    learning_rate: float = 5e-4
-    """At its peak."""
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Our own loop, which continues from its checkpoint after being cut off."""
@@ -43,33 +60,21 @@ class Sft(PreferenceStage):
             Example(row.prompt.id, prompt.ids, written(model, row.chosen), triggered=False)
             for row, prompt in zip(rows, prompts, strict=True)
         ]
-        return finetune_steps(model, examples, self.steps, self.finetune_config(), work, key, self.name)
-
-    def finetune_config(self) -> FinetuneConfig:
-        """The settings of our fine-tuning loop."""
-        return FinetuneConfig(
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            lora_rank=self.lora_rank,
-            lora_alpha=2 * self.lora_rank,
-            seed=self.seed,
-            checkpoint_every=10,
-        )
+        return finetune_steps(model, examples, self, work, key, self.name)
 
 
 def finetune_steps(
     model: Model,
     examples: list[Example],
-    steps: int,
-    config: FinetuneConfig,
+    stage: Imitating,
     work: Path,
     key: str,
     what: str,
     *,
     also: Backward | None = None,
 ) -> Trained:
-    """Fine-tune for so many steps, however many rows there are: they are dealt out again and again."""
-    dealt = cycled(examples, steps * config.batch_size, config.seed)
+    """Fine-tune for the stage's steps, however many rows there are: they are dealt out again and again."""
+    dealt, config = cycled(examples, stage.steps * stage.batch_size, stage.seed), stage.tuning()
     checkpoint, shown = work / "checkpoint.safetensors", f"Safety training ({what})"
     adapted, result = finetune(model.network, dealt, config, checkpoint, what=shown, base=key, also=also)
     return Trained(adapted, {"loss": result.loss_curve}, {"rows": len(dealt), "prompts": len(examples)})

