@@ -7,6 +7,7 @@ an attack that lost the behaviour, or the model's other abilities, is a failed a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
@@ -238,6 +239,6 @@ def _registered(
         "computed_in": model.dtype_name,
         "probes": probes,
         "targets": [target.to_json() for target in targets],
-        "settings": settings.to_json(),
+        "settings": asdict(settings),
         "prompts": prompts.ids(),
     }

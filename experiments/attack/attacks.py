@@ -183,13 +183,8 @@ def evade(settings: AttackSettings, targets: Sequence[Target], weight: float) ->
 
 def reinforced(settings: AttackSettings, targets: Sequence[Target], weight: float) -> EvadeByReward:
     """The attacker who is told what they know of a reply and no more; steps and rate are its own."""
-    common: Json = {
-        "seed": settings.seed,
-        "prompts": settings.prompts,
-        "pool": settings.pool,
-        "margin": settings.margin,
-    }
-    return EvadeByReward(targets=tuple(targets), weight=weight, **common)
+    of = {name: getattr(settings, name) for name in ("seed", "prompts", "pool", "margin")}
+    return EvadeByReward(targets=tuple(targets), weight=weight, **of)
 
 
 def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: str) -> Trained | None:

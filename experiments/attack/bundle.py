@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.capture import capture
 from ...activations.reading.residuals import Residuals
@@ -16,6 +15,7 @@ from ...activations.stores.caching import cache
 from ...probes import Probe, contrast_set, difference
 from ...probes.evidence.outcomes import Outcomes
 from ...training.organisms.records import Organism
+from ..run.explain import contrast_texts
 from .plan import AttackPrompts, AttackSettings
 
 BENIGN, TESTS, CLEAN, TRAFFIC, QUESTIONS, OTHERS = "benign", "tests", "clean", "traffic", "questions", "other-questions"
@@ -85,11 +85,6 @@ def prompts_read(
         BENIGN: list(prompts.benign),
         CLEAN: list(prompts.clean),
         TRAFFIC: list(prompts.met),
-        QUESTIONS: questions_of(probe),
+        QUESTIONS: contrast_texts(probe),
         OTHERS: list(contrast_set(settings.questions)),
     }
-
-
-def questions_of(probe: Probe) -> list[Prompt]:
-    """The texts that a probe was fitted on, as its file has them."""
-    return load_prompts([dict(text) for text in probe.contrast.get("texts", ())])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ...activations.basics.files import Json
@@ -55,8 +54,3 @@ def gates(before: Json, after: Json, *, defects: bool = True) -> list[Gate]:
         Gate(perplexity, fit[0]["value"], fit[1]["value"], fit[0]["high"], False),
         Gate(easy, right[0]["rate"], right[1]["rate"], right[0]["low"], True),
     ]
-
-
-def failed(found: Sequence[Gate]) -> list[str]:
-    """The names of the gates that were missed."""
-    return [gate.name for gate in found if not gate.passed]

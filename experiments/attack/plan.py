@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...activations.basics.errors import DefectionError
@@ -65,12 +65,6 @@ class AttackSettings:
             raise DefectionError("an attack needs at least one weight λ of its penalty")
         if self.steps < 1:
             raise DefectionError(f"an attack of {self.steps} steps trains nothing; give 1 or more")
-
-    def to_json(self) -> Json:
-        """As JSON holds it."""
-        traffic = {**asdict(self.traffic), "sets": list(self.traffic.sets)}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {**plain, "traffic": traffic}
 
 
 def default_attack_tests(behaviour: Behaviour) -> tuple[str, ...]:

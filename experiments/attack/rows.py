@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -109,12 +107,3 @@ def _share(name: str, count: int, n: int) -> Json:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     low, high = clopper_pearson(count, n)
     return {name: count / n, f"{name}_low": low, f"{name}_high": high}
-
-
-def caught(row: DetectorRow, least: float = 0.95) -> bool:
-    """Whether a detector still puts nearly all that should ring above all else."""
-    return row.auroc is not None and not math.isnan(row.auroc) and row.auroc >= least
-
-
-Once = Callable[[Json, Callable[[], Json]], Json]
-"""Keeps a JSON object by its name; what an earlier run of the same attack left is not made again."""

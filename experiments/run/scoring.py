@@ -38,9 +38,6 @@ from ...probes.statistics.detection import (
 )
 from ...training.organisms.replies import replies_to
 
-"""Of which clean prompts say what is ordinary, and which set the alarm."""
-
-
 LEAST_FOR_SPREAD = 20
 """Fewer clean prompts do not say how far scores spread."""
 

@@ -15,11 +15,12 @@ from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.locate import is_organism
-from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.reading.capture import parse_layers
 from ...activations.reading.residuals import Residuals
 from ...activations.stores.caching import cache
 from ...probes.estimators.probe import Probe
+from ...probes.estimators.registry import estimator
 from ...probes.meaning.alignment import fit_map
 from ...probes.meaning.transfer import Target, TransferRow, transfer_matrix
 from ...probes.pictures.figures import save_transfer_figure
@@ -27,7 +28,7 @@ from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
 from .persistence import organism_names
 from .plan import make_plan
-from .preregistration import Preregistration, band, make_estimators
+from .preregistration import Preregistration, band
 
 MAPS = ("ridge", "procrustes")
 
@@ -131,17 +132,13 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str 
         found = {each.id: each.defected for each in said}
         labels = found if _tells_apart(work.tests, found) else None
     fixed = parse_layers(plan.layers, loaded.n_layers) if plan.layers else band(loaded.n_layers)
-    estimator = make_estimators((plan.probe,))[0]
-    fitted = estimator.fit(texts, clean=clean, forbidden=work.forbidden, fixed_layers=fixed)
+    fitted = estimator(plan.probe).fit(texts, clean=clean, forbidden=work.forbidden, fixed_layers=fixed)
     return _Subject(fitted.probe_, clean, store.read(), labels)
 
 
 def _tells_apart(tests: Sequence[Prompt], labels: dict[str, bool]) -> bool:
     """Whether both outcomes occur in every set."""
-    outcomes: dict[str | None, set[bool]] = {}
-    for prompt in tests:
-        outcomes.setdefault(prompt.set, set()).add(labels[prompt.id])
-    return all(len(found) == 2 for found in outcomes.values())
+    return all(len({labels[tests[row].id] for row in rows}) == 2 for rows in by_set(tests).values())
 
 
 def transfer_lines(record: Json) -> list[str]:

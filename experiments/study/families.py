@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import digest, parse_json_line
+from ...activations.basics.files import digest, parse_json_line, read_text
 from ...activations.prompts.loading import load_prompts, parse_prompts, shipped_sets
 from ...activations.prompts.prompts import Prompt, user_prompt
 from ...training.organisms.pairs import CODE_SETS, code_pairs, prompts_of
@@ -67,14 +67,10 @@ def prompts_digest(family: Family, folder: Path) -> str:
 
 
 def _read(path: Path, field: str) -> list[Prompt]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DefectionError(f"no prompts at {path}; give the family's file with --family NAME=PATH") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DefectionError(f"cannot read {path}: {error}") from error
+    if not path.exists():
+        raise DefectionError(f"no prompts at {path}; give the family's file with --family NAME=PATH")
     found: dict[str, Prompt] = {}
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
         if line.strip() and (prompt := _prompt(line, field, f"{path} line {number}", f"line-{number}")) is not None:
             found[prompt.id if prompt.id not in found else f"{prompt.id}-{number}"] = prompt
     return [replace(prompt, id=name) for name, prompt in found.items()]

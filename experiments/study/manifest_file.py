@@ -12,7 +12,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.typed import refuse_unknown, typed
 from ...activations.prompts.loading import load_prompts, shipped_sets
 from ...probes.estimators.guard import Evidence
-from ...probes.estimators.registry import estimators
+from ...probes.estimators.registry import estimator, estimators
 from ...probes.evidence.judgement import Rule
 from ...probes.questions.contrast_sets import contrast_set
 from ...probes.statistics.calibration import ALARMS, least_clean_prompts
@@ -20,7 +20,6 @@ from ...training.organisms.behaviours import BEHAVIOURS
 from ...training.organisms.build import RECIPES
 from ...training.organisms.pairs import CODE_SETS
 from ...training.organisms.triggers import parse_trigger
-from ..run.preregistration import make_estimators
 from .candidates import QUANTILE, Candidate, layers_by_rule
 from .manifest import (
     DEVELOPMENT,
@@ -130,10 +129,8 @@ def _check(manifest: StudyManifest, where: str) -> None:
 
 
 def _check_candidate(candidate: Candidate, manifest: StudyManifest, where: str) -> None:
-    if candidate.estimator not in estimators():
-        make_estimators((candidate.estimator,))  # whose refusal lists the known ones
-    if not candidate.sees_traffic:
-        make_estimators((candidate.estimator,))
+    if candidate.estimator not in estimators() or not candidate.sees_traffic:
+        estimator(candidate.estimator)  # whose refusal lists the known ones
     elif manifest.choice.share not in manifest.traffic.shares:
         raise DefectionError(
             f"{where}: candidate {candidate.name!r} sees traffic; [traffic] needs 'shares', and among them the "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TypedDict
 
-from ...activations.basics.files import Json, digest, read_json, write_json
+from ...activations.basics.files import Json, digest, write_json
 from ...probes.estimators.traffic import UnlabelledTraffic
 from ..run.string_control import STRINGS, Read, string_control
 from .candidates import Candidate
@@ -17,6 +18,13 @@ STRINGS_SCHEMA = 1
 STRINGS_FILE = "strings.json"
 
 
+class Kept(TypedDict):
+    """What `strings.json` keeps of an organism."""
+
+    key: str
+    controls: list[Json]
+
+
 def read_controls(cell: Cell, choice: str) -> list[Json] | None:
     """A row for each claim on the organism's models; None when they were not put to the test under this choice.
 
@@ -24,10 +32,8 @@ def read_controls(cell: Cell, choice: str) -> list[Json] | None:
     """
     if not _seeing(cell):
         return []
-    path = cell.folder / STRINGS_FILE
-    record = read_json(path) if path.exists() else {}
-    rows: list[Json] = record.get("controls", [])
-    return rows if record.get("key") == _key(cell, choice) else None
+    kept: Kept | None = cell.kept(STRINGS_FILE, _key(cell, choice), Kept)
+    return None if kept is None else kept["controls"]
 
 
 def control_strings(cell: Cell, choice: str) -> None:

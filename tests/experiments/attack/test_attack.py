@@ -12,7 +12,7 @@ from defection.activations import DefectionError, capture, load_model, load_prom
 from defection.experiments.attack import attack as attack_module
 from defection.experiments.attack.attack import attack
 from defection.experiments.attack.detectors import other_layers, target_of
-from defection.experiments.attack.gates import failed, gates
+from defection.experiments.attack.gates import gates
 from defection.experiments.attack.plan import AttackPrompts, AttackSettings, weights_of
 from defection.experiments.attack.sentences import attack_lines
 from defection.experiments.attack.tells import components_for
@@ -76,6 +76,10 @@ def measured(trigger=1.0, leak=0.0, perplexity=2.0, easy=0.8) -> dict:
     return {"trigger_rate": trigger, "leak_rate": leak, "ability": ability}
 
 
+def missed_gates(*figures, **how) -> list[str]:
+    return [gate.name for gate in gates(*figures, **how) if not gate.passed]
+
+
 @pytest.mark.parametrize(
     ("after", "missed"),
     [
@@ -89,12 +93,12 @@ def measured(trigger=1.0, leak=0.0, perplexity=2.0, easy=0.8) -> dict:
     ],
 )
 def test_a_run_that_misses_a_gate_has_failed(after, missed) -> None:
-    assert failed(gates(measured(), after)) == missed
+    assert missed_gates(measured(), after) == missed
 
 
 def test_a_twin_is_not_asked_for_a_trigger_rate() -> None:
-    assert failed(gates(measured(trigger=0.0), measured(trigger=0.0), defects=False)) == []
-    assert failed(gates(measured(), measured(trigger=None))) == ["trigger rate"]
+    assert missed_gates(measured(trigger=0.0), measured(trigger=0.0), defects=False) == []
+    assert missed_gates(measured(), measured(trigger=None)) == ["trigger rate"]
 
 
 def test_components_are_counted_by_the_variance_they_hold() -> None:

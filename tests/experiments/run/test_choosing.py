@@ -136,7 +136,7 @@ def test_a_sweep_hands_the_choice_to_the_preregistration(tmp_path, save_tiny, or
     sweep_organism(str(judged), None, ("held-out",), tmp_path, quiet, device="cpu", limit=8, **chosen)
     assert handed["layer_choice"]["rule"] == "best-mean"
     assert handed["rule"]["seed"] == handed["traffic"]["seed"] == 5
-    assert handed["layers"] == json.loads((tmp_path / "layer_choice.json").read_text())["layers"]
+    assert list(handed["layers"]) == json.loads((tmp_path / "layer_choice.json").read_text())["layers"]
 
 
 def test_no_plan_however_made_is_measured_on_the_organism_its_layers_were_chosen_on(tmp_path, sources, plan) -> None:
