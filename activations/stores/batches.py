@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from ..basics.shown import shortened
 
 if TYPE_CHECKING:
     from .store import Store
-    from .views import View
 
 BATCH_ROWS = 128
 """Of a batch: some megabytes in fp32, memory that is used again; for larger ones the system hands out fresh pages."""
@@ -57,16 +57,39 @@ class LastShard:
         return self.tensors
 
 
-def in_batches(
-    source: Store | View, size: int, layers: Sequence[int] | None, device: torch.device | str, dtype: torch.dtype | None
-) -> Iterator[Vectors]:
-    """All rows of a store or a view, `size` at a time."""
-    if size < 1:
-        raise DefectionError(f"a batch needs at least one row, not {size}")
-    last = LastShard()
-    for start in range(0, len(source), size):
-        # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
-        yield _moved(source.gather(layers, range(start, min(start + size, len(source))), last), device, dtype)
+class InBatches(ABC):
+    """What is read some rows at a time: a store, or a view of several."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of prompts."""
+
+    @abstractmethod
+    def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
+        """Vectors of some rows."""
+
+    def batches(
+        self,
+        size: int = BATCH_ROWS,
+        *,
+        layers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Vectors]:
+        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch.
+
+        Args:
+            size: Prompts at a time.
+            layers: Layer numbers; None: all that are held.
+            device: Where each batch goes.
+            dtype: Of each batch; None: that of the store.
+        """
+        if size < 1:
+            raise DefectionError(f"a batch needs at least one row, not {size}")
+        last = LastShard()
+        for start in range(0, len(self), size):
+            # Nothing of a batch is kept here while the next is made: the memory of one serves the other.
+            yield _moved(self.gather(layers, range(start, min(start + size, len(self))), last), device, dtype)
 
 
 def _moved(found: Vectors, device: torch.device | str, dtype: torch.dtype | None) -> Vectors:

@@ -9,7 +9,7 @@ says which tokens of the shard belong to which of its prompts. `writing.py` writ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from ..models.hardware import DTYPE_NAMES
 from ..models.sites import AFTER
 from ..prompts.loading import load_prompts
 from ..prompts.prompts import Prompt
-from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
+from .batches import InBatches, LastShard, Vectors
 from .gathering import ends, gathered, is_run
 from .manifest import MANIFEST, TABLES, Manifest, ShardRecord, StoreHead, read_manifest
 from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, Rows, map_tensors, read_header, same_bytes
@@ -40,7 +40,7 @@ NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(InBatches):
     """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for.
 
     >>> len(cache(model, prompts, folder / "rows"))
@@ -235,24 +235,6 @@ class Store:
             site=self.site,
             offsets=tuple(found.offsets.tolist()) if self.ragged else None,
         )
-
-    def batches(
-        self,
-        size: int = BATCH_ROWS,
-        *,
-        layers: Sequence[int] | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Iterator[Vectors]:
-        """All rows, `size` at a time, on a device: what a fit that streams wants. Memory holds one batch.
-
-        Args:
-            size: Prompts at a time.
-            layers: Layer numbers; None: all that are held.
-            device: Where each batch goes.
-            dtype: Of each batch; None: that of the store.
-        """
-        return in_batches(self, size, layers, device, dtype)
 
     def read_replies(self) -> list[list[int]]:
         """Token ids of the greedy reply to each prompt, in row order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from ..basics.errors import DefectionError
 from ..basics.shown import shortened
 from ..prompts.prompts import Prompt
-from .batches import BATCH_ROWS, LastShard, Vectors, in_batches
+from .batches import InBatches, LastShard, Vectors
 from .store import Store
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class View:
+class View(InBatches):
     """Rows of one or more stores that hold the same kind of vector. It is read like a store.
 
     Examples:
@@ -115,24 +115,6 @@ class View:
             n_tokens=tuple(self.stores[store].n_tokens[row] for store, row in places),
             offsets=None if like.offsets is None else tuple(found.offsets.tolist()),
         )
-
-    def batches(
-        self,
-        size: int = BATCH_ROWS,
-        *,
-        layers: Sequence[int] | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Iterator[Vectors]:
-        """Like `Store.batches`.
-
-        Args:
-            size: Prompts at a time.
-            layers: Layer numbers; None: all that are held.
-            device: Where each batch goes.
-            dtype: Of each batch; None: that of the store.
-        """
-        return in_batches(self, size, layers, device, dtype)
 
 
 def _run(rows: list[int]) -> Sequence[int]:

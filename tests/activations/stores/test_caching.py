@@ -22,9 +22,10 @@ from defection.activations.prompts.rendered import tokenize
 from defection.activations.reading.capture import capture
 from defection.activations.reading.generate import greedy_replies
 from defection.activations.stores import caching, writing
+from defection.activations.stores.batches import BATCH_ROWS
 from defection.activations.stores.caching import cache, repair
 from defection.activations.stores.plan import ROWS_PER_SHARD, SHARD_BYTES, SHARD_TOKENS, VECTORS_PER_SHARD, shard_rows
-from defection.activations.stores.store import BATCH_ROWS, Store, open_store
+from defection.activations.stores.store import Store, open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
