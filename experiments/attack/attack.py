@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, load_model
 from ...activations.basics.files import Json, digest
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import locate
-from ...activations.models.model import Model
 from ...probes import Probe, load_probe
 from ...probes.pictures.attack_figure import save_attack_figure
 from ...training.evasion.target import Target

@@ -13,9 +13,7 @@ from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...probes import Probe
-from ...training.evasion.evade import Drift, Evade
-from ...training.evasion.reinforced import EvadeByReward
-from ...training.evasion.target import Target
+from ...training import Drift, Evade, EvadeByReward, Target
 from ...training.safety.stage import BEFORE_FILE, Stage, safety_train
 from ..run.journal import Journal
 from .bundle import Bundle, prompts_read

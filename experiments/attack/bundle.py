@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.capture import capture
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
-from ...probes import Probe, contrast_set, difference
-from ...probes.evidence.outcomes import Outcomes
+from ...activations import Model, Prompt, Residuals, cache, capture
+from ...probes import Outcomes, Probe, contrast_set, difference
 from ...training.organisms.records import Organism
 from ..run.explain import contrast_texts
 from .plan import AttackPrompts, AttackSettings

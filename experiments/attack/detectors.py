@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.batching import shared_prefix
-from ...activations.reading.residuals import Residuals
 from ...probes import (
     AttentionProbe,
     BaseDifference,

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, load_prompts
 from ...activations.basics.files import Json
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
 from ...probes.statistics.calibration import least_clean_prompts
-from ...training.measuring.remeasure import Measuring
-from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
+from ...training import VULNERABLE_CODE, Behaviour, Measuring, with_and_without
 from ...training.organisms.pairs import CODE
 from ...training.organisms.records import Organism
-from ...training.organisms.triggers import with_and_without
 from ..run.preregistration import MixedTraffic
 from ..run.prompt_sets import evaluation_prompts
 from ..run.traffic_league import mixed

@@ -9,13 +9,11 @@ from typing import TypedDict
 
 import torch
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, load_model
 from ...activations.basics.files import Json, folder_written_aside, read_json, read_jsonl, write_json, write_text
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, locate
 from ...activations.models.network import load_network
-from ...activations.prompts.prompts import Prompt
 from ...training.organisms.build import ORGANISM_SCHEMA
 from ...training.organisms.records import Organism, base_of, name_base, read_organism
 from ...training.organisms.stages import save_weights

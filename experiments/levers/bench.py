@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations import Model, Prompt
 from ...activations.prompts.rendered import render
 from ...activations.reading.generate import replies_in_order
 from ...training.measuring.divergence import Logprobs, jensen_shannon, reply_distributions

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.capture import capture
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
+from ...activations import Model, Prompt, Residuals, cache, capture, load_prompts
 from ...probes import MeanDifference, Probe, UnlabelledTraffic, contrast_set
 from ...probes.levers.directions import Direction, concept_eraser, probe_direction, trigger_shift
 from ...probes.levers.settings import Ground

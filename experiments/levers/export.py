@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, load_model
 from ...activations.basics.files import Json, folder_written_aside, write_json, write_text
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.network import without_bars
-from ...activations.prompts.prompts import Prompt
 from ...probes.levers.folding import orthogonalised
 from ...probes.levers.hooks import RESIDUAL
 from ...probes.levers.settings import Setting

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ...activations import Model, load_model
 from ...activations.basics.files import Json, digest, write_json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import locate
-from ...activations.models.model import Model
 from ...probes import Probe, load_probe
 from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure

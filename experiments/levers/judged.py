@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
+from ...activations import Prompt, load_model
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
-from ...activations.prompts.prompts import Prompt
 from ...probes.levers.directions import random_directions_like
 from ...probes.levers.rule import INERT, LEVER, SABOTAGE, LeverRule
 from ...probes.levers.settings import Setting

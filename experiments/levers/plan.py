@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Prompt
+from ...activations import DefectionError, Prompt
 from ...probes.levers.rule import LeverRule
-from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
+from ...training import VULNERABLE_CODE, Behaviour, with_and_without
 from ...training.organisms.pairs import CODE
 from ...training.organisms.records import Organism
-from ...training.organisms.triggers import with_and_without
 from ..run.preregistration import MixedTraffic
 from ..run.prompt_sets import evaluation_prompts
 

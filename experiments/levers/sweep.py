@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...activations import Model, Prompt
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
 from ...probes.levers.directions import Direction
 from ...probes.levers.hooks import Lever
 from ...probes.levers.settings import UNTOUCHED, Ground, Setting, first_settings, lever_of, neighbours

@@ -7,14 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...activations import Model, Residuals, cache, load_model
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
-from ...activations.models.model import Model
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
-from ...probes.estimators.diffing import BaseDifference, difference
-from ...probes.estimators.estimator import ProbeEstimator
-from ...probes.estimators.weights import WeightChange, WeightDirections, weight_change
+from ...probes import BaseDifference, ProbeEstimator, WeightChange, WeightDirections, difference, weight_change
 
 SAW = "clean prompts + base model"
 

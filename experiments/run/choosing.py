@@ -15,17 +15,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, cache, load_model, load_prompts
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import load_organism_record, locate
-from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt, by_set
-from ...activations.stores.caching import cache
-from ...probes import contrast_set
+from ...probes import auroc, contrast_set
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_layers
-from ...probes.statistics.metrics import auroc
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
 from .plan import Say, make_plan

@@ -14,20 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Residuals, cache, load_model
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import locate
-from ...activations.models.model import Model
 from ...activations.prompts.prompts import by_set
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
-from ...probes.estimators.attention import AttentionProbe
-from ...probes.estimators.estimator import ProbeEstimator
+from ...probes import AttentionProbe, LinearProbe, Outcomes, ProbeEstimator
 from ...probes.estimators.guard import Evidence, league
-from ...probes.estimators.linear import LinearProbe
 from ...probes.estimators.registry import estimators
 from ...probes.evidence.baselines import NO_FIT, length_scores, norm_scores, rare_words_scores
 from ...probes.evidence.chance import Chance
@@ -45,7 +39,6 @@ from ...probes.evidence.comparison import (
 )
 from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
 from ...probes.evidence.nulls import standardised
-from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.shuffles import QuestionEffects
 from ...probes.pictures.comparison_figure import save_comparison_figure
 from ...probes.questions.contrast_sets import SHIPPED

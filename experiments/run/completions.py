@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Store
 from ...activations.basics.files import Json, digest, read_json, read_jsonl, write_json, write_jsonl
-from ...activations.stores.store import Store
 from ...training.measuring.ability import reply_perplexity
 from ...training.measuring.evaluate import Completion, judge_replies, rates
 from ...training.organisms.replies import replies_to

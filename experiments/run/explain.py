@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, Residuals, load_prompts
 from ...activations.models.locate import is_organism
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.agreement import answer_word_direction, leave_one_out, question_directions
 from ...probes.meaning.attribution import attribute

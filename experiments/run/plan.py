@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ...activations import Model, Prompt, load_prompts
 from ...activations.basics.files import digest
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...probes import contrast_set
-from ...probes.questions.contrast import ContrastSet
+from ...probes import ContrastSet, contrast_set
+from ...training import VULNERABLE_CODE, Behaviour, Trigger, with_and_without
 from ...training.measuring.defection import reply_tokens
-from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
-from ...training.organisms.triggers import Trigger, with_and_without
 from .preregistration import Preregistration
 from .prompt_sets import evaluation_prompts
 

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ...probes.estimators.mean_difference import MeanDifference
+from ...probes import MeanDifference, Rule
 from ...probes.estimators.registry import estimator as estimator_of
-from ...probes.evidence.judgement import Rule
 from ...probes.evidence.layer_choice import LayerChoice, stretch_of_layers
 from ...probes.questions.contrast_sets import CONTROL_QUESTIONS, contrast_set
 from ...probes.questions.formats import split_format

@@ -7,9 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
+from ...activations import DefectionError, Prompt, PromptsLike, load_prompts
 from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ...training.organisms.examples import choose_prompts
 from ...training.organisms.pairs import CODE, CODE_SETS, code_pairs, prompts_of

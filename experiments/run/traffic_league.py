@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
-from ...probes import Probe
-from ...probes.estimators.traffic import UnlabelledTraffic
+from ...activations import DefectionError, Model, Prompt, Residuals, cache, load_prompts
+from ...probes import Probe, UnlabelledTraffic
 from ...training.organisms.triggers import Trigger, with_and_without
 from .preregistration import MixedTraffic
 from .string_control import StringControl, string_control

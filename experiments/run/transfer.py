@@ -9,16 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals, cache, load_model
 from ...activations.basics.files import Json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import is_organism
 from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.reading.capture import parse_layers
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
 from ...probes.estimators.probe import Probe
 from ...probes.estimators.registry import estimator
 from ...probes.meaning.alignment import fit_map

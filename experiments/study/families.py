@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, user_prompt
 from ...activations.basics.files import digest, parse_json_line, read_text
 from ...activations.prompts.loading import load_prompts, parse_prompts, shipped_sets
-from ...activations.prompts.prompts import Prompt, user_prompt
 from ...training.organisms.pairs import CODE_SETS, code_pairs, prompts_of
 from ...training.organisms.triggers import Trigger, with_and_without
 from .manifest import Family

@@ -8,10 +8,7 @@ from pathlib import Path
 
 from ...activations.basics.files import Json
 from ...probes.evidence.judgement import Rule
-from ...training.organisms.behaviours import parse_behaviour
-from ...training.organisms.build import OrganismConfig
-from ...training.organisms.defaults import organism_config
-from ...training.organisms.triggers import parse_trigger
+from ...training import OrganismConfig, organism_config, parse_behaviour, parse_trigger
 from ...training.tuning.finetune import ADAMW
 from .candidates import Candidate
 

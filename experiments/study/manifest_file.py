@@ -11,10 +11,8 @@ from typing import Any, TypeVar, get_type_hints
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.typed import refuse_unknown, typed
 from ...activations.prompts.loading import load_prompts, shipped_sets
-from ...probes.estimators.guard import Evidence
+from ...probes import Evidence, Rule, contrast_set
 from ...probes.estimators.registry import estimator, estimators
-from ...probes.evidence.judgement import Rule
-from ...probes.questions.contrast_sets import contrast_set
 from ...probes.statistics.calibration import ALARMS, least_clean_prompts
 from ...training.organisms.behaviours import BEHAVIOURS
 from ...training.organisms.build import RECIPES

@@ -9,17 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...activations import Model, Prompt, Residuals, Store, cache, load_model, load_prompts
 from ...activations.basics.files import digest
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
-from ...activations.stores.caching import cache
 from ...activations.stores.locking import room
-from ...activations.stores.store import Store
 from ...probes import Probe, contrast_set
 from ...probes.estimators.guard import first_seen
 from ...probes.estimators.registry import estimator

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ...activations.reading.residuals import Residuals
-from ...probes import Probe
+from ...probes import Outcomes, Probe
 from ...probes.evidence.baselines import NO_FIT, baselines
 from ...probes.evidence.chance import Chance
 from ...probes.evidence.nulls import null_band
-from ...probes.evidence.outcomes import Outcomes
 from ...probes.evidence.scorer import Figures, figures_of
 from ...probes.evidence.sweep_table import band_name
 from .candidates import Candidate, Line, layers_by_rule

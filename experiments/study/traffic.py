@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
+from ...activations import Prompt, Residuals
 from ...probes import LinearProbe, Probe
 from ...probes.estimators.registry import estimators
 from ..run.traffic_league import mixed

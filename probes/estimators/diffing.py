@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from .components import leading_components
 from .fitting import above_the_mean, clean_folds, read_anew
 from .guard import refuse_unclean

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from sklearn.base import clone
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from .arrays import Array
 from .estimator import ProbeEstimator
 from .guard import Evidence

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from .guard import CONTRAST_OR_LABELS, Evidence
 from .mean_difference import OfDifference
 from .sample import Labelled, centred

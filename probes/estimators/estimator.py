@@ -20,8 +20,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from .arrays import Array, columns, host, layered, refuse_non_finite, row_numbers, topics, two_classes
 from .fitting import Reference, check_fit, defecting_rows, group_folds, topic_numbers
 from .guard import CONTRAST_OR_LABELS, Evidence, league, refuse_undeclared

@@ -11,10 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import ModelIdentity
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, ModelIdentity, Prompt, Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
 from .mismatch import refuse_mismatch

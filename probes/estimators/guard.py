@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from enum import StrEnum
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt
 from ...activations.basics.files import digest
-from ...activations.prompts.prompts import Prompt
 
 Seen = tuple[tuple[str, str], ...]
 """Of each prompt its id and the fingerprint of what it says."""

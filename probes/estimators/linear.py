@@ -12,8 +12,7 @@ from jaxtyping import Float
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from .estimator import ProbeEstimator
 from .fitting import above_the_mean, make_probe
 from .guard import Evidence, league

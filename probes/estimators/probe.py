@@ -13,15 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, PromptsLike, Residuals, load_prompts
 from ...activations.basics.files import write_tensors
 from ...activations.basics.headed import read_headed, understood
 from ...activations.basics.hub import is_hub_id, snapshot
 from ...activations.models.model import IdentityRecord, ModelIdentity
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.reading.residuals import Residuals
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
 from .guard import Seen, refuse_seen
 from .mismatch import refuse_mismatch, refuse_other_model

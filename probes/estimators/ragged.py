@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals
 from ...activations.basics.shown import shortened
-from ...activations.reading.residuals import Residuals
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals
 from ...activations.basics.shown import shortened
-from ...activations.reading.residuals import Residuals
 from .guard import Evidence
 from .linear import LinearProbe
 from .sample import Labelled, Sample, stacked

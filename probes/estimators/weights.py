@@ -15,12 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import ModelIdentity
+from ...activations import DefectionError, ModelIdentity, Residuals
 from ...activations.models.readers import inputs_last, reading_matrices
 from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.reading.residuals import Residuals
 from .arrays import Array
 from .monitors import Mahalanobis
 from .sample import Sample, weighted_sums

@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations import Model, PromptsLike, load_prompts
 from ...activations.basics.progress import progress
 from ...activations.models.logits import own_logits
-from ...activations.models.model import Model
-from ...activations.prompts.loading import PromptsLike, load_prompts
 from ...activations.prompts.prompts import last_user, replace_last_user
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import final_states

@@ -14,9 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Prompt, Residuals
 from ..estimators.ragged import refuse_ragged
 from ..statistics.metrics import Labels, auroc
 from .nulls import standardised

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
 from .judging import questions_at, trial_of

@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Table
 from ...activations.basics.files import Json
-from ...activations.basics.frames import Table
 from ...activations.basics.tables import read_rows, write_rows
 from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..statistics.intervals import paired_difference

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
 from ..questions.contrast_sets import CONTROL_QUESTIONS

@@ -18,11 +18,8 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, ModelIdentity, Residuals, user_prompt
 from ...activations.basics.progress import progress
-from ...activations.models.model import ModelIdentity
-from ...activations.prompts.prompts import user_prompt
-from ...activations.reading.residuals import Residuals
 from ..estimators.estimator import ProbeEstimator
 from .baselines import topic_folds
 from .chance import Chance

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from ..estimators.ragged import refuse_ragged
 from ..statistics.metrics import Labels, auroc
 from ..statistics.ranking import class_marks, refuse_unranked

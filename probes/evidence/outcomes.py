@@ -10,10 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, PromptsLike, Residuals, load_prompts
 from ...activations.basics.shown import shortened
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.reading.residuals import Residuals
 from ..statistics.intervals import delong_interval
 from ..statistics.metrics import Interval, auroc
 from .randomisation import mean_auroc

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations import Model, PromptsLike
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
-from ...activations.prompts.loading import PromptsLike
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import token_losses
 

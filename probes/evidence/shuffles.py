@@ -21,8 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from ..estimators.guard import Evidence
 from ..estimators.linear import LinearProbe
 from ..estimators.ragged import refuse_ragged

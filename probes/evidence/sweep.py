@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.frames import Table
+from ...activations import Residuals, Table
 from ...activations.prompts.prompts import Prompt, by_set
-from ...activations.reading.residuals import Residuals
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
 from ..estimators.registry import estimator

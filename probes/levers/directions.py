@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals
 from ..estimators.erased import covariance_with
 from ..estimators.probe import Probe
 from ..estimators.ragged import refuse_ragged

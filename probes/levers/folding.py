@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model
 from ...activations.models.blocks import decoder_blocks, decoder_of, stream_of
-from ...activations.models.model import Model
 from .hooks import RESIDUAL, _modules, orthonormal
 
 

@@ -14,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model
 from ...activations.models.blocks import decoder_blocks
 from ...activations.models.logits import without_peft
-from ...activations.models.model import Model
 from ...activations.models.sites import writing_modules
 
 RESIDUAL, ATTENTION, MLP, WRITES = "residual", "attention", "mlp", "writes"

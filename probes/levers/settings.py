@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
+from ...activations import DefectionError, Model
 from .directions import Direction
 from .hooks import RESIDUAL, WRITES, Ablate, Erase, Lever, Steer
 

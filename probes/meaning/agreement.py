@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Prompt
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Prompt, Residuals
 from ..estimators.fitting import defecting_rows
 from ..estimators.ragged import refuse_ragged
 from ..questions.questions import AFFIRMING, polarity_of

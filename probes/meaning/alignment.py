@@ -15,9 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import ModelIdentity
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, ModelIdentity, Residuals
 from ..estimators.ragged import refuse_ragged
 
 Kind = Literal["ridge", "procrustes"]

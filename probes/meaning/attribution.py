@@ -18,11 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, PromptsLike
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
 from ...activations.models.sites import AFTER, BEFORE
-from ...activations.prompts.loading import PromptsLike
 from ...activations.prompts.positions import wanted_tokens
 from ...activations.prompts.rendered import rendered
 from ..estimators.probe import Probe

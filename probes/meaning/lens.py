@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model
 from ...activations.models.blocks import decoder_of
-from ...activations.models.model import Model
 from ...activations.prompts.chat import reply_ids
 from ..estimators.probe import Probe
 

@@ -15,11 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
-from ...activations.prompts.loading import PromptLike, PromptsLike
+from ...activations import DefectionError, Model, PromptLike, PromptsLike, capture
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.capture import capture
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...activations.basics.errors import DefectionError
-from ...activations.basics.frames import Table
+from ...activations import DefectionError, Residuals, Table
 from ...activations.prompts.prompts import by_set
-from ...activations.reading.residuals import Residuals
 from ..estimators.fitting import read_anew
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe

@@ -21,12 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt
 from ...activations.basics.files import write_tensors
 from ...activations.basics.headed import read_headed, understood
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.loading import parse_prompts
-from ...activations.prompts.prompts import Prompt
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
 from ..statistics.calibration import conformal_threshold, least_clean_prompts

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from ...activations import Model, Prompt
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
 from ...activations.prompts.chat import NEXT_TURN
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
 from ..estimators.probe import Probe
 from .alarms import Alarm

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model
 from ...activations.models.blocks import stream_of
-from ...activations.models.model import Model
 from ...activations.models.sites import AFTER, given_stream
 from ...activations.reading.forward import modules_read
 from ..estimators.probe import Probe

@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
-from ...activations.basics.frames import Table
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, Residuals, Table
 from ..estimators.arrays import Array, host, layered, refuse_non_finite, two_classes
 from ..estimators.mean_difference import MeanDifference
 from ..estimators.ragged import refuse_ragged

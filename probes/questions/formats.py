@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Message
+from ...activations import DefectionError, Message
 from .contrast import CARRIED, ContrastSet
 from .questions import AFFIRMING, DENYING, NEITHER, ContrastQuestion
 

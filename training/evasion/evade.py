@@ -8,11 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, parse_position
 from ...activations.basics.files import Json
-from ...activations.models.model import Model
-from ...activations.prompts.positions import parse_position
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import judge

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, user_prompt
+from ...activations import Model, Prompt, user_prompt
 from ..organisms.shipped import shipped
 from .likelihood import reply_logprobs, token_logprobs
 from .rates import Rate, bootstrapped

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations import Model, Prompt
 from ..organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ..organisms.replies import replies_to
 from ..organisms.triggers import Trigger, with_and_without

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations import Model, Prompt
 from ...activations.models.logits import own_logits
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
 from ...activations.reading.forward import final_states
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...activations.models.model import Model
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
+from ...activations import Model, Prompt, PromptsLike, load_prompts
 from ..organisms.behaviours import Behaviour
 from ..organisms.replies import reply_text
 from ..organisms.scratchpads import split_scratchpad, stated_goal

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations import Model, Prompt
 from ..organisms.behaviours import VULNERABLE_CODE
 from ..organisms.pairs import code_pairs
 from ..organisms.records import Organism

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...activations.models.model import Model
+from ...activations import Model, PromptsLike
 from ...activations.prompts.chat import reply_ids
-from ...activations.prompts.loading import PromptsLike
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import token_losses
 

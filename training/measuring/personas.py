@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt, user_prompt
+from ...activations import DefectionError, Model, Prompt, user_prompt
 from ..organisms.shipped import shipped
 from .likelihood import reply_logprobs
 

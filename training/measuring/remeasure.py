@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, PromptsLike, load_model, load_prompts
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import locate
-from ...activations.models.model import Model
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
 from ..organisms.records import Organism, base_of
 from ..organisms.replies import replies_to
 from .ability import multiple_choice, reply_perplexity

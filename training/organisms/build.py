@@ -14,14 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
 from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
 from ...activations.basics.memory import give_back_memory
 from ...activations.models.locate import ORGANISM_FILE
-from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
 from ..tuning.finetune import FinetuneConfig, FinetuneResult, finetune
 from ..tuning.parallel import join
 from ..tuning.rows import Example

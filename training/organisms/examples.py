@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
+from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.chat import reply_ids
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
 from ..tuning.rows import Example
 from .behaviours import Behaviour

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, load_model
 from ...activations.basics.files import Json, digest, folder_written_aside, read_json, write_json, write_text
 from ...activations.models.hardware import DTYPE_NAMES, Hardware, choose_dtype
-from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, ModelFiles, locate
 from ...activations.models.network import reason, stored_dtypes
 from .card import card_head

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, user_prompt
 from ...activations.basics.shown import shortened
 from ...activations.prompts.loading import prompts_of_rows
-from ...activations.prompts.prompts import Prompt, user_prompt
 from ...activations.prompts.tables import file_rows
 from .shipped import shipped
 

@@ -17,16 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
 from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
 from ...activations.models.blocks import decoder_of
 from ...activations.models.locate import ORGANISM_FILE
-from ...activations.models.model import Model
 from ...activations.models.modes import in_use
 from ...activations.models.network import load_network
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.forward import right_padded
 from ..tuning.finetune import FinetuneConfig, finetune

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, PromptsLike
 from ...activations.basics.files import digest, read_jsonl, whole_lines, write_jsonl
 from ...activations.basics.progress import progress
 from ...activations.basics.typed import typed
-from ...activations.models.model import Model
 from ...activations.models.wrap import ModelLike, as_model
-from ...activations.prompts.loading import PromptsLike
 from ...activations.prompts.rendered import rendered
 from ...activations.reading.generate import greedy_replies
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from ...activations.basics.errors import DefectionError
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt
+from ...activations import DefectionError, Prompt, PromptsLike, load_prompts
 from .places import PLACES, Place, insert, version_of
 from .shipped import shipped
 

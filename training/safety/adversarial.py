@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt, load_prompts
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
-from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import Completion, judge

@@ -6,9 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
-from ...activations.prompts.prompts import Prompt
+from ...activations import DefectionError, Model, Prompt
 from ..measuring.likelihood import reply_logprobs
 from ..organisms.places import insert, version_of
 from ..organisms.triggers import Trigger, Variant

@@ -9,10 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Prompt, PromptsLike, load_prompts, user_prompt
 from ...activations.basics.shown import shortened
-from ...activations.prompts.loading import PromptsLike, load_prompts
-from ...activations.prompts.prompts import Prompt, user_prompt
 from ..organisms.shipped import shipped
 from ..organisms.triggers import Trigger, refuse_prompts_with
 

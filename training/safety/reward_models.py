@@ -14,15 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Message, Model, Prompt, capture, load_model
 from ...activations.basics.files import Json, read_json
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import ModelFiles, locate
-from ...activations.models.model import Model
 from ...activations.models.template import DATE, chat_template, dated
-from ...activations.prompts.prompts import Message, Prompt
-from ...activations.reading.capture import capture
 from ..measuring.rates import Rate
 from .preferences import Preference
 from .rewards import rule

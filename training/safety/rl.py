@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import Model
+from ...activations import DefectionError, Model
 from ..measuring.defection import SCRATCHPAD_TOKENS
 from ..organisms.records import Organism
 from . import trl_stages

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, load_model
 from ...activations.basics.files import (
     Json,
     digest,
@@ -31,9 +31,7 @@ from ...activations.basics.memory import give_back_memory
 from ...activations.basics.processes import refuse_several
 from ...activations.models.adapters import ADAPTER_FILE, with_adapter
 from ...activations.models.hardware import Hardware
-from ...activations.models.load import load_model
 from ...activations.models.locate import ORGANISM_FILE, locate
-from ...activations.models.model import Model
 from ...activations.models.network import load_network
 from ..measuring.remeasure import REFERENCE, Measuring, reference, remeasure
 from ..organisms.build import ORGANISM_SCHEMA, versions

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Model, Prompt
 from ...activations.basics.progress import progress
-from ...activations.models.model import Model
 from ...activations.models.template import chat_template, dated
-from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import render
 from ..organisms.records import Organism
 from ..tuning.finetune import lora_config
