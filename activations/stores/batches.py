@@ -57,8 +57,8 @@ class LastShard:
         return self.tensors
 
 
-class InBatches(ABC):
-    """What is read some rows at a time: a store, or a view of several."""
+class VectorRows(ABC):
+    """Rows of vectors, read as they are asked for: a store's, or a view's of several."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -66,7 +66,31 @@ class InBatches(ABC):
 
     @abstractmethod
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
-        """Vectors of some rows."""
+        """What `vectors` gives.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0.
+            last: The shard opened last, handed from call to call by who reads one run of rows after another.
+
+        Raises:
+            DefectionError: As `vectors` does.
+        """
+
+    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
+        """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.
+
+        Only their pages are read.
+
+        Args:
+            layers: Layer numbers; None: all that are held.
+            rows: Row numbers, counted from 0; None: all.
+
+        Raises:
+            DefectionError: For an unfinished store, an absent layer or row, and a shard that is missing or has another
+                header.
+        """
+        return self.gather(layers, range(len(self)) if rows is None else rows)
 
     def batches(
         self,
@@ -83,6 +107,9 @@ class InBatches(ABC):
             layers: Layer numbers; None: all that are held.
             device: Where each batch goes.
             dtype: Of each batch; None: that of the store.
+
+        Raises:
+            DefectionError: For a batch of no rows, and as `vectors` does.
         """
         if size < 1:
             raise DefectionError(f"a batch needs at least one row, not {size}")

@@ -25,7 +25,7 @@ from ..models.hardware import DTYPE_NAMES
 from ..models.sites import AFTER
 from ..prompts.loading import load_prompts
 from ..prompts.prompts import Prompt
-from .batches import InBatches, LastShard, Vectors
+from .batches import LastShard, VectorRows, Vectors
 from .gathering import ends, gathered, is_run
 from .manifest import MANIFEST, TABLES, Manifest, ShardRecord, StoreHead, read_manifest
 from .shards import AGAIN, OFFSETS, REPLIES, RESIDUALS, Rows, map_tensors, read_header, same_bytes
@@ -40,7 +40,7 @@ NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
-class Store(InBatches):
+class Store(VectorRows):
     """An opened store. Opening reads the head of the manifest only; vectors are memory-mapped when asked for.
 
     >>> len(cache(model, prompts, folder / "rows"))
@@ -182,29 +182,8 @@ class Store(InBatches):
         count = rows[1] - rows[0]
         return len(residuals) == count if not self.ragged else offsets is not None and len(offsets) == count + 1
 
-    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
-        """Some rows (all by default) at some layers (all), in the store's dtype and in the order asked for.
-
-        Only their pages are read. Raises DefectionError for an unfinished store, an absent layer or row, and a shard
-        that is missing or has another header.
-
-        Args:
-            layers: Layer numbers; None: all that are held.
-            rows: Row numbers, counted from 0; None: all.
-        """
-        return self.gather(layers, range(len(self)) if rows is None else rows)
-
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
-        """What `vectors` gives.
-
-        Args:
-            layers: Layer numbers; None: all that are held.
-            rows: Row numbers, counted from 0.
-            last: The shard opened last, handed from call to call by who reads one run of rows after another.
-
-        Raises:
-            DefectionError: As `vectors` does.
-        """
+        """See `VectorRows`."""
         columns = self._columns(layers)
         self._refuse_unfinished()
         outside = [row for row in (ends(rows) if is_run(rows) else rows) if not 0 <= row < len(self)]

@@ -12,7 +12,7 @@ import torch
 from ..basics.errors import DefectionError
 from ..basics.shown import shortened
 from ..prompts.prompts import Prompt
-from .batches import InBatches, LastShard, Vectors
+from .batches import LastShard, VectorRows, Vectors
 from .store import Store
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class View(InBatches):
+class View(VectorRows):
     """Rows of one or more stores that hold the same kind of vector. It is read like a store.
 
     Examples:
@@ -72,23 +72,8 @@ class View(InBatches):
             raise DefectionError(f"there is no row {outside[0]}: this view has rows 0 to {len(self) - 1}")
         return replace(self, places=[self.places[row] for row in rows])
 
-    def vectors(self, layers: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Vectors:
-        """Like `Store.vectors`.
-
-        Args:
-            layers: Layer numbers; None: all that are held.
-            rows: Row numbers, counted from 0; None: all.
-        """
-        return self.gather(layers, range(len(self)) if rows is None else rows)
-
     def gather(self, layers: Sequence[int] | None, rows: Sequence[int], last: LastShard | None = None) -> Vectors:
-        """Like `Store.gather`.
-
-        Args:
-            layers: Layer numbers; None: all that are held.
-            rows: Row numbers of this view, counted from 0.
-            last: The shard opened last, handed from call to call.
-        """
+        """See `VectorRows`."""
         places = self.select(rows).places
         found = [
             self.stores[store].gather(layers, _run([row for _, row in run]), last)

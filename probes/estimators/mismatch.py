@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ...activations.basics.errors import DefectionError
-from ...activations.models.model import ModelIdentity
-from ...activations.reading.residuals import Residuals
+from ...activations import DefectionError, ModelIdentity, Residuals
 from .ragged import refuse_ragged
 
 

@@ -308,9 +308,7 @@ class Probe:
         shapes = [(len(layers), vectors["directions"].shape[-1]), (len(layers),), (len(layers),)]
         fits = [tuple(tensor.shape) for tensor in vectors.values()] == shapes
         fits = fits and (clean is None or (clean.ndim == 2 and clean.shape[1] == len(layers)))
-        floating = all(
-            tensor.is_floating_point() for tensor in (*vectors.values(), *(() if clean is None else (clean,)))
-        )
+        floating = all(tensor.is_floating_point() for tensor in tensors.values())
         if not (fits and floating and fixed and set(fixed) <= set(layers) and len(set(layers)) == len(layers)):
             raise DefectionError("its layers do not fit its tensors")
         return cls(
@@ -345,11 +343,8 @@ def load_probe(path: str | Path) -> Probe:
         >>> load_probe(folder / "probe.safetensors")
         <Probe mean-difference on 'six' of 'in memory': 4 layers, scored at 2>
     """
-    if is_hub_id(path):
-        path = snapshot(str(path), ("*.safetensors", "*.json"))
-    if Path(path).is_dir():
-        path = Path(path) / PROBE_FILE
-    path = Path(path)
+    path = snapshot(str(path), ("*.safetensors", "*.json")) if is_hub_id(path) else Path(path)
+    path = path / PROBE_FILE if path.is_dir() else path
     header, tensors = read_headed(path, PROBE_HEADER, ProbeHeader, PROBE_SCHEMA, "probe")
     with understood(path, "probe"):
         return Probe.from_parts(header, tensors)
