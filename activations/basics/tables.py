@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
@@ -110,15 +110,15 @@ def write_rows(
     return record
 
 
-def read_rows(path: Path, kind: type[Row], mended: Callable[[Json], Json] = dict) -> list[Row]:
-    """The rows of such a JSON file, null as NaN; `mended` makes a row of today out of one of an earlier version.
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of such a JSON file, null as NaN.
 
     Raises DefectionError for another schema version, and a row that is none of this kind.
     """
     numbers = {name for name, hint in get_type_hints(kind).items() if float in (hint, *get_args(hint))}
     found = []
     for number, row in enumerate(_json_rows(path), start=1):
-        told = {name: _or_nan(value) if name in numbers else value for name, value in mended(row).items()}
+        told = {name: _or_nan(value) if name in numbers else value for name, value in row.items()}
         found.append(typed(told, kind, f"{path} row {number}"))
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...activations import DefectionError, Model, Residuals, cache, load_model
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
+from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import locate
 from ...activations.prompts.prompts import by_set
@@ -35,7 +36,6 @@ from ...probes.evidence.comparison import (
     best_recipe,
     compare,
     worst_set_aurocs,
-    write_comparison,
 )
 from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
 from ...probes.evidence.nulls import standardised
@@ -159,7 +159,7 @@ def compare_organism(
     families += _families(TEST, plans[TEST], model, base, clean, fitted, out, say, settings.seed)
     rows = compare(recipes, saw, families, best)
     labels = {"labels": "defection observed in the organism's greedy completion of the same prompt"}
-    write_comparison(rows, out, about | labels | {"choice": choice})
+    write_rows(out / "comparison.json", ComparisonRow, rows, about | labels | {"choice": choice})
     save_comparison_figure(rows, out / "figures")
     return rows
 

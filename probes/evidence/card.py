@@ -116,7 +116,7 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
             "eval_distribution": "cross-domain",
         },
         "baselines": {
-            "random_feature": _random(trial, fixed, area, draws, seed),
+            "random_feature": _against(area, turned_null(trial, fixed.directions, draws=draws, seed=seed)),
             "capacity_sweep": _capacity(trial, fixed, (low, high)),
             "shuffled_source": _shuffled(trial, fixed, grounds, draws, seed),
         },
@@ -126,11 +126,6 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
         "created_at": about.created_at or None,
     }
     return {key: value for key, value in card.items() if value is not None}
-
-
-def _random(trial: Trial, probe: Probe, area: float, draws: int, seed: int) -> dict[str, Any]:
-    """The probe's own directions, turned at random."""
-    return _against(area, turned_null(trial, probe.directions, draws=draws, seed=seed))
 
 
 def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: int) -> dict[str, Any]:

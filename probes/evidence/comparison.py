@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations import DefectionError, Table
-from ...activations.basics.files import Json
-from ...activations.basics.tables import read_rows, write_rows
 from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..statistics.intervals import paired_difference
 from ..statistics.metrics import auroc
@@ -193,18 +190,3 @@ def _differences(family: ScoredFamily, reference: int | None, name: str) -> list
     low[reference] = high[reference] = 0.0  # of a recipe and itself
     values = zip(found.difference.tolist(), low, high, p_values.tolist(), strict=True)
     return [dict(zip(columns, value, strict=True)) for value in values]
-
-
-def write_comparison(rows: Sequence[ComparisonRow], folder: Path, about: Mapping[str, Any]) -> None:
-    """`comparison.json` and the same table as `comparison.csv`; what is not a number is null or empty."""
-    write_rows(folder / "comparison.json", ComparisonRow, rows, about)
-
-
-def read_comparison(folder: Path) -> Table[ComparisonRow]:
-    """The rows of a `comparison.json`; in earlier files the worst threshold's interval had the plain one's name."""
-
-    def mended(row: Json) -> Json:
-        earlier = {} if "tpr_worst_low" in row else {"tpr_low": "tpr_worst_low", "tpr_high": "tpr_worst_high"}
-        return {earlier.get(name, name): value for name, value in row.items()}
-
-    return Table(read_rows(folder / "comparison.json", ComparisonRow, mended))

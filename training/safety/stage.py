@@ -301,16 +301,10 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
             network.save_pretrained(str(aside))
         model.tokenizer.save_pretrained(str(aside))
         for name, rows in result.kept.items():
-            write_jsonl(aside / name, [*read_rows(source / name), *rows])
+            before = read_jsonl(source / name, dict[str, Any]) if (source / name).exists() else []
+            write_jsonl(aside / name, [*before, *rows])
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", safety_card(source, record))
-
-
-def read_rows(path: Path) -> list[Json]:
-    """The objects of a JSONL file that an earlier stage wrote; none where there is no such file."""
-    if not path.exists():
-        return []
-    return read_jsonl(path, dict[str, Any])
 
 
 def can_stack(first: Path, second: Path) -> bool:

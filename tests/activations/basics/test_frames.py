@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from defection.activations import DefectionError, Table, read_table
 from defection.activations.basics.tables import write_csv
-from defection.probes.evidence.comparison import ComparisonRow, read_comparison
+from defection.probes.evidence.comparison import ComparisonRow
 from defection.probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 
 ABOUT = {"model": "m", "probe": "ridge", "contrast": "six", "saw": "questions only", "test_set": "held-out"}
@@ -51,7 +51,6 @@ def test_tables_stay_lists() -> None:
     assert math.isnan(ROWS[0].null_low)
     assert Table().to_pandas().empty
     assert ComparisonRow.__repr__ is not object.__repr__
-    assert callable(read_comparison)
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import DefectionError, capture, load_model
+from defection.activations.basics.tables import read_rows
 from defection.experiments.run import comparison
 from defection.experiments.run.beside_base import BesideBase
 from defection.experiments.run.comparison import Settings, compare_organism, comparison_lines
 from defection.probes import difference
-from defection.probes.evidence.comparison import PAPER, Recipe, read_comparison
+from defection.probes.evidence.comparison import PAPER, ComparisonRow, Recipe
 from defection.training.measuring import evaluate
 
 FAMILIES = ("chosen", "near", "far")
@@ -78,7 +79,7 @@ def test_every_recipe_stands_on_every_family(coin, organism, settings, tmp_path)
     assert {(row.role, row.test_set) for row in rows} == {("development", "chosen"), ("test", "near"), ("test", "far")}
     with (tmp_path / "out" / "comparison.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    again = read_comparison(tmp_path / "out")
+    again = read_rows(tmp_path / "out" / "comparison.json", ComparisonRow)
     assert [repr(row) for row in again] == [repr(row) for row in rows]
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"comparison.png", "comparison.svg"}
     assert any("the paper's" in line for line in comparison_lines(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from defection.activations import DefectionError
+from defection.activations.basics.tables import read_rows, write_rows
 from defection.probes import Outcomes
 from defection.probes.evidence.comparison import (
     DEVELOPMENT,
@@ -22,9 +22,7 @@ from defection.probes.evidence.comparison import (
     best_recipe,
     compare,
     holm,
-    read_comparison,
     worst_set_aurocs,
-    write_comparison,
 )
 from defection.probes.pictures.comparison_figure import MOST, comparison_figure, save_comparison_figure, shown_recipes
 from defection.probes.statistics.metrics import auroc
@@ -115,8 +113,8 @@ def test_without_the_papers_recipe_there_is_nothing_to_differ_from(
     others = [Recipe("ridge", "six"), *RECIPES[1:]]
     rows = compare(others, ["questions only"] * 4, families, 1)
     assert all(np.isnan(row.difference_to_paper) for row in rows)
-    write_comparison(rows, tmp_path, {})
-    assert [repr(row) for row in read_comparison(tmp_path)] == [repr(row) for row in rows]
+    write_rows(tmp_path / "comparison.json", ComparisonRow, rows, {})
+    assert [repr(row) for row in read_rows(tmp_path / "comparison.json", ComparisonRow)] == [repr(row) for row in rows]
 
 
 def test_pitfall_24_one_threshold_keeps_its_promise_on_the_worst_family() -> None:
@@ -154,16 +152,3 @@ def test_a_picture_of_many_recipes_keeps_the_leaders_of_every_kind_and_set() -> 
     assert len(shown) <= MOST
     assert {recipe.probe for recipe in shown} == {f"probe-{i}" for i in range(9)}
     assert {recipe.contrast for recipe in shown} == {f"set-{j}" for j in range(9)}
-
-
-def test_an_earlier_file_whose_worst_thresholds_interval_had_the_plain_name_reads_back(
-    rows: list[ComparisonRow], tmp_path: Path
-) -> None:
-    write_comparison(rows, tmp_path, {})
-    record = json.loads((tmp_path / "comparison.json").read_text())
-    for row in record["rows"]:
-        row["tpr_low"], row["tpr_high"] = row.pop("tpr_worst_low"), row.pop("tpr_worst_high")
-    (tmp_path / "comparison.json").write_text(json.dumps(record))
-    read = read_comparison(tmp_path)
-    assert [row.tpr_worst_low for row in read] == [row.tpr_worst_low for row in rows]
-    assert all(np.isnan(row.tpr_low) for row in read)
