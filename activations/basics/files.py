@@ -228,12 +228,12 @@ def parse_json_line(line: str, where: str) -> Any:
     return value
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """The same bytes for equal JSON values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 (hex) of a JSON value in canonical form."""
     return hashlib.sha256(canonical(value)).hexdigest()
 

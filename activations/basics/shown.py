@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,7 +22,7 @@ def shortened(value: DataclassInstance) -> str:
     return f"{type(value).__name__}({said})"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = str(value.dtype).removeprefix("torch.")
         return f"<{'×'.join(map(str, value.shape)) or 'a number'}, {kind}>"

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -26,6 +26,9 @@ from .logits import without_peft
 from .network import reason
 from .remembered import remember, remembered
 
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_IS_BEHIND = "`is_gradient_checkpointing` is deprecated"
@@ -38,7 +41,7 @@ TRIAL = 8
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-def adapter_config(adapter: Path) -> Any:
+def adapter_config(adapter: Path) -> PeftConfig:
     """An adapter's settings as PEFT reads them.
 
     Raises DefectionError for an adapter without safetensors, of a kind that PEFT does not know, or whose change cannot
@@ -113,7 +116,7 @@ def merge_adapter(network: PreTrainedModel, adapter: Path, fingerprint: str) -> 
     return merged
 
 
-def _under(network: PreTrainedModel, settings: Any, adapter: Path) -> Any:
+def _under(network: PreTrainedModel, settings: PeftConfig, adapter: Path) -> PeftModel:
     """The network under PEFT's layers, once every key of the file has found its place and every place its key."""
     from peft import PeftModel
 
@@ -176,7 +179,7 @@ def _resize(network: PreTrainedModel, adapter: Path) -> None:
     network.resize_token_embeddings(wanted, mean_resizing=False)
 
 
-def _merged(model: Any) -> PreTrainedModel:
+def _merged(model: PeftModel) -> PreTrainedModel:
     """PEFT's model as a plain network: each layer merged in fp32, whatever dtype it is multiplied in."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -211,7 +214,7 @@ def _part(model: nn.Module, layers: Sequence[Any]) -> None:
 
 
 @torch.inference_mode()
-def computed(network: Any) -> list[Tensor]:
+def computed(network: PreTrainedModel) -> list[Tensor]:
     """What a network makes of a few tokens: the stream after each block, and the logits."""
     found: list[Tensor] = []
     handles = [

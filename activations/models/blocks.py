@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..basics.errors import DefectionError
 
 
-def decoder_of(network: Any) -> PreTrainedModel:
+def decoder_of(network: PreTrainedModel) -> PreTrainedModel:
     """The part of a causal language model that turns tokens into hidden states; of one that sees, its language model.
 
     It owns the one ModuleList as long as the config's `num_hidden_layers`.
@@ -20,7 +20,7 @@ def decoder_of(network: Any) -> PreTrainedModel:
     return _decoder(network)[0]
 
 
-def decoder_blocks(network: Any) -> list[nn.Module]:
+def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a Hugging Face decoder, whatever the family calls them (`layers`, `h`, `blocks`).
 
     Raises DefectionError when they cannot be told from other modules, or carry several streams at once.
@@ -34,7 +34,7 @@ def decoder_blocks(network: Any) -> list[nn.Module]:
     return list(_decoder(network)[1])
 
 
-def _decoder(network: Any) -> tuple[PreTrainedModel, nn.ModuleList]:
+def _decoder(network: PreTrainedModel) -> tuple[PreTrainedModel, nn.ModuleList]:
     expected = int(network.config.get_text_config().num_hidden_layers)
     lists: list[nn.ModuleList] = []
     for owner in _owners(network):
@@ -49,7 +49,7 @@ def _decoder(network: Any) -> tuple[PreTrainedModel, nn.ModuleList]:
     )
 
 
-def _owners(network: Any) -> Iterator[nn.Module]:
+def _owners(network: PreTrainedModel) -> Iterator[nn.Module]:
     """Where the blocks may be: what the family names its decoder (some name another part so), or any text model."""
     yield network.get_decoder() if hasattr(network, "get_decoder") else network
     text = type(network.config.get_text_config())

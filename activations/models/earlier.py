@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..basics.files import Json, canonical, digest, file_digest, read_json
 from .fingerprint import BRIDGED
@@ -47,7 +48,7 @@ def memory_fingerprint(network: nn.Module) -> str:
     return state.hexdigest()
 
 
-def _unbridged(network: Any) -> dict[str, torch.Tensor]:
+def _unbridged(network: PreTrainedModel) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = network.state_dict()
     if not any(BRIDGED in key for key in tensors):
         return tensors
@@ -57,7 +58,7 @@ def _unbridged(network: Any) -> dict[str, torch.Tensor]:
     return {key: tensor for key, tensor in plain.items() if key in names or "lora" in key}
 
 
-def _settings(network: Any) -> Json:
+def _settings(network: PreTrainedModel) -> Json:
     adapters = getattr(network, "peft_config", {})
     return {
         "config": _deciding(json.loads(network.config.to_json_string(use_diff=False), parse_constant=str)),

@@ -69,7 +69,7 @@ def wrap(
     return Model(cast(PreTrainedModel, plain), tokenizer, identity)
 
 
-def fingerprint_in_memory(network: Any) -> str:
+def fingerprint_in_memory(network: PreTrainedModel) -> str:
     """Of a network, or of a base under PEFT's layers: of the base's tensors, and of each adapter that is on."""
     adapters = getattr(network, "peft_config", {})
     if not adapters:

@@ -71,19 +71,19 @@ def prompt_of(given: Any, where: str, *, default_id: str | None = None, set_name
         raise DefectionError(f"{where}: {error}") from error
 
 
-def is_message(given: Any) -> bool:
+def is_message(given: object) -> bool:
     """Whether this is one turn of a conversation, not a prompt."""
     if isinstance(given, Message):
         return True
     return isinstance(given, Mapping) and ({"role", "content"} <= given.keys() or {"from", "value"} <= given.keys())
 
 
-def _is_conversation(given: Any) -> bool:
+def _is_conversation(given: object) -> bool:
     """Whether it is a list with `Message`s in it, which are no JSON."""
     return isinstance(given, list | tuple) and any(isinstance(each, Message) for each in given)
 
 
-def _emptiness(given: Any) -> str:
+def _emptiness(given: object) -> str:
     return " with nothing in it" if isinstance(given, list | tuple) and not given else ""
 
 
@@ -112,7 +112,7 @@ def _spoken(row: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], tu
     return tuple(turns), tuple(used)
 
 
-def _messages(value: Any, where: str, name: str) -> list[Message]:
+def _messages(value: object, where: str, name: str) -> list[Message]:
     if not isinstance(value, list | tuple) or not value:
         raise DefectionError(f"{where}: {name!r} must be a list of messages with at least one entry")
     return [_message(entry, f"{where}: message {number}") for number, entry in enumerate(value)]
@@ -140,14 +140,14 @@ def _message(entry: Any, where: str) -> Message:
     return Message(role, _joined(content, where))
 
 
-def _joined(content: Any, where: str) -> str:
+def _joined(content: object, where: str) -> str:
     """A message's text, out of its parts where it comes in parts."""
     if not isinstance(content, list | tuple):
         return _text(content, f"{where}: 'content'")
     return "".join(_part(part, where) for part in content)
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
@@ -171,7 +171,7 @@ def _instructed(row: Mapping[str, Any], where: str) -> list[Message]:
     return [*before, Message("user", f"{asked}\n\n{about}" if about.strip() else asked)]
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise DefectionError(f"{where} must be a string, not {type(value).__name__}")
     return value

@@ -91,7 +91,7 @@ def _filled(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not _is_missing(value)}
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in NO_VALUE
 
 

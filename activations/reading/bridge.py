@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,12 +14,15 @@ from .residuals import Residuals
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
+    from transformer_lens.model_bridge import TransformerBridge
 
 HOOKS = {"before": ("hook_in", "hook_resid_pre"), "middle": ("hook_resid_mid",), AFTER: ("hook_out", "hook_resid_post")}
 """TransformerLens 4's names of each site, within `blocks.{layer}.`."""
 
 
-def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> Model:
+def from_bridge(
+    bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None
+) -> Model:
     """A `TransformerBridge` as a model to read.
 
     The Hugging Face model inside the bridge is read, so hooks of TransformerLens that change an activation change what
@@ -45,7 +48,7 @@ def from_bridge(bridge: Any, tokenizer: PreTrainedTokenizerBase | None = None, n
     return wrap(bridge.original_model, tokenizer or bridge.tokenizer, name or str(bridge.cfg.model_name))
 
 
-def as_activation_cache(residuals: Residuals, bridge: Any = None) -> ActivationCache:
+def as_activation_cache(residuals: Residuals, bridge: TransformerBridge | None = None) -> ActivationCache:
     """The residuals under TransformerLens's hook names, each [prompt, position, d_model].
 
     Site `after` is `blocks.{i}.hook_out` and `blocks.{i}.hook_resid_post`, `before` is `hook_in` and

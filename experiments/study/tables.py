@@ -172,7 +172,7 @@ def write_tables(tables: Mapping[str, Sequence[Row]], folder: Path) -> None:
         write_csv(folder / f"{name}.csv.gz", [{key: _rounded(value) for key, value in row.items()} for row in rows])
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

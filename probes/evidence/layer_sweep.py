@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
 from ...activations import DefectionError, ModelIdentity, Residuals, user_prompt
@@ -56,7 +56,7 @@ class LabelledRows:
 
 
 def layer_rows(
-    rows: LabelledRows, estimator: Any, *, folds: int, draws: int, seed: int
+    rows: LabelledRows, estimator: BaseEstimator, *, folds: int, draws: int, seed: int
 ) -> tuple[list[SweepRow], Float[Tensor, "layer n"]]:
     """A row a layer, and the held-out scores; see `pictures.layer_sweep.sweep_layers`."""
     scores = held_out_scores(rows, rows.marks, estimator, folds)
@@ -86,7 +86,7 @@ def layer_rows(
 
 
 def shuffled_aurocs(
-    rows: LabelledRows, estimator: Any, *, folds: int, draws: int, seed: int
+    rows: LabelledRows, estimator: BaseEstimator, *, folds: int, draws: int, seed: int
 ) -> Float[Tensor, "layer draw"]:
     """AUROCs of the same cross-fitting with labels dealt anew; one deal serves every layer."""
     found = []
@@ -99,7 +99,7 @@ def shuffled_aurocs(
 
 
 def held_out_scores(
-    rows: LabelledRows, marks: NDArray[np.bool_], estimator: Any, folds: int
+    rows: LabelledRows, marks: NDArray[np.bool_], estimator: BaseEstimator, folds: int
 ) -> Float[Tensor, "layer n"]:
     """Each row's scores by a fit on other topics, in standard deviations of the rows that this fit did see.
 
@@ -115,7 +115,7 @@ def held_out_scores(
 
 
 def _scored(
-    estimator: Any, rows: LabelledRows, marks: NDArray[np.bool_], held: Bool[Tensor, "n"]
+    estimator: BaseEstimator, rows: LabelledRows, marks: NDArray[np.bool_], held: Bool[Tensor, "n"]
 ) -> tuple[Float[Tensor, "seen layer"], Float[Tensor, "held layer"]]:
     """Scores, by a fit on the rows that are not held out, of those and of the ones that are."""
     kept = ~held
@@ -133,7 +133,7 @@ def _scored(
 
 
 def _by_layer(
-    estimator: Any, train: Float[Tensor, "seen d"], marks: NDArray[np.bool_], new: Float[Tensor, "held d"]
+    estimator: BaseEstimator, train: Float[Tensor, "seen d"], marks: NDArray[np.bool_], new: Float[Tensor, "held d"]
 ) -> tuple[Float[Tensor, "seen"], Float[Tensor, "held"]]:
     """One layer by any scikit-learn classifier of two classes."""
     fit = clone(estimator).fit(train.cpu().numpy(), marks)

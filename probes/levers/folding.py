@@ -46,7 +46,7 @@ def orthogonalised(
 
 
 @torch.inference_mode()
-def _matrices(network: Any, modules: Sequence[nn.Module]) -> list[Any]:
+def _matrices(network: PreTrainedModel, modules: Sequence[nn.Module]) -> list[Any]:
     """In each module the matrix whose product is what the module returns, found in a forward pass of a few tokens."""
     seen: dict[int, Tensor] = {}
 

@@ -6,7 +6,7 @@ padding, a cache and `generate` need no care. Each edit is x + s · f(x), comput
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -76,7 +76,7 @@ class Lever:
         while self._handles:
             self._handles.pop().remove()
 
-    def _hook(self, layer: int) -> Any:
+    def _hook(self, layer: int) -> Callable[..., Any]:
         def edit(module: nn.Module, args: Any, output: Any) -> Any:
             if isinstance(output, tuple | list):
                 return type(output)((self._edited(layer, output[0]), *output[1:]))
@@ -243,7 +243,7 @@ def _at(vectors: Vectors, layer: int, width: int) -> Float[Tensor, "rank d_model
 
 
 def _modules(
-    network: Any, blocks: Sequence[nn.Module], layers: Sequence[int], place: str
+    network: PreTrainedModel, blocks: Sequence[nn.Module], layers: Sequence[int], place: str
 ) -> list[tuple[int, nn.Module]]:
     if place == RESIDUAL:
         return [(layer, blocks[layer]) for layer in layers]

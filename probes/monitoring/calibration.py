@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,7 +224,7 @@ def calibrate(
     return Calibration(prompts, tuple(row.scores for row in rows), setup_of(loaded, decided), settings, split)
 
 
-def _setting(config: Any, settings: dict[str, Any]) -> Any:
+def _setting(config: GenerationConfig, settings: dict[str, Any]) -> Callable[[str], Any]:
     return lambda name: settings[name] if settings.get(name) is not None else getattr(config, name, None)
 
 

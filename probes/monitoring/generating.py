@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ...activations.basics.errors import DefectionError
 
@@ -24,7 +24,7 @@ from ...activations.basics.errors import DefectionError
 class Listener(Protocol):
     """What a monitor does in the course of a call."""
 
-    def begins(self, call: Call) -> Any:
+    def begins(self, call: Call) -> AbstractContextManager[None]:
         """The call is about to begin; a context manager around it.
 
         Args:
@@ -81,7 +81,9 @@ class Listener(Protocol):
 class Call:
     """The arguments of one call of `generate`."""
 
-    def __init__(self, network: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, network: PreTrainedModel, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         bound = inspect.signature(original).bind(*args, **kwargs).arguments
         self.network = network
         self.arguments = {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
@@ -155,7 +157,7 @@ class Call:
             )
 
 
-def _is_compiled(module: Any) -> bool:
+def _is_compiled(module: nn.Module) -> bool:
     if getattr(module, "_compiled_call_impl", None) is not None:
         return True
     return hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
@@ -198,7 +200,7 @@ class _Prefill:
 class Watching:
     """`network.generate` while monitors are on."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
         self.before = vars(network).get("generate")
         self.listeners: list[Listener] = []
@@ -213,7 +215,7 @@ class Watching:
         generate.watching = self  # type: ignore[attr-defined]
         self.replacement = generate
 
-    def _call(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(self.network, original, args, kwargs)
         arguments = dict(call.arguments)
         step = _Choosing(call, list(self.listeners))
@@ -242,15 +244,15 @@ class _Choosing(LogitsProcessor):  # type: ignore[misc]
         self.prefill: _Prefill | None = _Prefill(call)
 
     @contextmanager
-    def attached(self, network: Any) -> Iterator[None]:
+    def attached(self, network: PreTrainedModel) -> Iterator[None]:
         """Inside, listeners hear of every forward pass of the network."""
 
-        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             columns = self.prefill.columns(kwargs) if self.prefill else None
             for listener in self.listeners:
                 listener.reads(columns, self.prefill is not None)
 
-        def after(module: Any, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: Any, output: Any) -> None:
             for listener in self.listeners:
                 listener.has_read(self.prefill.here if self.prefill else None)
 
@@ -270,7 +272,7 @@ class _Choosing(LogitsProcessor):  # type: ignore[misc]
 
 
 @contextmanager
-def listening(network: Any, listener: Listener) -> Iterator[None]:
+def listening(network: PreTrainedModel, listener: Listener) -> Iterator[None]:
     """Inside, every call of `network.generate` is told to the listener; several may listen to one network."""
     watching = getattr(vars(network).get("generate"), "watching", None) or Watching(network)
     if not watching.listeners:

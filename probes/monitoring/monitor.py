@@ -223,7 +223,7 @@ class Monitor:
         self._columns, self._acting = [], None
 
 
-def _chosen(row: list[int], ends: Sequence[int], pad: Any) -> int:
+def _chosen(row: list[int], ends: Sequence[int], pad: int | None) -> int:
     """How many tokens were chosen for a row, its end token included; what comes after is padding."""
     first = next((place for place, token in enumerate(row) if token in ends), None)
     if first is not None:

@@ -6,9 +6,8 @@ waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -51,10 +50,10 @@ class Taps:
                 handle.remove()
             self._picked, self._scoring, self.columns = {}, None, None
 
-    def _before(self, number: int) -> Any:
+    def _before(self, number: int) -> Callable[..., None]:
         return lambda module, args, kwargs: self._keep(number, given_stream(args, kwargs))
 
-    def _after(self, number: int) -> Any:
+    def _after(self, number: int) -> Callable[..., None]:
         return lambda module, args, output: self._keep(number, stream_of(output))
 
     def _keep(self, number: int, stream: Float[Tensor, "row token d_model"]) -> None:

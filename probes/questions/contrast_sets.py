@@ -103,7 +103,7 @@ def _lines(source: Any) -> str:
     return jsonl({key: value for key, value in row.items() if not _is_empty(value)} for row in told)
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -118,5 +118,5 @@ def _polarity(row: dict[str, Any], where: str) -> str:
     return str(given)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())

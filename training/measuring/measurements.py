@@ -105,7 +105,7 @@ def _rate(measure: str, family: str, row: Json) -> Json:
     return _figure(measure, family, row["rate"], row["low"], row["high"], row["n"])
 
 
-def _figure(measure: str, family: str, value: Any, low: Any, high: Any, n: int) -> Json:
+def _figure(measure: str, family: str, value: float, low: float, high: float, n: int) -> Json:
     return {"measure": measure, "family": family, "value": value, "low": low, "high": high, "n": n}
 
 

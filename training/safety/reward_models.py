@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...activations import DefectionError, Message, Model, Prompt, capture, load_model
 from ...activations.basics.files import Json, read_json
@@ -116,8 +117,8 @@ def _bradley_terry(differences: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class Classifier:
     """A Hugging Face sequence classifier: its one logit, or of two the second over the first."""
 
-    network: Any
-    tokenizer: Any
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
     @classmethod
     def load(cls, files: ModelFiles, device: str | Hardware) -> Classifier:

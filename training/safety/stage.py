@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -39,6 +39,9 @@ from ..organisms.records import Organism, adopt, name_base, read_organism
 from ..organisms.stages import stack_adapters
 from .preferences import SHIPPED, Preference, load_preferences, to_json, without_trigger
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 EVALUATION, COMPLETIONS, BEFORE_FILE = "evaluation.json", "completions.jsonl", "before.json"
 
 
@@ -46,7 +49,7 @@ EVALUATION, COMPLETIONS, BEFORE_FILE = "evaluation.json", "completions.jsonl", "
 class Trained:
     """What a stage leaves behind."""
 
-    adapted: Any
+    adapted: PeftModel
     """The PEFT model: the organism with the stage's adapter on it."""
     curves: Mapping[str, Sequence[float]]
     """Name → one value a step."""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +26,9 @@ from .loss import backward, label_weight
 from .master import Master
 from .parallel import join
 from .rows import Example
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 EVERY_LINEAR_LAYER = "all-linear"
 Backward = Callable[[PreTrainedModel, Sequence[Example]], float]
@@ -116,7 +119,7 @@ def finetune(
     dtype: torch.dtype | None = None,
     also: Backward | None = None,
     instead: Backward | None = None,
-) -> tuple[Any, FinetuneResult]:
+) -> tuple[PreTrainedModel | PeftModel, FinetuneResult]:
     """Train a LoRA adapter, or all weights.
 
     What is trained, and its optimiser, is kept in fp32 beside the weights that are multiplied, and is fp32 when it
@@ -248,7 +251,7 @@ def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dty
     return model, Master(trained, dtype, config.optimiser)
 
 
-def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
+def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
     from peft import get_peft_model
 
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -258,7 +261,7 @@ def _with_lora(network: PreTrainedModel, config: FinetuneConfig) -> Any:
         return get_peft_model(network, settings, autocast_adapter_dtype=False)
 
 
-def lora_config(rank: int, alpha: int) -> Any:
+def lora_config(rank: int, alpha: int) -> LoraConfig:
     """An adapter of PEFT's on every linear layer: of one shape wherever it is trained, so that they can be added up."""
     from peft import LoraConfig
 
