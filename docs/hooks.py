@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("activations", "training", "probes", "experiments")
 PICTURES = (".png", ".svg")
 LINK = re.compile(r"(!?\[[^\]]*\]\()<?([^)\s>]+)>?(\))")
+CODE = re.compile(r"`[^`\n]+`")
+"""In a table GitHub wants its pipes escaped, and the site would show the backslash."""
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
@@ -64,11 +66,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"`{target}`"
         return f"{before}{posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or '.')}{hash_}{anchor}{after}"
 
+    def prose(text: str) -> str:
+        return CODE.sub(lambda code: code[0].replace("\\|", "|"), LINK.sub(turned, text))
+
     parts, end = [], 0
     for fence in FENCE.finditer(markdown):
-        parts += [LINK.sub(turned, markdown[end : fence.start()]), fence[0]]
+        parts += [prose(markdown[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*parts, LINK.sub(turned, markdown[end:])])
+    return "".join([*parts, prose(markdown[end:])])
 
 
 def source_of(uri: str) -> str:
@@ -105,8 +110,9 @@ def reference(package: str) -> str:
 
 
 NAMES = """In the examples `model` is a small model in memory, and `(network, tokenizer)` what it was made of; `prompts`
-are four prompts, `probe` a probe of that model, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds
-`y`, in `groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
+are four prompts, `probe` a probe of that model and `calibration` its scores of clean conversations; `base` is another
+model, `organism` the directory of one, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds `y`, in
+`groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
 
 
 def public_names(package: str) -> list[tuple[str, str]]:
