@@ -91,12 +91,16 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 labels that do not fit, and for rows that this kind of probe does not declare to see, or lacks.
         """
         if not isinstance(X, Residuals):
+            if isinstance(clean, Residuals) or isinstance(traffic, Residuals):
+                raise DefectionError("clean and traffic must be bare numbers too when the rows are: residuals.numpy()")
             return self._fit_arrays(X, y, clean, traffic, groups, pairs, nuisance)
         if any(each is not None for each in (groups, pairs, nuisance)):
             raise DefectionError("groups, pairs and nuisance belong to arrays; residuals' prompts tell theirs")
         return self._fit_residuals(X, y, clean, traffic, forbidden, fixed_layers)
 
-    def _fit_arrays(self, X: Any, y: Any, clean: Any, traffic: Any, groups: Any, pairs: Any, nuisance: Any) -> Self:
+    def _fit_arrays(
+        self, X: Array, y: Any, clean: Array | None, traffic: Array | None, groups: Any, pairs: Any, nuisance: Any
+    ) -> Self:
         rows = self._checked(X, reset=True)
         self.n_layers_ = rows.shape[1] if rows.ndim == 3 else None
         self.classes_, marks = np.array([False, True]), None

@@ -274,6 +274,13 @@ def test_monitors_keep_no_contrast_texts(questions, clean) -> None:
     assert torch.equal(beside.directions, estimators()["pc1"].fit(clean).probe_.directions)
 
 
+@pytest.mark.parametrize("given", ["clean", "traffic"])
+def test_residuals_beside_bare_rows_are_refused(given: str, questions, clean) -> None:
+    rows = questions.values.numpy()
+    with pytest.raises(DefectionError, match=r"must be bare numbers too .* residuals\.numpy"):
+        MeanDifference().fit(rows, np.arange(len(rows)) % 2, **{given: clean})
+
+
 @pytest.mark.parametrize(
     "name", [n for n, kind in estimators().items() if Evidence.TRAFFIC not in kind.sees and not kind.holds_base]
 )
