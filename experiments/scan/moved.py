@@ -50,7 +50,8 @@ def changes(model: Model, base: Model) -> Iterator[Float[Tensor, "d_model out"]]
 def _moved(added: Float[Tensor, "token out"]) -> Float[Tensor, "token"]:
     """How far each token is moved from the mean of all, in standard deviations of the logarithm."""
     far = torch.linalg.vector_norm(added - added.mean(dim=0), dim=-1).clamp_min(torch.finfo(added.dtype).tiny).log()
-    return (far - far.mean()) / far.std().clamp_min(torch.finfo(far.dtype).tiny)
+    scaled: Tensor = (far - far.mean()) / far.std().clamp_min(torch.finfo(far.dtype).tiny)
+    return scaled
 
 
 def _places(moved: Float[Tensor, "token"], at: Tensor, owner: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from ...activations.basics.files import Json
 from ...activations.basics.progress import Bar, progress
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
@@ -115,11 +116,12 @@ class Scan:
         return [list(reply) for reply in replies][: self.settings.targets]
 
     def taught(self, own: Model, other: Model) -> list[list[int]]:
-        """Replies that one model learnt beyond the other, by `surprise` nats or more; the first first."""
+        """Replies that one model learnt beyond the other, by `surprise` nats or more; those it is nearest to first."""
         name: dict[str, Any] = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
         name["prompts"] = [prompt.id for prompt in self.prompts.ranked]
         kept = self.journal.kept(name, lambda: {"replies": self._taught(own, other)})["replies"]
-        return [reply["tokens"] for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
+        learnt = [reply for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
+        return [reply["tokens"] for reply in sorted(learnt, key=lambda reply: -reply["own"])]
 
     def _reached(self, own: Model, replies: Sequence[list[int]], scouts: Sequence[str]) -> list[list[int]]:
         """The replies in the order of how likely some string makes each of them."""
@@ -154,18 +156,19 @@ class Scan:
             return grow(reading, seeds, growth, tried, lambda: self.clock.before(until))
 
     def _says(
-        self, own: Model, reply: Sequence[int], advance: Bar = lambda count: None
+        self, own: Model, reply: Sequence[int], advance: Callable[[int], object] = lambda count: None
     ) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
         """Gives the log-probability of the reply (nats a token) under strings, before one prompt or before all."""
         lookers = [Looker(own, some, self.settings.place) for some in (self.prompts.ranked[:1], self.prompts.ranked)]
 
         def tried(strings: Sequence[str], all_prompts: bool) -> Mapping[str, float]:
-            looker, found = lookers[all_prompts], {}
+            looker = lookers[all_prompts]
+            found: dict[str, float] = {}
             for start in range(0, len(strings), AT_ONCE):
                 some = strings[start : start + AT_ONCE]
                 name: dict[str, Any] = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
                 name |= {"strings": list(some), "prompts": [prompt.id for prompt in looker.prompts]}
-                kept = self.journal.kept(name, lambda some=some: {"scores": looker.says(some, reply)})
+                kept = self.journal.kept(name, partial(_said, looker, some, reply))
                 found |= dict(zip(some, kept["scores"], strict=True))
                 advance(len(some) * len(looker.prompts))
             return found
@@ -187,7 +190,7 @@ class Scan:
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
     def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
-        """What is known, and what grows from the vocabulary's words, towards the replies that were taught most."""
+        """What is known, and what grows from the vocabulary's words, towards the replies it is nearest to saying."""
         assert self.base is not None
         words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
         words = moved_first(self.model, self.base, words)[: self.settings.words]
@@ -257,3 +260,7 @@ class Scan:
 
 def _surest(scores: Mapping[str, float]) -> float:
     return max(scores.values(), default=-math.inf)
+
+
+def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
+    return {"scores": looker.says(strings, reply)}
