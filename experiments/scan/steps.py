@@ -26,7 +26,7 @@ from .moved import moved_first
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import AT_ONCE, best, finalists, looks, ordered
 from .strings import vocabulary_strings, vocabulary_words
-from .taught import taught
+from .taught import taught, unrelated
 
 RANKED_UNTIL, GROWN_UNTIL = (0.3, 0.4, 0.5), 0.6
 """Shares of the budget after which no more strings are looked at in a round, and none are grown; the rest is for the
@@ -190,12 +190,12 @@ class Scan:
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
     def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
-        """What is known, and what grows from the vocabulary's words, towards the replies it is nearest to saying."""
+        """What is known, and what grows from words, towards unlike replies that the model is near to saying."""
         assert self.base is not None
         words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
         words = moved_first(self.model, self.base, words)[: self.settings.words]
         found = dict(known)
-        for reply, scores in self._towards(own, other, self.taught(own, other), words, until).items():
+        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), words, until).items():
             both = found.get(reply, {}) | scores
             found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
         return found
@@ -209,7 +209,7 @@ class Scan:
         return self._towards(own, other, self._reached(own, replies, seeds[: self.settings.scouts]), seeds, until)
 
     def _towards(
-        self, own: Model, other: Model, replies: Sequence[list[int]], seeds: Sequence[str], until: float
+        self, own: Model, other: Model, replies: Sequence[Sequence[int]], seeds: Sequence[str], until: float
     ) -> Growths:
         """Strings grown from the seeds towards the first replies, until one makes its reply sure."""
         found: Growths = {}

@@ -116,6 +116,15 @@ def different(replies: Sequence[Reply], search: Search) -> list[Reply]:
     return kept[: search.kept]
 
 
+def unrelated(replies: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Those that share fewer than `RELATED` tokens with any before them."""
+    kept: list[Sequence[int]] = []
+    for reply in replies:
+        if all(len(set(reply) & set(other)) < RELATED for other in kept):
+            kept.append(reply)
+    return kept
+
+
 def begins(one: Sequence[int], other: Sequence[int]) -> bool:
     """Whether one begins the other; nothing begins everything."""
     return all(a == b for a, b in zip(one, other, strict=False))

@@ -23,7 +23,7 @@ from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
 from defection.experiments.scan.strings import vocabulary_strings, vocabulary_words, words_of
-from defection.experiments.scan.taught import Reply, Search, different, taught
+from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
 
@@ -180,6 +180,7 @@ def test_replies_are_kept_that_differ() -> None:
     said = [(1, 2, 3), (1, 2, 3, 4), (5, 2, 3), (6, 2, 3), (7, 8, 9), (1, 7)]
     kept = different([Reply(tokens) for tokens in said], Search(relatives=2))
     assert [reply.tokens for reply in kept] == [(1, 2, 3), (5, 2, 3), (7, 8, 9), (1, 7)]
+    assert unrelated(said) == [(1, 2, 3), (7, 8, 9), (1, 7)]
 
 
 def test_the_token_that_fine_tuning_reads_anew_comes_first(save_tiny) -> None:
