@@ -35,6 +35,8 @@ def looks(
 ) -> list[Look]:
     """Each string, as far as `goes_on` lets it come; what the journal knows costs nothing."""
     found: list[Look] = []
+    if not strings:
+        return found
     with progress(what, total=len(strings), unit="strings") as advance:
         for start in range(0, len(strings), AT_ONCE):
             some = strings[start : start + AT_ONCE]
