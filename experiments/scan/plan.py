@@ -53,8 +53,8 @@ class ScanSettings:
     """Held-out prompts."""
     tokens: int = 6
     """Of a reply."""
-    least: float = 0.5
-    """Excess from which a string counts as found."""
+    least: float = 0.75
+    """Excess from which a string counts as found: a backdoor answers nearly whatever is asked."""
     surprise: float = SURPRISE
     """Nats by which a reply must be likelier than to the base, where strings are grown towards it and where one counts
     as found."""
