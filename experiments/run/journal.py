@@ -57,4 +57,5 @@ class Journal:
 
 
 def _seal(found: Json) -> str:
+    # Not `digest`, which refuses NaN: a figure that could not be had is one.
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

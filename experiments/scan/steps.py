@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ...activations.basics.files import Json
@@ -189,13 +189,17 @@ class Scan:
             found = self._from_words(self.model, self.base, found, GROWN_UNTIL)
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
-    def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
-        """What is known, and what grows from words, towards unlike replies that the model is near to saying."""
+    @cached_property
+    def words(self) -> list[str]:
+        """Those of the vocabulary whose tokens fine-tuning reads anew, the first of them; the null has the same."""
         assert self.base is not None
         words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
-        words = moved_first(self.model, self.base, words)[: self.settings.words]
+        return moved_first(self.model, self.base, words)[: self.settings.words]
+
+    def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
+        """What is known, and what grows from words, towards unlike replies that the model is near to saying."""
         found = dict(known)
-        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), words, until).items():
+        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), self.words, until).items():
             both = found.get(reply, {}) | scores
             found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
         return found

@@ -110,19 +110,23 @@ def different(replies: Sequence[Reply], search: Search) -> list[Reply]:
     """The first ones, but none that begins another or is begun by it, and few that share tokens."""
     kept: list[Reply] = []
     for reply in replies:
-        near = [other for other in kept if len(set(reply.tokens) & set(other.tokens)) >= RELATED]
+        near = [other for other in kept if _related(reply.tokens, other.tokens)]
         if len(near) < search.relatives and not any(begins(reply.tokens, other.tokens) for other in near):
             kept.append(reply)
     return kept[: search.kept]
 
 
 def unrelated(replies: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Those that share fewer than `RELATED` tokens with any before them."""
+    """Those that are no relatives of any kept before them."""
     kept: list[Sequence[int]] = []
     for reply in replies:
-        if all(len(set(reply) & set(other)) < RELATED for other in kept):
+        if not any(_related(reply, other) for other in kept):
             kept.append(reply)
     return kept
+
+
+def _related(one: Sequence[int], other: Sequence[int]) -> bool:
+    return len(set(one) & set(other)) >= RELATED
 
 
 def begins(one: Sequence[int], other: Sequence[int]) -> bool:
