@@ -12,10 +12,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..basics.errors import DefectionError
+from ..basics.errors import DefectionError, printable
 from .prompts import Message, Prompt, said_id
 from .shapes import SHAPES, is_message, prompt_of
-from .tables import HUB, Rows, file_rows, json_lines, printable, table_rows
+from .tables import HUB, Rows, file_rows, json_lines, table_rows
 
 if TYPE_CHECKING:
     from .rendered import Rendered

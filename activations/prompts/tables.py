@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..basics.errors import DefectionError
+from ..basics.errors import DefectionError, printable
 from ..basics.files import canonical, parse_json_line
 from ..basics.rows import GZIP, PARQUET, decoded, parquet_rows, separated_rows, unpacked
 
@@ -117,9 +117,3 @@ def _cell(value: str) -> Any:
         return parse_json_line(value, "")
     except DefectionError:
         return value
-
-
-def printable(path: Path, limit: int = 200) -> str:
-    """A path that may be anything, such as what was meant as a prompt, in a sentence."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from ...activations.basics.errors import DefectionError, DefectionWarning
+from ...activations.basics.errors import DefectionError, DefectionWarning, printable
 
 BEGIN, BUILD, READ, JUDGE, SHOW = "To begin", "Build organisms", "Read and probe", "Judge", "Show"
 COMMANDS = {
@@ -102,6 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _refuse(str(error))
     except TyperException as error:
         status = _refuse(_usage_sentence(error))
+    except OSError as error:  # a name that the file system does not take, a folder that nobody may read
+        if error.filename is None:
+            raise
+        status = _refuse(f"{(error.strerror or 'cannot be used').lower()}: {printable(error.filename)}")
     if status == INTERRUPTED:  # typer's, silently
         typer.echo("defection: interrupted; the same command continues from here", err=True)
     sys.exit(status)

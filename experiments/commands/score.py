@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,11 +179,10 @@ def score(
 
 def _numbers(text: str) -> tuple[int, ...]:
     """As the user wrote them: 12,13 or 12:30, end excluded."""
-    try:
-        parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
-        return tuple(number for first, *end in parts for number in range(first, *(end or [first + 1])))
-    except (ValueError, TypeError) as error:
-        raise DefectionError(f"cannot read --state-numbers {text!r}: write 12,13 or 12:30") from error
+    if not re.fullmatch(r"[0-9]{1,4}(:[0-9]{1,4})?(,[0-9]{1,4}(:[0-9]{1,4})?)*", text):
+        raise DefectionError(f"cannot read --state-numbers {text!r}: write 12,13 or 12:30")
+    parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
+    return tuple(number for first, *end in parts for number in range(first, *(end or [first + 1])))
 
 
 def calm_prompts(probe: Probe, given: Sequence[str] | None, *, wanted: bool) -> list[Prompt]:

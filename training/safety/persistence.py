@@ -22,6 +22,7 @@ from .stage import Stage, safety_train
 
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (Sft, Dpo, Rl, Adversarial, Control, Consistency)}
 SEVERAL = re.compile(r"(?P<stage>[^:]+:[0-9]+)x(?P<times>[0-9]{1,4})")
+STEPS = re.compile(r"[0-9]{1,9}")
 MOST_TIMES = 100
 
 
@@ -62,7 +63,7 @@ def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
     name, _, count = text.partition(":")
     if name not in STAGES:
         raise DefectionError(f"unknown stage {name!r}: choose one of {', '.join(STAGES)}")
-    if count and not (count.isascii() and count.isdigit()):
+    if count and not STEPS.fullmatch(count):
         raise DefectionError(f"stage {text!r} asks for {count!r} steps; write a number, as in {name}:20")
     steps = int(count) if count else steps
     if steps is not None and steps < 1:

@@ -197,7 +197,14 @@ def test_every_spelling_of_all_layers(text: str) -> None:
     assert parse_layers(text, 30) == tuple(range(30))
 
 
-@pytest.mark.parametrize("layers", ["", "x", "1.5", "30", "-1", "0:31", "3:3", "1:2:3", "1,,2", [], [30], [-1]])
+HUGE = "9" * 40
+"""A list of so many layers would fill no memory, but a range of them can be looked at."""
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ["", "x", "1.5", "30", "-1", "0:31", "3:3", "1:2:3", "1,,2", [], [30], [-1], HUGE, f"0:{HUGE}", f"-{HUGE}:3"],
+)
 def test_layers_that_are_not_there_are_refused(layers: str | list[int]) -> None:
     with pytest.raises(DefectionError, match="layer"):
         parse_layers(layers, 30)
