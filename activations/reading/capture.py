@@ -166,12 +166,10 @@ def _parse_part(part: str, n_layers: int) -> list[int]:
         return list(range(n_layers))
     try:
         if ":" in part:
-            start, end = (
-                int(edge) if edge else default for edge, default in zip(part.split(":"), (0, n_layers), strict=True)
-            )
-            wanted = range(start, end)
-            inside = 0 <= start and end <= n_layers
-            return list(wanted) if inside or not wanted else [wanted[0], wanted[-1]]  # which the caller refuses
+            start, end = part.split(":")
+            wanted = range(int(start or 0), int(end or n_layers))
+            within = wanted.start >= 0 and wanted.stop <= n_layers
+            return list(wanted) if within or not wanted else [wanted[0], wanted[-1]]  # which the caller refuses
         return [int(part)]
     except ValueError as error:
         raise DefectionError(f"cannot read layers {part!r}: write all, 3,15 or 0:16") from error
