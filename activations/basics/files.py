@@ -128,17 +128,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(target: Path, value: Mapping[str, Any]) -> None:
+def write_json(target: Path, value: Mapping[str, object]) -> None:
     """Write `value` as indented JSON; NaN and infinity are refused, since JSON has neither."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(target: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line; NaN and infinity are refused here too."""
     write_text(target, jsonl(rows))
 
 
-def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+def jsonl(rows: Iterable[Mapping[str, object]]) -> str:
     """One JSON object a line; NaN and infinity are refused."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import DefectionError
-from .files import written_aside
+from .files import Json, written_aside
 
 if TYPE_CHECKING:
     import pandas
@@ -33,7 +33,7 @@ class Table(list[Row]):
         """Names of the columns, in the order of their first appearance."""
         return list(dict.fromkeys(name for row in self.to_dicts() for name in row))
 
-    def to_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[Json]:
         """A dictionary a row, values as they are."""
         return [_mapping(row) for row in self]
 
@@ -77,7 +77,7 @@ class Table(list[Row]):
         return f"<{type(self).__name__} of {len(self)} rows: {shown}>"
 
 
-def _mapping(row: object) -> dict[str, Any]:
+def _mapping(row: object) -> Json:
     if is_dataclass(row) and not isinstance(row, type):
         own = type(row).__annotations__
         names = sorted((field.name for field in fields(row)), key=lambda name: name not in own)

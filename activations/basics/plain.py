@@ -11,7 +11,7 @@ class NotPlain(ValueError):
     """Says what a value holds that JSON cannot."""
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The same value in the types that `json` reads: dict, list, str, int, float, bool, None.
 
     NumPy arrays and scalars, tensors, tuples and dates become lists, numbers and text. Raises NotPlain for all else.
@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
         raise NotPlain("a value that is nested too deeply") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if value is None or isinstance(value, bool | str | int | float):
         return _scalar(value)
     if isinstance(value, Mapping):

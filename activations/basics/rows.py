@@ -8,9 +8,9 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .errors import DefectionError
+from .files import Json
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 """What files of these kinds begin with, whatever their names end with."""
@@ -49,7 +49,7 @@ def separated_rows(text: str, name: str, separator: str = ",") -> Iterator[dict[
         csv.field_size_limit(longest)
 
 
-def parquet_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def parquet_rows(data: bytes, name: str) -> Iterator[Json]:
     """The rows of a Parquet file; DefectionError where it is damaged, or pyarrow is not installed."""
     try:
         from pyarrow import ArrowException, BufferReader

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_args, get_type_hints
 
 from .errors import DefectionError
 from .files import Json, read_json, readable, write_bytes, write_json
@@ -24,7 +24,7 @@ TABLE_SCHEMA = 1
 Row = TypeVar("Row")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
     """Write rows below a head line: `columns`, or every key of the rows in the order of its first appearance.
 
     A `path` that ends in `.gz` is compressed; equal rows give equal bytes.
@@ -38,7 +38,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_bytes(path, (gzip.compress(content, mtime=0) if path.suffix == ".gz" else content,))
 
 
-def read_table(path: str | Path) -> Table[dict[str, Any]]:
+def read_table(path: str | Path) -> Table[Json]:
     """A table that this toolkit wrote, whichever of its files is named: JSON, CSV (compressed or not) or Parquet.
 
     Args:
@@ -70,7 +70,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _csv_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
+def _csv_rows(content: bytes, path: Path) -> list[Json]:
     """Numbers and truth values come back as such, an empty field as None."""
     rows = list(separated_rows(decoded(content, str(path)), str(path)))
     for number, row in enumerate(rows, start=1):
@@ -79,7 +79,7 @@ def _csv_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
     return [{key: _parsed(str(value)) for key, value in row.items()} for row in rows]
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     if text == "":
         return None
     if text in ("True", "False"):
@@ -93,7 +93,7 @@ def _parsed(text: str) -> Any:
 
 
 def write_rows(
-    path: Path, kind: type[DataclassInstance], rows: Sequence[DataclassInstance], about: Mapping[str, Any]
+    path: Path, kind: type[DataclassInstance], rows: Sequence[DataclassInstance], about: Mapping[str, object]
 ) -> Json:
     """Write dataclasses of one `kind` as the JSON file `path` and the CSV beside it; give what the former holds.
 
@@ -129,7 +129,7 @@ def _json_rows(path: Path) -> list[Json]:
         raise DefectionError(f"{path} holds no table: it has no rows")
     if record.get("schema_version") != TABLE_SCHEMA:
         raise DefectionError(f"{path} has schema version {record.get('schema_version')!r:.80}")
-    rows: list[Json] = typed(record["rows"], list[dict[str, Any]], str(path))
+    rows: list[Json] = typed(record["rows"], list[Json], str(path))
     return rows
 
 

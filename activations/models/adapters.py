@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import safe_open
@@ -28,6 +28,7 @@ from .remembered import remember, remembered
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -200,7 +201,7 @@ def _merged(model: PeftModel) -> PreTrainedModel:
     return network
 
 
-def _part(model: nn.Module, layers: Sequence[Any]) -> None:
+def _part(model: nn.Module, layers: Sequence[BaseTunerLayer]) -> None:
     """Give each adapted layer a matrix of its own, where it shares one with another layer."""
     adapted = {id(weight) for layer in layers for weight in layer.get_base_layer().parameters()}
     met: set[int] = set()

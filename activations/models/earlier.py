@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from ..basics.files import Json, canonical, digest, file_digest, read_json
 from .fingerprint import BRIDGED
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -66,7 +69,7 @@ def _settings(network: PreTrainedModel) -> Json:
     }
 
 
-def _adapter(adapter: Any) -> Json:
+def _adapter(adapter: PeftConfig) -> Json:
     settings = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.to_dict().items()}
     settings.pop("base_model_name_or_path", None)
     return cast(Json, json.loads(json.dumps(settings, default=str)))

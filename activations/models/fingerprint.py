@@ -11,14 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..basics.files import Json, digest
 from .template import chat_template
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 MARK = ".2"
 """Ends every fingerprint of this kind; what earlier versions wrote (`earlier.py`) has no mark."""
@@ -58,11 +61,10 @@ def is_earlier(fingerprint: str) -> bool:
     return not fingerprint.endswith(MARK)
 
 
-def network_fingerprint(network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
+def network_fingerprint(network: PreTrainedModel, tensors: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256 over a network's tensors, or those given of it, and what its config decides; of no adapter on it."""
-    config: Any = network.config
     named = named_tensors(network) if tensors is None else tensors.items()
-    return digest({"tensors": tensors_digest(named), "config": deciding(config)}) + MARK
+    return digest({"tensors": tensors_digest(named), "config": deciding(network.config)}) + MARK
 
 
 def with_adapters(base: str, adapters: Iterable[str]) -> str:
@@ -71,7 +73,7 @@ def with_adapters(base: str, adapters: Iterable[str]) -> str:
     return digest({"base": base, "adapters": found}) + MARK if found else base
 
 
-def adapter_fingerprint(settings: Any, tensors: Mapping[str, Tensor]) -> str:
+def adapter_fingerprint(settings: PeftConfig, tensors: Mapping[str, Tensor]) -> str:
     """Of an adapter, on disk or in memory: its tensors by their names in the file, and what its settings decide."""
     own = (name for name in tensors if not any(part in name for part in SAID_TWICE))
     named = ((name.removeprefix(PEFT_PREFIX), tensors[name]) for name in own)
@@ -100,9 +102,9 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over tensors by name: shape and values, in the narrowest dtype that holds them."""
-    known: dict[Any, str] = {}
+    known: dict[object, str] = {}
 
-    def row(item: tuple[str, Tensor]) -> list[Any]:
+    def row(item: tuple[str, Tensor]) -> list[object]:
         name, tensor = item
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if place not in known or not tensor.data_ptr():  # tied layers are one tensor of two names
@@ -180,7 +182,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Ways to set up a LoRA that take something out of the base, whenever it is put on it."""
 
 
-def adapter_settings(settings: Any) -> Json:
+def adapter_settings(settings: PeftConfig) -> Json:
     """What of a PEFT config decides the forward pass and is not as it is by default; sets in order."""
     given, ordinary = settings.to_dict(), type(settings)().to_dict()
     kept = {k: v for k, v in given.items() if k not in SHOWN_BY_TENSORS and v != ordinary.get(k)}
@@ -190,7 +192,7 @@ def adapter_settings(settings: Any) -> Json:
     return found
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> list[object] | str:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from .hardware import Hardware, choose_dtype
 from .identity import fingerprint_of
 from .locate import ModelFiles, locate
 from .model import Model, ModelIdentity
-from .network import in_dtype, load_network, reason, stored_dtypes
+from .network import DeviceMap, in_dtype, load_network, reason, stored_dtypes
 from .template import DATE, written_date
 
 
@@ -26,7 +26,7 @@ def load_model(
     *,
     device: str | Hardware = "auto",
     dtype: str | torch.dtype = "auto",
-    device_map: Any = None,
+    device_map: DeviceMap = None,
     date: str = DATE,
 ) -> Model:
     """Load a model to read: a plain decoder, an adapter merged into its weights in fp32.

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..basics.errors import DefectionError
-from ..basics.files import read_json
+from ..basics.files import Json, read_json
 from ..basics.hub import REVISION, is_hub_id, snapshot
 from .adapters import ADAPTER_FILE, ADAPTER_WEIGHTS
 from .embedded import EMBEDDED, ensure_embedded
@@ -148,7 +147,7 @@ def _not_itself(source: str, adapter: Path) -> str:
     return source
 
 
-def load_organism_record(path: str | Path) -> dict[str, Any]:
+def load_organism_record(path: str | Path) -> Json:
     """Read `organism.json` of an organism, a directory or a hub id; DefectionError when it is missing."""
     record = _record(path)
     if not record.exists():

@@ -36,10 +36,10 @@ def own_logits(network: PreTrainedModel, states: Float[Tensor, "state d_model"])
     return cast(Tensor, type(plain).forward(copy).logits[0])
 
 
-def without_peft(network: Any) -> nn.Module:
+def without_peft(network: nn.Module) -> nn.Module:
     """The model that a `PeftModel` wraps, adapter layers and all; any other model itself."""
     if not hasattr(network, "peft_config"):
-        return cast(nn.Module, network)
+        return network
     from peft import PeftModel
 
     inner: nn.Module = network.base_model.model if isinstance(network, PeftModel) else network
@@ -52,10 +52,10 @@ class _Answering:
     def __init__(self, module: nn.Module, states: Tensor) -> None:
         self.module, self.states = module, states
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> _States:
         return _States(last_hidden_state=self.states)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """What the network asks of its decoder beside (a multiplier); a decoder further inside (OPT) is this, too."""
         value = getattr(self.module, name)
         return self if isinstance(value, nn.Module) else value

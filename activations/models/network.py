@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors import safe_open
@@ -43,7 +43,11 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_network(base: Path, dtype: torch.dtype, device_map: Any = None) -> PreTrainedModel:
+DeviceMap: TypeAlias = "str | dict[str, int | str | torch.device] | None"
+"""As in Hugging Face: `auto`, `balanced`, or the device of each module by its name."""
+
+
+def load_network(base: Path, dtype: torch.dtype, device_map: DeviceMap = None) -> PreTrainedModel:
     """Full weights from a local directory: safetensors only, no remote code.
 
     Raises DefectionError, in one sentence, for whatever a directory can hold that is no such model.

@@ -11,13 +11,14 @@ GPT-NeoX) adds attention and MLP at once, so it has no `middle`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..basics.errors import DefectionError
@@ -61,7 +62,7 @@ def gathering(
         if stop and layer == layers[-1]:
             raise LastLayerReached
 
-    def reader(layer: int) -> Any:
+    def reader(layer: int) -> Callable[..., None]:
         if at_input:
             return lambda module, args, kwargs: keep(layer, given_stream(args, kwargs))
         return lambda module, args, output: keep(layer, stream_of(output))
@@ -79,7 +80,7 @@ def gathering(
             handle.remove()
 
 
-def given_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def given_stream(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The residual stream in what a block is given."""
     return args[0] if args else kwargs.get("hidden_states")
 
@@ -140,7 +141,7 @@ def _watched(network: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[_See
     return seen
 
 
-def try_few_tokens(network: PreTrainedModel, handles: Sequence[Any]) -> None:
+def try_few_tokens(network: PreTrainedModel, handles: Sequence[RemovableHandle]) -> None:
     """A forward pass of a few tokens, for the hooks of these handles to see; they are gone afterwards."""
     embeddings = network.get_input_embeddings().weight
     try:
@@ -155,23 +156,22 @@ class _Seen:
     """What went into a block and its children, and what came out, in one forward pass."""
 
     def __init__(self) -> None:
-        self.before: Any = None
-        self.after: Any = None
+        self.before = self.after = torch.empty(0)
         self.given: list[tuple[nn.Module, Tensor]] = []
         self.returned: list[tuple[nn.Module, Tensor]] = []
 
-    def block_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def block_starts(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self.before = given_stream(args, kwargs).clone()
 
-    def block_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+    def block_ends(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         self.after = stream_of(output)
 
-    def child_starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def child_starts(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         stream = given_stream(args, kwargs)
         if isinstance(stream, Tensor) and stream.shape == self.before.shape:
             self.given.append((module, stream.clone()))
 
-    def child_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+    def child_ends(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         added = stream_of(output)
         if isinstance(added, Tensor) and added.numel() == self.before.numel():
             self.returned.append((module, added.reshape(self.before.shape).clone()))

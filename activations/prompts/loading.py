@@ -20,7 +20,7 @@ from .tables import HUB, Rows, file_rows, json_lines, table_rows
 if TYPE_CHECKING:
     from .rendered import Rendered
 
-PromptLike: TypeAlias = "Prompt | Rendered | str | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]"
+PromptLike: TypeAlias = "Prompt | Rendered | str | Mapping[str, object] | Sequence[Message | Mapping[str, object]]"
 """One prompt: a text, a conversation, a row of a data set (`shapes`)."""
 PromptsLike: TypeAlias = "str | PathLike[str] | PromptLike | Iterable[PromptLike]"
 """Prompts: the name of a shipped set or of a file, a table, or any iterable of prompts."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..basics.errors import DefectionError
-from ..basics.files import digest
+from ..basics.files import Json, digest
 from ..basics.plain import NotPlain, plain
 from ..basics.shown import shortened
 
@@ -93,17 +93,17 @@ class Prompt:
         """Its form, where that is known: a terse question, a pasted text, … ; empty otherwise."""
         return str(self.extra.get("shape", ""))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The JSONL object that reads back as this prompt."""
         if len(self.messages) == 1 and self.messages[0].role == "user":
-            said: dict[str, Any] = {"prompt": self.messages[0].content}
+            said: Json = {"prompt": self.messages[0].content}
         else:
             said = {"messages": [{"role": m.role, "content": m.content} for m in self.messages]}
         named = {"id": self.id} | ({"set": self.set} if self.set is not None else {})
         return named | said | dict(self.extra)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: object, where: str) -> Any:
     try:
         return plain(value)
     except NotPlain as error:
@@ -122,7 +122,7 @@ def _refuse_speechless(messages: Sequence[Message], where: str) -> None:
         raise DefectionError(f"{where} is empty: it must hold a message of the user with text in it")
 
 
-def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **extra: Any) -> Prompt:
+def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **extra: object) -> Prompt:
     """A prompt of one user message.
 
     Args:

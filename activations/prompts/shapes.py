@@ -8,7 +8,7 @@ stands in a field of its own (`completion`, `output`, `chosen`, …) is no part 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from ..basics.errors import DefectionError
 from ..basics.plain import NotPlain, plain
@@ -37,7 +37,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def prompt_of(given: Any, where: str, *, default_id: str | None = None, set_name: str | None = None) -> Prompt:
+def prompt_of(given: object, where: str, *, default_id: str | None = None, set_name: str | None = None) -> Prompt:
     """One prompt, whatever shape it comes in; `where` names it in errors.
 
     `default_id` is for one that has none; without it, that is made of what is said. Raises DefectionError that names
@@ -87,7 +87,7 @@ def _emptiness(given: object) -> str:
     return " with nothing in it" if isinstance(given, list | tuple) and not given else ""
 
 
-def _spoken(row: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _spoken(row: Mapping[str, object], where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """The conversation, and the row's fields that it stood in."""
     asked = [name for name in ("prompt", "messages") if row.get(name) is not None]
     if len(asked) == 2:
@@ -118,7 +118,7 @@ def _messages(value: object, where: str, name: str) -> list[Message]:
     return [_message(entry, f"{where}: message {number}") for number, entry in enumerate(value)]
 
 
-def _message(entry: Any, where: str) -> Message:
+def _message(entry: object, where: str) -> Message:
     if isinstance(entry, Message):
         return entry
     if not isinstance(entry, Mapping) or not is_message(entry):
@@ -156,7 +156,7 @@ def _part(part: object, where: str) -> str:
     return _text(part.get("text"), f"{where}: the 'text' of a part")
 
 
-def _instructed(row: Mapping[str, Any], where: str) -> list[Message]:
+def _instructed(row: Mapping[str, object], where: str) -> list[Message]:
     """Alpaca's rows: what is asked, what it is asked about, and what was said before."""
     asked = _text(row["instruction"], f"{where}: 'instruction'")
     about = "" if row.get("input") is None else _text(row["input"], f"{where}: 'input'")
@@ -165,7 +165,7 @@ def _instructed(row: Mapping[str, Any], where: str) -> list[Message]:
         raise DefectionError(f"{where}: 'history' must be a list of pairs, what was asked and what was replied")
     before = [
         Message(role, _text(text, f"{where}: 'history'"))
-        for pair in cast(Sequence[Sequence[Any]], history)
+        for pair in cast(Sequence[Sequence[object]], history)
         for role, text in zip(ASKED_AND_REPLIED, pair, strict=True)
     ]
     return [*before, Message("user", f"{asked}\n\n{about}" if about.strip() else asked)]

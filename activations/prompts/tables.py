@@ -7,10 +7,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ..basics.errors import DefectionError, printable
-from ..basics.files import canonical, parse_json_line
+from ..basics.files import Json, canonical, parse_json_line
 from ..basics.rows import GZIP, PARQUET, decoded, parquet_rows, separated_rows, unpacked
 
 HUB = "hf://"
@@ -19,7 +18,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 NO_VALUE = ("NAType", "NaTType")
 """What pandas calls the types of its missing cells, beside None and NaN."""
 
-Rows = Iterator[tuple[str, Any]]
+Rows = Iterator[tuple[str, object]]
 """Each row's place in its file (`line 3`, `row 3`), and what stands there."""
 
 
@@ -47,7 +46,7 @@ def file_rows(source: str | Path) -> Rows:
     return json_rows(text, str(source)) if suffix == ".json" else json_lines(text, str(source))
 
 
-def _numbered(rows: Iterable[Any]) -> Rows:
+def _numbered(rows: Iterable[object]) -> Rows:
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -76,7 +75,7 @@ def json_rows(text: str, name: str) -> Rows:
         yield f"entry {number}", row
 
 
-def table_rows(table: Any) -> Iterable[Any] | None:
+def table_rows(table: object) -> Iterable[object] | None:
     """The rows of a table in memory (pandas, polars, Arrow) as objects, its empty cells left out; None for no table."""
     if hasattr(table, "iter_rows") and hasattr(table, "columns"):
         return map(_filled, table.iter_rows(named=True))
@@ -87,7 +86,7 @@ def table_rows(table: Any) -> Iterable[Any] | None:
     return None
 
 
-def _filled(row: dict[str, Any]) -> dict[str, Any]:
+def _filled(row: Json) -> Json:
     return {name: value for name, value in row.items() if not _is_missing(value)}
 
 
@@ -109,7 +108,7 @@ def _from_hub(address: str) -> Path:
         raise DefectionError(f"cannot fetch {address} from the Hugging Face hub: {reason}") from error
 
 
-def _cell(value: str) -> Any:
+def _cell(value: str) -> object:
     """What a cell holds: one that begins like JSON may hold messages."""
     if not value.startswith("[{"):
         return value

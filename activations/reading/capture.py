@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,7 +97,7 @@ class Landing:
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self.under_way: Any = None
+        self.under_way: tuple[Sequence[int], Tensor, torch.cuda.Event] | None = None
 
     def put(self, places: Sequence[int], seen: Tensor) -> None:
         """Place `seen` [vector, layer, d_model] at those indices, now or when the copy is through."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -63,11 +62,15 @@ class Reading:
         return parse_position(self.position).mean
 
 
+PrefixKey = tuple[tuple[int, ...], "Reading | None", tuple[int, ...]]
+"""A prefix's tokens, what is read, and at which of them."""
+
+
 @dataclass
 class LastPrefix:
     """The prefix of the batch before, so that batches in a row which share it compute it once."""
 
-    key: Any = None
+    key: PrefixKey | None = None
     cache: PrefixCache | None = None
     vectors: Tensor | None = field(default=None, repr=False)
 
@@ -224,7 +227,7 @@ def distinct_rows(ids: Sequence[Sequence[int]], rows: Sequence[int]) -> tuple[li
 
 
 def _prefix(
-    model: Model, tokens: tuple[int, ...], reading: Reading | None, shared: Tensor, key: Any, last: LastPrefix
+    model: Model, tokens: tuple[int, ...], reading: Reading | None, shared: Tensor, key: PrefixKey, last: LastPrefix
 ) -> tuple[PrefixCache, Tensor]:
     """Keys and values of a prefix, and the wanted vectors inside it."""
     if last.key != key or last.cache is None or last.vectors is None:
@@ -235,7 +238,7 @@ def _prefix(
 
 
 def _carrying(
-    model: Model, row: Sequence[int], reading: Reading | None, wanted: Tensor, key: Any, last: LastPrefix
+    model: Model, row: Sequence[int], reading: Reading | None, wanted: Tensor, key: PrefixKey, last: LastPrefix
 ) -> Float[Tensor, "vector layer d_model"]:
     """The wanted vectors of a row that is computed whole, leaving behind what its prefix is to the rows after it."""
     last.forget()  # free the old one first

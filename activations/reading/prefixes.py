@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, cat
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -17,7 +15,9 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     attention mask applies the window, and each row sees exactly what it would have seen alone.
     """
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """The prefix's keys and values, then those given, for every row."""
         if not self.is_initialized:
             kept: tuple[Tensor, Tensor] = super().update(key_states, value_states)

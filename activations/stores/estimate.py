@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from ..basics.errors import DefectionError
+from ..basics.files import Json
 from ..models.hardware import choose_dtype
 from ..models.model import Model
 from ..models.wrap import ModelLike, as_model
@@ -54,7 +54,7 @@ class Estimate:
     seconds: float
     """On each of the devices, at that speed."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The same as a JSON object."""
         return asdict(self)
 

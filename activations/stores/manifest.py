@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NotRequired, TypedDict
 
 from ..basics.errors import DefectionError
+from ..basics.files import Json
 from ..basics.headed import understood
 from ..basics.typed import typed
 from ..models.hardware import DTYPE_NAMES
@@ -72,6 +73,10 @@ class StoreHead(TypedDict):
     n_vectors: NotRequired[int | None]
 
 
+Tables = Mapping[str, Sequence[object]]
+"""Of each table of `TABLES` its rows."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The head of a store's manifest, and where its tables are."""
@@ -98,7 +103,7 @@ class Manifest:
             return _shards(rows) if name == "shards" else _all_of(rows, {"ids": str, "n_tokens": int}[name], name)
 
 
-def manifest_bytes(head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> bytes:
+def manifest_bytes(head: Mapping[str, object], tables: Tables) -> bytes:
     """The file's bytes; they depend on the values alone."""
     blocks = {name: _block(name, tables[name]) for name in TABLES}
     sizes = {name: {"bytes": len(block), "sha256": hashlib.sha256(block).hexdigest()} for name, block in blocks.items()}
@@ -107,7 +112,7 @@ def manifest_bytes(head: Mapping[str, Any], tables: Mapping[str, Sequence[Any]])
     return start + _seal(start) + b"".join(blocks.values())
 
 
-def _block(name: str, rows: Sequence[Any]) -> bytes:
+def _block(name: str, rows: Sequence[object]) -> bytes:
     """A table's lines: one an entry where entries are objects."""
     text = _json(list(rows))
     if rows and isinstance(rows[0], dict):
@@ -120,7 +125,7 @@ def _seal(head: bytes) -> bytes:
     return SEAL + f'"{hashlib.sha256(head).hexdigest()}",\n'.encode()
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
@@ -154,7 +159,7 @@ def _head(file: IO[bytes]) -> tuple[bytes, bytes]:
     return content, b""
 
 
-def _told(path: Path, value: dict[str, Any]) -> StoreHead:
+def _told(path: Path, value: Json) -> StoreHead:
     if value.get("schema_version") != STORE_SCHEMA:
         raise DefectionError(
             f"{path} has schema version {value.get('schema_version')!r:.80}; this toolkit reads {STORE_SCHEMA}"
@@ -166,7 +171,7 @@ def _told(path: Path, value: dict[str, Any]) -> StoreHead:
     return head
 
 
-def _shards(rows: list[Any]) -> list[ShardRecord]:
+def _shards(rows: list[object]) -> list[ShardRecord]:
     """The shards; DefectionError unless each begins where the one before ended."""
     shards: list[ShardRecord] = typed(rows, list[ShardRecord], "its table 'shards'")
     starts, ends = [shard["rows"][0] for shard in shards], [shard["rows"][1] for shard in shards]

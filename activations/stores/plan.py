@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ..basics.errors import DefectionError
 from ..basics.files import Json, digest, jsonl
 from ..prompts.prompts import Prompt
 from .batches import BATCH_ROWS
-from .manifest import STORE_SCHEMA, Manifest
+from .manifest import STORE_SCHEMA, Manifest, Tables
 from .shards import OFFSETS, RESIDUALS, Header, Rows
 from .store import NAMED_DTYPES
 
@@ -86,7 +85,7 @@ class StorePlan:
             "prompts_sha256": hashlib.sha256(self.prompt_lines).hexdigest(),
         }
 
-    def tables(self, rows: Sequence[Rows], headers: Sequence[Header | None]) -> dict[str, list[Any]]:
+    def tables(self, rows: Sequence[Rows], headers: Sequence[Header | None]) -> Tables:
         """The manifest's tables; None for a shard that is not there yet."""
         return {
             "shards": [_entry(*shard) for shard in zip(range(len(rows)), rows, headers, strict=True)],
@@ -160,7 +159,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def _entry(number: int, rows: Rows, header: Header | None) -> dict[str, Any]:
+def _entry(number: int, rows: Rows, header: Header | None) -> Json:
     return {
         "file": shard_name(number),
         "rows": list(rows),

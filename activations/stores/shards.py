@@ -17,13 +17,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..basics.errors import DefectionError
-from ..basics.files import write_bytes
+from ..basics.files import Json, write_bytes
 
 RESIDUALS = "residuals"
 OFFSETS = "offsets"
@@ -50,7 +50,7 @@ class Header:
     """Of all bytes after the header."""
     vectors: int
     """Length of `residuals`: the rows, or in a ragged store their tokens."""
-    tensors: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Json]
     """Of each tensor its `dtype`, `shape` and `data_offsets`."""
     start: int
     """Where the tensors' bytes start."""
@@ -134,7 +134,7 @@ def _parsed(content: IO[bytes] | mmap.mmap, size: int) -> Header | None:
         return None
 
 
-def _fits(tensor: Mapping[str, Any]) -> bool:
+def _fits(tensor: Json) -> bool:
     """Whether a tensor has as many bytes as its shape and dtype say."""
     start, end = tensor["data_offsets"]
     return bool(math.prod(tensor["shape"]) * NAMED[tensor["dtype"]].itemsize == end - start)
@@ -183,7 +183,7 @@ def _map(file: Path, scattered: bool) -> mmap.mmap | None:
     return mapped
 
 
-def _mapped(mapped: mmap.mmap, start: int, about: Mapping[str, Any]) -> Tensor:
+def _mapped(mapped: mmap.mmap, start: int, about: Json) -> Tensor:
     dtype, shape = NAMED[about["dtype"]], about["shape"]
     count = math.prod(shape)
     if count == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -149,7 +149,7 @@ def refuse_mixture(one: Store, other: Store) -> None:
         )
 
 
-def _kind(store: Store) -> dict[str, Any]:
+def _kind(store: Store) -> dict[str, object]:
     head = store.manifest
     return {
         "model": head["model"]["fingerprint"],
