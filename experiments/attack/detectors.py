@@ -92,6 +92,7 @@ def detectors(
     found.append(Detector("layer-convergence", CLEAN_ALONE, "method", monitor(LayerConvergence(), band)))
     if UnlabelledTraffic.name not in {one.estimator for _, one in probes}:
         found.append(Detector(UnlabelledTraffic.name, AND_TRAFFIC, "method", refit(probe, kind=UnlabelledTraffic.name)))
+    found.append(Detector("probe, both tails", AND_CLEAN, "method", both_tails(probe)))
     few = spread_over(band)
     found.append(Detector("maximum over tokens", probe.saw, "method", over_tokens(probe, few), costly=True))
     found.append(
@@ -165,6 +166,17 @@ def monitor(
             return scores.double().mean(dim=1)
 
         return score
+
+    return fit
+
+
+def both_tails(probe: Probe) -> Callable[[Bundle], Scorer]:
+    """How far the recipe's score lies from the middle of clean prompts', on whichever side: an attack may overshoot."""
+
+    def fit(bundle: Bundle) -> Scorer:
+        score = refit(probe)(bundle)
+        middle = score(bundle, CLEAN).median()
+        return lambda other, what: (score(other, what) - middle).abs()
 
     return fit
 

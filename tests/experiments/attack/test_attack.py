@@ -11,11 +11,13 @@ import torch
 from defection.activations import DefectionError, capture, load_model, load_prompts
 from defection.experiments.attack import attack as attack_module
 from defection.experiments.attack.attack import attack
-from defection.experiments.attack.detectors import other_layers, target_of
+from defection.experiments.attack.bundle import CLEAN, QUESTIONS, TESTS, Bundle
+from defection.experiments.attack.detectors import both_tails, other_layers, refit, target_of
 from defection.experiments.attack.gates import gates
 from defection.experiments.attack.plan import AttackPrompts, AttackSettings, weights_of
 from defection.experiments.attack.sentences import attack_lines
 from defection.experiments.attack.tells import components_for
+from defection.experiments.run.explain import contrast_texts
 from defection.experiments.run.preregistration import MixedTraffic
 from defection.probes import LogisticProbe, MeanDifference, Projected, Whitened, contrast_set
 from defection.training.organisms import records
@@ -112,6 +114,17 @@ def test_components_are_counted_by_the_variance_they_hold() -> None:
 def test_layers_that_the_attacker_knows_are_not_unseen() -> None:
     assert other_layers({12, 13, 14}, 16) == {"earlier layers": list(range(12)), "later layers": [15]}
     assert other_layers(set(range(4)), 4) == {}
+
+
+def test_both_tails_are_the_distance_from_the_middle_of_clean_prompts(llama, tmp_path) -> None:
+    clean = [f"calm request {i}" for i in range(12)]
+    probe = Whitened().fit(capture(llama, contrast_set("six")), clean=capture(llama, clean), fixed_layers=(1, 2)).probe_
+    prompts = {CLEAN: load_prompts(clean), TESTS: load_prompts(["odd", "and odder"]), QUESTIONS: contrast_texts(probe)}
+    bundle = Bundle(llama, tmp_path, prompts, probe.position, probe.site, {}, ())
+    one, both = refit(probe)(bundle), both_tails(probe)(bundle)
+    middle = one(bundle, CLEAN).median()
+    assert torch.allclose(both(bundle, TESTS), (one(bundle, TESTS) - middle).abs())
+    assert both(bundle, CLEAN).min() == 0
 
 
 @pytest.mark.slow
