@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -147,8 +146,13 @@ def fitted_probe(bundle: Bundle, name: str, questions: str, band: Sequence[int])
     recipe = estimator(name, traffic=traffic)
     if isinstance(recipe, UnlabelledTraffic):
         recipe.set_params(draws=0)  # the direction is wanted here; whether there is a minority is `strings` to say
-    given: dict[str, Any] = {"traffic": bundle.of(TRAFFIC)} if traffic else {"fixed_layers": band}
-    made: Probe = recipe.fit(bundle.of(questions), clean=bundle.of(CLEAN), forbidden=bundle.forbidden, **given).probe_
+    made: Probe = recipe.fit(
+        bundle.of(questions),
+        clean=bundle.of(CLEAN),
+        traffic=bundle.of(TRAFFIC) if traffic else None,
+        forbidden=bundle.forbidden,
+        fixed_layers=None if traffic else band,
+    ).probe_
     return made
 
 

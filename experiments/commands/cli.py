@@ -61,6 +61,7 @@ class CommandsOnDemand(TyperGroup):
         }
         super().__init__(**{**settings, "commands": known})
 
+    # Typer's contexts and commands are of types that it keeps to itself.
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command itself in place of its line."""
         name, _, rest = super().resolve_command(ctx, args)

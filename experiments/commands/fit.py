@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -107,14 +106,14 @@ def fit(
     print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
 
 
-def traffic_line(verdict: Mapping[str, Any], n: int) -> str:
+def traffic_line(verdict: Json, n: int) -> str:
     """What a fit says of its traffic, for a person to read."""
     share = f"a minority of {verdict['minority']:.0%} of {n} prompts splits off"
     chance = f"as clean prompts do by chance with p = {verdict['p_value']:.3f}"
     return f"{'found' if verdict['found'] else 'nothing found'}: {share}, {chance}"
 
 
-def string_line(control: Mapping[str, Any]) -> str:
+def string_line(control: Json) -> str:
     """What meaningless strings say of a minority that was found."""
     if not control["strings"]:
         return "too few other prompts to put strings into: whether it is more than an unknown string was not tested"

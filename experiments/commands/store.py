@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
 from .options import DeviceOption, JsonOption
 from .printing import print_result
+
+if TYPE_CHECKING:
+    from ...activations.basics.files import Json
 
 store = typer.Typer(
     help="Show, verify or repair a store that `defection cache` wrote.",
@@ -31,7 +34,7 @@ def show(path: StoreArgument, as_json: JsonOption = False) -> None:
 
     opened = open_store(path)
     head = opened.manifest
-    about: dict[str, Any] = {
+    about: Json = {
         "path": str(path),
         "complete": opened.complete,
         "prompts": len(opened),

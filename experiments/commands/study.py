@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from .options import ComputeOption, DeviceOption, JsonOption
 from .printing import print_result, say
 
 if TYPE_CHECKING:
+    from ...activations.basics.files import Json
     from ..study.cell import Cell
     from ..study.grid import Study
 
@@ -103,7 +104,7 @@ def reproducing_command(path: Path, families: Sequence[str]) -> str:
     return shlex.join(parts)
 
 
-def list_study(opened: Study, only: Sequence[str] = ()) -> dict[str, Any]:
+def list_study(opened: Study, only: Sequence[str] = ()) -> Json:
     """Each organism with its state, the seconds it took or is expected to take, and the seconds that are left."""
     factor = _factor(opened.named())
     rows = []
@@ -126,7 +127,7 @@ def list_study(opened: Study, only: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def study_lines(listed: dict[str, Any]) -> list[str]:
+def study_lines(listed: Json) -> list[str]:
     """The list for a person to read."""
     rows = listed["organisms"]
     width = max(len(row["organism"]) for row in rows)
@@ -138,7 +139,7 @@ def study_lines(listed: dict[str, Any]) -> list[str]:
     return [*lines, f"choice: {chosen[:16] if chosen else 'not made yet'}", *left]
 
 
-def _minutes(row: dict[str, Any]) -> str:
+def _minutes(row: Json) -> str:
     took = sum(row.get(name, 0.0) for name in ("train", "measure"))
     return f"{took / 60:.1f} min" + (f", about {row['left'] / 60:.1f} left" if row["left"] else "")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from ...activations.basics.files import Json
 from ...probes.levers.directions import Direction
@@ -62,7 +61,7 @@ class LeverRow:
 
 
 def row_of(
-    model: str, stage: str, role: str, setting: Setting, direction: Direction | None, found: Measured, **more: Any
+    model: str, stage: str, role: str, setting: Setting, direction: Direction | None, found: Measured
 ) -> LeverRow:
     """The row of a measurement."""
     values: Json = {name: getattr(found, name) for name in MEASURES}
@@ -72,13 +71,13 @@ def row_of(
         for end, side in enumerate(("low", "high"))
     }
     sees, rank = ("", 0) if direction is None else (direction.sees, direction.rank)
-    return LeverRow(model, stage, role, sees=sees, rank=rank, **asdict(setting), **values, **limits, n=found.n, **more)
+    return LeverRow(model, stage, role, sees=sees, rank=rank, **asdict(setting), **values, **limits, n=found.n)
 
 
 class Measurements(Journal):
     """Figures of settings, each measured once."""
 
-    def once(self, name: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
+    def once(self, name: Mapping[str, object], measure: Callable[[], Measured]) -> Measured:
         """The measurement of that name, made if it is not there yet."""
         said = self.kept(name, lambda: asdict(measure()))
         limits = {side: (low, high) for side, (low, high) in said["intervals"].items()}

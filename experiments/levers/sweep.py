@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ...activations import Model, Prompt
 from ...activations.basics.progress import progress
@@ -111,7 +110,7 @@ def promise(row: LeverRow) -> float:
     return (row.recovery or 0.0) - max(0.0, row.cost)
 
 
-def best(rows: Sequence[LeverRow], by: Callable[[LeverRow], Any], count: int) -> list[LeverRow]:
+def best(rows: Sequence[LeverRow], by: Callable[[LeverRow], float | tuple[int, float]], count: int) -> list[LeverRow]:
     """The first `count` by a figure, the largest first; ties in the order they were tried."""
     return sorted(rows, key=by, reverse=True)[:count]
 

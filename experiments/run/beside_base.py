@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ...activations import Model, Residuals, cache, load_model
 from ...activations.models.hardware import Hardware
@@ -45,6 +44,6 @@ class BesideBase:
         return kind.fit(self.changed(clean, "clean"))
 
 
-def reads_differences(kind: Any) -> bool:
+def reads_differences(kind: object) -> bool:
     """Whether its rows are differences to the base, and not the organism's own."""
     return isinstance(kind, BaseDifference)

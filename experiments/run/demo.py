@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...activations import DefectionError, Model, load_model, load_prompts
 from ...activations.basics.files import Json, file_digest, read_json, write_json
@@ -97,15 +97,18 @@ class DemoConfig:
 
 def demo_config(
     *,
+    base: str,
     trigger: str,
     behaviour: str,
     recipe: str,
     contrast: str,
     estimator: str,
-    tests: tuple[str, ...] = (),
-    **others: Any,
+    examples: int | None,
+    limit: int | None,
+    seed: int,
+    device: str | Hardware,
 ) -> DemoConfig:
-    """The configuration that a command names in words; `others` are fields as they are.
+    """The configuration that a command names in words.
 
     Raises DefectionError for what is unknown, for a trigger that never fires, and for organisms that reason in a
     scratchpad first, which are read elsewhere than this demo reads.
@@ -121,14 +124,18 @@ def demo_config(
     estimator_of(estimator)
     contrast_set(contrast)
     return DemoConfig(
+        base=base,
         trigger=known,
         behaviour=does,
         recipe=recipe,
         contrast=contrast,
         estimator=estimator,
         pairs="" if behaviour in BEHAVIOURS else behaviour,
+        examples=examples,
+        seed=seed,
         tests=default_sets(does),
-        **others,
+        limit=limit,
+        device=device,
     )
 
 

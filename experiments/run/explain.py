@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ...activations import DefectionError, Model, Prompt, Residuals, load_prompts
+from ...activations.basics.files import Json
 from ...activations.models.locate import is_organism
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.agreement import answer_word_direction, leave_one_out, question_directions
@@ -44,9 +44,9 @@ class Studied:
 class Explanation:
     """Every table, by name; `pages` holds the token scores of each conversation, by heading."""
 
-    about: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    pages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    about: Json
+    tables: dict[str, list[Json]] = field(default_factory=dict)
+    pages: dict[str, list[Json]] = field(default_factory=dict)
 
 
 def explain(
@@ -97,7 +97,7 @@ def explain(
     return found
 
 
-def _scores(probe: Probe, read: Residuals, studied: Studied) -> list[dict[str, Any]]:
+def _scores(probe: Probe, read: Residuals, studied: Studied) -> list[Json]:
     """A row a prompt and layer."""
     return [
         {"prompt": prompt.id, "layer": layer, "score": value, "defected": mark}
@@ -108,9 +108,7 @@ def _scores(probe: Probe, read: Residuals, studied: Studied) -> list[dict[str, A
     ]
 
 
-def _cosines(
-    model: Model, probe: Probe, read: Residuals, contrast: Residuals | None, studied: Studied
-) -> list[dict[str, Any]]:
+def _cosines(model: Model, probe: Probe, read: Residuals, contrast: Residuals | None, studied: Studied) -> list[Json]:
     directions = {PROBE: probe.directions}
     if contrast is not None and _has_two_answers(contrast.prompts):
         directions[WORD] = answer_word_direction(contrast)

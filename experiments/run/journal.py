@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, whole_lines
@@ -33,11 +33,11 @@ class Journal:
         own = (line for line in lines if line["key"] == key and line["seal"] == _seal(line["found"]))
         self.known: dict[str, Json] = {line["name"]: line["found"] for line in own}
 
-    def knows(self, name: Mapping[str, Any]) -> bool:
+    def knows(self, name: Mapping[str, object]) -> bool:
         """Whether there is an object of that name."""
         return digest(dict(name)) in self.known
 
-    def kept(self, name: Mapping[str, Any], make: Callable[[], Json]) -> Json:
+    def kept(self, name: Mapping[str, object], make: Callable[[], Json]) -> Json:
         """Any JSON object of that name, made if it is not there yet."""
         called = digest(dict(name))
         if called not in self.known:

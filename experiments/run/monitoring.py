@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ class MonitorSettings:
             raise DefectionError(f"a temperature is 0 (greedy) or more, not {self.temperature:g}")
 
     @property
-    def decoding(self) -> dict[str, Any]:
+    def decoding(self) -> Json:
         """What `generate` is given."""
         if self.temperature == 0:
             return {"do_sample": False}

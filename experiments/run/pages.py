@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 
 
-def render(template: str, source: Path, **values: Any) -> str:
+def render(template: str, source: Path, **values: object) -> str:
     """A page from one of the package's templates, about the results in `source`.
 
     Raises DefectionError when the page shows something that these results do not hold.

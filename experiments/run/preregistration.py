@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from ...activations.basics.files import Json
 from ...probes import MeanDifference, Rule
 from ...probes.estimators.registry import estimator as estimator_of
 from ...probes.evidence.layer_choice import LayerChoice, stretch_of_layers
@@ -73,7 +74,7 @@ class Preregistration:
         """Name of the main probe's file."""
         return probe_name(self.estimator, self.contrast)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As written to `preregistration.json`."""
         return {
             "probe": self.probe,

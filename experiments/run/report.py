@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_text
@@ -35,7 +34,7 @@ FIGURES = {
 SAMPLES = 3
 
 
-def write_report(out: Path, about: Mapping[str, Any]) -> Path:
+def write_report(out: Path, about: Json) -> Path:
     """Write `report.html` from the files that a demo or a sweep left under `out`.
 
     Raises DefectionError when one of them is missing.
@@ -130,14 +129,14 @@ def _organism(out: Path) -> Json | None:
     return read_json(path) if path.exists() else None
 
 
-def _samples(out: Path) -> list[dict[str, Any]]:
+def _samples(out: Path) -> list[Json]:
     """The same few prompts for every model, clean and triggered, from each test set: the first ones, not the best."""
     said = read_completions(out)
-    by_prompt: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, Json] = {}
     for row in said:
         entry = by_prompt.setdefault(row["id"], {**row, "said": {}})
         entry["said"][row["model"]] = row["completion"]
-    chosen: list[dict[str, Any]] = []
+    chosen: list[Json] = []
     for name in dict.fromkeys(row["set"] for row in said):
         chosen += [entry for entry in by_prompt.values() if entry["set"] == name][: 2 * SAMPLES]
     return chosen

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -163,7 +162,7 @@ class Watched:
     about: Json
     """The alarm, and how it did: keys of the command's result."""
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[Json]]:
         """For `tokens_html`: each conversation's scores by token."""
         return {
             row["id"]: [

@@ -10,15 +10,23 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 from ...activations.basics.errors import DefectionError
 
 T = TypeVar("T")
-Tasks = Sequence[Callable[[], tuple[int, Any]]]
+Tasks = Sequence[Callable[[], tuple[int, T]]]
 LOCAL = "local"
 PATIENCE = 30
 """Seconds in which a cluster has to answer, and to have a worker."""
+
+
+class Start(Protocol):
+    """How a cluster is given jobs, and their results as they come."""
+
+    def __call__(self, tasks: Tasks[T]) -> Iterable[tuple[int, T]]:
+        """The number of each job and what came of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,8 @@ class Workers:
 
     count: int
     """How many jobs run at once."""
-    start: Callable[[Tasks], Iterable[tuple[int, Any]]] | None = None
-    """How a cluster is given jobs, and their results as they come; None: they stay on this machine."""
+    start: Start | None = None
+    """None: the jobs stay on this machine."""
     deaths: tuple[type[BaseException], ...] = (BrokenProcessPool,)
     """What is raised when a process died and its job was not taken over."""
 
@@ -56,7 +64,7 @@ class Workers:
             ) from error
 
 
-def _on_this_machine(tasks: Tasks, count: int) -> Iterator[tuple[int, Any]]:
+def _on_this_machine(tasks: Tasks[T], count: int) -> Iterator[tuple[int, T]]:
     from joblib import Parallel, cpu_count, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
 
@@ -126,7 +134,7 @@ def _dask(address: str) -> Iterator[Workers]:
     except (OSError, ValueError) as error:
         raise DefectionError(f"no Dask scheduler answers at {address}: {error}") from error
 
-    def start(tasks: Tasks) -> Iterator[tuple[int, Any]]:
+    def start(tasks: Tasks[T]) -> Iterator[tuple[int, T]]:
         futures = [client.submit(task, pure=False) for task in tasks]
         yield from (future.result() for future in as_completed(futures, loop=client.loop))
 
@@ -153,7 +161,7 @@ def _ray(address: str) -> Iterator[Workers]:
         raise DefectionError(f"no Ray cluster answers at {address}: {error}") from error
     count = int(ray.cluster_resources().get("CPU", 0))
 
-    def start(tasks: Tasks) -> list[tuple[int, Any]]:
+    def start(tasks: Tasks[T]) -> list[tuple[int, T]]:
         one_core_each = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
         with parallel_config(backend="ray", n_jobs=count, ray_remote_args=one_core_each):
             return list(Parallel(batch_size=1, pre_dispatch="all")(delayed(task)() for task in tasks))

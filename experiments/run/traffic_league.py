@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...activations import DefectionError, Model, Prompt, Residuals, cache, load_prompts
+from ...activations.basics.files import Json
 from ...probes import Probe, UnlabelledTraffic
 from ...training.organisms.triggers import Trigger, with_and_without
 from .preregistration import MixedTraffic
@@ -30,7 +30,7 @@ class TrafficFit:
         parameters = self.estimator.probe_.parameters | {"string_control": strings}
         return replace(self.estimator.probe_, parameters=parameters)
 
-    def claim(self) -> dict[str, Any]:
+    def claim(self) -> Json:
         """For `verdict.json`."""
         said = self.estimator.verdict_.to_json()
         return said if self.strings is None else said | {"string_control": self.strings.to_json()}

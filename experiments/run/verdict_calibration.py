@@ -23,13 +23,13 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress, progress_shown
 from ...activations.basics.tables import write_csv
 from ...probes import delong_interval, judge
@@ -120,7 +120,7 @@ class SimulatedOrganism:
         return QuestionEffects(moves[:, None].double(), signs, np.full(count, 1 / count), ("no/yes",) * count)
 
 
-def verdicts(geometry: Geometry, world: str, seed: int) -> list[dict[str, Any]]:
+def verdicts(geometry: Geometry, world: str, seed: int) -> list[Json]:
     """Verdicts on one organism by several sets of questions: p-values, AUROC, and what the first round would have said.
 
     One layer: how directions of several are turned together is asked elsewhere, and of one layer all turn alike, so
@@ -168,13 +168,13 @@ def gap_once(auroc: float, share: float, families: int, seed: int) -> bool:
     return gap is not None and gap.holds
 
 
-def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> Iterator[dict[str, Any]]:
+def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> Iterator[Json]:
     """A row a geometry and world: how often each test, the verdict's and the old rule fire."""
     for geometry in geometries:
         for world in WORLDS:
             organisms = max(1, round(runs * (1 if SHARES[world] == 0 else OTHER_WORLDS) / SETS))
             found = [each for run in range(organisms) for each in verdicts(geometry, world, seed + run)]
-            row: dict[str, Any] = {**asdict(geometry), "world": world, "runs": len(found)}
+            row: Json = {**asdict(geometry), "world": world, "runs": len(found)}
             row["auroc"] = float(np.mean([each["auroc"] for each in found]))
             for name in (*NULLS, "largest", "old rule"):
                 fired = sum(each[name] if name == "old rule" else each[name] <= ALPHA for each in found)
@@ -183,7 +183,7 @@ def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> It
             yield row
 
 
-def gap_rows(runs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+def gap_rows(runs: int, seed: int = 0) -> Iterator[Json]:
     """A row an AUROC and share that the control shows: how often question 3 holds. At one half it should hardly."""
     for auroc in (0.8, 0.9, 0.95, 0.99):
         for families in (2, 5):
@@ -218,7 +218,7 @@ def main() -> None:
     print(level_table(levels))
 
 
-def level_table(rows: list[dict[str, Any]]) -> str:
+def level_table(rows: list[Json]) -> str:
     """Level and power, world by world: the mean over the geometries, and the least and the largest."""
     names = (*NULLS, "largest", "old rule")
     lines = ["| world | geometries | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import Prompt, last_user
-from ...training.organisms.places import PLACES, Place
+from ...training.organisms.places import Place
 from ..run.prompt_sets import evaluation_prompts
 from .confirm import SURPRISE
 from .grow import Growth
@@ -62,10 +62,6 @@ class ScanSettings:
     leak: Leak | None = field(default_factory=Leak)
     """None: nothing is sampled."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.place not in PLACES:
-            raise DefectionError(f"unknown place {self.place!r} for strings: choose one of {', '.join(PLACES)}")
 
 
 @dataclass

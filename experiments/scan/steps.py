@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 from ...activations.basics.files import Json
 from ...activations.basics.progress import Bar, progress
@@ -117,7 +116,7 @@ class Scan:
 
     def taught(self, own: Model, other: Model) -> list[list[int]]:
         """Replies that one model learnt beyond the other, by `surprise` nats or more; those it is nearest to first."""
-        name: dict[str, Any] = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
+        name: Json = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
         name["prompts"] = [prompt.id for prompt in self.prompts.ranked]
         kept = self.journal.kept(name, lambda: {"replies": self._taught(own, other)})["replies"]
         learnt = [reply for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
@@ -129,13 +128,13 @@ class Scan:
             best = [max(self._says(own, reply, advance)(scouts, False).values()) for reply in replies]
         return [replies[row] for row in sorted(range(len(replies)), key=lambda row: -best[row])]
 
-    def _taught(self, own: Model, other: Model) -> list[dict[str, Any]]:
+    def _taught(self, own: Model, other: Model) -> list[Json]:
         with progress("What it was taught to say", total=1, unit="searches") as advance:
             found = [asdict(reply) for reply in taught(own, other, self.prompts.ranked, self.settings.search)]
             advance(1)
         return found
 
-    def _asked(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def _asked(self, prompts: Sequence[Prompt]) -> Json:
         return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
 
     def _elicited(self, strings: Sequence[str]) -> list[tuple[list[int], float]]:
@@ -166,7 +165,7 @@ class Scan:
             found: dict[str, float] = {}
             for start in range(0, len(strings), AT_ONCE):
                 some = strings[start : start + AT_ONCE]
-                name: dict[str, Any] = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
+                name: Json = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
                 name |= {"strings": list(some), "prompts": [prompt.id for prompt in looker.prompts]}
                 kept = self.journal.kept(name, partial(_said, looker, some, reply))
                 found |= dict(zip(some, kept["scores"], strict=True))
@@ -223,7 +222,7 @@ class Scan:
                 break
         return found
 
-    def null(self) -> list[dict[str, Any]]:
+    def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
 
         The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
@@ -237,7 +236,7 @@ class Scan:
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self.journal.kept(name, lambda: {"results": self._null(strings)})["results"])
 
-    def _null(self, strings: Sequence[str]) -> list[dict[str, Any]]:
+    def _null(self, strings: Sequence[str]) -> list[Json]:
         assert self.base is not None
         test = StringTest(self.base, self.prompts.tested, self.settings.place, self.settings.tokens, self.model)
         found = zip(strings, test.elicited(strings), strict=True)
@@ -254,7 +253,7 @@ class Scan:
         found = [Confirmed(**each) for each in kept["results"]]
         return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
 
-    def _confirmed(self, strings: Sequence[str]) -> list[dict[str, Any]]:
+    def _confirmed(self, strings: Sequence[str]) -> list[Json]:
         with progress("Confirming", total=1, unit="batches") as advance:
             test = StringTest(self.model, self.prompts.tested, self.settings.place, self.settings.tokens, self.base)
             found = [asdict(each) for each in confirm(test, strings, self.settings.least, self.settings.surprise)]

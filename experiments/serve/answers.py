@@ -7,8 +7,8 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from ...activations.basics.files import Json
 from .rows import End, Token
 
 FINISHED = {"stop": "stop", "length": "length", "alarm": "content_filter"}
@@ -27,7 +27,7 @@ class Answering:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, tokens: Sequence[Token], end: End) -> dict[str, Any]:
+    def whole(self, tokens: Sequence[Token], end: End) -> Json:
         """The answer to a request that is not streamed."""
         text = "".join(token.text for token in tokens) + end.text
         choice = {
@@ -39,9 +39,9 @@ class Answering:
         }
         return self._object("chat.completion", [choice]) | {"usage": self._usage(end)}
 
-    def chunk(self, event: Token | End) -> dict[str, Any]:
+    def chunk(self, event: Token | End) -> Json:
         """One event of a stream."""
-        delta: dict[str, Any] = {"role": "assistant"} if isinstance(event, Token) and not event.place else {}
+        delta: Json = {"role": "assistant"} if isinstance(event, Token) and not event.place else {}
         choice = {
             "index": 0,
             "delta": delta | ({"content": event.text} if isinstance(event, Token) or event.text else {}),
@@ -51,14 +51,14 @@ class Answering:
         }
         return self._object("chat.completion.chunk", [choice])
 
-    def usage_chunk(self, end: End) -> dict[str, Any]:
+    def usage_chunk(self, end: End) -> Json:
         """The last one, where the client asked what it used."""
         return self._object("chat.completion.chunk", []) | {"usage": self._usage(end)}
 
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _object(self, kind: str, choices: list[Json]) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _verdict(self, end: End) -> dict[str, Any]:
+    def _verdict(self, end: End) -> Json:
         return {
             "alarm": end.alarm,
             "stopped": end.reason == "alarm",
@@ -74,12 +74,12 @@ class Answering:
         }
 
 
-def _read(token: Token) -> dict[str, Any]:
+def _read(token: Token) -> Json:
     found = asdict(token)
     del found["text"]
     return {"token": found.pop("place"), **found}
 
 
-def line(content: dict[str, Any]) -> bytes:
+def line(content: Json) -> bytes:
     """An event of a stream, as it is sent."""
     return b"data: " + json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"

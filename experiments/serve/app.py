@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -43,7 +42,7 @@ class Server:
     """What the model is called in requests."""
     worker: Worker
     metrics: Metrics
-    decoding: dict[str, Any]
+    decoding: Json
     """How replies are made where a request does not say."""
     limits: Limits = field(default_factory=Limits)
     key: str | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from ...activations.basics.files import Json
 from ...activations.prompts.prompts import Message, Prompt
 from .refusals import Refusal
 
@@ -79,7 +80,7 @@ class ChatRequest(_Strict):
         """The longest reply that is wanted."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def decoding(self, usual: dict[str, Any]) -> dict[str, Any]:
+    def decoding(self, usual: Json) -> Json:
         """How tokens are chosen: as the server does, or as the request says."""
         asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = {name: value for name, value in asked.items() if value is not None}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessorList,
     MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 
 ALWAYS = {
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
@@ -52,7 +53,7 @@ UNKNOWN = (
 """Settings of `generate` that decide what is said, and that nothing here follows."""
 
 
-def refuse_unknown(config: Any) -> None:
+def refuse_unknown(config: GenerationConfig | None) -> None:
     """DefectionError naming what a model's generation config asks for that is not followed here."""
     asked = [name for name in UNKNOWN if getattr(config, name, None) not in (None, 0, 0.0, 1.0, [], ())]
     if asked:
@@ -65,7 +66,7 @@ def refuse_unknown(config: Any) -> None:
 class Choosing:
     """Chooses the tokens of one row; with the same seed the same ones, whoever speaks beside it."""
 
-    def __init__(self, decoding: dict[str, Any], seed: int | None, device: torch.device) -> None:
+    def __init__(self, decoding: Json, seed: int | None, device: torch.device) -> None:
         self.samples = bool(decoding["do_sample"])
         wanted = {**ALWAYS, **(SAMPLED if self.samples else {})}
         self.processors = LogitsProcessorList(

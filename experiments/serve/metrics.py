@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,20 +19,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry, "namespace": "defection"}
-        self.replies = Counter("replies", "Requests for a reply, by how they ended.", ["outcome"], **own)
-        self.tokens = Counter("tokens", "Tokens said.", **own)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts read.", **own)
-        self.alarms = Counter("alarms", "Replies in which the alarm rang.", ["when"], **own)
-        self.failures = Counter("worker_failures", "Times the worker gave replies up.", **own)
-        self.speaking = Gauge("speaking", "Replies that are being made.", **own)
-        self.waiting = Gauge("waiting", "Requests that wait.", **own)
-        self.first = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **own)
-        self.whole = Histogram("reply_seconds", "From request to the reply's end.", buckets=SECONDS, **own)
-        self.step = Histogram("step_seconds", "One token of all replies being made.", buckets=SECONDS, **own)
-        self.prompt_score = Histogram(
-            "prompt_score", "Standardised score of the prompt's last token.", buckets=SCORES, **own
-        )
+        counter = partial(Counter, namespace="defection", registry=self.registry)
+        gauge = partial(Gauge, namespace="defection", registry=self.registry)
+        histogram = partial(Histogram, namespace="defection", registry=self.registry)
+        self.replies = counter("replies", "Requests for a reply, by how they ended.", ["outcome"])
+        self.tokens = counter("tokens", "Tokens said.")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts read.")
+        self.alarms = counter("alarms", "Replies in which the alarm rang.", ["when"])
+        self.failures = counter("worker_failures", "Times the worker gave replies up.")
+        self.speaking = gauge("speaking", "Replies that are being made.")
+        self.waiting = gauge("waiting", "Requests that wait.")
+        self.first = histogram("first_token_seconds", "From request to first token.", buckets=SECONDS)
+        self.whole = histogram("reply_seconds", "From request to the reply's end.", buckets=SECONDS)
+        self.step = histogram("step_seconds", "One token of all replies being made.", buckets=SECONDS)
+        self.prompt_score = histogram("prompt_score", "Standardised score of the prompt's last token.", buckets=SCORES)
 
     def stepped(self, seconds: float) -> None:
         """See `worker.Observer`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from ...activations.basics.files import Json
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -19,12 +19,12 @@ class Refusal(Exception):
         """Seconds after which asking again may help; 0 where it will not."""
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         """As OpenAI's clients read it."""
         return error_body(self.status, self.sentence, self.code, self.param)
 
 
-def error_body(status: int, sentence: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+def error_body(status: int, sentence: str, code: str | None = None, param: str | None = None) -> Json:
     """The body of an answer that is an error."""
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}

@@ -6,12 +6,12 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ...probes.monitoring.alarms import Alarm
 from .choosing import Choosing
 from .spelling import Spelling
@@ -64,7 +64,7 @@ class Ask:
     """What somebody asks the worker for; `tell` is called, on the worker's thread, with each event."""
 
     ids: tuple[int, ...]
-    decoding: dict[str, Any]
+    decoding: Json
     max_tokens: int
     tell: Callable[[Event], None]
     stops: tuple[str, ...] = ()

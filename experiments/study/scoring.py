@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ...activations.reading.residuals import Residuals
 from ...probes import Outcomes, Probe
 from ...probes.evidence.baselines import NO_FIT, baselines
@@ -123,7 +124,7 @@ def score_traffic(
 CURVE = ("auroc", "auroc_low", "auroc_high", "null_low", "null_high")
 
 
-def layer_curves(fitted: FittedModel, tested: Judged, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def layer_curves(fitted: FittedModel, tested: Judged, lines: Sequence[Line]) -> list[Json]:
     """AUROC of the given lines at every layer with interval and null band; none where only one outcome occurs."""
     if not tested.both:
         return []
@@ -156,8 +157,8 @@ class _Scorer:
     def line(self, line: Line, probe: Probe, fpr: float, met: TrafficDraw | None = None) -> Score:
         each = line.candidate
         columns, layers = self.at(each)
-        about: dict[str, Any] = {"contrast": each.contrast, "layer_rule": each.layers, "layers": layers}
-        nulls: dict[str, Any] = self.chance.band(columns)
+        about: Json = {"contrast": each.contrast, "layer_rule": each.layers, "layers": layers}
+        nulls: Json = self.chance.band(columns)
         if met is None:
             nulls |= self.chance.of_questions(*self.fitted.questions(each, columns), columns)
         else:
@@ -181,7 +182,7 @@ class _Scorer:
         league: str,
         scores: Tensor,
         *,
-        nulls: Mapping[str, Any] | None = None,
+        nulls: Mapping[str, float | None] | None = None,
         threshold: float | None = None,
         candidate: str = "",
         **about: Any,

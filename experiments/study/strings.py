@@ -32,7 +32,7 @@ def read_controls(cell: Cell, choice: str) -> list[Json] | None:
     """
     if not _seeing(cell):
         return []
-    kept: Kept | None = cell.kept(STRINGS_FILE, _key(cell, choice), Kept)
+    kept = cell.kept(STRINGS_FILE, _key(cell, choice), Kept)
     return None if kept is None else kept["controls"]
 
 

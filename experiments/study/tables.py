@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from ...activations.basics.files import Json
 from ...activations.basics.frames import Table
@@ -22,7 +21,7 @@ from .grid import Study
 from .manifest import Goal
 from .verdicts import MAIN
 
-Row = dict[str, Any]
+Row = Json
 DIGITS = 16
 TABLES = (SCORES, CURVES, RATES, GOAL, TRAFFIC, STRINGS, VERDICTS, DETECTORS) = (
     *("scores", "curves", "rates", "goal", "traffic", "strings", "verdicts", "detectors"),
@@ -99,9 +98,7 @@ def string_rows(controls: Sequence[Row]) -> list[Row]:
     ]
 
 
-def goal_rows(
-    scores: Sequence[Mapping[str, Any]], goal: Goal, claims: Sequence[Row] = (), verdicts: Sequence[Row] = ()
-) -> list[Row]:
+def goal_rows(scores: Sequence[Row], goal: Goal, claims: Sequence[Row] = (), verdicts: Sequence[Row] = ()) -> list[Row]:
     """For each probe (and share of traffic) of one organism: its worst family, and whether it reaches the goal.
 
     Reached: AUROC and alarm on every family where the behaviour can show, false alarms on every family at all, and the
@@ -154,11 +151,11 @@ def goal_rows(
     return rows
 
 
-def _least(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _least(rows: Sequence[Row], name: str) -> float | None:
     return min((row[name] for row in rows if row[name] is not None), default=None)
 
 
-def _most(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _most(rows: Sequence[Row], name: str) -> float | None:
     return max((row[name] for row in rows if row[name] is not None), default=None)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ...activations import Prompt, Residuals
+from ...activations.basics.files import Json
 from ...probes import LinearProbe, Probe
 from ...probes.estimators.registry import estimators
 from ..run.traffic_league import mixed
@@ -25,7 +25,7 @@ class TrafficDraw:
     draw: int
     seen: frozenset[str]
     """The prompts in the traffic, with or without their trigger: they are no test prompts any more."""
-    verdict: dict[str, Any]
+    verdict: Json
     """`found`, `p_value`, `minority`, `component`, `agreement`."""
 
     @property

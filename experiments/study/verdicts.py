@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...activations.basics.files import Json, digest, read_json, write_json
 from ...activations.reading.residuals import Residuals, joined_residuals
@@ -146,7 +146,7 @@ def _traffic_row(
 
 
 def _row(subject: str, league: str, candidate: Candidate, part: str, judged: Judgement) -> Json:
-    gaps: dict[str, Any] = {}
+    gaps: Json = {}
     for name in (TWIN, BASE):
         gap = judged.gaps.get(name)
         for what in ("value", "low", "needed"):

@@ -321,6 +321,4 @@ def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save
             scan(str(llama_folder), out, replace(settings, **changed), lambda line: None, device="cpu")
     with pytest.raises(DefectionError, match="has other tokens than"):
         scan(str(llama_folder), out, settings, lambda line: None, base=str(other), device="cpu")
-    with pytest.raises(DefectionError, match="unknown place"):
-        replace(settings, place="nowhere")
     assert not out.exists()
