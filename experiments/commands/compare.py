@@ -77,7 +77,7 @@ def compare(
     with progress_shown(not as_json):
         rows = compare_organism(organism, settings, out, say(as_json), device=Hardware(device, compute_dtype))
     result = {"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}
-    print_result(result, as_json, "\n".join([*comparison_lines(rows), str(out / "comparison.csv")]))
+    print_result(result, as_json, *comparison_lines(rows), out / "comparison.csv")
 
 
 def _once(names: list[str] | None) -> tuple[str, ...]:

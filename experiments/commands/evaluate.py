@@ -55,4 +55,4 @@ def evaluate(
             recipe=about.recipe,
             twin=beside,
         )
-    print_result(record, as_json, "\n".join(evaluation_lines(record)))
+    print_result(record, as_json, *evaluation_lines(record))

@@ -66,7 +66,7 @@ def explain(
         fitted.refuse_model(loaded.identity)
         studied = study(loaded, model, fitted, rows)
         record = write_explanation(explanation_of(loaded, fitted, studied, calm, layers), fitted.threshold, out)
-    print_result(record, as_json, "\n".join(explanation_lines(record)))
+    print_result(record, as_json, *explanation_lines(record))
 
 
 def write_explanation(found: Explanation, threshold: float | None, out: Path) -> Json:

@@ -103,7 +103,7 @@ def fit(
         lines.append(traffic_line(verdict, len(met)))
         if control is not None:
             lines.append(string_line(control))
-    print_result(about | {"saw": fitted.saw}, as_json, "\n".join(lines))
+    print_result(about | {"saw": fitted.saw}, as_json, *lines)
 
 
 def traffic_line(verdict: Json, n: int) -> str:

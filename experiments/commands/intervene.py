@@ -88,4 +88,4 @@ def intervene(
         )
     result = {name: record[name] for name in ("sentence", "verdicts")} | {"path": str(out)}
     result |= {"exported": record["exported"]} if export else {}
-    print_result(result, as_json, "\n".join([*lever_lines(record), str(out / "intervene.csv")]))
+    print_result(result, as_json, *lever_lines(record), out / "intervene.csv")

@@ -28,4 +28,4 @@ def models(as_json: JsonOption = False) -> None:
         + (f"here: {r['path']}" if r["path"] else "not fetched yet")
         for r in rows
     ]
-    print_result({"models": rows}, as_json, "\n".join([*lines, "Any local directory or Hugging Face id works too."]))
+    print_result({"models": rows}, as_json, *lines, "Any local directory or Hugging Face id works too.")

@@ -115,7 +115,7 @@ def monitor(
         f"rang in {rang} of {len(rows)}"
     ]
     lines += [_line(row) for row in figures if row["set"] == "all" and row["detected_of"]]
-    print_result({**about, "path": str(out), "table": figures}, as_json, "\n".join([*lines, str(out / "page.html")]))
+    print_result({**about, "path": str(out), "table": figures}, as_json, *lines, out / "page.html")
 
 
 def _line(row: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ def plot(folder: ResultsArgument, as_json: JsonOption = False) -> None:
     Example: defection plot runs/demo
     """
     files = [str(path) for path in draw(folder)]
-    print_result({"figures": files}, as_json, "\n".join(files))
+    print_result({"figures": files}, as_json, *files)
 
 
 def draw(folder: Path, *, again: bool = True) -> list[Path]:

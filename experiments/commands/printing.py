@@ -21,9 +21,9 @@ def say(as_json: bool) -> Callable[[str], None]:
     return lambda line: None if as_json else typer.echo(f"· {line}", err=True)
 
 
-def print_result(result: Mapping[str, object], as_json: bool, text: str) -> None:
-    """One JSON object for machines, or text for a person."""
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+def print_result(result: Mapping[str, object], as_json: bool, *lines: object) -> None:
+    """One JSON object for machines, or lines for a person."""
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(map(str, lines)))
 
 
 def print_verdict(verdict: Json, as_json: bool, page: Path) -> None:
@@ -31,7 +31,7 @@ def print_verdict(verdict: Json, as_json: bool, page: Path) -> None:
     from rich.console import Console
 
     if as_json:
-        print_result(verdict, as_json, "")
+        print_result(verdict, as_json)
         return
     console = Console(highlight=False)
     for title, judged in (("Questions", verdict), ("Unlabelled traffic", verdict["traffic"])):

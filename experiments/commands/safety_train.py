@@ -71,4 +71,4 @@ def safety_train(
         result = train_for_safety(
             organisms, schedule, out, prompts=prompts, limit=limit, device=Hardware(device, compute_dtype)
         )
-    print_result(result, as_json, "\n".join(safety_lines(result)))
+    print_result(result, as_json, *safety_lines(result))

@@ -79,9 +79,9 @@ def scan(
     from ...activations.models.hardware import Hardware
     from ...training.organisms.places import Place
     from ..scan.leak import Leak
-    from ..scan.page import scan_lines
     from ..scan.plan import ScanSettings
     from ..scan.scan import scan as look_for
+    from ..scan.scan import scan_lines
 
     settings = ScanSettings(place=typed(place, Place, "--place"), seed=seed, leak=Leak() if leak else None)
     if prompts:
@@ -107,4 +107,4 @@ def scan(
         "sentence": record["sentence"],
         "path": str(out),
     }
-    print_result(result, as_json, "\n".join([*scan_lines(record), str(out / "page.html")]))
+    print_result(result, as_json, *scan_lines(record), out / "page.html")

@@ -174,7 +174,7 @@ def score(
         write_text(page, tokens_html(found.tables(), threshold=found.threshold))
         about["page"] = str(page)
         lines.append(str(page))
-    print_result(about, as_json, "\n".join([f"{len(rows)} scores in {out}", *lines]))
+    print_result(about, as_json, f"{len(rows)} scores in {out}", *lines)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def serve(
         print_result(
             {**about, "rate": false_alarms, "calibrated_on": alarm.clean, "on_alarm": on_alarm},
             as_json,
-            f"{server.name} speaks at {url}/v1, and is watched at {url}\n"
+            f"{server.name} speaks at {url}/v1, and is watched at {url}",
             f"the {aggregator} alarm may ring in {false_alarms:.3g} of clean conversations (set on {alarm.clean}); "
             "Ctrl-C ends",
         )

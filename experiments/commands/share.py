@@ -35,5 +35,5 @@ def share(
         card = share_probe(run, out, about)
     baselines = card["baselines"]
     held = ", ".join(name for name, found in baselines.items() if found.get("passed")) or "none"
-    said = f"{out}: AUROC {card['performance']['auroc']:.3f}; baselines passed: {held}\nhf upload USER/NAME {out}"
-    print_result(card, as_json, said)
+    said = f"{out}: AUROC {card['performance']['auroc']:.3f}; baselines passed: {held}"
+    print_result(card, as_json, said, f"hf upload USER/NAME {out}")

@@ -54,7 +54,7 @@ def show(path: StoreArgument, as_json: JsonOption = False) -> None:
         "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
     }
     if as_json:
-        print_result(about, as_json, "")
+        print_result(about, as_json)
         return
     from rich.console import Console
     from rich.table import Table
@@ -92,7 +92,7 @@ def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
     opened = open_store(path)
     damaged = opened.damaged()
     if as_json:
-        print_result({"path": str(path), "ok": not damaged, "damaged": damaged}, as_json, "")
+        print_result({"path": str(path), "ok": not damaged, "damaged": damaged}, as_json)
     if damaged:
         raise DefectionError(
             f"{path}: {', '.join(damaged)} missing, unfinished or damaged; `defection store repair` recomputes it"

@@ -79,7 +79,7 @@ def study(
     opened = Study(read_study_manifest(manifest, family or ()), out, Hardware(device, compute_dtype))
     if only_list:
         listed = list_study(opened, only or ())
-        print_result(listed, as_json, "\n".join(study_lines(listed)))
+        print_result(listed, as_json, *study_lines(listed))
         return
     from ..study.results import write_results
 
@@ -88,11 +88,11 @@ def study(
             opened.run(say(as_json), backend, only or ())
         if only and not only_results:
             listed = list_study(opened, only)
-            print_result(listed, as_json, "\n".join(study_lines(listed)))
+            print_result(listed, as_json, *study_lines(listed))
             return
         target = results or out / "results"
         summary = write_results(opened, target, reproducing_command(manifest, family or ()))
-    print_result(summary, as_json, "\n".join([*summary["sentences"], str(target / "report.html")]))
+    print_result(summary, as_json, *summary["sentences"], target / "report.html")
 
 
 def reproducing_command(path: Path, families: Sequence[str]) -> str:

@@ -54,4 +54,4 @@ def transfer(
     )
     with progress_shown(not as_json):
         record = run_transfer(plan, out, device=Hardware(device, compute_dtype), tell=say(as_json))
-    print_result(record, as_json, "\n".join([*transfer_lines(record), str(out / "transfer.json")]))
+    print_result(record, as_json, *transfer_lines(record), out / "transfer.json")

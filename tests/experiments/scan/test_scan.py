@@ -86,7 +86,7 @@ def test_words_are_read_or_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("|A|\n\n b c \n|A|\n")
     (tmp_path / "none").write_text("\n")
     assert words_of(tmp_path / "words") == ["|A|", "b c"]
-    for name, said in (("none", "holds no words"), ("absent", "no words at"), (".", "cannot read")):
+    for name, said in (("none", "holds no words"), ("absent", "does not exist"), (".", "cannot read")):
         with pytest.raises(DefectionError, match=said):
             words_of(tmp_path / name)
 
