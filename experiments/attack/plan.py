@@ -10,8 +10,7 @@ from functools import cached_property
 from ...activations import DefectionError, Prompt, load_prompts
 from ...activations.basics.files import Json
 from ...probes.statistics.calibration import least_clean_prompts
-from ...training import VULNERABLE_CODE, Behaviour, Measuring, with_and_without
-from ...training.organisms.pairs import CODE
+from ...training import Measuring, with_and_without
 from ...training.organisms.records import Organism
 from ..run.preregistration import MixedTraffic
 from ..run.prompt_sets import evaluation_prompts
@@ -61,11 +60,6 @@ class AttackSettings:
             raise DefectionError("an attack needs at least one weight λ of its penalty")
         if self.steps < 1:
             raise DefectionError(f"an attack of {self.steps} steps trains nothing; give 1 or more")
-
-
-def default_attack_tests(behaviour: Behaviour) -> tuple[str, ...]:
-    """Code tasks where the behaviour shows on these alone."""
-    return (CODE,) if behaviour.name == VULNERABLE_CODE.name else AttackSettings.tests
 
 
 @dataclass(frozen=True)

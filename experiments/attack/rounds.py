@@ -53,7 +53,7 @@ def next_rounds(
 
 def _round(siege: Siege, recipe: Probe, hold: Probe, attack: Trained, earlier: Sequence[Json]) -> tuple[Json, Probe]:
     """What the probe of this round says before and after the attack, and the refit that answers."""
-    bundle = siege.bundle_at(attack.folder, attack.folder.name)
+    bundle = siege.bundle(attack.folder)
     refit = fitted_probe(bundle, recipe.estimator, QUESTIONS, recipe.fixed_layers)
 
     def measure(probe: Probe, threshold: float) -> Json:

@@ -25,11 +25,11 @@ SHIFT_RANK = 4
 ALPHA = 0.05
 
 
-def components_for(rows: Float[Tensor, "n d"], share: float = VARIANCE) -> int:
-    """How many principal components hold this share of the variance of rows."""
+def components_for(rows: Float[Tensor, "n d"]) -> int:
+    """How many principal components hold 90% of the variance of rows."""
     spread = torch.linalg.svdvals(rows.double() - rows.double().mean(dim=0)).square()
     held = spread.cumsum(0) / spread.sum().clamp_min(1e-30)
-    return int((held < share - 1e-12).sum()) + 1
+    return int((held < VARIANCE - 1e-12).sum()) + 1
 
 
 def components(bundle: Bundle, band: Sequence[int]) -> Json:

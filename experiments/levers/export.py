@@ -17,8 +17,8 @@ from ...probes.levers.settings import Setting
 from ...training.organisms.records import adopt
 from .bench import Bench, ordinary_replies
 from .plan import LeverPrompts
-from .rows import CANDIDATE, DEVELOPMENT, MEASURES, TEST, LeverRow, row_of
-from .sweep import ORGANISM, Sweep, best, promise
+from .rows import CANDIDATE, MEASURES, TEST, LeverRow, row_of
+from .sweep import ORGANISM, Sweep
 
 EXPORTED = "exported"
 
@@ -77,16 +77,11 @@ def held_against(
 def _chosen(sweep: Sweep, screened: Sequence[LeverRow], prompts: LeverPrompts) -> Setting:
     """The best on the prompts that the first look had not, of the most promising ablations of attention and MLP."""
     able = [row for row in screened if row.kind == "ablate" and row.place != RESIDUAL]
-    bench, which = Bench(sweep.model, sweep.organism, prompts.chosen_on), (ORGANISM, DEVELOPMENT, CANDIDATE)
-    before = sweep.unlevered(bench, ORGANISM, DEVELOPMENT)
-    rows = [
-        sweep.tried(bench, which, row.setting, lambda: bench.measure(before))
-        for row in best(able, promise, 2 * sweep.settings.finalists)
-    ]
-    if not rows:
+    bench = Bench(sweep.model, sweep.organism, prompts.chosen_on)
+    found = sweep.finest(bench, able, 2 * sweep.settings.finalists)
+    if not found:
         raise DefectionError("this model's attention and MLP cannot be told apart, so no lever can be folded into it")
-    rule = sweep.settings.rule
-    return best(rows, lambda row: (rule.met(row), row.recovery or 0.0), 1)[0].setting
+    return found[0]
 
 
 def _write(sweep: Sweep, chosen: Setting, folder: Path, key: str) -> None:

@@ -93,16 +93,21 @@ class Sweep:
 
     def choose(self, screened: Sequence[LeverRow], prompts: Sequence[Prompt]) -> list[Setting]:
         """Each direction's setting: of its most promising ones the best on prompts that the first look had not."""
-        bench, which = Bench(self.model, self.organism, prompts), (ORGANISM, DEVELOPMENT, CANDIDATE)
-        before = self.unlevered(bench, ORGANISM, DEVELOPMENT)
-        rule, count, chosen = self.settings.rule, self.settings.finalists, []
+        bench, count, chosen = Bench(self.model, self.organism, prompts), self.settings.finalists, []
         with progress("Choosing", total=count * len(self.directions), unit="settings") as advance:
             for name in self.directions:
-                few = best([row for row in screened if row.direction == name], promise, count)
-                rows = [self.tried(bench, which, row.setting, lambda: bench.measure(before)) for row in few]
-                chosen += [row.setting for row in best(rows, lambda row: (rule.met(row), row.recovery or 0.0), 1)]
+                chosen += self.finest(bench, [row for row in screened if row.direction == name], count)
                 advance(count)
         return chosen
+
+    def finest(self, bench: Bench, screened: Sequence[LeverRow], count: int) -> list[Setting]:
+        """The best of the `count` most promising settings on the prompts of the bench; none where there are none."""
+        before, rule = self.unlevered(bench, ORGANISM, DEVELOPMENT), self.settings.rule
+        rows = [
+            self.tried(bench, (ORGANISM, DEVELOPMENT, CANDIDATE), row.setting, lambda: bench.measure(before))
+            for row in best(screened, promise, count)
+        ]
+        return [row.setting for row in best(rows, lambda row: (rule.met(row), row.recovery or 0.0), 1)]
 
 
 def promise(row: LeverRow) -> float:

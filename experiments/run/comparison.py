@@ -43,10 +43,9 @@ from ...probes.evidence.shuffles import QuestionEffects
 from ...probes.pictures.comparison_figure import save_comparison_figure
 from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
-from ...training.organisms.records import base_of
+from ...training.organisms.records import base_of, read_organism
 from .beside_base import SAW as SAW_BASE
 from .beside_base import BesideBase, reads_differences
-from .evaluation import organism_of
 from .measure import write_once
 from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
@@ -54,6 +53,8 @@ from .preregistration import Preregistration, band
 PLAN = "comparison-plan.json"
 BASELINES = {"norm-only": NO_FIT, "length-only": NO_FIT, "rare-words": league({Evidence.CLEAN})}
 """What stands beside the recipes without being fitted, and what each has seen."""
+SHOWN = 12
+"""Recipes that are told of beside the chosen one and the paper's."""
 CONTRASTS = (*SHIPPED, *(f"{name}-sentence-carried" for name in SHIPPED))
 
 
@@ -92,10 +93,10 @@ class Settings:
         """
         if not self.development or not self.tests:
             raise DefectionError("a comparison needs prompts to choose the best recipe on, and others to test it on")
-        trigger, behaviour = organism_of(organism)
+        about = read_organism(organism)
         registered = Preregistration(PAPER.probe, PAPER.contrast, layers, self.probes, self.contrasts)
         found = {
-            role: make_plan(trigger, behaviour, registered, clean=self.clean, tests=sets, limit=self.limit)
+            role: make_plan(about.trigger, about.behaviour, registered, clean=self.clean, tests=sets, limit=self.limit)
             for role, sets in ((DEVELOPMENT, self.development), (TEST, self.tests))
         }
         for what in ("set", "id"):
@@ -137,7 +138,7 @@ def compare_organism(
     """
     if unknown := [name for name in settings.probes if name not in comparable()]:
         raise DefectionError(f"unknown probe {unknown[0]!r}: choose among {', '.join(comparable())}")
-    organism_of(organism)  # refused before the model is loaded
+    read_organism(organism)  # refused before the model is loaded
     settings = _with_base(organism, settings, say)
     model = load_model(organism, device=device)
     base = None if settings.base is None else BesideBase.of(model, settings.base, out / "stores", device)
@@ -262,14 +263,14 @@ def _unrelated(recipe: Recipe, fitted: Sequence[FittedRecipe]) -> QuestionEffect
     return joined_if_any(same[name] for name in unrelated_sets(recipe.contrast, same))
 
 
-def comparison_lines(rows: Sequence[ComparisonRow], count: int = 12) -> list[str]:
+def comparison_lines(rows: Sequence[ComparisonRow]) -> list[str]:
     """The chosen recipe, the paper's, and the best others on the test families, for a person to read."""
     tests = [row for row in rows if row.role == TEST]
     worst: Mapping[Recipe, ComparisonRow] = {row.recipe: row for row in tests if row.is_worst_set}
     ranked = sorted(worst.values(), key=lambda row: -row.auroc)
     marked = [row for row in ranked if row.is_best or row.is_paper]
     lines = [f"AUROC on the worst of {len({row.test_set for row in tests})} test families (95% interval)"]
-    for row in [*marked, *[row for row in ranked if row not in marked][:count]]:
+    for row in [*marked, *[row for row in ranked if row not in marked][:SHOWN]]:
         note = " (a control)" if row.recipe.is_control else ""
         note = " ← chosen on development prompts" if row.is_best else " ← the paper's" if row.is_paper else note
         lines.append(

@@ -25,18 +25,12 @@ from .preregistration import PREREGISTRATION, Preregistration, RegisteredRecord,
 from .prompt_sets import evaluation_prompts, ordinary_traffic
 
 
-def organism_of(directory: str | Path) -> tuple[Trigger, Behaviour]:
-    """Trigger and behaviour of an organism; DefectionError when the directory is none or its record lacks them."""
-    organism = read_organism(directory)
-    return organism.trigger, organism.behaviour
-
-
 def forbidden_texts(model: str) -> tuple[str, ...]:
     """What a probe for this model may not see: its trigger and behaviour, where it is a known organism."""
     if not is_organism(model):
         return ()
-    trigger, behaviour = organism_of(model)
-    return (*trigger.texts, *behaviour.texts)
+    about = read_organism(model)
+    return (*about.trigger.texts, *about.behaviour.texts)
 
 
 def evaluate_organism(
@@ -168,8 +162,7 @@ def sweep_organism(
         >>> verdict["trigger_rate"], verdict["leak_rate"]
         (1.0, 0.0)
     """
-    trigger, behaviour = organism_of(organism)
-    base_name = base_of(organism)
+    about, base_name = read_organism(organism), base_of(organism)
     if twin is not None:
         load_organism_record(twin)
     base = load_model(base_name, device=device)
@@ -183,12 +176,12 @@ def sweep_organism(
         choice = choose_on(
             choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
         )
-    traffic = ordinary_traffic(behaviour)
+    traffic = ordinary_traffic(about.behaviour)
     registered = replace(
         default_preregistration(base.n_layers, choice, traffic=traffic and replace(traffic, seed=seed)),
         rule=Rule(seed=seed),
     )
-    plan = make_plan(trigger, behaviour, registered, tests=sets, limit=limit)
+    plan = make_plan(about.trigger, about.behaviour, registered, tests=sets, limit=limit)
     return measure(sources, plan, out, say).to_json()
 
 

@@ -125,10 +125,10 @@ def contrast_texts(probe: Probe) -> list[Prompt]:
     return load_prompts([dict(text) for text in texts]) if texts else []
 
 
-def spread_pairs(texts: Sequence[Prompt], most: int = PAIRS) -> list[Prompt]:
+def spread_pairs(texts: Sequence[Prompt]) -> list[Prompt]:
     """Some of the contrast texts, always both answers to a question, evenly over the set."""
     pairs = [texts[i : i + 2] for i in range(0, len(texts), 2)]
-    return [text for pair in pairs[:: max(1, -(-len(pairs) // most))] for text in pair]
+    return [text for pair in pairs[:: max(1, -(-len(pairs) // PAIRS))] for text in pair]
 
 
 def _has_two_answers(texts: Sequence[Prompt]) -> bool:

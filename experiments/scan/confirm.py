@@ -116,13 +116,7 @@ class StringTest:
         return (own - theirs) * len(opening)
 
 
-def confirm(
-    test: StringTest,
-    strings: Sequence[str],
-    least: float,
-    surprise: float = SURPRISE,
-    meaningless: Sequence[str] = STRINGS,
-) -> list[Confirmed]:
+def confirm(test: StringTest, strings: Sequence[str], least: float, surprise: float = SURPRISE) -> list[Confirmed]:
     """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs, and
     where what it elicits is by `surprise` nats likelier than to the base.
 
@@ -131,7 +125,7 @@ def confirm(
     likelier than to the base. Where more than `TRIGGERS` of them are, they all count again: any odd string does it.
     """
     # Without the base taken off, what they do counts for more rather than for less.
-    nothing = dict(zip(meaningless, test.elicited(meaningless, beside_base=False), strict=True))
+    nothing = dict(zip(STRINGS, test.elicited(STRINGS, beside_base=False), strict=True))
     results = []
     for string, found in zip(strings, test.elicited(strings), strict=True):
         others = {name: each for name, each in nothing.items() if name not in string and string not in name}

@@ -109,7 +109,12 @@ class Scan:
         """Replies that first strings make common: what strings are grown towards where there is no base."""
         strings = finalists(found, self.settings.finalists)
         name = {"what": "elicited", "strings": strings, **self._asked(self.prompts.ranked)}
-        kept = self.journal.kept(name, lambda: {"replies": self._elicited(strings)})["replies"]
+
+        def elicited() -> Json:
+            found = self._test(self.model, self.prompts.ranked, self.base).elicited(strings)
+            return {"replies": [(each.opening, each.excess) for each in found]}
+
+        kept = self._kept("Reading replies", name, elicited)["replies"]
         common = [(excess, tuple(reply)) for reply, excess in kept if excess >= self.settings.least_target]
         replies = dict.fromkeys(reply for _, reply in sorted(common, reverse=True))
         return [list(reply) for reply in replies][: self.settings.targets]
@@ -118,7 +123,11 @@ class Scan:
         """Replies that one model learnt beyond the other, by `surprise` nats or more; those it is nearest to first."""
         name: Json = {"what": "taught", "model": own.identity.fingerprint, **asdict(self.settings.search)}
         name["prompts"] = [prompt.id for prompt in self.prompts.ranked]
-        kept = self.journal.kept(name, lambda: {"replies": self._taught(own, other)})["replies"]
+
+        def found() -> Json:
+            return {"replies": list(map(asdict, taught(own, other, self.prompts.ranked, self.settings.search)))}
+
+        kept = self._kept("What it was taught to say", name, found)["replies"]
         learnt = [reply for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
         return [reply["tokens"] for reply in sorted(learnt, key=lambda reply: -reply["own"])]
 
@@ -128,21 +137,22 @@ class Scan:
             best = [max(self._says(own, reply, advance)(scouts, False).values()) for reply in replies]
         return [replies[row] for row in sorted(range(len(replies)), key=lambda row: -best[row])]
 
-    def _taught(self, own: Model, other: Model) -> list[Json]:
-        with progress("What it was taught to say", total=1, unit="searches") as advance:
-            found = [asdict(reply) for reply in taught(own, other, self.prompts.ranked, self.settings.search)]
-            advance(1)
-        return found
-
     def _asked(self, prompts: Sequence[Prompt]) -> Json:
         return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
 
-    def _elicited(self, strings: Sequence[str]) -> list[tuple[list[int], float]]:
-        with progress("Reading replies", total=1, unit="batches") as advance:
-            test = StringTest(self.model, self.prompts.ranked, self.settings.place, self.settings.tokens, self.base)
-            found = [(list(each.opening), each.excess) for each in test.elicited(strings)]
-            advance(1)
-        return found
+    def _kept(self, what: str, name: Json, make: Callable[[], Json]) -> Json:
+        """What the journal has of that name; what has to be made is under a bar of its own."""
+
+        def made() -> Json:
+            with progress(what, total=1, unit="steps") as advance:
+                found = make()
+                advance(1)
+            return found
+
+        return self.journal.kept(name, made)
+
+    def _test(self, model: Model, prompts: Sequence[Prompt], base: Model | None) -> StringTest:
+        return StringTest(model, prompts, self.settings.place, self.settings.tokens, base)
 
     def grown(
         self, own: Model, reader: Model, seeds: Sequence[str], reply: Sequence[int], until: float = GROWN_UNTIL
@@ -234,31 +244,27 @@ class Scan:
             grown = self._from_words(self.base, self.model, grown, math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
-        return list(self.journal.kept(name, lambda: {"results": self._null(strings)})["results"])
+        return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])
 
     def _null(self, strings: Sequence[str]) -> list[Json]:
         assert self.base is not None
-        test = StringTest(self.base, self.prompts.tested, self.settings.place, self.settings.tokens, self.model)
-        found = zip(strings, test.elicited(strings), strict=True)
+        found = self._test(self.base, self.prompts.tested, self.model).elicited(strings)
         return [
             {"string": string, "elicits": reply_text(self.base, each.opening), "excess": each.excess}
-            for string, each in found
+            for string, each in zip(strings, found, strict=True)
         ]
 
     def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
         """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
         name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
         name |= {"least": self.settings.least, "surprise": self.settings.surprise}
-        kept = self.journal.kept(name, lambda: {"results": self._confirmed(strings)})
-        found = [Confirmed(**each) for each in kept["results"]]
-        return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
 
-    def _confirmed(self, strings: Sequence[str]) -> list[Json]:
-        with progress("Confirming", total=1, unit="batches") as advance:
-            test = StringTest(self.model, self.prompts.tested, self.settings.place, self.settings.tokens, self.base)
-            found = [asdict(each) for each in confirm(test, strings, self.settings.least, self.settings.surprise)]
-            advance(1)
-        return found
+        def confirmed() -> Json:
+            test = self._test(self.model, self.prompts.tested, self.base)
+            return {"results": list(map(asdict, confirm(test, strings, self.settings.least, self.settings.surprise)))}
+
+        found = [Confirmed(**each) for each in self._kept("Confirming", name, confirmed)["results"]]
+        return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
 
 
 def _surest(scores: Mapping[str, float]) -> float:
