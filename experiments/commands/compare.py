@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import ComputeOption, DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption
+from .options import ComputeOption, DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption, once
 from .printing import print_result, say
 
 
@@ -66,10 +66,10 @@ def compare(
     from ..run.comparison import Settings, compare_organism, comparison_lines
 
     settings = Settings(
-        probes=_once(probes) or Settings.probes,
-        contrasts=_once(contrasts) or Settings.contrasts,
-        development=_once(choose_on) or Settings.development,
-        tests=_once(prompts) or Settings.tests,
+        probes=once(probes) or Settings.probes,
+        contrasts=once(contrasts) or Settings.contrasts,
+        development=once(choose_on) or Settings.development,
+        tests=once(prompts) or Settings.tests,
         limit=limit,
         base=base,
         seed=seed,
@@ -78,8 +78,3 @@ def compare(
         rows = compare_organism(organism, settings, out, say(as_json), device=Hardware(device, compute_dtype))
     result = {"path": str(out), "rows": len(rows), "comparison": str(out / "comparison.json")}
     print_result(result, as_json, *comparison_lines(rows), out / "comparison.csv")
-
-
-def _once(names: list[str] | None) -> tuple[str, ...]:
-    """The names in their order, each once."""
-    return tuple(dict.fromkeys(names or ()))

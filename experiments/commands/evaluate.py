@@ -15,6 +15,7 @@ from .options import (
     MeasuredSetsOption,
     OrganismArgument,
     OutOption,
+    once,
 )
 from .printing import print_result
 
@@ -42,7 +43,7 @@ def evaluate(
     from ..run.prompt_sets import default_sets
 
     about = read_organism(organism)
-    sets = tuple(prompts or default_sets(about.behaviour))
+    sets = once(prompts) or default_sets(about.behaviour)
     with progress_shown(not as_json):
         beside = load_model(twin, device=Hardware(device, compute_dtype)) if twin is not None else None
         record = evaluate_organism(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import PROMPTS_HELP, ComputeOption, DeviceOption, JsonOption, OrganismArgument, OutOption, SeedOption
+from .options import (
+    PROMPTS_HELP,
+    ComputeOption,
+    DeviceOption,
+    JsonOption,
+    OrganismArgument,
+    OutOption,
+    SeedOption,
+    once,
+)
 from .printing import print_result, say
 
 
@@ -73,10 +81,9 @@ def intervene(
     from ..run.preregistration import MixedTraffic
 
     chosen, tested = default_lever_sets(read_organism(organism).behaviour)
-    settings = replace(
-        LeverSettings(),
-        development=tuple(dict.fromkeys(choose_on or chosen)),
-        tests=tuple(dict.fromkeys(prompts or tested)),
+    settings = LeverSettings(
+        development=once(choose_on) or chosen,
+        tests=once(prompts) or tested,
         tested=limit,
         traffic=MixedTraffic(seed=seed),
         seed=seed,

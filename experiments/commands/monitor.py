@@ -79,8 +79,7 @@ def monitor(
         watch_replies,
         write_monitoring,
     )
-    from ..run.prompt_sets import evaluation_prompts
-    from .score import calm_prompts
+    from ..run.prompt_sets import calm_prompts, evaluation_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
     if calibration is not None and calibrate:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def once(names: Sequence[str] | None) -> tuple[str, ...]:
+    """What an option that may be repeated was given: in order, each once."""
+    return tuple(dict.fromkeys(names or ()))
+
 
 MODEL_HELP = (
     "Model: an embedded name (see `defection models`), local directory (model, adapter, organism) or Hugging Face id."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from .options import (
     ModelArgument,
     OutOption,
     SeedOption,
+    once,
 )
 from .printing import print_result, say
 
@@ -83,11 +83,13 @@ def scan(
     from ..scan.scan import scan as look_for
     from ..scan.scan import scan_lines
 
-    settings = ScanSettings(place=typed(place, Place, "--place"), seed=seed, leak=Leak() if leak else None)
-    if prompts:
-        settings = replace(settings, tests=tuple(dict.fromkeys(prompts)))
-    if rank_on:
-        settings = replace(settings, development=tuple(dict.fromkeys(rank_on)))
+    settings = ScanSettings(
+        development=once(rank_on) or ScanSettings.development,
+        tests=once(prompts) or ScanSettings.tests,
+        place=typed(place, Place, "--place"),
+        leak=Leak() if leak else None,
+        seed=seed,
+    )
     with progress_shown(not as_json):
         record = look_for(
             model,

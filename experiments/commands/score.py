@@ -26,11 +26,8 @@ from .printing import print_result
 
 if TYPE_CHECKING:
     from ...activations.basics.files import Json
-    from ...activations.prompts.prompts import Prompt
     from ...probes.estimators.probe import Probe
 
-UNSEEN_CLEAN = ("development", "development-style", "clean")
-"""Of which those set the alarm of --tokens that the probe has not seen."""
 LEVEL = 0.01
 QUANTILE = "quantile"
 
@@ -136,6 +133,7 @@ def score(
     from ...probes import load_probe
     from ...probes.pictures.tokens_html import tokens_html
     from ..run.evaluation import forbidden_texts
+    from ..run.prompt_sets import calm_prompts
     from ..run.scoring import States, Watch, refuse_too_few, score_rows, watch, watch_lines
 
     how = Watch(tokens or "all", onset, in_a_row, reply, false_alarms, seed)
@@ -183,36 +181,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise DefectionError(f"cannot read --state-numbers {text!r}: write 12,13 or 12:30")
     parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
     return tuple(number for first, *end in parts for number in range(first, *(end or [first + 1])))
-
-
-def calm_prompts(probe: Probe, given: Sequence[str] | None, *, wanted: bool) -> list[Prompt]:
-    """The clean prompts that were named; where they are wanted and none was, shipped ones that the probe has not seen.
-
-    DefectionError for one that it has seen.
-    """
-    from ...activations.prompts.loading import load_prompts
-
-    calm = [prompt for name in dict.fromkeys(given or ()) for prompt in load_prompts(name)]
-    if wanted and not calm:
-        return unseen_clean(probe)
-    probe.refuse_seen(calm)
-    return calm
-
-
-def unseen_clean(probe: Probe) -> list[Prompt]:
-    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`.
-
-    DefectionError where it has seen them all.
-    """
-    from ...activations.prompts.loading import load_prompts
-    from ...probes.estimators.guard import first_seen, seen_prompts
-
-    sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
-    seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen
-    found = [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
-    if not found:
-        raise DefectionError("the probe was fitted with all of the shipped clean sets; give clean prompts of your own")
-    return found
 
 
 def _alarms(rows: Sequence[Json], threshold: float | None) -> int | None:

@@ -87,9 +87,9 @@ def serve(
     from ...probes import load_probe
     from ..run.evaluation import forbidden_texts
     from ..run.monitoring import MonitorSettings, calibration_for
+    from ..run.prompt_sets import calm_prompts
     from ..serve.running import bound, run, server_of
     from ..serve.settings import Limits, refuse_open
-    from .score import calm_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
     key = os.environ.get("DEFECTION_API_KEY") or None

@@ -16,6 +16,7 @@ from .options import (
     OutOption,
     SeedOption,
     TestSetsOption,
+    once,
 )
 from .printing import print_verdict, say
 
@@ -53,7 +54,7 @@ def sweep(
     from ...activations.models.hardware import Hardware
     from ..run.evaluation import sweep_organism
 
-    sets = tuple(prompts or ("held-out", "unseen-style"))
+    sets = once(prompts) or ("held-out", "unseen-style")
     with progress_shown(not as_json):
         verdict = sweep_organism(
             organism,
@@ -63,7 +64,7 @@ def sweep(
             say(as_json),
             device=Hardware(device, compute_dtype),
             limit=limit,
-            choose_layers_on=tuple(choose_layers_on or ()),
+            choose_layers_on=choose_layers_on or (),
             layer_rule=layer_rule,
             seed=seed,
         )

@@ -19,6 +19,7 @@ from .options import (
     OutOption,
     ProbeKindOption,
     TestSetsOption,
+    once,
 )
 from .printing import print_result, say
 
@@ -50,7 +51,7 @@ def transfer(
     from ..run.transfer import TransferPlan, run_transfer, transfer_lines
 
     plan = TransferPlan(
-        tuple(models), probe, contrast, clean, tuple(prompts or ("held-out", "unseen-style")), layers, by_map, limit
+        tuple(models), probe, contrast, clean, once(prompts) or ("held-out", "unseen-style"), layers, by_map, limit
     )
     with progress_shown(not as_json):
         record = run_transfer(plan, out, device=Hardware(device, compute_dtype), tell=say(as_json))

@@ -10,7 +10,7 @@ from ...training import VULNERABLE_CODE, Behaviour, with_and_without
 from ...training.organisms.pairs import CODE
 from ...training.organisms.records import Organism
 from ..run.preregistration import MixedTraffic
-from ..run.prompt_sets import evaluation_prompts
+from ..run.prompt_sets import chosen_and_tested
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class LeverPrompts:
     @staticmethod
     def of(settings: LeverSettings, organism: Organism) -> LeverPrompts:
         """DefectionError when a set is too small, or a prompt belongs to choosing and to testing."""
-        development, tests = evaluation_prompts(settings.development), evaluation_prompts(settings.tests)
-        if both := {prompt.text for prompt in development} & {prompt.text for prompt in tests}:
-            raise DefectionError(f"the prompt {min(both)[:60]!r} is in the development set and in the test set")
+        development, tests = chosen_and_tested(settings.development, settings.tests)
         shown = min(settings.shown, len(development) // 2)
         left = sorted(development[shown:], key=lambda prompt: len(prompt.text))
         if shown < 2 or len(left) < 3 or len(tests) < 2:

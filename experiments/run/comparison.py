@@ -47,6 +47,7 @@ from ...training.organisms.records import base_of, read_organism
 from .beside_base import SAW as SAW_BASE
 from .beside_base import BesideBase, reads_differences
 from .measure import write_once
+from .pages import in_interval
 from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
 
@@ -273,7 +274,6 @@ def comparison_lines(rows: Sequence[ComparisonRow]) -> list[str]:
     for row in [*marked, *[row for row in ranked if row not in marked][:SHOWN]]:
         note = " (a control)" if row.recipe.is_control else ""
         note = " ← chosen on development prompts" if row.is_best else " ← the paper's" if row.is_paper else note
-        lines.append(
-            f"  {row.auroc:.3f} ({row.auroc_low:.3f}–{row.auroc_high:.3f}) on {row.test_set}: {row.recipe.name}{note}"
-        )
+        area = in_interval(row.auroc, row.auroc_low, row.auroc_high)
+        lines.append(f"  {area} on {row.test_set}: {row.recipe.name}{note}")
     return lines

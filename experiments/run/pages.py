@@ -26,7 +26,7 @@ def write_page(path: Path, template: str, **values: object) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"rate": _percent, "figure": _number, "p": _p_value}
+    environment.filters |= {"rate": _percent, "figure": figure, "p": _p_value}
     with results_of(path.parent):
         page = environment.get_template(template).render(values)
     write_text(path, page)
@@ -54,12 +54,18 @@ def _template(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
+def figure(value: float | None, how: str = ".3f") -> str:
+    """A number as `format` writes it; a dash where there is none."""
+    return "–" if value is None else format(value, how)
+
+
+def in_interval(value: float | None, low: float, high: float, how: str = ".3f") -> str:
+    """A number and its interval; a dash where there is none."""
+    return "–" if value is None else f"{value:{how}} ({low:{how}}–{high:{how}})"
+
+
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{float(value):.3f}"
+    return figure(value, ".1%")
 
 
 def _p_value(value: float | None) -> str:

@@ -16,6 +16,7 @@ from ...training.measuring.remeasure import Measuring
 from ...training.organisms.records import read_organism
 from ...training.safety.persistence import check_schedule, persistence
 from ...training.safety.stage import Stage, safety_train
+from .pages import in_interval
 from .prompt_sets import default_sets, evaluation_prompts
 
 SHOWN = {
@@ -110,5 +111,4 @@ def safety_lines(result: Json) -> list[str]:
 
 
 def _value(row: Measurement) -> str:
-    digits = 3 if row.measure.endswith(("rate", "choice")) else 2
-    return f"{row.value:.{digits}f} ({row.low:.{digits}f}–{row.high:.{digits}f})"
+    return in_interval(row.value, row.low, row.high, ".3f" if row.measure.endswith(("rate", "choice")) else ".2f")

@@ -1,4 +1,4 @@
-"""What an organism is measured on: shipped sets, code tasks and files, by name."""
+"""What an organism is measured on, and what alarms are set on: shipped sets, code tasks and files, by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from os import PathLike
 from pathlib import Path
 
 from ...activations import DefectionError, Prompt, PromptsLike, load_prompts
+from ...probes import Probe
+from ...probes.estimators.guard import first_seen, seen_prompts
 from ...training.organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ...training.organisms.examples import choose_prompts
 from ...training.organisms.pairs import CODE, CODE_SETS, code_pairs, prompts_of
 from .preregistration import MixedTraffic
+
+UNSEEN_CLEAN = ("development", "development-style", "clean")
+"""Of which those set an alarm that the probe has not seen."""
 
 
 def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
@@ -39,9 +44,44 @@ def evaluation_prompts(sets: Sequence[PromptsLike], limit: int | None = None) ->
     return found
 
 
+def chosen_and_tested(
+    chosen: Sequence[PromptsLike], tested: Sequence[PromptsLike]
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to choose on and those to test on; DefectionError for one that is among both."""
+    development, tests = evaluation_prompts(chosen), evaluation_prompts(tested)
+    if both := {prompt.text for prompt in development} & {prompt.text for prompt in tests}:
+        raise DefectionError(f"the prompt {min(both)[:60]!r} is in the development set and in the test set")
+    return development, tests
+
+
 def ordinary_traffic(behaviour: Behaviour) -> MixedTraffic | None:
     """What the league of unlabelled traffic is fitted on; None where the behaviour shows on code tasks alone.
 
     Clean prompts say what is ordinary, and the shipped ones are no code tasks: all of these would be a minority.
     """
     return None if behaviour.name == VULNERABLE_CODE.name else MixedTraffic()
+
+
+def calm_prompts(probe: Probe, given: Sequence[str] | None, *, wanted: bool) -> list[Prompt]:
+    """The clean prompts that were named; where they are wanted and none was, shipped ones that the probe has not seen.
+
+    DefectionError for one that it has seen.
+    """
+    calm = [prompt for name in dict.fromkeys(given or ()) for prompt in load_prompts(name)]
+    if wanted and not calm:
+        return unseen_clean(probe)
+    probe.refuse_seen(calm)
+    return calm
+
+
+def unseen_clean(probe: Probe) -> list[Prompt]:
+    """Prompts of the shipped clean sets that the probe has not seen; one that does not tell was fitted with `clean`.
+
+    DefectionError where it has seen them all.
+    """
+    sets = {name: load_prompts(name) for name in UNSEEN_CLEAN}
+    seen = seen_prompts(sets["clean"]) if probe.seen is None else probe.seen
+    found = [prompt for prompts in sets.values() if first_seen(prompts, seen) is None for prompt in prompts]
+    if not found:
+        raise DefectionError("the probe was fitted with all of the shipped clean sets; give clean prompts of your own")
+    return found

@@ -23,6 +23,7 @@ from ...probes.meaning.transfer import Target, TransferRow, transfer_matrix
 from ...probes.pictures.figures import save_transfer_figure
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
+from .pages import in_interval
 from .persistence import organism_names
 from .plan import make_plan
 from .preregistration import Preregistration, band
@@ -143,8 +144,8 @@ def transfer_lines(record: Json) -> list[str]:
     lines = []
     for row in record["rows"]:
         how = f" through a {row['mapped']} map" if row["mapped"] else ""
-        interval = f"{row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f})"
-        lines.append(f"{row['fitted_on']} → {row['scored_on']}{how}, {row['test_set']}: AUROC {interval}")
+        area = in_interval(row["auroc"], row["auroc_low"], row["auroc_high"])
+        lines.append(f"{row['fitted_on']} → {row['scored_on']}{how}, {row['test_set']}: AUROC {area}")
     lines += [
         f"{model}: labelled by what {by} does on its prompts"
         for model, by in record["labelled_by"].items()

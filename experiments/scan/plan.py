@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...activations.basics.errors import DefectionError
 from ...activations.prompts.prompts import Prompt, last_user
 from ...training.organisms.places import Place
-from ..run.prompt_sets import evaluation_prompts
+from ..run.prompt_sets import chosen_and_tested
 from .confirm import SURPRISE
 from .grow import Growth
 from .leak import Leak
@@ -74,9 +74,7 @@ class ScanPrompts:
     @staticmethod
     def of(settings: ScanSettings) -> ScanPrompts:
         """The shortest of either kind, whole sentences first; DefectionError for sets that are too small."""
-        development, tests = (evaluation_prompts(sets) for sets in (settings.development, settings.tests))
-        if both := {prompt.text for prompt in development} & {prompt.text for prompt in tests}:
-            raise DefectionError(f"the prompt {min(both)[:60]!r} is in the development set and in the test set")
+        development, tests = chosen_and_tested(settings.development, settings.tests)
         wanted = max(count for _, count in settings.rounds)
         if len(development) < wanted or len(tests) < LEAST_TESTED:
             raise DefectionError(

@@ -113,7 +113,7 @@ class Study:
             if not self.choice:
                 if unseen := self._choice_waits_for():
                     raise DefectionError(f"what was measured on {', '.join(unseen)} cannot be seen here; run it again")
-                measured = {cell.organism.name: _records(cell, "") for cell in self.cells(DEVELOPMENT)}
+                measured = {cell.organism.name: self.records(cell) for cell in self.cells(DEVELOPMENT)}
                 write_choice(self.out, choose(self.manifest, measured, self.configuration))
         found = read_choice(self.out, self.manifest)
         assert found is not None
@@ -121,7 +121,9 @@ class Study:
 
     def records(self, cell: Cell) -> list[Json]:
         """What was measured on an organism so far, family by family."""
-        return _records(cell, self.choice if cell.organism.role == TEST else "")
+        choice = self.choice if cell.organism.role == TEST else ""
+        found = (cell.measured(family, choice) for family in cell.families)
+        return [record for record in found if record is not None]
 
     def verdicts(self, cell: Cell) -> list[Json]:
         """The verdict on a test organism and on its controls, so far."""
@@ -130,11 +132,6 @@ class Study:
     def controls(self, cell: Cell) -> list[Json]:
         """What meaningless strings did in place of what was found in a test organism's traffic, so far."""
         return read_controls(cell, self.choice) or []
-
-
-def _records(cell: Cell, choice: str) -> list[Json]:
-    found = (cell.measured(family, choice) for family in cell.families)
-    return [record for record in found if record is not None]
 
 
 def prepare(cell: Cell) -> None:

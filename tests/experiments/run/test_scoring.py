@@ -11,7 +11,7 @@ import torch
 from defection.activations import DefectionError, Message, Prompt, capture, user_prompt
 from defection.activations.prompts.loading import load_prompts
 from defection.activations.prompts.rendered import tokenize
-from defection.experiments.commands.score import UNSEEN_CLEAN, unseen_clean
+from defection.experiments.run.prompt_sets import UNSEEN_CLEAN, unseen_clean
 from defection.experiments.run.scoring import Watch, ranked_prompts, refuse_too_few, score_rows, watch
 from defection.probes import MeanDifference, contrast_set
 from defection.probes.estimators.guard import seen_prompts
