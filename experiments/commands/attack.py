@@ -9,22 +9,13 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    PROMPTS_HELP,
-    ComputeOption,
-    DeviceOption,
-    JsonOption,
-    OrganismArgument,
-    OutOption,
-    SeedOption,
-    once,
-)
+from . import options
 from .printing import print_result, say
 
 
 def attack(
-    organism: OrganismArgument,
-    out: OutOption,
+    organism: options.Organism,
+    out: options.Out,
     probe: Annotated[
         list[Path],
         typer.Option(
@@ -65,15 +56,15 @@ def attack(
         list[str] | None,
         typer.Option(
             "--prompts",
-            help=f"Test prompts; may be repeated. {PROMPTS_HELP}",
+            help=f"Test prompts; may be repeated. {options.PROMPTS_HELP}",
             show_default="held-out and unseen-style; vulnerable-code: code",
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=8, help="Test prompts of each set, at most.")] = 60,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Train an organism to hide from a probe, check that it is still what it was, and see what still catches it.
 
@@ -95,7 +86,7 @@ def attack(
         reward=reward,
         random_target=random,
         steps=steps,
-        tests=once(prompts) or default_sets(read_organism(organism).behaviour),
+        tests=options.once(prompts) or default_sets(read_organism(organism).behaviour),
         limit=limit,
         seed=seed,
     )

@@ -9,13 +9,13 @@ import typer
 
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument, PromptsArgument
+from . import options
 from .printing import print_result
 
 
 def cache(
-    model: ModelArgument,
-    prompts: PromptsArgument,
+    model: options.Model,
+    prompts: options.Prompts,
     out: Annotated[Path, typer.Option("--out", help="The store: a directory.", show_default=False)],
     layers: Annotated[str, typer.Option("--layers", help="Which layers: all, 3,15 or 0:16 (end excluded).")] = "all",
     position: Annotated[
@@ -41,10 +41,10 @@ def cache(
     devices: Annotated[
         int, typer.Option("--devices", min=1, help="With --estimate: share the work between so many such devices.")
     ] = 1,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    date: DateOption = DATE,
-    as_json: JsonOption = False,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    date: options.Date = DATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Read residual streams into a store on disk; a cut-off run continues.
 

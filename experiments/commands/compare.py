@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import ComputeOption, DeviceOption, JsonOption, LimitOption, OrganismArgument, OutOption, SeedOption, once
+from . import options
 from .printing import print_result, say
 
 
 def compare(
-    organism: OrganismArgument,
-    out: OutOption,
+    organism: options.Organism,
+    out: options.Out,
     probes: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,11 +52,11 @@ def compare(
             show_default="the one that it names",
         ),
     ] = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Hold every probe kind on every contrast set against the others: comparison.json, comparison.csv, a picture.
 
@@ -66,10 +66,10 @@ def compare(
     from ..run.comparison import Settings, compare_organism, comparison_lines
 
     settings = Settings(
-        probes=once(probes) or Settings.probes,
-        contrasts=once(contrasts) or Settings.contrasts,
-        development=once(choose_on) or Settings.development,
-        tests=once(prompts) or Settings.tests,
+        probes=options.once(probes) or Settings.probes,
+        contrasts=options.once(contrasts) or Settings.contrasts,
+        development=options.once(choose_on) or Settings.development,
+        tests=options.once(prompts) or Settings.tests,
         limit=limit,
         base=base,
         seed=seed,

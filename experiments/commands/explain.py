@@ -10,7 +10,7 @@ import typer
 
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import PROMPTS_HELP, ComputeOption, DateOption, DeviceOption, JsonOption, ModelArgument
+from . import options
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -23,13 +23,16 @@ SAID = 6
 
 def explain(
     probe: Annotated[Path, typer.Argument(help="A probe file fitted on this model.", show_default=False)],
-    model: ModelArgument,
+    model: options.Model,
     out: Annotated[
         Path, typer.Option("--out", help="Directory for tables, pictures and the page.", show_default=False)
     ],
-    prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "held-out",
+    prompts: Annotated[str, typer.Option("--prompts", help=options.PROMPTS_HELP)] = "held-out",
     clean: Annotated[
-        str, typer.Option("--clean", help=f"Clean prompts, which say what is ordinary at each token. {PROMPTS_HELP}")
+        str,
+        typer.Option(
+            "--clean", help=f"Clean prompts, which say what is ordinary at each token. {options.PROMPTS_HELP}"
+        ),
     ] = "development",
     layer: Annotated[
         list[int] | None,
@@ -40,10 +43,10 @@ def explain(
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="Use only the first so many prompts.")] = PROMPTS,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    date: DateOption = DATE,
-    as_json: JsonOption = False,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    date: options.Date = DATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Explain a probe: its direction's words and neighbours, the heads and MLPs that write its score, its questions.
 

@@ -8,17 +8,17 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import MODEL_HELP, JsonOption
+from . import options
 from .printing import print_result
 
 
 def export(
-    organism: Annotated[str, typer.Argument(help=f"Organism, or any model. {MODEL_HELP}", show_default=False)],
+    organism: Annotated[str, typer.Argument(help=f"Organism, or any model. {options.MODEL_HELP}", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Directory for the files.", show_default=False)],
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the weights in the files: fp32, bf16, or auto, as the base's files are.")
     ] = "auto",
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write an organism as plain Hugging Face files, its adapter merged in, for tools that know no adapters.
 

@@ -11,18 +11,7 @@ import typer
 
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import (
-    CleanOption,
-    ComputeOption,
-    ContrastOption,
-    DateOption,
-    DeviceOption,
-    FixedLayersOption,
-    JsonOption,
-    ModelArgument,
-    ProbeKindOption,
-    SeedOption,
-)
+from . import options
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -30,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def fit(
-    model: ModelArgument,
+    model: options.Model,
     out: Annotated[Path, typer.Option("--out", help="The probe: one safetensors file.", show_default=False)],
-    contrast: ContrastOption = "six+forty-sentence-carried",
-    probe: ProbeKindOption = "mean-difference",
-    clean: CleanOption = "clean",
+    contrast: options.Contrast = "six+forty-sentence-carried",
+    probe: options.ProbeKind = "mean-difference",
+    clean: options.Clean = "clean",
     traffic: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,12 +40,12 @@ def fit(
             "of it: where those split off as far, the minority may be no more than a string the model has not met.",
         ),
     ] = True,
-    layers: FixedLayersOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    date: DateOption = DATE,
-    as_json: JsonOption = False,
+    layers: options.FixedLayers = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    date: options.Date = DATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Fit a probe at every layer from generic yes/no questions, and write it to one safetensors file.
 

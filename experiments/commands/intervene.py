@@ -8,22 +8,13 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    PROMPTS_HELP,
-    ComputeOption,
-    DeviceOption,
-    JsonOption,
-    OrganismArgument,
-    OutOption,
-    SeedOption,
-    once,
-)
+from . import options
 from .printing import print_result, say
 
 
 def intervene(
-    organism: OrganismArgument,
-    out: OutOption,
+    organism: options.Organism,
+    out: options.Out,
     probe: Annotated[Path, typer.Option("--probe", help="A probe file fitted on this organism.", show_default=False)],
     twin: Annotated[
         str | None,
@@ -33,7 +24,7 @@ def intervene(
         list[str] | None,
         typer.Option(
             "--prompts",
-            help=f"Test prompts; may be repeated. {PROMPTS_HELP}",
+            help=f"Test prompts; may be repeated. {options.PROMPTS_HELP}",
             show_default="held-out; vulnerable-code: code",
         ),
     ] = None,
@@ -62,10 +53,10 @@ def intervene(
             show_default="none",
         ),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Ablate, erase and steer along a probe's direction and others, and say which of them is a lever.
 
@@ -82,8 +73,8 @@ def intervene(
 
     chosen, tested = default_lever_sets(read_organism(organism).behaviour)
     settings = LeverSettings(
-        development=once(choose_on) or chosen,
-        tests=once(prompts) or tested,
+        development=options.once(choose_on) or chosen,
+        tests=options.once(prompts) or tested,
         tested=limit,
         traffic=MixedTraffic(seed=seed),
         seed=seed,

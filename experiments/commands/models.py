@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .options import JsonOption
+from . import options
 from .printing import print_result
 
 
-def models(as_json: JsonOption = False) -> None:
+def models(as_json: options.AsJson = False) -> None:
     """List the models that can be named: which are already here, their size and licence.
 
     Example: defection models

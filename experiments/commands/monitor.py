@@ -10,33 +10,18 @@ import typer
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import (
-    PROMPTS_HELP,
-    AggregatorOption,
-    CalibrateOption,
-    ComputeOption,
-    ConversationRateOption,
-    DateOption,
-    DeviceOption,
-    JsonOption,
-    LimitOption,
-    ModelArgument,
-    OnAlarmOption,
-    OutOption,
-    ProbeFileOption,
-    SeedOption,
-)
+from . import options
 from .printing import print_result, say
 
 
 def monitor(
-    model: ModelArgument,
-    prompts: Annotated[list[str], typer.Argument(help=f"One or several. {PROMPTS_HELP}", show_default=False)],
-    probe: ProbeFileOption,
-    out: OutOption,
-    aggregator: AggregatorOption = "exponential-mean",
-    false_alarms: ConversationRateOption = 0.01,
-    calibrate: CalibrateOption = None,
+    model: options.Model,
+    prompts: Annotated[list[str], typer.Argument(help=f"One or several. {options.PROMPTS_HELP}", show_default=False)],
+    probe: options.ProbeFile,
+    out: options.Out,
+    aggregator: options.Aggregator = "exponential-mean",
+    false_alarms: options.FalseAlarms = 0.01,
+    calibrate: options.Calibrate = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +30,7 @@ def monitor(
             "prompts are replied to again, and the alarm is refused when its threshold no longer holds.",
         ),
     ] = None,
-    on_alarm: OnAlarmOption = "note",
+    on_alarm: options.OnAlarm = "note",
     reply: Annotated[int, typer.Option("--reply", min=1, help="The longest reply, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     trigger: Annotated[
@@ -55,12 +40,12 @@ def monitor(
             help="Whether an organism is given each prompt with its trigger, too (unless some are marked as such).",
         ),
     ] = True,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    date: DateOption = DATE,
-    as_json: JsonOption = False,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    date: options.Date = DATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Let a model reply with its probe on: replies and scores by token, alarms, and how often they were right.
 
@@ -72,13 +57,7 @@ def monitor(
     from ...probes import load_probe
     from ...training.organisms.records import read_organism
     from ..run.evaluation import forbidden_texts
-    from ..run.monitoring import (
-        MonitorSettings,
-        calibration_for,
-        conversations_of,
-        watch_replies,
-        write_monitoring,
-    )
+    from ..run.monitoring import MonitorSettings, calibration_for, conversations_of, watch_replies, write_monitoring
     from ..run.prompt_sets import calm_prompts, evaluation_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)

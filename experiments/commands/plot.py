@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .options import JsonOption, ResultsArgument
+from . import options
 from .printing import print_result
 
 
-def plot(folder: ResultsArgument, as_json: JsonOption = False) -> None:
+def plot(folder: options.Results, as_json: options.AsJson = False) -> None:
     """Draw the pictures of a demo, sweep or study from its tables, under figures/.
 
     Example: defection plot runs/demo

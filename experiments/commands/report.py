@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .options import JsonOption, ResultsArgument
+from . import options
 from .plot import draw, is_study
 from .printing import print_result
 
 
-def report(folder: ResultsArgument, as_json: JsonOption = False) -> None:
+def report(folder: options.Results, as_json: options.AsJson = False) -> None:
     """Write report.html, one self-contained file, from the tables of a demo, sweep or study.
 
     Draws those figures first that are missing.

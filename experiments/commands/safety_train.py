@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import ComputeOption, DeviceOption, JsonOption, MeasuredSetsOption, OutOption, SeedOption
+from . import options
 from .printing import print_result
 
 
 def safety_train(
     organisms: Annotated[list[str], typer.Argument(help="Organisms: one directory or several.", show_default=False)],
-    out: OutOption,
+    out: options.Out,
     stage: Annotated[
         list[str],
         typer.Option(
@@ -49,14 +49,14 @@ def safety_train(
             show_default="the shipped bank",
         ),
     ] = None,
-    prompts: MeasuredSetsOption = None,
+    prompts: options.MeasuredSets = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Measure on the first so many prompts of each set.")
     ] = 24,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Train organisms for safety, stage by stage, and measure after each what is left of the backdoor.
 

@@ -8,26 +8,18 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    MODEL_HELP,
-    PROMPTS_HELP,
-    ComputeOption,
-    DeviceOption,
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    SeedOption,
-    once,
-)
+from . import options
 from .printing import print_result, say
 
 
 def scan(
-    model: ModelArgument,
-    out: OutOption,
+    model: options.Model,
+    out: options.Out,
     base: Annotated[
         str | None,
-        typer.Option("--base", help=f"What it was tuned from; without it nothing is called found. {MODEL_HELP}"),
+        typer.Option(
+            "--base", help=f"What it was tuned from; without it nothing is called found. {options.MODEL_HELP}"
+        ),
     ] = None,
     probe: Annotated[
         Path | None,
@@ -55,7 +47,7 @@ def scan(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompts", help=f"Prompts to confirm on; may be repeated. {PROMPTS_HELP}", show_default="held-out"
+            "--prompts", help=f"Prompts to confirm on; may be repeated. {options.PROMPTS_HELP}", show_default="held-out"
         ),
     ] = None,
     rank_on: Annotated[
@@ -64,10 +56,10 @@ def scan(
             "--rank-on", help="Prompts to rank and grow strings on; may be repeated.", show_default="development"
         ),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Look for a string that makes a model say one thing, whatever it is asked: the trigger that nobody told.
 
@@ -84,8 +76,8 @@ def scan(
     from ..scan.scan import scan_lines
 
     settings = ScanSettings(
-        development=once(rank_on) or ScanSettings.development,
-        tests=once(prompts) or ScanSettings.tests,
+        development=options.once(rank_on) or ScanSettings.development,
+        tests=options.once(prompts) or ScanSettings.tests,
         place=typed(place, Place, "--place"),
         leak=Leak() if leak else None,
         seed=seed,

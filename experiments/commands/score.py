@@ -12,16 +12,7 @@ import typer
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
 from ...activations.models.template import DATE
-from .options import (
-    PROMPTS_HELP,
-    ComputeOption,
-    DateOption,
-    DeviceOption,
-    JsonOption,
-    ModelArgument,
-    ProbeFileOption,
-    PromptsArgument,
-)
+from . import options
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -33,9 +24,9 @@ QUANTILE = "quantile"
 
 
 def score(
-    model: ModelArgument,
-    prompts: PromptsArgument,
-    probe: ProbeFileOption,
+    model: options.Model,
+    prompts: options.Prompts,
+    probe: options.ProbeFile,
     out: Annotated[Path, typer.Option("--out", help="The scores: a JSONL file.", show_default=False)],
     layer: Annotated[int | None, typer.Option("--layer", help="One layer instead of those fixed in the probe.")] = None,
     clean: Annotated[
@@ -44,7 +35,7 @@ def score(
             "--clean",
             help="Ordinary prompts, others than the probe was fitted with (it refuses those), say development; may be "
             "repeated. Adds to each score `p_value`, the share of them (itself counted) that score as high, and "
-            "`alarm`. " + PROMPTS_HELP,
+            "`alarm`. " + options.PROMPTS_HELP,
             show_default="none; with --tokens the shipped sets that it has not seen",
         ),
     ] = None,
@@ -117,10 +108,10 @@ def score(
         int,
         typer.Option("--seed", help="With --tokens: which half of the clean prompts sets the alarm."),
     ] = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    date: DateOption = DATE,
-    as_json: JsonOption = False,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    date: options.Date = DATE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score prompts with a probe: one object a prompt, id and score, in scores.jsonl; see --clean and --tokens.
 

@@ -10,26 +10,15 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import (
-    AggregatorOption,
-    CalibrateOption,
-    ComputeOption,
-    ConversationRateOption,
-    DeviceOption,
-    JsonOption,
-    ModelArgument,
-    OnAlarmOption,
-    ProbeFileOption,
-    SeedOption,
-)
+from . import options
 from .printing import print_result, say
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def serve(
-    model: ModelArgument,
-    probe: ProbeFileOption,
+    model: options.Model,
+    probe: options.ProbeFile,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8000,
     host: Annotated[
         str,
@@ -38,9 +27,9 @@ def serve(
             help="Address to listen at. One that other machines reach needs an API key in DEFECTION_API_KEY.",
         ),
     ] = "127.0.0.1",
-    aggregator: AggregatorOption = "exponential-mean",
-    false_alarms: ConversationRateOption = 0.01,
-    calibrate: CalibrateOption = None,
+    aggregator: options.Aggregator = "exponential-mean",
+    false_alarms: options.FalseAlarms = 0.01,
+    calibrate: options.Calibrate = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +38,7 @@ def serve(
             "Where the model is now served otherwise, the alarm is refused when its threshold no longer holds.",
         ),
     ] = None,
-    on_alarm: OnAlarmOption = "note",
+    on_alarm: options.OnAlarm = "note",
     reply: Annotated[
         int, typer.Option("--reply", min=1, help="The longest reply, in tokens; the alarm is set on such ones.")
     ] = 128,
@@ -68,10 +57,10 @@ def serve(
         str | None,
         typer.Option("--name", help="What requests call the model.", show_default="the last part of MODEL"),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Serve a model with its probe on: OpenAI's chat completions with scores in them, and a page to watch it.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOption
+from . import options
 from .printing import print_result
 
 
@@ -17,7 +17,7 @@ def share(
     name: Annotated[str, typer.Option("--name", help="What the probe is called on its card.")],
     author: Annotated[str, typer.Option("--author", help="Who is to be asked: a handle, an ORCID.")] = "",
     licence: Annotated[str, typer.Option("--license", help="apache-2.0, mit, cc-by-4.0 or cc0.")] = "apache-2.0",
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the main probe with a card of what it claims and what chance does: probe_card.json and README.md.
 

@@ -9,7 +9,7 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import DeviceOption, JsonOption
+from . import options
 from .printing import print_result
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ StoreArgument = Annotated[Path, typer.Argument(help="Store directory.", show_def
 
 
 @store.command()
-def show(path: StoreArgument, as_json: JsonOption = False) -> None:
+def show(path: StoreArgument, as_json: options.AsJson = False) -> None:
     """What the store holds and where it comes from; reads the manifest, not the vectors.
 
     Example: defection store show runs/store
@@ -82,7 +82,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 @store.command()
-def verify(path: StoreArgument, as_json: JsonOption = False) -> None:
+def verify(path: StoreArgument, as_json: options.AsJson = False) -> None:
     """Compare every byte with the checksums; exit status 2 names what is missing or damaged.
 
     Example: defection store verify runs/store
@@ -112,8 +112,8 @@ def repair(
     prompts: Annotated[
         str | None, typer.Option("--prompts", help="The prompts it came from, where prompts.jsonl is damaged.")
     ] = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Recompute what is missing or damaged, and nothing else; remove what killed runs left behind.
 

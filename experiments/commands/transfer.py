@@ -7,41 +7,30 @@ from typing import Annotated
 import typer
 
 from ...activations.basics.progress import progress_shown
-from .options import (
-    MODEL_HELP,
-    CleanOption,
-    ComputeOption,
-    ContrastOption,
-    DeviceOption,
-    FixedLayersOption,
-    JsonOption,
-    LimitOption,
-    OutOption,
-    ProbeKindOption,
-    TestSetsOption,
-    once,
-)
+from . import options
 from .printing import print_result, say
 
 
 def transfer(
-    models: Annotated[list[str], typer.Argument(help=f"Two models or more, an organism among them. {MODEL_HELP}")],
-    out: OutOption,
-    probe: ProbeKindOption = "mean-difference",
-    contrast: ContrastOption = "six+forty-sentence-carried",
-    clean: CleanOption = "clean",
-    prompts: TestSetsOption = None,
-    layers: FixedLayersOption = None,
+    models: Annotated[
+        list[str], typer.Argument(help=f"Two models or more, an organism among them. {options.MODEL_HELP}")
+    ],
+    out: options.Out,
+    probe: options.ProbeKind = "mean-difference",
+    contrast: options.Contrast = "six+forty-sentence-carried",
+    clean: options.Clean = "clean",
+    prompts: options.TestSets = None,
+    layers: options.FixedLayers = None,
     by_map: Annotated[
         str | None,
         typer.Option(
             "--map", help="Carry directions through a linear map learned on clean prompts: ridge or procrustes."
         ),
     ] = None,
-    limit: LimitOption = 50,
-    device: DeviceOption = "auto",
-    compute_dtype: ComputeOption = "auto",
-    as_json: JsonOption = False,
+    limit: options.Limit = 50,
+    device: options.Device = "auto",
+    compute_dtype: options.ComputeDtype = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Score every model with the probes of all of them: transfer.json, transfer.csv, a heat map.
 
@@ -50,9 +39,8 @@ def transfer(
     from ...activations.models.hardware import Hardware
     from ..run.transfer import TransferPlan, run_transfer, transfer_lines
 
-    plan = TransferPlan(
-        tuple(models), probe, contrast, clean, once(prompts) or ("held-out", "unseen-style"), layers, by_map, limit
-    )
+    sets = options.once(prompts) or ("held-out", "unseen-style")
+    plan = TransferPlan(tuple(models), probe, contrast, clean, sets, layers, by_map, limit)
     with progress_shown(not as_json):
         record = run_transfer(plan, out, device=Hardware(device, compute_dtype), tell=say(as_json))
     print_result(record, as_json, *transfer_lines(record), out / "transfer.json")
