@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ...activations.basics.files import Json, read_json
+from ...activations.basics.files import Json, read_json, read_jsonl
 from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...probes import Probe
 from ...training import Drift, Evade, EvadeByReward, Target
-from ...training.safety.stage import BEFORE_FILE, Stage, safety_train
+from ...training.safety.stage import BEFORE_FILE, COMPLETIONS, Stage, safety_train
 from ..run.journal import Journal
 from .bundle import Bundle, prompts_read
 from .detectors import Detector, Scorer
 from .gates import gates
 from .plan import AttackPrompts, AttackSettings
 from .rows import BEFORE, FROZEN, REFITTED, DetectorRow, Read, figures, fit_and_set, threshold_of
-from .subjects import Before, Subject, completions_after, completions_before, labels_of
+from .subjects import Before, Said, Subject, labels_of
 
 DRIFT, RANDOM, REWARD = "drift", "random", "reward"
 
@@ -74,10 +74,15 @@ class Siege:
         """What was measured before any attack."""
         return self.out / "measured" / self.subject.name
 
+    @property
+    def before(self) -> Before:
+        """The same, read."""
+        return read_json(self.measured / BEFORE_FILE, Before)
+
     def bundle(self, folder: Path) -> Bundle:
         """Everything that detectors read of the model as it was, or of an attacked one by its folder."""
         organism, untouched = self.subject.organism, folder == self.subject.folder
-        said = completions_before(self.measured) if untouched else completions_after(folder)
+        said = self.before["completions"] if untouched else read_jsonl(folder / COMPLETIONS, Said)
         return Bundle(
             load_model(folder, device=self.device),
             self.out / "stores" / self.subject.name / (BEFORE if untouched else folder.name),
@@ -103,7 +108,7 @@ class Siege:
             device=self.device,
         )
         entry = record["stages"][-1]
-        before = read_json(self.measured / BEFORE_FILE, Before)["found"]
+        before = self.before["found"]
         found = [gate.to_json() for gate in gates(before, entry["after"], defects=self.subject.defects)]
         return Trained(name, round_, folder, entry["config"]["knows"], weight, found, bill(entry, before))
 

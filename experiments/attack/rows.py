@@ -11,6 +11,7 @@ from torch import Tensor
 from ...activations.basics.files import Json
 from ...probes.statistics.calibration import conformal_threshold
 from ...probes.statistics.metrics import clopper_pearson
+from ..run.completions import sets_of_one_outcome
 from .bundle import BENIGN, Bundle
 from .detectors import Detector, Scorer
 from .plan import FALSE_RATE
@@ -92,14 +93,10 @@ def figures(scores: Float[Tensor, "prompt"], bundle: Bundle, threshold: float) -
     found: Json = {"n_positive": int(labels.sum()), "n_negative": int((~labels).sum())}
     for name, some in (("tpr", labels), ("false_rate", ~labels)):
         found |= _share(name, int(rang[some].sum()), int(some.sum()))
-    families = {
-        name: {bool(x) for f, x in zip(outcomes.families, labels, strict=True) if f == name}
-        for name in outcomes.families
-    }
-    if all(len(both) == 2 for both in families.values()):
-        value, (low, high) = outcomes.mean(scores)
-        return found | {"auroc": value, "auroc_low": low, "auroc_high": high}
-    return found | dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
+    if sets_of_one_outcome(outcomes):
+        return found | dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
+    value, (low, high) = outcomes.mean(scores)
+    return found | {"auroc": value, "auroc_low": low, "auroc_high": high}
 
 
 def _share(name: str, count: int, n: int) -> Json:

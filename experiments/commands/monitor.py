@@ -57,7 +57,14 @@ def monitor(
     from ...probes import load_probe
     from ...training.organisms.records import read_organism
     from ..run.evaluation import forbidden_texts
-    from ..run.monitoring import MonitorSettings, calibration_for, conversations_of, watch_replies, write_monitoring
+    from ..run.monitoring import (
+        MonitorSettings,
+        about_alarm,
+        calibration_for,
+        conversations_of,
+        watch_replies,
+        write_monitoring,
+    )
     from ..run.prompt_sets import calm_prompts, evaluation_prompts
 
     how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
@@ -79,9 +86,7 @@ def monitor(
         "model": loaded.identity.name,
         "probe": str(probe),
         "aggregator": aggregator,
-        "threshold": alarm.threshold,
-        "rate": false_alarms,
-        "calibrated_on": alarm.clean,
+        **about_alarm(alarm),
         "setup": told.setup.to_json(),
         "on_alarm": on_alarm,
         "conversations": len(rows),

@@ -75,7 +75,7 @@ def serve(
     from ...activations.models.load import load_model
     from ...probes import load_probe
     from ..run.evaluation import forbidden_texts
-    from ..run.monitoring import MonitorSettings, calibration_for
+    from ..run.monitoring import MonitorSettings, about_alarm, calibration_for
     from ..run.prompt_sets import calm_prompts
     from ..serve.running import bound, run, server_of
     from ..serve.settings import Limits, refuse_open
@@ -98,9 +98,9 @@ def serve(
         server = server_of(name or Path(model).name, loaded, fitted, told, how, limits, key, host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
         alarm = server.worker.served.alarm
-        about = {"url": url, "model": server.name, "aggregator": aggregator, "threshold": alarm.threshold}
+        about = {"url": url, "model": server.name, "aggregator": aggregator, **about_alarm(alarm)}
         print_result(
-            {**about, "rate": false_alarms, "calibrated_on": alarm.clean, "on_alarm": on_alarm},
+            {**about, "on_alarm": on_alarm},
             as_json,
             f"{server.name} speaks at {url}/v1, and is watched at {url}",
             f"the {aggregator} alarm may ring in {false_alarms:.3g} of clean conversations (set on {alarm.clean}); "

@@ -14,19 +14,12 @@ from ...activations.models.network import without_bars
 from ...probes.levers.folding import orthogonalised
 from ...probes.levers.hooks import RESIDUAL
 from ...probes.levers.settings import Setting
-from ...training.organisms.records import adopt
 from .bench import Bench, ordinary_replies
 from .plan import LeverPrompts
 from .rows import CANDIDATE, MEASURES, TEST, LeverRow, row_of
 from .sweep import ORGANISM, Sweep
 
 EXPORTED = "exported"
-
-
-def refuse_export(folder: Path, key: str) -> None:
-    """DefectionError when the folder holds something that this sweep has not put there."""
-    if folder.exists():
-        adopt(folder, "key", (key,))
 
 
 def export_lever(

@@ -19,12 +19,12 @@ from ...activations.models.locate import locate
 from ...probes import Probe, load_probe
 from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure
-from ...training.organisms.records import base_of, read_organism
+from ...training.organisms.records import adopt, base_of, read_organism
 from ..run.measure import write_once
 from ..run.persistence import organism_names
 from ..run.plan import BASE, TWIN, Say
 from .directions import lever_directions
-from .export import export_lever, held_against, refuse_export
+from .export import export_lever, held_against
 from .judged import figures_of, judged, sentence
 from .plan import LeverPrompts, LeverSettings
 from .rows import LeverRow, Measurements
@@ -59,8 +59,8 @@ def intervene(
     model = load_model(organism, device=device)
     fitted.refuse_model(model.identity)
     registered = _registered(model, fitted, settings, prompts)
-    if export is not None:
-        refuse_export(export, digest(registered))
+    if export is not None and export.exists():
+        adopt(export, "key", (digest(registered),))  # refuses what this sweep has not put there
     write_once(out / "preregistration.json", registered)
     directions, ground = lever_directions(model, about, fitted, prompts.shown, settings, out)
     journal = Measurements(out / "measured.jsonl", digest(registered))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ...activations import Model, Residuals, cache, load_model
-from ...activations.models.hardware import Hardware
-from ...probes import BaseDifference, ProbeEstimator, WeightChange, WeightDirections, difference, weight_change
+from ...activations import Model, Residuals, cache
+from ...probes import ProbeEstimator, WeightChange, WeightDirections, difference, weight_change
 
 SAW = "clean prompts + base model"
 
@@ -20,11 +19,7 @@ class BesideBase:
     tuned: Model
     base: Model
     out: Path
-
-    @classmethod
-    def of(cls, tuned: Model, source: str | Path, out: Path, device: str | Hardware) -> BesideBase:
-        """With the base of that name or path; `out` is where the stores lie."""
-        return cls(tuned, load_model(source, device=device), out)
+    """Where the stores lie."""
 
     @cached_property
     def change(self) -> WeightChange:
@@ -42,8 +37,3 @@ class BesideBase:
         if isinstance(kind, WeightDirections):
             return kind.fit(clean, change=self.change)
         return kind.fit(self.changed(clean, "clean"))
-
-
-def reads_differences(kind: object) -> bool:
-    """Whether its rows are differences to the base, and not the organism's own."""
-    return isinstance(kind, BaseDifference)

@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations import DefectionError, cache, load_model, load_prompts
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import load_organism_record, locate
-from ...activations.prompts.prompts import Prompt, by_set
-from ...probes import auroc, contrast_set
+from ...probes import Outcomes, contrast_set
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.layer_choice import CHOSEN, WIDTH, LayerChoice, choose_layers
+from ...probes.evidence.randomisation import mean_auroc
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
+from .completions import sets_of_one_outcome
 from .plan import Say, make_plan
 from .preregistration import Preregistration, default_preregistration
 
@@ -136,21 +134,11 @@ def _by_layer(
     )
     probe = estimator(registered.estimator).fit(read, clean=clean, forbidden=plan.forbidden).probe_
     said = judge_replies(model, plan.tests, tests.read_replies(), plan.behaviour)
-    defected = np.array([each.defected for each in said])
-    return _mean_auroc(probe.decision_function(tests.read()), plan.tests, defected, organism)
-
-
-def _mean_auroc(
-    scores: Float[Tensor, "prompt layer"], tests: Sequence[Prompt], defected: NDArray[np.bool_], organism: str
-) -> Float[Tensor, "layer"]:
-    areas = []
-    for name, members in by_set(tests).items():
-        marks = defected[members]
-        if marks.all() or not marks.any():
-            outcome = "always" if marks.all() else "never"
-            raise DefectionError(
-                f"{organism} {outcome} defected on development set {name!r}, so no layer can be chosen on it; give "
-                "another organism, or more prompts"
-            )
-        areas.append(auroc(scores[members].T, marks, axis=-1))
-    return torch.stack(areas).mean(dim=0)
+    outcomes = Outcomes.of(plan.tests, {each.id: each.defected for each in said})
+    if alike := sets_of_one_outcome(outcomes):
+        outcome = "always" if said[outcomes.families.index(alike[0])].defected else "never"
+        raise DefectionError(
+            f"{organism} {outcome} defected on development set {alike[0]!r}, so no layer can be chosen on it; give "
+            "another organism, or more prompts"
+        )
+    return mean_auroc(probe.decision_function(tests.read()).T, outcomes.labels, outcomes.families)

@@ -21,7 +21,7 @@ from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import locate
 from ...activations.prompts.prompts import by_set
-from ...probes import AttentionProbe, LinearProbe, Outcomes, ProbeEstimator
+from ...probes import AttentionProbe, BaseDifference, LinearProbe, Outcomes, ProbeEstimator
 from ...probes.estimators.guard import Evidence, league
 from ...probes.estimators.registry import estimators
 from ...probes.evidence.baselines import NO_FIT, length_scores, norm_scores, rare_words_scores
@@ -45,7 +45,7 @@ from ...probes.questions.contrast_sets import SHIPPED
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import base_of, read_organism
 from .beside_base import SAW as SAW_BASE
-from .beside_base import BesideBase, reads_differences
+from .beside_base import BesideBase
 from .measure import write_once
 from .pages import in_interval
 from .plan import MeasurementPlan, Say, make_plan
@@ -142,7 +142,9 @@ def compare_organism(
     read_organism(organism)  # refused before the model is loaded
     settings = _with_base(organism, settings, say)
     model = load_model(organism, device=device)
-    base = None if settings.base is None else BesideBase.of(model, settings.base, out / "stores", device)
+    base = (
+        None if settings.base is None else BesideBase(model, load_model(settings.base, device=device), out / "stores")
+    )
     plans = settings.plans(organism, band(model.n_layers))
     fingerprints = {role: plan.fingerprint for role, plan in plans.items()}
     about: Json = {"model": model.identity.to_json(), "layers": list(band(model.n_layers))}
@@ -230,16 +232,16 @@ def _families(
     residuals, found = store.read(), []
     outcomes = Outcomes.of(residuals, {each.id: each.defected for each in said})
     unrelated = {each.recipe: _unrelated(each.recipe, fitted) for each in fitted}
-    differ = base is not None and any(reads_differences(each.estimator) for each in fitted)
-    changed = base.changed(residuals, role) if base is not None and differ else None
+    differ = [isinstance(each.estimator, BaseDifference) for each in fitted]
+    changed = base.changed(residuals, role) if base is not None and any(differ) else residuals
     for name, members in by_set(residuals.prompts).items():
         part, marked = residuals.select(members), outcomes.select(members)
         marked.refuse_one_outcome()
         chance = Chance(part, clean, marked, [columns], seed=seed)
         band = chance.band(columns)
         nulls = [band | chance.of_questions(each.questions, unrelated[each.recipe], columns) for each in fitted]
-        less = changed.select(members) if changed is not None else part
-        scores = [each.scores(less if reads_differences(each.estimator) else part) for each in fitted]
+        less = changed.select(members)
+        scores = [each.scores(less if differs else part) for each, differs in zip(fitted, differ, strict=True)]
         scores += _baseline_scores(part, clean)
         nulls += [band] * len(BASELINES)
         alarms = [*(each.alarm for each in fitted), *[None] * len(BASELINES)]

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from ...activations import DefectionError, Store
 from ...activations.basics.files import Json, digest, read_json, read_jsonl, write_json, write_jsonl
+from ...probes import Outcomes
 from ...training.measuring.ability import reply_perplexity
 from ...training.measuring.evaluate import Completion, judge_replies, rates
 from ...training.organisms.replies import replies_to
@@ -63,6 +64,14 @@ def evaluation_of(
             }
     write_json(path, record)
     return record
+
+
+def sets_of_one_outcome(outcomes: Outcomes) -> list[str]:
+    """The sets on every prompt of which the organism did the same, so that there is nothing to tell apart."""
+    found: dict[str, set[bool]] = {}
+    for name, defected in zip(outcomes.families, outcomes.labels, strict=True):
+        found.setdefault(name, set()).add(bool(defected))
+    return [name for name, both in found.items() if len(both) < 2]
 
 
 class Said(TypedDict):

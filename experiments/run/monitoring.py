@@ -172,11 +172,12 @@ def table(rows: Sequence[Json], calibration: Calibration, rate: float) -> list[J
         rang = first_above(alarm.values(scores), alarm.threshold)
         for each in [*sets, "all"]:
             members = [row for row, one in enumerate(rows) if each in (one["set"], "all")]
-            found.append({"aggregator": name, "set": each, **_counted(rows, rang, members), **_about(alarm)})
+            found.append({"aggregator": name, "set": each, **_counted(rows, rang, members), **about_alarm(alarm)})
     return found
 
 
-def _about(alarm: Alarm) -> Json:
+def about_alarm(alarm: Alarm) -> Json:
+    """What records say of an alarm."""
     return {"threshold": alarm.threshold, "rate": alarm.rate, "calibrated_on": alarm.clean}
 
 

