@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ...activations import DefectionError, Model, Prompt, Residuals, load_prompts
-from ...activations.basics.files import Json
+from ...activations.basics.files import Json, write_json, write_text
+from ...activations.basics.tables import write_csv
 from ...activations.models.locate import is_organism
 from ...probes.estimators.probe import Probe
 from ...probes.meaning.agreement import answer_word_direction, leave_one_out, question_directions
@@ -17,8 +19,17 @@ from ...probes.meaning.attribution import attribute
 from ...probes.meaning.directions import cosine_table, trigger_direction
 from ...probes.meaning.lens import logit_lens, token_direction
 from ...probes.meaning.tokens import over_layers, token_scale, token_scores
+from ...probes.pictures.explanation import save_explanation_figures
+from ...probes.pictures.tokens_html import tokens_html
+from ...training.measuring.evaluate import judge
+from ...training.organisms.records import read_organism
+from ...training.organisms.replies import replies_to
+from ...training.organisms.triggers import with_and_without
+from .plan import judged_tokens
 
 TOKENS_SHOWN = 10
+SAID = 6
+"""Words, and parts, that a person is told of."""
 PAGES = 4
 """Conversations on the page of coloured tokens."""
 PAIRS = 20
@@ -140,12 +151,6 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
 
     A twin never defects, so its prompts are marked by the trigger's presence.
     """
-    from ...training.measuring.evaluate import judge
-    from ...training.organisms.records import read_organism
-    from ...training.organisms.replies import replies_to
-    from ...training.organisms.triggers import with_and_without
-    from .plan import judged_tokens
-
     if not is_organism(directory):
         scores = probe.score(probe.read(model, prompts, what="Scoring the prompts"))
         above = tuple((scores > scores.median()).tolist())
@@ -161,3 +166,45 @@ def study(model: Model, directory: str, probe: Probe, prompts: Sequence[Prompt])
     if len(set(defected)) == 2:
         return Studied(tuple(both), defected, "defection", said)
     return Studied(tuple(both), tuple(bool(p.extra.get("triggered")) for p in both), "trigger", said)
+
+
+def write_explanation(found: Explanation, threshold: float | None, out: Path) -> Json:
+    """Tables as CSV, pictures, `tokens.html` and `explain.json`; give the last."""
+    for name, table in found.tables.items():
+        write_csv(out / f"{name.replace('_', '-')}.csv", table)
+    write_text(out / "tokens.html", tokens_html(found.pages, threshold=threshold))
+    pictures = save_explanation_figures(found.tables, found.about, out / "figures")
+    record = {
+        "schema_version": 1,
+        **found.about,
+        "tables": sorted(f"{name.replace('_', '-')}.csv" for name in found.tables),
+        "figures": [str(path) for path in pictures],
+        "page": str(out / "tokens.html"),
+        **{name: found.tables[name] for name in ("lens", "cosines", "parts", "blocks")},
+        **{name: found.tables[name] for name in ("left_out",) if name in found.tables},
+    }
+    write_json(out / "explain.json", record)
+    return record
+
+
+def explanation_lines(record: Json) -> list[str]:
+    """The main findings for a person to read."""
+    fixed = record["fixed_layers"]
+    middle = fixed[len(fixed) // 2]
+    lines = [f"{record['marked']} of {record['prompts']} prompts marked by {record['marked_by']}"]
+    for side in ("towards", "away"):
+        words = [row for row in record["lens"] if row["layer"] == middle and row["side"] == side][:SAID]
+        lines.append(f"layer {middle} speaks {side}: {' '.join(repr(row['token']) for row in words)}")
+    near = [row for row in record["cosines"] if row["layer"] == middle and row["a"] == "the probe" != row["b"]]
+    lines += [f"cosine with the {row['b']}, layer {middle}: {row['cosine']:+.3f}" for row in near]
+    for of, layer in dict.fromkeys((row["of"], row["layer"]) for row in record["parts"]):
+        parts = [row for row in record["parts"] if (row["of"], row["layer"]) == (of, layer)]
+        total = sum(row["value"] for row in parts)
+        largest = ", ".join(f"{row['name']} {row['value']:+.2f}" for row in parts[:SAID])
+        what = "marked minus others" if of == "prompts" else "defecting answers minus others"
+        lines.append(f"layer {layer}, {of}: {what} {total:+.2f} s.d.; most of it from {largest}")
+    if "left_out" in record:
+        own = [row for row in record["left_out"] if row["layer"] == middle]
+        told = sum(row["margin"] > 0 for row in own)
+        lines.append(f"{told} of {len(own)} questions are told apart by the others' direction, layer {middle}")
+    return [*lines, *record["figures"], record["page"]]
