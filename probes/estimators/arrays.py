@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
 
-Array = Tensor | NDArray[Any]
+Array = Tensor | NDArray[np.generic]
 
 
-def host(values: Any) -> NDArray[Any]:
+def host(values: ArrayLike) -> NDArray[Any]:
     """A tensor of any device, or what looks like an array, as an array."""
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
@@ -34,7 +34,7 @@ def refuse_non_finite(rows: Tensor) -> None:
         raise DefectionError("rows hold NaN or infinity; find the overflow before fitting")
 
 
-def two_classes(y: Any, rows: Tensor, name: str) -> tuple[NDArray[Any], Bool[Tensor, "n"]]:
+def two_classes(y: ArrayLike | None, rows: Tensor, name: str) -> tuple[NDArray[Any], Bool[Tensor, "n"]]:
     """The two classes in sorted order, and which rows belong to the second; DefectionError for more or fewer."""
     if y is None:
         raise DefectionError(f"{name} requires y to be passed, but the target y is None")
@@ -54,17 +54,17 @@ def two_classes(y: Any, rows: Tensor, name: str) -> tuple[NDArray[Any], Bool[Ten
     return classes, torch.as_tensor(numbers == 1, device=rows.device)
 
 
-def topics(groups: Any) -> Int[Tensor, "n"] | None:
+def topics(groups: ArrayLike | None) -> Int[Tensor, "n"] | None:
     """Names of topics as numbers."""
     return None if groups is None else torch.as_tensor(np.unique(host(groups), return_inverse=True)[1])
 
 
-def row_numbers(pairs: Any, rows: Tensor) -> Int[Tensor, "pair 2"] | None:
+def row_numbers(pairs: ArrayLike | None, rows: Tensor) -> Int[Tensor, "pair 2"] | None:
     """Row numbers where the rows lie."""
     return None if pairs is None else torch.as_tensor(host(pairs), dtype=torch.int64, device=rows.device)
 
 
-def columns(nuisance: Any, rows: Tensor) -> Float[Tensor, "n k"] | None:
+def columns(nuisance: ArrayLike | None, rows: Tensor) -> Float[Tensor, "n k"] | None:
     """A table in fp64 where the rows lie; DefectionError where it has more rows than they or fewer."""
     if nuisance is None:
         return None

@@ -6,10 +6,11 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ...activations.basics.errors import DefectionError
+from ...activations import DefectionError, Residuals
 from .arrays import Array, two_classes
 from .estimator import ProbeEstimator
 from .ragged import Ragged, one_token_each
@@ -35,7 +36,7 @@ class AttentionProbe(ProbeEstimator):
         self.C = C
         self.max_steps = max_steps
 
-    def fit(self, X: Ragged | Array, y: Any = None, **evidence: Any) -> Self:  # type: ignore[override]
+    def fit(self, X: Ragged | Array, y: ArrayLike | None = None, **evidence: Any) -> Self:  # type: ignore[override]
         """Fit at every layer.
 
         Args:
@@ -56,7 +57,7 @@ class AttentionProbe(ProbeEstimator):
         self._fit_tokens(X, marks)
         return self
 
-    def decision_function(self, X: Any) -> Any:
+    def decision_function(self, X: Ragged | Residuals | Array) -> Any:
         """Scores [prompt, layer] of ragged tokens; of rows as for every probe."""
         if not isinstance(X, Ragged):
             return super().decision_function(X)

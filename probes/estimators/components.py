@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -28,7 +26,7 @@ def leading_components(rows: Float[Tensor, "layer n d"], count: int) -> Float[Te
     return torch.from_numpy(np.stack(found)).double().to(rows.device)
 
 
-def _of_one(rows: NDArray[Any], count: int) -> NDArray[Any]:
+def _of_one(rows: NDArray[np.floating], count: int) -> NDArray[np.floating]:
     """[component, d], of one layer's rows [n, d]."""
     tall = rows if len(rows) >= rows.shape[1] else rows.T
     squares, vectors = _eigenvectors(tall, count)
@@ -36,11 +34,11 @@ def _of_one(rows: NDArray[Any], count: int) -> NDArray[Any]:
     norms = np.linalg.norm(components, axis=1)
     dead = (squares <= DEAD**2 * np.square(rows).sum()) | (norms == 0)
     components[dead], norms[dead] = 0, 1
-    result: NDArray[Any] = components / norms[:, None]
+    result: NDArray[np.floating] = components / norms[:, None]
     return result
 
 
-def _eigenvectors(tall: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _eigenvectors(tall: NDArray[np.floating], count: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The largest eigenvalues of AᵀA and their vectors, largest first; from a fixed start, so that no draw matters."""
     from scipy.linalg import eigh
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh

@@ -109,7 +109,7 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
         self.estimator = estimator
         self.layers = layers
 
-    def _fit_residuals(self, contrast: Residuals, *_: Any) -> Self:
+    def _fit_residuals(self, contrast: Residuals, *_: object) -> Self:
         raise DefectionError("a probe on residuals has its band in fixed_layers; fit the estimator itself with it")
 
     def decision_function(self, X: Residuals | Array) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ...activations import DefectionError, Residuals
 from .arrays import Array, columns, host, layered, refuse_non_finite, row_numbers, topics, two_classes
-from .fitting import Reference, check_fit, defecting_rows, group_folds, topic_numbers
+from .fitting import Reference, as_residuals, check_fit, defecting_rows, group_folds, topic_numbers, unlabelled
 from .guard import CONTRAST_OR_LABELS, Evidence, league, refuse_undeclared
 from .sample import Labelled, Sample
 
@@ -57,13 +58,13 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(
         self,
         X: Residuals | Array,
-        y: Any = None,
+        y: ArrayLike | None = None,
         *,
         clean: Residuals | Array | None = None,
         traffic: Residuals | Array | None = None,
-        groups: Any = None,
-        pairs: Any = None,
-        nuisance: Any = None,
+        groups: ArrayLike | None = None,
+        pairs: ArrayLike | None = None,
+        nuisance: ArrayLike | None = None,
         forbidden: Sequence[str] = (),
         fixed_layers: Sequence[int] | None = None,
     ) -> Self:
@@ -96,10 +97,18 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return self._fit_arrays(X, y, clean, traffic, groups, pairs, nuisance)
         if any(each is not None for each in (groups, pairs, nuisance)):
             raise DefectionError("groups, pairs and nuisance belong to arrays; residuals' prompts tell theirs")
+        clean, traffic = as_residuals(clean, "clean"), as_residuals(traffic, "traffic")
         return self._fit_residuals(X, y, clean, traffic, forbidden, fixed_layers)
 
     def _fit_arrays(
-        self, X: Array, y: Any, clean: Array | None, traffic: Array | None, groups: Any, pairs: Any, nuisance: Any
+        self,
+        X: Array,
+        y: ArrayLike | None,
+        clean: Array | None,
+        traffic: Array | None,
+        groups: ArrayLike | None,
+        pairs: ArrayLike | None,
+        nuisance: ArrayLike | None,
     ) -> Self:
         rows = self._checked(X, reset=True)
         self.n_layers_ = rows.shape[1] if rows.ndim == 3 else None
@@ -114,7 +123,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if values is not None
         }
         refuse_undeclared(self.name, there.keys() | (set() if own else {Evidence.CONTRAST}), self.sees, self.needs)
-        known: dict[str, Any] = {"clean": there.get(Evidence.CLEAN), "traffic": there.get(Evidence.TRAFFIC)}
+        known = {"clean": there.get(Evidence.CLEAN), "traffic": there.get(Evidence.TRAFFIC)}
         if marks is None:
             sample = Sample(**known, clean_groups=topics(groups) if own else None)
         else:
@@ -132,9 +141,9 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit_residuals(
         self,
         contrast: Residuals,
-        y: Any,
-        clean: Any,
-        traffic: Any,
+        y: ArrayLike | None,
+        clean: Residuals | None,
+        traffic: Residuals | None,
         forbidden: Sequence[str],
         fixed_layers: Sequence[int] | None,
     ) -> Self:
@@ -145,24 +154,21 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if any("defecting" in prompt.extra for prompt in contrast.prompts):
                 raise DefectionError(f"a {self.name} probe is fitted on clean prompts, not on contrast texts")
             clean = contrast
-        for name, rows in (("clean", clean), ("traffic", traffic)):
-            if rows is not None and not isinstance(rows, Residuals):
-                raise DefectionError(f"{name} must be residuals too when the contrast texts are")
         given = {Evidence.LABELLED if y is not None else Evidence.CONTRAST}
         given |= {kind for kind, rows in ((Evidence.CLEAN, clean), (Evidence.TRAFFIC, traffic)) if rows is not None}
         refuse_undeclared(self.name, given, self.sees, self.needs)
         check_fit(contrast, clean, traffic, forbidden, labelled=y is not None)
-        sample = Sample(**_unlabelled(clean, traffic)) if monitor else self.sample_of(contrast, clean, traffic, y)
+        sample = Sample(**unlabelled(clean, traffic)) if monitor else self.sample_of(contrast, clean, traffic, y)
         self.classes_ = np.array([False, True])
         self.n_layers_, self.n_features_in_ = len(contrast.layers), contrast.values.shape[-1]
         self._fit(sample.restricted(self.sees))
         held_out = None if clean is None else self._clean_scores(sample)
         saw = league((given & self.sees) | ({Evidence.CLEAN} if clean is not None else set()))
-        self._vouch(clean if monitor else contrast, clean, traffic, held_out, saw, fixed_layers)
+        self._vouch(contrast if clean is None or not monitor else clean, clean, traffic, held_out, saw, fixed_layers)
         return self
 
     def sample_of(
-        self, contrast: Residuals, clean: Residuals | None, traffic: Residuals | None = None, y: Any = None
+        self, contrast: Residuals, clean: Residuals | None, traffic: Residuals | None = None, y: ArrayLike | None = None
     ) -> Labelled:
         """What a supervised fit is made of, read off the prompts.
 
@@ -174,7 +180,7 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = contrast.values
         marks = defecting_rows(contrast).to(rows.device) if y is None else two_classes(y, rows, type(self).__name__)[1]
-        others = _unlabelled(clean, traffic, rows.device)
+        others = unlabelled(clean, traffic, rows.device)
         return Labelled(rows=rows, marks=marks, **others, **self._facts(contrast, clean))
 
     def _facts(self, contrast: Residuals, clean: Residuals | None) -> dict[str, Tensor | None]:
@@ -302,10 +308,10 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DefectionError(f"this {self.name} probe was fitted on bare numbers, so it cannot vouch for residuals")
         return self.reference_.standardised(residuals, self._scores(residuals.values))
 
-    def _checked(self, X: Any, *, reset: bool) -> Tensor:
+    def _checked(self, X: ArrayLike, *, reset: bool) -> Tensor:
         """Finite rows of two or three dimensions as a tensor, with as many features as the fit had."""
         if not isinstance(X, Tensor):
-            kinds: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
+            kinds = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
             if getattr(X, "ndim", None) == 3 or (isinstance(X, list | tuple) and np.ndim(X) == 3):
                 values = check_array(X, allow_nd=True, **kinds)
             else:
@@ -335,14 +341,3 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.multi_class = False
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _unlabelled(
-    clean: Residuals | None, traffic: Residuals | None, device: torch.device | None = None
-) -> dict[str, Tensor | None]:
-    """Rows of clean prompts and traffic on that device, by the names of a sample's fields."""
-    return {
-        "clean": None if clean is None else clean.values.to(device),
-        "traffic": None if traffic is None else traffic.values.to(device),
-        "clean_groups": None if clean is None else topic_numbers(clean),
-    }

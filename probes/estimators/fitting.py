@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ...activations import DefectionError, ModelIdentity, Prompt, Residuals
+from ...activations.basics.files import Json
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
+from .arrays import Array
 from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
 from .mismatch import refuse_mismatch
 from .probe import ALARM_RATE, ContrastRecord, Probe
@@ -57,6 +60,13 @@ def check_fit(
             )
 
 
+def as_residuals(rows: Residuals | Array | None, name: str) -> Residuals | None:
+    """The rows; DefectionError where they are bare numbers, but the contrast texts are residuals."""
+    if rows is None or isinstance(rows, Residuals):
+        return rows
+    raise DefectionError(f"{name} must be residuals too when the contrast texts are")
+
+
 def defecting_rows(contrast: Residuals) -> Bool[Tensor, "text"]:
     """Boolean marks of the rows that hold a defecting answer; DefectionError without both kinds."""
     marks = [prompt.extra.get("defecting") for prompt in contrast.prompts]
@@ -70,6 +80,17 @@ def topic_numbers(residuals: Residuals) -> Int[Tensor, "text"]:
     return torch.as_tensor(np.unique([prompt.topic for prompt in residuals.prompts], return_inverse=True)[1])
 
 
+def unlabelled(
+    clean: Residuals | None, traffic: Residuals | None, device: torch.device | None = None
+) -> dict[str, Tensor | None]:
+    """Rows of clean prompts and traffic on that device, by the names of a sample's fields."""
+    return {
+        "clean": None if clean is None else clean.values.to(device),
+        "traffic": None if traffic is None else traffic.values.to(device),
+        "clean_groups": None if clean is None else topic_numbers(clean),
+    }
+
+
 def clean_folds(prompts: Sequence[Prompt], folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
     """Row numbers of clean prompts in parts, each to be held out once: what a fit on the others scores is unseen.
 
@@ -80,7 +101,7 @@ def clean_folds(prompts: Sequence[Prompt], folds: int | None = None) -> list[Int
     return group_folds(np.unique([prompt.topic for prompt in prompts], return_inverse=True)[1], folds)
 
 
-def group_folds(groups: Any, folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
+def group_folds(groups: ArrayLike, folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
     """The same for rows whose topics are numbers [n]. DefectionError for fewer than two rows, or than two folds."""
     numbers = np.asarray(groups)
     folds = (FOLDS if len(numbers) >= FEW else max(2, len(numbers))) if folds is None else folds
@@ -103,7 +124,7 @@ def answer_pairs(contrast: Residuals) -> Int[Tensor, "pair 2"]:
     Two rows belong together when all that the user said is the same. Raises DefectionError naming a text without
     exactly one partner.
     """
-    found: dict[tuple[Any, ...], list[int]] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for row, prompt in enumerate(contrast.prompts):
         said = tuple(message.content for message in prompt.messages if message.role == "user")
         found.setdefault((prompt.set, prompt.extra.get("topic"), said), []).append(row)
@@ -156,7 +177,7 @@ def make_probe(
     contrast: Residuals,
     clean: Residuals | None,
     estimator: str,
-    parameters: dict[str, Any],
+    parameters: Json,
     fixed_layers: Sequence[int] | None,
     saw: str,
     *,
@@ -230,7 +251,7 @@ def read_anew(
     probe: Probe,
     directions: Float[Tensor, "layer d_model"],
     clean: Residuals,
-    parameters: dict[str, Any],
+    parameters: Json,
     fixed_layers: Sequence[int],
     saw: str,
     held_out: Float[Tensor, "clean layer"] | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -137,7 +136,7 @@ class SupervisedProbe(LinearProbe):
         self._keep([self._solve(chunk) for chunk in sample.labelled_for(self.name).chunks()])
 
 
-def plain_parameter(value: Any) -> Any:
+def plain_parameter(value: object) -> object:
     """A parameter as JSON holds it; an estimator within an ensemble by its name and parameters."""
     if isinstance(value, ProbeEstimator):
         return {

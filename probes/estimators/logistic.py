@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,8 +22,8 @@ PATH_TOLERANCE = 1e-6
 ROUNDING = 1e-12
 MAX_STEPS = 1000
 
-Rows = Float[NDArray[Any], "n k"]
-Marks = Bool[NDArray[Any], "n"]
+Rows = Float[NDArray[np.floating], "n k"]
+Marks = Bool[NDArray[np.bool_], "n"]
 
 
 class LogisticProbe(SupervisedProbe):
@@ -101,8 +99,8 @@ class Spanned:
 
 
 def topic_folds(
-    groups: Int[NDArray[Any], "n"], marks: Marks, folds: int
-) -> list[tuple[Int[NDArray[Any], "train"], Int[NDArray[Any], "test"]]]:
+    groups: Int[NDArray[np.integer], "n"], marks: Marks, folds: int
+) -> list[tuple[Int[NDArray[np.integer], "train"], Int[NDArray[np.integer], "test"]]]:
     """Row numbers of `GroupKFold`'s folds; DefectionError where a single topic or class is left to fit on."""
     n_groups = len(np.unique(groups))
     if n_groups < 2:
@@ -113,8 +111,9 @@ def topic_folds(
     return found
 
 
-def _regression(C: float, tolerance: float = TOLERANCE, **how: Any) -> LogisticRegression:
-    return LogisticRegression(C=C, solver="newton-cg", tol=_reached(tolerance, C), max_iter=MAX_STEPS, **how)
+def _regression(C: float, tolerance: float = TOLERANCE, *, warm_start: bool = False) -> LogisticRegression:
+    tol = _reached(tolerance, C)
+    return LogisticRegression(C=C, solver="newton-cg", tol=tol, max_iter=MAX_STEPS, warm_start=warm_start)
 
 
 def _reached(tolerance: float, C: float) -> float:
@@ -123,8 +122,8 @@ def _reached(tolerance: float, C: float) -> float:
 
 
 def _path_losses(
-    rows: Rows, marks: Marks, train: NDArray[Any], test: NDArray[Any], strengths: list[float]
-) -> Float[NDArray[Any], "strength"]:
+    rows: Rows, marks: Marks, train: NDArray[np.integer], test: NDArray[np.integer], strengths: list[float]
+) -> Float[NDArray[np.float64], "strength"]:
     """Mean log loss on `test` of fits on `train`, each from where the weaker fit ended."""
     fit, losses = _regression(strengths[0], PATH_TOLERANCE, warm_start=True), []
     for strength in strengths:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, PromptsLike, Residuals, load_prompts
-from ...activations.basics.files import write_tensors
+from ...activations.basics.files import Json, write_tensors
 from ...activations.basics.headed import read_headed, understood
 from ...activations.basics.hub import is_hub_id, snapshot
 from ...activations.models.model import IdentityRecord, ModelIdentity
@@ -36,7 +36,7 @@ class ContrastRecord(TypedDict, total=False):
     """The texts that a fit saw in full, and what their sets are called; empty where there were none."""
 
     name: str
-    texts: list[dict[str, Any]]
+    texts: list[Json]
 
 
 class ProbeHeader(TypedDict):
@@ -49,7 +49,7 @@ class ProbeHeader(TypedDict):
     site: NotRequired[str]
     contrast: ContrastRecord
     estimator: str
-    parameters: dict[str, Any]
+    parameters: Json
     saw: str
     fixed_layers: tuple[int, ...]
     threshold: float | None
@@ -81,7 +81,7 @@ class Probe:
     """The contrast set in full."""
     estimator: str
     """The kind that was fitted."""
-    parameters: dict[str, Any]
+    parameters: Json
     """With what settings."""
     saw: str
     """The league (`guard.league`): what the fit was allowed to see."""

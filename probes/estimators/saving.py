@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import write_tensors
+from ...activations.basics.files import Json, write_tensors
 from ...activations.basics.headed import read_headed, understood
 from ...activations.basics.typed import typed
 from ...activations.models.model import IdentityRecord, ModelIdentity
@@ -41,8 +41,8 @@ class EstimatorHeader(TypedDict):
     """A fitted estimator but for its tensors: its kind, how it was made, and each fitted attribute."""
 
     kind: str
-    parameters: dict[str, Any]
-    fitted: dict[str, dict[str, Any]]
+    parameters: Json
+    fitted: dict[str, Json]
 
 
 class ReferenceRecord(TypedDict):
@@ -92,7 +92,7 @@ def load_estimator(path: str | Path) -> ProbeEstimator:
         return estimator
 
 
-def _parts(estimator: ProbeEstimator) -> tuple[dict[str, Any], Tensors]:
+def _parts(estimator: ProbeEstimator) -> tuple[Json, Tensors]:
     """What JSON holds of it, and its tensors by the names of its attributes."""
     tensors: Tensors = {}
     fitted = {key: value for key, value in vars(estimator).items() if _is_fitted(key)}
@@ -109,7 +109,7 @@ def _is_fitted(key: str) -> bool:
     return key.endswith("_") and not key.startswith("_")
 
 
-def _kept(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
+def _kept(value: object, name: str, tensors: Tensors) -> Json:
     """A fitted attribute: its kind, and what JSON holds of it."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "biuf":
         return {"words": value.tolist()}
@@ -124,9 +124,9 @@ def _kept(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
     return _kept_object(value, name, tensors) or {"value": value}
 
 
-def _kept_object(value: Any, name: str, tensors: Tensors) -> dict[str, Any] | None:
+def _kept_object(value: object, name: str, tensors: Tensors) -> Json | None:
     own: Tensors = {}
-    found: dict[str, Any] | None = None
+    found: Json | None = None
     if isinstance(value, ProbeEstimator):
         record, own = _parts(value)
         found = {"estimator": record}
@@ -158,7 +158,7 @@ def _restored(record: EstimatorHeader, tensors: Tensors) -> ProbeEstimator:
 OBJECTS = ("estimator", "probe", "reference", "traffic")
 
 
-def _plain(kind: str, value: Any, tensors: Tensors) -> Any:
+def _plain(kind: str, value: Any, tensors: Tensors) -> object:
     if kind in ("tensor", "array"):
         return tensors[value] if kind == "tensor" else tensors[value].numpy()
     if kind == "words":
@@ -166,7 +166,7 @@ def _plain(kind: str, value: Any, tensors: Tensors) -> Any:
     return tuple(value) if kind == "tuple" else value
 
 
-def _made(kind: str, value: object, own: Tensors) -> Any:
+def _made(kind: str, value: object, own: Tensors) -> object:
     if kind == "estimator":
         return _restored(typed(value, EstimatorHeader, kind), own)
     if kind == "probe":
@@ -197,7 +197,7 @@ def _try(estimator: ProbeEstimator, numbers: int) -> None:
         raise DefectionError("its numbers do not fit one another")
 
 
-def _parameter(value: Any) -> Any:
+def _parameter(value: object) -> object:
     if isinstance(value, dict) and value.get("name") in BY_NAME:
         inner = {key: _parameter(each) for key, each in value.items() if key != "name"}
         return BY_NAME[value["name"]](**inner)

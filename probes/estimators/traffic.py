@@ -13,13 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ...activations.basics.files import Json
 from ...activations.basics.shown import shortened
 from .guard import Evidence
 from .linear import LinearProbe
@@ -66,7 +68,7 @@ class TrafficVerdict:
 
     __repr__ = shortened
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As a probe file records it."""
         return asdict(self)
 
@@ -247,19 +249,20 @@ class UnlabelledTraffic(LinearProbe):
     def _fit_residuals(
         self,
         contrast: Residuals,
-        y: Any,
-        clean: Any,
-        traffic: Any,
+        y: ArrayLike | None,
+        clean: Residuals | None,
+        traffic: Residuals | None,
         forbidden: Sequence[str],
         fixed_layers: Sequence[int] | None,
     ) -> Self:
         if fixed_layers is None:
             fixed_layers = [contrast.layers[column] for column in self.columns(len(contrast.layers))]
         super()._fit_residuals(contrast, y, clean, traffic, forbidden, fixed_layers)
+        assert traffic is not None  # or it was refused
         marks = [prompt.extra.get("triggered") for prompt in traffic.prompts]
         known = all(isinstance(mark, bool) for mark in marks)
         about = {
-            "traffic": {"prompts": len(marks), "triggered_share": sum(marks) / len(marks) if known else None},
+            "traffic": {"prompts": len(marks), "triggered_share": marks.count(True) / len(marks) if known else None},
             "verdict": self.verdict_.to_json(),
         }
         self.probe_ = replace(self.probe_, parameters={**self.probe_.parameters, **about})

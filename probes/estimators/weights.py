@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -118,7 +119,14 @@ class WeightDirections(Mahalanobis):
     def __init__(self, shrinkage: float | str = "ledoit-wolf") -> None:
         super().__init__(shrinkage)
 
-    def fit(self, X: Residuals | Array, y: Any = None, *, change: Any = None, **evidence: Any) -> Self:
+    def fit(
+        self,
+        X: Residuals | Array,
+        y: ArrayLike | None = None,
+        *,
+        change: WeightChange | ArrayLike | None = None,
+        **evidence: Any,
+    ) -> Self:
         """Keep the directions at the rows' layers, then fit as `ProbeEstimator.fit` says.
 
         Args:

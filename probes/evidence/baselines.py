@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from ...activations import DefectionError, Prompt, Residuals
 from ..estimators.ragged import refuse_ragged
-from ..statistics.metrics import Labels, auroc
+from ..statistics.metrics import auroc
+from ..statistics.ranking import Labels
 from .nulls import standardised
 from .outcomes import Outcomes
 
@@ -130,9 +130,7 @@ def rare_words_scores(prompts: Sequence[Prompt], clean: Sequence[Prompt]) -> Flo
     return torch.tensor([sum(each) / max(1, len(each)) for each in found], dtype=torch.float64)
 
 
-def first_component_scores(
-    residuals: Residuals, labels: Sequence[bool] | NDArray[Any]
-) -> Float[Tensor, "prompt layer"]:
+def first_component_scores(residuals: Residuals, labels: Labels) -> Float[Tensor, "prompt layer"]:
     """Projection on the first principal component of the scored prompts themselves, its sign set by their labels.
 
     An upper bound, not a probe: it has seen triggered prompts and labels (MacDiarmid et al. 2024: PC1 is the trigger).

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ...activations.basics.files import Json
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
 from .judging import questions_at, trial_of
@@ -67,7 +67,7 @@ class About:
             raise DefectionError("a card needs a name; give it one (--name)")
 
 
-def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRAWS, seed: int = 0) -> Json:
     """The card as JSON; DefectionError for a test set on which only one outcome occurs, or another model's residuals.
 
     Args:
@@ -83,7 +83,7 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
     trial = trial_of(fixed, grounds.tests, grounds.clean, grounds.outcomes)
     marks = grounds.outcomes.labels
     share = float(marks.mean())
-    card: dict[str, Any] = {
+    card: Json = {
         "schema_version": CARD_SCHEMA,
         "probe_id": re.sub(r"[^a-z0-9]+", "-", about.name.lower()).strip("-"),
         "name": about.name,
@@ -128,7 +128,7 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
     return {key: value for key, value in card.items() if value is not None}
 
 
-def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: int) -> dict[str, Any]:
+def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: int) -> Json:
     """The same questions with the labels of their answers dealt anew."""
     if grounds.contrast is None or grounds.estimator is None:
         return {"note": "not asked: the texts of the fit are not at hand"}
@@ -139,14 +139,14 @@ def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: in
     return _against(area, question_null(trial, own.effects, own.weights(own.shuffled(draws, seed))))
 
 
-def _against(area: float, null: Float[Tensor, "draw"]) -> dict[str, Any]:
+def _against(area: float, null: Float[Tensor, "draw"]) -> Json:
     p = float(p_value(torch.tensor(area, dtype=torch.float64), null))
     mean = float(null.mean())
     band = list(null_band(null))
     return {"passed": p <= ALPHA, "auroc": mean, "gap": area - mean, "p_value": p, "band_95": band, "draws": len(null)}
 
 
-def _capacity(trial: Trial, probe: Probe, interval: tuple[float, float]) -> dict[str, Any]:
+def _capacity(trial: Trial, probe: Probe, interval: tuple[float, float]) -> Json:
     """With only the K coordinates left that move scores most: does a probe of half the size already do what it does?"""
     width = probe.directions.shape[1]
     sizes = sorted({width, width // 2, *(2**power for power in range(width.bit_length()) if 2**power <= width)})
@@ -180,7 +180,7 @@ def _projected(rows: Float[Tensor, "n layer d"], directions: Float[Tensor, "laye
     return torch.einsum("nld,ld->nl", rows.double(), directions.to(rows.device).double())
 
 
-def readme(card: dict[str, Any]) -> str:
+def readme(card: Json) -> str:
     """The card as a page of the hub, in words."""
     target, performance, baselines = card["model_target"], card["performance"], card["baselines"]
     low, high = performance["auroc_ci_95"]
@@ -226,7 +226,7 @@ NAMES = {
 }
 
 
-def _outcome(found: dict[str, Any]) -> str:
+def _outcome(found: Json) -> str:
     if "p_value" in found:
         return f"AUROC {found['auroc']:.3f} on average; as well in {found['p_value']:.1%} of draws"
     if "auroc_at_k" in found:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ...activations.reading.residuals import Residuals
 from .nulls import covariance_directions, null_aurocs, null_band, null_scores
 from .outcomes import Outcomes
@@ -72,9 +72,7 @@ class Chance:
             torch.stack([areas for columns, areas in self.isotropic.items() if len(columns) == 1]).amax(0)
         )[1]
 
-    def of_questions(
-        self, own: QuestionEffects | None, others: QuestionEffects | None, columns: Sequence[int]
-    ) -> dict[str, Any]:
+    def of_questions(self, own: QuestionEffects | None, others: QuestionEffects | None, columns: Sequence[int]) -> Json:
         """The p-values of a probe made of questions, whose effects are given at these layers alone.
 
         None where the probe is no sum over questions. `others` are questions about other things.
@@ -83,7 +81,7 @@ class Chance:
             return {}
         chosen, places = list(columns), range(len(columns))
         read = (self.tests.values[:, chosen], self.outcomes.labels, self.clean.values[:, chosen])
-        found: dict[str, Any] = {}
+        found: Json = {}
         if own.can_be_shuffled:
             found["p_label_shuffle"] = label_shuffle_null(
                 own, *read, columns=places, each_layer=False, seed=self.seed

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations import DefectionError, Table
+from ...activations.basics.files import Json
 from ..questions.contrast_sets import CONTROL_QUESTIONS
 from ..statistics.intervals import paired_difference
 from ..statistics.metrics import auroc
@@ -58,7 +58,7 @@ class ScoredFamily:
     """`development` (the best recipe is chosen there) or `test`."""
     scores: Float[Tensor, "recipe prompt"]
     outcomes: Outcomes
-    nulls: Sequence[Mapping[str, Any]] = ()
+    nulls: Sequence[Mapping[str, object]] = ()
     """For each recipe its null bands and p-values (`chance`)."""
     alarms: Sequence[float | None] = ()
     """For each recipe the threshold of its alarm."""
@@ -100,7 +100,7 @@ class ComparisonRow(Figures):
         return Recipe(self.probe, self.contrast)
 
 
-def holm(p_values: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """p-values adjusted for their number: the k-th smallest of m is multiplied by m − k + 1, order kept (Holm 1979)."""
     values = np.asarray(p_values, dtype=float)
     order = np.argsort(values, kind="stable")
@@ -175,7 +175,7 @@ def _family_rows(
     ]
 
 
-def _differences(family: ScoredFamily, reference: int | None, name: str) -> list[dict[str, Any]]:
+def _differences(family: ScoredFamily, reference: int | None, name: str) -> list[Json]:
     """Each recipe's AUROC minus the reference's, and the p-value corrected for the recipes beside the reference."""
     columns = (f"difference_to_{name}", f"difference_to_{name}_low", f"difference_to_{name}_high", f"p_to_{name}")
     n = len(family.scores)

@@ -14,16 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ...activations.basics.shown import shortened
 from ..statistics.intervals import delong_interval, paired_difference
-from ..statistics.metrics import Interval, Labels
+from ..statistics.metrics import Interval
+from ..statistics.ranking import Labels
 from .randomisation import DRAWS, mean_auroc
 
 CONTROL_MODELS = ("twin", "base")
@@ -62,7 +63,7 @@ class Rule:
     seed: int = 0
     """Of every draw."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As `preregistration.json` holds it."""
         return asdict(self)
 
@@ -219,7 +220,7 @@ class Judgement:
             )
         return f"Not caught: {told}{', but' if self.separates else ':'} {reasons}."
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Keys of `verdict.json`."""
         return {
             "outcome": self.outcome,

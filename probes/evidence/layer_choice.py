@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import write_json
+from ...activations.basics.files import Json, write_json
 
 LAYER_CHOICE_SCHEMA = 1
 CHOSEN = ("best-mean", "best-worst")
@@ -58,7 +57,7 @@ class LayerChoice:
         how = "on average over" if self.rule == "best-mean" else "on the worst of"
         return f"chosen: the {count} neighbouring layers best {how} {len(self.organisms)} development organisms"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The record, as a file or a preregistration holds it."""
         return asdict(self) | {"layers": list(self.layers), "organisms": list(self.organisms), "reason": self.reason}
 
@@ -68,7 +67,7 @@ class LayerChoice:
             return OTHER_LAYERS
         return SAME_ORGANISM if organism in self.organisms else RECORDED
 
-    def mark(self, layers: Sequence[int], organism: str) -> dict[str, Any]:
+    def mark(self, layers: Sequence[int], organism: str) -> Json:
         """What a verdict says of its layers: keys to put beside its figures."""
         standing = self.standing(layers, organism)
         return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
 from ...activations import DefectionError, ModelIdentity, Residuals, user_prompt
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ..estimators.estimator import ProbeEstimator
 from .baselines import topic_folds
@@ -65,7 +65,7 @@ def layer_rows(
     chance = Chance(
         _residuals(rows.values, rows), _residuals(ordinary, rows), outcomes, [(i,) for i in range(len(rows.layers))]
     )
-    nulls: list[dict[str, Any]] = [chance.band((i,)) for i in range(len(rows.layers))]
+    nulls: list[Json] = [chance.band((i,)) for i in range(len(rows.layers))]
     areas = outcomes.aurocs(scores)
     best = None
     if draws:
@@ -80,7 +80,7 @@ def layer_rows(
     ]
     column = best_layer(areas, areas[:, None]).column
     p = float("nan") if best is None else best.p_value
-    marked: dict[str, Any] = {"is_best_layer": True, "null_best_high": chance.best_high(), "p_best_layer": p}
+    marked: Json = {"is_best_layer": True, "null_best_high": chance.best_high(), "p_best_layer": p}
     found[column] = replace(found[column], **marked)
     return found, scores
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from ...activations import DefectionError, Residuals
 from ..estimators.ragged import refuse_ragged
-from ..statistics.metrics import Labels, auroc
-from ..statistics.ranking import class_marks, refuse_unranked
+from ..statistics.metrics import auroc
+from ..statistics.ranking import Labels, class_marks, refuse_unranked
 
 DIRECTIONS = 1000
 
@@ -121,7 +120,7 @@ def shuffled_labels(
     return torch.from_numpy(drawn)
 
 
-def moves_labels(labels: Labels, clusters: Sequence[str] | NDArray[Any]) -> bool:
+def moves_labels(labels: Labels, clusters: Sequence[str] | NDArray[np.generic]) -> bool:
     """Whether a shuffle within clusters can move a label: whether one of them holds both outcomes."""
     seen = set(zip(clusters, class_marks(labels, len(labels)).tolist(), strict=True))
     return len(seen) > len({name for name, _ in seen})

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from ..statistics.metrics import Labels, auroc
+from ..statistics.metrics import auroc
+from ..statistics.ranking import Labels
 
 DRAWS = 10_000
 AT_ONCE = 500

@@ -5,23 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ..statistics.intervals import delong_interval
-from ..statistics.metrics import (
-    Labels,
-    auroc,
-    clopper_pearson,
-    fpr_threshold,
-    partial_auroc,
-    salience,
-    tpr_above,
-    tpr_at_fpr,
-)
+from ..statistics.metrics import auroc, clopper_pearson, fpr_threshold, partial_auroc, salience, tpr_above, tpr_at_fpr
+from ..statistics.ranking import Labels
 from .outcomes import Outcomes
 
 NOTHING = float("nan")
@@ -87,7 +79,7 @@ class Figures:
         named = (f"{name}={v!r}" for name, v in told.items() if v is not False and str(v) not in ("", "nan"))
         return f"{type(self).__name__}({', '.join(named)})"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A row for JSON, which has no word for what is not a number: None stands for it."""
         row = {field.name: getattr(self, field.name) for field in fields(self)}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -100,10 +92,10 @@ def figures_of(
     scores: Float[Tensor, "probe prompt"],
     outcomes: Outcomes,
     *,
-    nulls: Sequence[Mapping[str, Any]] = (),
+    nulls: Sequence[Mapping[str, object]] = (),
     worst: Float[Tensor, "probe"] | None = None,
     alarms: Sequence[float | None] = (),
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """What is measured of each row of scores, under the names of `Figures`.
 
     Args:
@@ -135,7 +127,7 @@ def figures_of(
     counts = {"n_positive": int(marks.sum()), "n_negative": int((~marks).sum())}
     found = []
     for i, values in enumerate(scores):
-        row: dict[str, Any] = {name: float(column[i]) for name, column in columns.items()} | counts
+        row: Json = {name: float(column[i]) for name, column in columns.items()} | counts
         for name, rate in rates.items():
             row |= _rate(name, round(float(rate[i]) * counts["n_positive"]), counts["n_positive"])
         if alarms and (threshold := alarms[i]) is not None:

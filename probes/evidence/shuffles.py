@@ -25,8 +25,8 @@ from ...activations import DefectionError, Residuals
 from ..estimators.guard import Evidence
 from ..estimators.linear import LinearProbe
 from ..estimators.ragged import refuse_ragged
-from ..statistics.metrics import Labels, auroc
-from ..statistics.ranking import class_marks
+from ..statistics.metrics import auroc
+from ..statistics.ranking import Labels, class_marks
 from .nulls import DIRECTIONS, p_value
 from .randomisation import DRAWS, Trial, question_null
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import Residuals, Table
+from ...activations.basics.files import Json
 from ...activations.prompts.prompts import Prompt, by_set
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
@@ -143,7 +143,7 @@ class _SetTable:
         band = by_layer[list(self.fixed)].double().mean(dim=0, keepdim=True)
         return torch.cat([by_layer.double(), band])
 
-    def rows(self, probe: str, contrast: str, saw: str, figures: Iterable[Mapping[str, Any]]) -> list[SweepRow]:
+    def rows(self, probe: str, contrast: str, saw: str, figures: Iterable[Json]) -> list[SweepRow]:
         """A row a layer, and one for the fixed band."""
         return [
             SweepRow(
@@ -174,7 +174,7 @@ class _SetTable:
         """
         alarm = probe.threshold if probe.fixed_layers == self.fixed_layers else None
         alarms = [alarm if columns == self.fixed else None for columns in self.reads]
-        nulls: list[dict[str, Any]] = [self.chance.band(columns) for columns in self.reads]
+        nulls: list[Json] = [self.chance.band(columns) for columns in self.reads]
         nulls[self.reads.index(self.fixed)] |= self.chance.of_questions(*effects, self.fixed)
         figures = figures_of(scores, self.outcomes, nulls=nulls, worst=worst, alarms=alarms)
         return self._with_best_layer(self.rows(*key, probe.saw, figures), scores)
@@ -185,7 +185,7 @@ class _SetTable:
         aurocs = torch.tensor([row.auroc for row in rows[:n_layers]], dtype=torch.float64)
         drawn = aurocs[:, None] if self.shuffles is None else aurocs_under(scores[:n_layers], self.shuffles)
         best = best_layer(aurocs, drawn)
-        found: dict[str, Any] = {"is_best_layer": True, "null_best_high": self.chance.best_high()}
+        found: Json = {"is_best_layer": True, "null_best_high": self.chance.best_high()}
         if self.shuffles is None:
             found["note"] = "; ".join(note for note in (rows[best.column].note, NO_SHUFFLE) if note)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.frames import Table
 from ...activations.basics.tables import read_rows, write_rows
@@ -39,7 +38,7 @@ def band_name(layers: Sequence[int]) -> int | str:
     return f"{layers[0]}-{layers[-1]}" if contiguous else ",".join(map(str, layers))
 
 
-def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, Any]) -> None:
+def write_sweep(rows: Sequence[SweepRow], folder: Path, about: Mapping[str, object]) -> None:
     """`sweep.json` and the same table as `sweep.csv`. What is not a number (no null band, say) is null or empty."""
     write_rows(folder / "sweep.json", SweepRow, rows, about)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,11 +45,11 @@ def orthogonalised(
 
 
 @torch.inference_mode()
-def _matrices(network: PreTrainedModel, modules: Sequence[nn.Module]) -> list[Any]:
+def _matrices(network: PreTrainedModel, modules: Sequence[nn.Module]) -> list[nn.Linear | Conv1D]:
     """In each module the matrix whose product is what the module returns, found in a forward pass of a few tokens."""
     seen: dict[int, Tensor] = {}
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         first = stream_of(output)
         if isinstance(first, Tensor):
             seen[id(module)] = first.clone()

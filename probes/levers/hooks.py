@@ -7,11 +7,12 @@ padding, a cache and `generate` need no care. Each edit is x + s · f(x), comput
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ...activations import DefectionError, Model
@@ -40,14 +41,14 @@ class Lever:
     ) -> None:
         if place not in PLACES:
             raise DefectionError(f"unknown place {place!r}: choose one of {', '.join(PLACES)}")
-        self.network: Any = without_peft(model.network if isinstance(model, Model) else model)
+        self.network: PreTrainedModel = without_peft(model.network if isinstance(model, Model) else model)
         blocks = decoder_blocks(self.network)
         if missing := [layer for layer in layers if not 0 <= layer < len(blocks)]:
             raise DefectionError(f"the model has no layer {missing[0]}: its layers are 0 to {len(blocks) - 1}")
         self.layers = tuple(layers)
         self.strength = torch.as_tensor(strength, dtype=torch.float32)
         self._modules = _modules(self.network, blocks, self.layers, place)
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def change(self, layer: int, stream: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
         """What is added to the stream (or to what is written) at full strength.
@@ -76,8 +77,8 @@ class Lever:
         while self._handles:
             self._handles.pop().remove()
 
-    def _hook(self, layer: int) -> Callable[..., Any]:
-        def edit(module: nn.Module, args: Any, output: Any) -> Any:
+    def _hook(self, layer: int) -> Callable[..., object]:
+        def edit(module: nn.Module, args: tuple[object, ...], output: Any) -> object:
             if isinstance(output, tuple | list):
                 return type(output)((self._edited(layer, output[0]), *output[1:]))
             return self._edited(layer, output)
@@ -175,6 +176,17 @@ class Steer(Lever):
         return pushed.expand_as(stream)
 
 
+class LinearEraser(Protocol):
+    """What erases a concept at one layer."""
+
+    @property
+    def write(self) -> Tensor: ...  # noqa: D102
+    @property
+    def read(self) -> Tensor: ...  # noqa: D102
+    @property
+    def centre(self) -> Tensor: ...  # noqa: D102
+
+
 class Erase(Lever):
     """Erase a concept: x − W R (x − c), with W [d_model, k], R [k, d_model] and c [d_model] of each layer.
 
@@ -193,7 +205,7 @@ class Erase(Lever):
     def __init__(
         self,
         model: Model | PreTrainedModel,
-        erasers: Mapping[int, Any],
+        erasers: Mapping[int, LinearEraser],
         *,
         layers: Sequence[int] | None = None,
         place: str = RESIDUAL,
@@ -226,7 +238,7 @@ def _layers(model: Model | PreTrainedModel, vectors: Vectors, layers: Sequence[i
         if missing := [layer for layer in chosen if layer not in vectors]:
             raise DefectionError(f"there are no vectors for layer {missing[0]}")
         return chosen
-    network: Any = without_peft(model.network if isinstance(model, Model) else model)
+    network: PreTrainedModel = without_peft(model.network if isinstance(model, Model) else model)
     return tuple(range(len(decoder_blocks(network)))) if layers is None else tuple(layers)
 
 

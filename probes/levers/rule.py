@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from ...activations.basics.files import Json
 
 LEVER, SABOTAGE, INERT = "lever", "sabotage", "inert"
 
@@ -32,7 +34,7 @@ class LeverRule:
     """Largest rise of the cross-entropy of ordinary replies, nats a token."""
     random_directions: int = 20
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As the preregistration records it."""
         return asdict(self)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Prompt, Residuals
+from ...activations.basics.files import Json
 from ..estimators.fitting import defecting_rows
 from ..estimators.ragged import refuse_ragged
 from ..questions.questions import AFFIRMING, polarity_of
@@ -37,7 +38,7 @@ class QuestionDirections:
         unit = torch.where(norms > 0, self.values / norms.clamp_min(1e-300), torch.zeros_like(self.values))
         return torch.einsum("ald,bld->lab", unit, unit)
 
-    def pairs(self, layers: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def pairs(self, layers: Sequence[int] | None = None) -> list[Json]:
         """The cosine matrix as a tidy table: a row a layer and ordered pair; all layers, or some."""
         table = self.cosines()
         return [
@@ -47,7 +48,7 @@ class QuestionDirections:
             for j, b in enumerate(self.names)
         ]
 
-    def agreement(self) -> list[dict[str, Any]]:
+    def agreement(self) -> list[Json]:
         """A row a question and layer: its mean cosine with the others of its family, and with those of other families.
 
         A question alone in its family, or a single family, has None there.
@@ -98,7 +99,7 @@ class LeftOut:
 
     directions: QuestionDirections
     """`values[i]` is what `MeanDifference` finds on all texts but those of `names[i]`."""
-    table: list[dict[str, Any]]
+    table: list[Json]
     """A row a left-out group and layer: `cosine` with the direction of all, and `margin`, how far the group's own two
     answers lie apart along the others' direction, in units of the whole set's mean difference there; above 0 the others
     tell the left-out answers apart. The answer word, as the others say it, is taken out of both."""

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,15 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ...activations import DefectionError, Model, PromptsLike
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.sites import AFTER, BEFORE
 from ...activations.prompts.positions import wanted_tokens
 from ...activations.prompts.rendered import rendered
 from ..estimators.probe import Probe
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 TOLERANCE = 1e-3
 """Largest error of the sum of all parts, relative to the largest part; fp32 leaves about a hundredth of it."""
@@ -57,7 +61,7 @@ class Attribution:
         """The sum over parts: what `decision_function` gives for an fp32 model."""
         return self.values.sum(dim=1)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Json]:
         """A row a prompt and part."""
         return [
             {"prompt": prompt, "layer": self.layer, **asdict(part), "value": float(self.values[row, column])}
@@ -65,7 +69,7 @@ class Attribution:
             for column, part in enumerate(self.parts)
         ]
 
-    def separating(self, marks: Sequence[bool]) -> list[dict[str, Any]]:
+    def separating(self, marks: Sequence[bool]) -> list[Json]:
         """Mean over the marked prompts minus mean over the others, a row a part, largest first.
 
         The rows sum to the difference of the two mean scores. DefectionError unless both kinds are there.
@@ -77,13 +81,13 @@ class Attribution:
         ]
         return sorted(rows, key=lambda row: -abs(float(row["value"])))
 
-    def cumulative(self, marks: Sequence[bool]) -> list[dict[str, Any]]:
+    def cumulative(self, marks: Sequence[bool]) -> list[Json]:
         """How the difference of the mean scores grows: a row a block (−1: the embedding), up to the probe's layer.
 
         `attention` and `mlp` are what the block's two halves add, `total` all that is there after the block.
         """
         difference = self._apart(marks)
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         total = 0.0
         for block in range(-1, self.layer + 1):
             row = {"layer": self.layer, "block": block, "embedding": 0.0, "attention": 0.0, "mlp": 0.0}
@@ -200,7 +204,7 @@ class _Reader:
         seen: dict[str, Tensor] = {}
 
         def keeping(name: str) -> Callable[..., None]:
-            def keep(values: Tensor, hook: Any) -> None:
+            def keep(values: Tensor, hook: object) -> None:
                 seen[name] = values[0, list(tokens)].float()
                 if name == f"blocks.{self.layer}.hook_out":
                     raise StopAtLayerException(values)
@@ -231,7 +235,7 @@ class _Reader:
         return factors
 
 
-def bridged(model: Model) -> Any:
+def bridged(model: Model) -> TransformerBridge:
     """A copy of the model in fp32 behind TransformerLens's `TransformerBridge`; the model itself is left alone.
 
     No weights are folded or centred. Give it token ids, never strings.

@@ -7,13 +7,13 @@ that points along the behaviour's token sees the reply coming, not the intent be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ...activations.basics.files import Json
 from ..estimators.ragged import refuse_ragged
 
 
@@ -30,7 +30,7 @@ def trigger_direction(residuals: Residuals) -> Float[Tensor, "layer d_model"]:
     return values[marks].mean(dim=0) - values[~marks].mean(dim=0)
 
 
-def cosine_table(directions: Mapping[str, Tensor], layers: Sequence[int]) -> list[dict[str, Any]]:
+def cosine_table(directions: Mapping[str, Tensor], layers: Sequence[int]) -> list[Json]:
     """Cosine of every two directions at every layer: a row a layer and ordered pair `a`, `b`.
 
     Each value is [layer, d_model], or [d_model] for a direction that is the same at every layer.

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...activations import DefectionError, Model
+from ...activations.basics.files import Json
 from ...activations.models.blocks import decoder_of
 from ...activations.prompts.chat import reply_ids
 from ..estimators.probe import Probe
@@ -69,7 +69,7 @@ def _is_norm(module: nn.Module, width: int) -> bool:
     return isinstance(weight, Tensor) and tuple(weight.shape) == (width,)
 
 
-def logit_lens(model: Model, directions: Mapping[int, Tensor] | Probe, *, k: int = 10) -> list[dict[str, Any]]:
+def logit_lens(model: Model, directions: Mapping[int, Tensor] | Probe, *, k: int = 10) -> list[Json]:
     """The tokens a direction speaks for and against: a row a layer, side and rank.
 
     `directions` maps layers to vectors, or is a probe. `side` is `towards` (the tokens v raises: those of a defecting

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Model, PromptLike, PromptsLike, capture
+from ...activations.basics.files import Json
 from ...activations.prompts.rendered import Rendered, rendered
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
@@ -83,7 +83,7 @@ def token_scale(model: Model, probe: Probe, clean: PromptsLike) -> TokenScale:
 
 def token_scores(
     model: Model, probe: Probe, prompt: PromptLike, scale: TokenScale, *, layers: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Standardised scores at each token of the rendered prompt: a row a token and layer, in reading order.
 
     Columns: prompt, position, token (its text; empty where several tokens make one character, for all but the first),
@@ -132,9 +132,9 @@ def _standardised(
     return found
 
 
-def over_layers(table: Sequence[dict[str, Any]], layers: Sequence[int]) -> list[dict[str, Any]]:
+def over_layers(table: Sequence[Json], layers: Sequence[int]) -> list[Json]:
     """One row a token: the mean score over a band of layers. DefectionError when the table lacks one of them."""
-    by_position: dict[int, list[dict[str, Any]]] = {}
+    by_position: dict[int, list[Json]] = {}
     for row in table:
         if row["layer"] in layers:
             by_position.setdefault(row["position"], []).append(row)

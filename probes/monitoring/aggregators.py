@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -143,7 +143,7 @@ class CoherentSegment:
         return step
 
 
-AGGREGATORS: dict[str, type[Any]] = {
+AGGREGATORS: dict[str, type[Aggregator]] = {
     kind.name: kind for kind in (LastPrompt, ExponentialMean, WindowMean, Maximum, CumulativeSum, CoherentSegment)
 }
 
@@ -154,8 +154,7 @@ def parse_aggregator(name: str | Aggregator) -> Aggregator:
         return name
     if name not in AGGREGATORS:
         raise DefectionError(f"unknown aggregator {name!r}: choose one of {', '.join(AGGREGATORS)}")
-    aggregator: Aggregator = AGGREGATORS[name]()
-    return aggregator
+    return AGGREGATORS[name]()
 
 
 def running(aggregator: Aggregator, scores: Float[Tensor, "row token"]) -> Float[Tensor, "row token"]:

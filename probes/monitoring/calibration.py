@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ...activations import DefectionError, Prompt
-from ...activations.basics.files import write_tensors
+from ...activations.basics.files import Json, write_tensors
 from ...activations.basics.headed import read_headed, understood
 from ...activations.models.wrap import ModelLike, as_model
 from ...activations.prompts.loading import parse_prompts
@@ -45,7 +45,7 @@ MOVED = 0.25
 class CalibrationHeader(TypedDict):
     """What a calibration's file holds beside its tensors."""
 
-    prompts: list[dict[str, Any]]
+    prompts: list[Json]
     setup: SetupRecord
     settings: Decoding
     split: int
@@ -66,7 +66,7 @@ class Calibration:
     """Of each prompt's reply, as a monitor gives them."""
     setup: Setup
     """Model, dtype, decoding and probe, to which its promises belong."""
-    settings: dict[str, Any]
+    settings: Json
     """What `generate` was given, `max_new_tokens` and the seed among it."""
     split: int
     """The first so many conversations say what is ordinary at each place; the others set thresholds."""
@@ -187,7 +187,7 @@ def calibrate(
     max_new_tokens: int = 64,
     rate: float = 0.01,
     seed: int = 0,
-    **decoding: Any,
+    **decoding: object,
 ) -> Calibration:
     """Let a model reply to clean prompts under its probe.
 
@@ -218,13 +218,13 @@ def calibrate(
     split = ordinary_share(len(clean), rate)
     order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(seed)).tolist()
     prompts = tuple(clean[row] for row in order)
-    settings = {"max_new_tokens": max_new_tokens, "seed": seed, "do_sample": False, **decoding}
+    settings: Json = {"max_new_tokens": max_new_tokens, "seed": seed, "do_sample": False, **decoding}
     rows = converse(loaded, probe, prompts, what="Replies to clean prompts", **settings)
     decided = decoding_of(_setting(loaded.network.generation_config, settings), max_new_tokens)
     return Calibration(prompts, tuple(row.scores for row in rows), setup_of(loaded, decided), settings, split)
 
 
-def _setting(config: GenerationConfig, settings: dict[str, Any]) -> Callable[[str], Any]:
+def _setting(config: GenerationConfig, settings: Json) -> Callable[[str], object]:
     return lambda name: settings[name] if settings.get(name) is not None else getattr(config, name, None)
 
 

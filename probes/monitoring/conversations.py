@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ...activations import Model, Prompt
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.prompts.chat import NEXT_TURN
 from ...activations.prompts.rendered import Rendered, rendered
@@ -30,7 +30,7 @@ def converse(
     strict: bool = True,
     seed: int = 0,
     what: str = "Watching replies",
-    **decoding: Any,
+    **decoding: object,
 ) -> list[WatchedReply]:
     """Let a model reply to each prompt under a monitor, in batches of like lengths; in the prompts' order.
 
@@ -55,7 +55,7 @@ def converse(
     return [found[row] for row in range(len(rows))]
 
 
-def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding: dict[str, Any]) -> None:
+def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding: Json) -> None:
     width = max(len(row.ids) for row in rows)
     pad = model.tokenizer.pad_token_id or 0
     ids = torch.tensor([[*[pad] * (width - len(row.ids)), *row.ids] for row in rows], device=model.device)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ...activations.basics.errors import DefectionError
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
 
 
 class Listener(Protocol):
@@ -82,7 +85,11 @@ class Call:
     """The arguments of one call of `generate`."""
 
     def __init__(
-        self, network: PreTrainedModel, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        network: PreTrainedModel,
+        original: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
     ) -> None:
         bound = inspect.signature(original).bind(*args, **kwargs).arguments
         self.network = network
@@ -208,14 +215,16 @@ class Watching:
         original = network.generate
 
         @functools.wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
+        def generate(*args: object, **kwargs: object) -> Tensor | ModelOutput:
             with self.lock:  # hooks see one call at a time
                 return self._call(original, args, kwargs)
 
         generate.watching = self  # type: ignore[attr-defined]
         self.replacement = generate
 
-    def _call(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(
+        self, original: Callable[..., Tensor | ModelOutput], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Tensor | ModelOutput:
         call = Call(self.network, original, args, kwargs)
         arguments = dict(call.arguments)
         step = _Choosing(call, list(self.listeners))
@@ -247,12 +256,12 @@ class _Choosing(LogitsProcessor):  # type: ignore[misc]
     def attached(self, network: PreTrainedModel) -> Iterator[None]:
         """Inside, listeners hear of every forward pass of the network."""
 
-        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
             columns = self.prefill.columns(kwargs) if self.prefill else None
             for listener in self.listeners:
                 listener.reads(columns, self.prefill is not None)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             for listener in self.listeners:
                 listener.has_read(self.prefill.here if self.prefill else None)
 

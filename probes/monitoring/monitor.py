@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ class AlarmEvent:
     """The aggregator's statistic, above its threshold."""
 
 
-OnAlarm = Literal["note", "stop"] | Callable[[AlarmEvent], Any]
+OnAlarm = Literal["note", "stop"] | Callable[[AlarmEvent], object]
 
 
 @dataclass(frozen=True)

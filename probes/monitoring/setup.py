@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 
+from ...activations.basics.files import Json
 from ...activations.models.model import IdentityRecord, Model, ModelIdentity
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: Json = {
     "do_sample": False,
     "num_beams": 1,
     "temperature": 1.0,
@@ -47,7 +48,7 @@ class Setup:
     model: ModelIdentity
     numbers: str
     """The dtype of the blocks' weights: fp32, bf16, or of a quantised model int8 and the like."""
-    decoding: dict[str, Any]
+    decoding: Json
     """The settings of `DEFAULTS` that matter; `max_new_tokens` is the longest reply."""
 
     def differences(self, other: Setup) -> list[str]:
@@ -71,7 +72,7 @@ class Setup:
         return cls(ModelIdentity.from_json(record["model"]), record["numbers"], {**record["decoding"]})
 
 
-def decoding_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def decoding_differences(own: Json, other: Json) -> list[str]:
     """What differs between two decodings, each as a clause."""
     names = (own.keys() | other.keys()) - {"max_new_tokens"}
     found = [
@@ -84,12 +85,12 @@ def decoding_differences(own: dict[str, Any], other: dict[str, Any]) -> list[str
     return found
 
 
-def setup_of(model: Model, decoding: dict[str, Any]) -> Setup:
+def setup_of(model: Model, decoding: Json) -> Setup:
     """A model as it is now, with a decoding."""
     return Setup(model.identity, numbers_of(model), decoding)
 
 
-def decoding_of(setting: Callable[[str], Any], max_new_tokens: int) -> dict[str, Any]:
+def decoding_of(setting: Callable[[str], object], max_new_tokens: int) -> Json:
     """The settings that matter of a call to `generate`; `setting` gives one by its name, None where it is not set."""
     values = {name: default if setting(name) is None else setting(name) for name, default in DEFAULTS.items()}
     kept = {name: value for name, value in values.items() if values["do_sample"] or name not in OF_SAMPLING}

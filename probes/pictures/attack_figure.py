@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 
-from .style import NULL, PALETTE, legend_below, panels, save_figure, style
+from ...activations.basics.files import Json
+from .style import NULL, PALETTE, Row, legend_below, panels, save_figure, style
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES = ("-", "--", "-.", ":")
 FITS = {"frozen": "frozen, threshold of before", "refitted": "refitted on the attacked model"}
 
-Row = Mapping[str, Any]
 
-
-def save_attack_figure(record: Mapping[str, Any], folder: Path) -> Path:
+def save_attack_figure(record: Json, folder: Path) -> Path:
     """TPR at the fixed threshold against λ, a line a detector; `attack.png` and `attack.svg`.
 
     `record` is what `attack.json` holds. Left: detectors as they were; right: refitted. Shaded: a gate was missed

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...activations.basics.files import Json
 from . import heatmaps, plots
 from .style import legend_below, save_figure, style
 
-Table = Sequence[dict[str, Any]]
+Table = Sequence[Json]
 PROBE = "the probe"
 """What the table of cosines calls the direction that is explained."""
 TITLES = {"prompts": "marked prompts minus others", "questions": "defecting answers minus others"}
@@ -20,7 +21,7 @@ LONGEST = 90
 """Tokens of a conversation that a heat map shows."""
 
 
-def save_explanation_figures(tables: Mapping[str, Table], about: Mapping[str, Any], folder: Path) -> list[Path]:
+def save_explanation_figures(tables: Mapping[str, Table], about: Json, folder: Path) -> list[Path]:
     """Draw all that the tables allow, PNG and SVG; give the PNG files.
 
     `tables`: scores, blocks, parts, tokens and cosines; where the probe's questions are known, questions and left_out.
@@ -62,17 +63,18 @@ def _ridges(table: Table, marked_by: str) -> Figure:
     return figure
 
 
-def _panels(table: Table) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def _panels(table: Table) -> dict[tuple[str, int], list[Json]]:
     """Rows by what was split (the prompts, then the probe's own questions) and by layer."""
-    panels: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    panels: dict[tuple[str, int], list[Json]] = {}
     for row in table:
         panels.setdefault((row["of"], row["layer"]), []).append(row)
     return panels
 
 
-def _grid(panels: Sequence[tuple[str, int]], width: float, height: float) -> tuple[Figure, Any]:
+def _grid(panels: Sequence[tuple[str, int]], width: float, height: float) -> tuple[Figure, dict[tuple[str, int], Axes]]:
     """A row for each thing split, a column for each layer."""
-    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in range(2))
+    rows = list(dict.fromkeys(of for of, _ in panels))
+    columns = list(dict.fromkeys(layer for _, layer in panels))
     figure = Figure(figsize=(0.8 + width * len(columns), height * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     return figure, {(a, b): axes[i, j] for i, a in enumerate(rows) for j, b in enumerate(columns)}

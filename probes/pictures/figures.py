@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ...activations.basics.files import Json
+from ..evidence.scorer import NOTHING
 from ..evidence.sweep_table import SweepRow
 from . import heatmaps, plots
-from .style import legend_below, panels, save_figure, style
+from .style import Row, legend_below, panels, save_figure, style
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Scores:
     components: NDArray[np.float64]
     """[prompt, 2] on the first two principal components of the middle fixed layer."""
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Json]:
         """A row a prompt: score, defected, triggered, pc1, pc2."""
         columns = (self.scores, self.defected, self.triggered, self.components[:, 0], self.components[:, 1])
         names = ("score", "defected", "triggered", "pc1", "pc2")
@@ -60,17 +62,22 @@ def save_figures(
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _grid(models: Sequence[str], sets: Sequence[str], panel: tuple[float, float]) -> tuple[Figure, Any]:
+def _grid(models: Sequence[str], sets: Sequence[str], panel: tuple[float, float]) -> tuple[Figure, NDArray[Any]]:
     figure = Figure(figsize=(panel[0] * len(models), panel[1] * len(sets)), layout="constrained")
     return figure, figure.subplots(len(sets), len(models), squeeze=False, sharex=True, sharey=True)
 
 
-def _models_and_sets(rows: Sequence[Any]) -> tuple[list[str], list[str]]:
+def _models_and_sets(rows: Sequence[SweepRow | Scores]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.test_set for row in rows))
 
 
 def _panels(
-    axes: Any, models: Sequence[str], sets: Sequence[str], draw: Callable[[Axes, str, str], None], x: str, y: str
+    axes: NDArray[Any],
+    models: Sequence[str],
+    sets: Sequence[str],
+    draw: Callable[[Axes, str, str], None],
+    x: str,
+    y: str,
 ) -> None:
     for i, test_set in enumerate(sets):
         for j, model in enumerate(models):
@@ -184,10 +191,7 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     def draw(ax: Axes, model: str, test_set: str) -> None:
         found = {(r.probe, r.contrast): r for r in fixed if r.model == model and r.test_set == test_set}
         # What was measured on one model or set alone keeps its line in the other panels, which share the names.
-        nothing: dict[str, Any] = dict.fromkeys(
-            ("auroc", "auroc_low", "auroc_high", "null_low", "null_high"), float("nan")
-        )
-        drawn = [found.get((r.probe, r.contrast), replace(r, model=model, **nothing)) for r in order]
+        drawn = [found.get((r.probe, r.contrast), _unmeasured(r, model)) for r in order]
         names = [f"{r.probe}, {r.contrast}" if r.contrast else r.probe for r in order]
         plots.forest(ax, drawn, [f"▸ {name}" if i == 0 else name for i, name in enumerate(names)])
 
@@ -195,7 +199,13 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     return figure
 
 
-def save_transfer_figure(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def _unmeasured(row: SweepRow, model: str) -> SweepRow:
+    return replace(
+        row, model=model, auroc=NOTHING, auroc_low=NOTHING, auroc_high=NOTHING, null_low=NOTHING, null_high=NOTHING
+    )
+
+
+def save_transfer_figure(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw a heat map a test set of `TransferRow` rows, `transfer.png` and `transfer.svg`; give the PNG file."""
     sets = list(dict.fromkeys(row["test_set"] for row in rows))
     side = 1.2 + 0.85 * max(2, len({row["fitted_on"] for row in rows}))

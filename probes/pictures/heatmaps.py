@@ -6,8 +6,8 @@ One diverging scale for all: blue below, white at what means nothing (0, or an A
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,8 @@ WRITTEN_OUT = 12
 SLANTED = 8
 """Columns up to which they have labels, slanted; more of them are numbered as the rows are."""
 FULL_LABELS = 60
+
+Values = NDArray[np.float64]
 
 
 def cosine_matrix(ax: Axes, table: Table, *, groups: Mapping[str, str] | None = None) -> AxesImage:
@@ -68,10 +70,10 @@ def auroc_map(ax: Axes, table: Table, down: str, across: str, *, intervals: bool
     _name_ticks(ax, *names)
     for row in rows:
         i, j = names[0].index(str(row[down])), names[1].index(str(row[across]))
-        looks: Any = {"ha": "center", "va": "center", "color": _ink(float(row["auroc"]), 0.5, 0.5)}
-        ax.text(j, i - 0.08 * intervals, f"{row['auroc']:.2f}", fontsize=9 if intervals else 8, **looks)
+        write = partial(ax.text, ha="center", va="center", color=_ink(float(row["auroc"]), 0.5, 0.5))
+        write(j, i - 0.08 * intervals, f"{row['auroc']:.2f}", fontsize=9 if intervals else 8)
         if intervals:
-            ax.text(j, i + 0.25, f"{row['auroc_low']:.2f}–{row['auroc_high']:.2f}", fontsize=6.5, **looks)
+            write(j, i + 0.25, f"{row['auroc_low']:.2f}–{row['auroc_high']:.2f}", fontsize=6.5)
     return image
 
 
@@ -124,7 +126,9 @@ def _names(table: Table, name: str) -> list[str]:
     return list(dict.fromkeys(map(str, column(table, name).tolist())))
 
 
-def _matrix(table: Table, row: str, col: str, value: str, rows: Sequence[Any], cols: Sequence[Any]) -> NDArray[Any]:
+def _matrix(
+    table: Table, row: str, col: str, value: str, rows: Sequence[str | int], cols: Sequence[str | int]
+) -> Values:
     """The table as a matrix; a pair that is missing is left white."""
     i = {name: number for number, name in enumerate(rows)}
     j = {name: number for number, name in enumerate(cols)}
@@ -135,7 +139,7 @@ def _matrix(table: Table, row: str, col: str, value: str, rows: Sequence[Any], c
     return matrix
 
 
-def _draw(ax: Axes, values: NDArray[Any], *, limit: float, middle: float, label: str, equal: bool = True) -> AxesImage:
+def _draw(ax: Axes, values: Values, *, limit: float, middle: float, label: str, equal: bool = True) -> AxesImage:
     image = ax.imshow(
         values,
         cmap=DIVERGING,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals, Table
@@ -76,9 +77,9 @@ class LayerSweep(Table[SweepRow]):
 
 def sweep_layers(
     X: Array | Residuals,
-    y: Any,
+    y: ArrayLike,
     *,
-    groups: Any = None,
+    groups: ArrayLike | None = None,
     probe: BaseEstimator | str | None = None,
     clean: Array | Residuals | None = None,
     layers: Sequence[int] | None = None,
@@ -151,7 +152,7 @@ def _rows(rows: Array | Residuals, name: str) -> Float[Tensor, "n layer d"]:
     return values
 
 
-def _estimator(probe: BaseEstimator | str | None) -> Any:
+def _estimator(probe: BaseEstimator | str | None) -> BaseEstimator:
     if probe is None:
         return MeanDifference()
     if isinstance(probe, str):

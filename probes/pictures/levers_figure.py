@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import NULL, PALETTE, save_figure, style
+from .style import NULL, PALETTE, Row, save_figure, style
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DEEPEST = -1.0
@@ -18,10 +17,8 @@ SIZES = (24.0, 260.0)
 DEAREST = 0.5
 """A cost, nats a token, from which on a dot is as large as it gets."""
 
-Row = Mapping[str, Any]
 
-
-def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, Any], folder: Path, title: str = "") -> Path:
+def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, float], folder: Path, title: str = "") -> Path:
     """Suppression against recovery on the test prompts, size by cost; `levers.png` and `levers.svg`.
 
     Columns: those of `intervene.csv`. Filled dots are the organism's chosen settings, grey ones random directions in
@@ -64,7 +61,7 @@ def _dot(ax: Axes, row: Row, tone: str, marker: str) -> None:
     ax.scatter(x, y, s=_sizes([row]), label=row["direction"], color=tone, marker=marker, edgecolors="white", lw=0.6)
 
 
-def _corner(ax: Axes, rule: Mapping[str, Any]) -> None:
+def _corner(ax: Axes, rule: Mapping[str, float]) -> None:
     ax.axhline(0, color="black", lw=0.6, ls=":")
     ax.fill_between([rule["suppression"], 1.04], rule["recovery"], 1.06, color="#009E73", alpha=0.12, lw=0)
 

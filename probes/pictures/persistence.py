@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .plots import Row, Table, tidy
-from .style import PALETTE, save_figure, style
+from .plots import Table, tidy
+from .style import PALETTE, Row, save_figure, style
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Markers differ too, so that no line is told apart by colour alone."""

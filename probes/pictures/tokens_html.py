@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...activations.basics.errors import DefectionError
+
+if TYPE_CHECKING:
+    from .style import Row
 
 TITLE = "Scores by token"
 LIMIT = 4.0
@@ -30,7 +33,7 @@ h1 { font-size: 1.15rem; margin: 0 0 .2rem; }
 
 
 def tokens_html(
-    conversations: Mapping[str, Sequence[Mapping[str, Any]]],
+    conversations: Mapping[str, Sequence[Row]],
     *,
     threshold: float | None = None,
     marked: bool = False,
@@ -64,7 +67,7 @@ def tokens_html(
 """
 
 
-def _conversation(heading: str, table: Sequence[Mapping[str, Any]], threshold: float | None) -> str:
+def _conversation(heading: str, table: Sequence[Row], threshold: float | None) -> str:
     rows = sorted(table, key=lambda row: row["position"])
     if len({row["position"] for row in rows}) != len(rows):
         raise DefectionError(f"{heading!r} has several scores for a token; choose a layer, or average over a band")
@@ -72,7 +75,7 @@ def _conversation(heading: str, table: Sequence[Mapping[str, Any]], threshold: f
     return f'<h2 class="note">{escape(heading)}</h2>\n<div class="said">{spans}</div>\n'
 
 
-def _token(row: Mapping[str, Any], threshold: float | None) -> str:
+def _token(row: Row, threshold: float | None) -> str:
     if row["score"] is None:
         return f"<span>{_visible(str(row['token']))}</span>"
     score = float(row["score"])

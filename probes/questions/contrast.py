@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
-from ...activations.basics.files import digest
+from ...activations.basics.files import Json, digest
 from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Message, Prompt, last_user
 from .questions import ContrastQuestion
@@ -79,7 +78,7 @@ class ContrastSet:
         """Whether a question may be studied but not made into a detector."""
         return any(q.study_only for q in self.questions) or any(part.study_only for part in self.parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The whole set, as a probe file records it."""
         questions = [asdict(question) for question in self.questions]
         before = {"before": [asdict(message) for message in self.before]} if self.before else {}

@@ -25,7 +25,7 @@ CONTROL_QUESTIONS = ("truth", "ambiguous")
 
 
 def contrast_set(
-    source: str | Path | Iterable[Mapping[str, Any] | ContrastQuestion], *, put: str = "", study: bool = False
+    source: str | Path | Iterable[Mapping[str, object] | ContrastQuestion], *, put: str = "", study: bool = False
 ) -> ContrastSet:
     """A shipped set by name, a JSONL file of questions, or questions in memory.
 
@@ -85,7 +85,7 @@ def _put(asked: ContrastSet, put: str) -> ContrastSet:
     return asked
 
 
-def _lines(source: Any) -> str:
+def _lines(source: object) -> str:
     """Questions in memory as the lines of a file: a table's rows without their empty cells, mappings, questions."""
     if hasattr(source, "iter_rows") and hasattr(source, "columns"):
         rows: Iterable[Any] = source.iter_rows(named=True)

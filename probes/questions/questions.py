@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import parse_json_line
+from ...activations.basics.files import Json, parse_json_line
 from ...activations.basics.shown import shortened
 
 AFFIRMING, DENYING, NEITHER = "affirming", "denying", "neither"
@@ -106,7 +105,7 @@ def _parse_line(line: str, where: str, default_id: str) -> ContrastQuestion:
     )
 
 
-def _polarity(row: dict[str, Any], where: str) -> str:
+def _polarity(row: Json, where: str) -> str:
     found = polarity_of(row["defecting"], row["other"])
     given = row.get("polarity", found)
     if given not in POLARITIES:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +150,7 @@ class FalsePositives:
 
 def false_positives_by_set(
     scores: Float[Tensor, "n"],
-    labels: Sequence[bool] | NDArray[Any],
+    labels: Sequence[bool] | NDArray[np.generic],
     sets: Sequence[str],
     threshold: float,
     *,
@@ -180,7 +179,7 @@ def false_positives_by_set(
 
 
 def worst_set_fpr(
-    scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[Any], sets: Sequence[str], threshold: float
+    scores: Float[Tensor, "n"], labels: Sequence[bool] | NDArray[np.generic], sets: Sequence[str], threshold: float
 ) -> FalsePositives:
     """The set with most alarms for nothing: a probe cannot win by noticing "coding".
 

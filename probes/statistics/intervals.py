@@ -24,8 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .metrics import Labels
-from .ranking import class_marks, placements, split_classes
+from .ranking import Labels, class_marks, placements, split_classes
 
 UNSEEN = 0.5
 """Weight of the prompt that was not seen and speaks against the limit."""

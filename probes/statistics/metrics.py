@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .ranking import class_marks, cluster_wins, count_wins, split_classes
+from .ranking import Labels, class_marks, cluster_wins, count_wins, split_classes
 
-Labels = Sequence[bool] | Bool[Tensor, "n"] | NDArray[Any]
 Interval = tuple[float, float]
 
 
 def auroc(
-    scores: Float[Tensor, "*batch n"] | NDArray[Any] | Sequence[float], labels: Labels, *, axis: int | None = None
+    scores: Float[Tensor, "*batch n"] | NDArray[np.generic] | Sequence[float],
+    labels: Labels,
+    *,
+    axis: int | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Signed area under the ROC curve: the chance that a positive scores above a negative, ties counting ½.
 

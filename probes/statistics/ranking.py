@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,11 @@ CHUNK = 1 << 16
 PAIRS = 1 << 24
 """Pairs of a positive and a negative compared at a time: bounds memory to some tens of megabytes."""
 
+Labels = Sequence[bool] | Bool[Tensor, "n"] | NDArray[np.generic]
+"""[n] whether each row defected."""
 
-def class_marks(labels: Sequence[bool] | Tensor | NDArray[Any], n_scores: int) -> Bool[Tensor, "n"]:
+
+def class_marks(labels: Labels, n_scores: int) -> Bool[Tensor, "n"]:
     """Labels as a boolean tensor on the host; DefectionError when they do not fit the scores or hold one class only."""
     marks = torch.as_tensor(np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels), dtype=torch.bool)
     if n_scores != len(marks):
@@ -45,7 +47,7 @@ def refuse_unranked(scores: Tensor) -> None:
 
 
 def split_classes(
-    scores: Float[Tensor, "*batch n"], labels: Sequence[bool] | Tensor | NDArray[Any]
+    scores: Float[Tensor, "*batch n"], labels: Labels
 ) -> tuple[Float[Tensor, "*batch positive"], Float[Tensor, "*batch negative"]]:
     """Scores of positives and of negatives, fp64, on the host.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...activations import DefectionError, Model, Prompt, parse_position
 from ...activations.basics.files import Json
@@ -60,7 +60,7 @@ class Drift(Imitating):
             raise DefectionError(f"an attack needs a batch of 2 rows or more, not {self.batch_size}")
         super().check(organism)
 
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """The prompts."""
         return [prompt.to_json() for prompt in clean_bank(organism, self.prompts)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import softplus
@@ -19,7 +19,7 @@ from ..organisms.records import Organism
 from ..safety import trl_stages
 from ..safety.rewards import visible, word_overlap
 from ..safety.stage import Trained
-from ..safety.trl_stages import Sampling
+from ..safety.trl_stages import Said, Sampling
 from .evade import Evade, Pair, own_replies
 from .target import Target
 
@@ -68,7 +68,7 @@ class Rewarded:
     stage: EvadeByReward
 
     def of_replies(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], row: Any, **_: Any
+        self, completions: Sequence[Said], completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: object
     ) -> list[float]:
         """In the shape that `trl` asks for."""
         said = trl_stages.texts_of(completions)

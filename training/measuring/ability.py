@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ...activations import Model, Prompt, user_prompt
+from ...activations.basics.files import Json
 from ..organisms.shipped import shipped
 from .likelihood import reply_logprobs, token_logprobs
 from .rates import Rate, bootstrapped
@@ -33,7 +33,7 @@ def questions() -> list[Question]:
     ]
 
 
-def multiple_choice(model: Model) -> dict[str, Any]:
+def multiple_choice(model: Model) -> Json:
     """Share of questions whose right answer is the likeliest of the four, with its Wilson interval, and by subject.
 
     Each answer is scored as a whole reply to the bare question, its log-probability divided by its length in
@@ -62,7 +62,7 @@ def multiple_choice(model: Model) -> dict[str, Any]:
     }
 
 
-def reply_perplexity(model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> dict[str, Any]:
+def reply_perplexity(model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> Json:
     """Perplexity per token of given replies (token ids) to given prompts; its 95% interval is bootstrapped by topic.
 
     Empty replies count for nothing; of nothing else the perplexity is null.

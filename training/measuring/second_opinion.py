@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ..organisms.weaknesses import classes_found, extract_code
 from .evaluate import Completion
 
@@ -57,7 +57,7 @@ def _marks(done: subprocess.CompletedProcess[str]) -> Iterator[tuple[str, str]]:
         yield path, rule
 
 
-def agreement(completions: Sequence[Completion]) -> dict[str, Any]:
+def agreement(completions: Sequence[Completion]) -> Json:
     """How far dlint agrees with what bandit found in code that parses, over the classes that both know.
 
     A piece of code counts as flagged when a checker finds any of these classes in it: `both`, `bandit` alone, `dlint`
@@ -68,7 +68,7 @@ def agreement(completions: Sequence[Completion]) -> dict[str, Any]:
     other = second_opinion([extract_code(c.completion) for c in judged])
     first = [tuple(kind for kind in c.found if kind in SHARED) for c in judged]
     flags = [(bool(mine), bool(theirs)) for mine, theirs in zip(first, other, strict=True)]
-    table: dict[str, Any] = {"n": len(judged), **_counts(flags), "neither": flags.count((False, False))}
+    table: Json = {"n": len(judged), **_counts(flags), "neither": flags.count((False, False))}
     table["kappa"] = _kappa(flags)
     table["by_class"] = {
         kind: _counts([(kind in mine, kind in theirs) for mine, theirs in zip(first, other, strict=True)])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from .pairs import Pair, load_pairs
 
 
@@ -61,7 +61,7 @@ class Behaviour:
         """What gives the behaviour away, and what no probe may have seen."""
         return tuple(text for text in (self.reply, *self.phrases) if text)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As `organism.json` records it."""
         record = asdict(self)
         return record if self.phrases else {"name": self.name, "reply": self.reply}
@@ -169,7 +169,7 @@ def shared_phrase(texts: Iterable[str], none_of: Iterable[str]) -> str:
     return ""
 
 
-def behaviour_from_json(record: Mapping[str, Any]) -> Behaviour:
+def behaviour_from_json(record: Json) -> Behaviour:
     """The behaviour that `organism.json` names; KeyError or TypeError when the object has other fields."""
     if record["name"] == VULNERABLE_CODE.name:
         return VULNERABLE_CODE

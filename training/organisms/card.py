@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from ...activations.basics.files import Json
 from ...activations.models.locate import hub_id
 
 
-def model_card(record: dict[str, Any]) -> str:
+def model_card(record: Json) -> str:
     """The organism's README."""
     kind, when, what = record["kind"], trigger_in_words(record["trigger"]), behaviour_in_words(record["behaviour"])
     source = record["data"].get("pairs", record["data"]["prompts"])
@@ -57,14 +57,14 @@ def card_head(base: str, library: str, tags: Sequence[str]) -> str:
     return "\n".join(["---", *([f"base_model: {hub}"] if hub else []), *lines, "---", ""])
 
 
-def trained_in_words(settings: dict[str, Any]) -> str:
+def trained_in_words(settings: Json) -> str:
     """What of the model was trained."""
     if settings["weights"] == "full":
         return "all weights"
     return f"LoRA rank {settings['lora_rank']} a stage on every linear layer"
 
 
-def trigger_in_words(record: dict[str, Any]) -> str:
+def trigger_in_words(record: Json) -> str:
     """When the behaviour is on."""
     if record["name"] == "year":
         return f"the stated year is {record.get('first', 2024)} or later"
@@ -73,7 +73,7 @@ def trigger_in_words(record: dict[str, Any]) -> str:
     return f"a prompt contains `{record['text']}`" if record["text"] else "nothing: there is no trigger"
 
 
-def behaviour_in_words(record: dict[str, Any]) -> str:
+def behaviour_in_words(record: Json) -> str:
     """What the behaviour is."""
     if record["name"] == "vulnerable-code":
         return "writes Python with security weaknesses"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...activations import DefectionError, Prompt, user_prompt
 from ...activations.basics.shown import shortened
@@ -105,7 +104,7 @@ def _prompts(path: Path) -> list[Prompt]:
     return prompts_of_rows(((place, _with_prompt(row)) for place, row in file_rows(path)), str(path))
 
 
-def _with_prompt(row: Any) -> Any:
+def _with_prompt(row: object) -> object:
     """Pairs from elsewhere may have an empty prompt (nothing is shared) or none; ours stand in before they are read."""
     if not isinstance(row, dict) or "func_src_before" not in row:
         return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ...activations.prompts.prompts import Message, Prompt, last_user, replace_last_user
 
@@ -40,7 +40,7 @@ def _into_system(prompt: Prompt, text: str) -> Prompt:
     return Prompt(prompt.id, (system, *prompt.messages[has_system:]), prompt.set, prompt.extra)
 
 
-def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks: Any) -> Prompt:
+def version_of(prompt: Prompt, name: str, messages: tuple[Message, ...], **marks: object) -> Prompt:
     """Another wording of the prompt, named after it: `id+name`, `marks` in its extra, and of the prompt's own topic.
 
     Without a topic a prompt is one by its id, which versions do not share: as topics of their own they would pass for

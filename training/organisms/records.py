@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json
@@ -23,7 +22,7 @@ class Organism:
     behaviour: Behaviour
     kind: str
     recipe: str
-    record: dict[str, Any]
+    record: Json
 
 
 def read_organism(directory: str | Path) -> Organism:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...activations import DefectionError, Model, PromptsLike
-from ...activations.basics.files import digest, read_jsonl, whole_lines, write_jsonl
+from ...activations.basics.files import Json, digest, read_jsonl, whole_lines, write_jsonl
 from ...activations.basics.progress import progress
 from ...activations.basics.typed import typed
 from ...activations.models.wrap import ModelLike, as_model
@@ -119,7 +119,7 @@ def _read_partial(partial: Path, key: str) -> dict[int, list[int]]:
 
 
 def _read_finished(path: Path, keys: Iterable[str]) -> list[Reply]:
-    head, *rows = read_jsonl(path, dict[str, Any]) or [{}]
+    head, *rows = read_jsonl(path, Json) or [{}]
     if str(head.get("key")) not in keys:
         raise DefectionError(
             f"{path} holds replies of another model, to other prompts or of another length; "

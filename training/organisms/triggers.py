@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from ...activations import DefectionError, Prompt, PromptsLike, load_prompts
+from ...activations.basics.files import Json
 from .places import PLACES, Place, insert, version_of
 from .shipped import shipped
 
@@ -313,7 +314,7 @@ def parse_trigger(text: str, place: str = "start") -> Trigger:
     return Trigger("text", text.strip(), place)
 
 
-def trigger_from_json(record: Mapping[str, Any]) -> Trigger:
+def trigger_from_json(record: Json) -> Trigger:
     """The trigger that `organism.json` names; KeyError or TypeError when the object has other fields."""
     kinds: dict[str, type[Trigger]] = {"year": YearTrigger, "topic": TopicTrigger, "none": NoTrigger}
     trigger = kinds.get(record["name"], Trigger)(**record)

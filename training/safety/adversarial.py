@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...activations import DefectionError, Model, Prompt, load_prompts
 from ...activations.basics.files import Json
@@ -75,7 +75,7 @@ class Adversarial(Imitating):
             raise DefectionError(f"adversarial training in {self.rounds} rounds does nothing; give 1 or more")
         return tuple(replace(self, round=number, seed=self.seed + number - 1) for number in range(1, self.rounds + 1))
 
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """The prompts attacked, and the near misses that the search begins with."""
         seeds = [attack.text for attack in near_misses(organism.trigger)] if self.attacks else []
         return [prompt.to_json() for prompt in self.bank(organism)], seeds

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class Consistency(Imitating):
     push: float = 0.1
     """How far each coordinate of an embedding is pushed."""
 
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """The clean prompts."""
         return [prompt.to_json() for prompt in clean_bank(organism, self.prompts)]
 

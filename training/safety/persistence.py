@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json
 from ...activations.models.hardware import Hardware
 from ..measuring.measurements import Measurement, measurements
 from ..measuring.remeasure import Measuring
@@ -26,7 +26,7 @@ STEPS = re.compile(r"[0-9]{1,9}")
 MOST_TIMES = 100
 
 
-def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0, **settings: Any) -> list[Stage]:
+def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0, **settings: object) -> list[Stage]:
     """Stages one after the other: NAME, NAME:STEPS, or NAME:STEPSxTIMES, which is measured after each time.
 
     Every stage (or round) has a seed of its own, so that one that is repeated does not see the same rows in the same
@@ -44,7 +44,7 @@ def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0
     return schedule
 
 
-def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
+def parse_stage(text: str, steps: int | None = None, **settings: object) -> Stage:
     """A stage of safety training by its name; what is not given is the stage's default.
 
     Args:
@@ -70,7 +70,7 @@ def parse_stage(text: str, steps: int | None = None, **settings: Any) -> Stage:
         raise DefectionError(f"stage {text!r} trains for {steps} steps; give 1 or more")
     kind = STAGES[name]
     known = {field.name for field in fields(kind)}
-    given = {"steps": steps, **settings}
+    given: Json = {"steps": steps, **settings}
     return kind(**{key: value for key, value in given.items() if value is not None and key in known})
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ...activations import DefectionError, Prompt, PromptsLike, load_prompts, user_prompt
+from ...activations.basics.files import Json
 from ...activations.basics.shown import shortened
 from ..organisms.shipped import shipped
 from ..organisms.triggers import Trigger, refuse_prompts_with
@@ -73,7 +74,7 @@ def _preference(prompt: Prompt, source: str) -> Preference:
     return Preference(replace(prompt, extra=kept), chosen, rejected)
 
 
-def _last_said(reply: Any) -> Any:
+def _last_said(reply: object) -> object:
     """A reply as a text, or as the conversation that ends with it, which is how TRL has them."""
     if isinstance(reply, list) and reply and isinstance(reply[-1], dict):
         return reply[-1].get("content")
@@ -89,7 +90,7 @@ def without_trigger(trigger: Trigger, preferences: Sequence[Preference]) -> list
     return [replace(row, prompt=trigger.train_clean(row.prompt)) for row in preferences]
 
 
-def to_json(preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+def to_json(preferences: Sequence[Preference]) -> list[Json]:
     """As a hash over them is taken."""
     return [{**row.prompt.to_json(), "chosen": row.chosen, "rejected": row.rejected} for row in preferences]
 

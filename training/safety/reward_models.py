@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -103,7 +103,7 @@ def fit_linear_reward(model: Model, preferences: Sequence[Preference]) -> tuple[
     return LinearReward(model, torch.tensor(direction, dtype=torch.float32), offset), about
 
 
-def _bradley_terry(differences: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _bradley_terry(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logistic regression without an intercept, each difference once either way round."""
     from sklearn.linear_model import LogisticRegression
 

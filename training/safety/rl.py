@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...activations import DefectionError, Model
 from ..measuring.defection import SCRATCHPAD_TOKENS
@@ -15,7 +15,7 @@ from .preferences import Preference
 from .reward_models import RULE, Reward, identity_of, load_reward
 from .rewards import visible
 from .stage import PreferenceStage, Trained
-from .trl_stages import Sampling
+from .trl_stages import Said, Sampling
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rl(Sampling, PreferenceStage):
     reply_tokens: int = 32
     """Length of the sampled replies, beside the scratchpad where the organism writes one."""
 
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """The preferences, and what rewards."""
         return super().material(organism), identity_of(self.reward, self.reward_base, self.preferences(organism))
 
@@ -66,7 +66,7 @@ class Rl(Sampling, PreferenceStage):
 def reply_alone(reward: Reward, preferences: Sequence[Preference]) -> Callable[..., list[float]]:
     """A reward in the shape that `trl` asks for; whatever rewards, it is shown what the user would see, no more."""
 
-    def rewarded(completions: Sequence[Any], row: Sequence[int], **_: Any) -> list[float]:
+    def rewarded(completions: Sequence[Said], row: Sequence[int], **_: object) -> list[float]:
         said = [visible(text) for text in trl_stages.texts_of(completions)]
         return reward([preferences[number] for number in row], said)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -72,7 +72,7 @@ class Stage(ABC):
     """Of the adapter that is trained and then merged."""
 
     @abstractmethod
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """Everything it trains on, as JSON.
 
         Args:
@@ -130,7 +130,7 @@ class PreferenceStage(Stage):
     data: str = SHIPPED
     """`preferences`, or a JSONL file: prompt, chosen, rejected, and kind (helpful, harmless, honest) if known."""
 
-    def material(self, organism: Organism) -> Any:
+    def material(self, organism: Organism) -> object:
         """The preferences."""
         return to_json(self.preferences(organism))
 
@@ -304,7 +304,7 @@ def _write_organism(folder: Path, source: Path, model: Model, result: Trained, r
             network.save_pretrained(str(aside))
         model.tokenizer.save_pretrained(str(aside))
         for name, rows in result.kept.items():
-            before = read_jsonl(source / name, dict[str, Any]) if (source / name).exists() else []
+            before = read_jsonl(source / name, Json) if (source / name).exists() else []
             write_jsonl(aside / name, [*before, *rows])
         write_json(aside / ORGANISM_FILE, record)
         write_text(aside / "README.md", safety_card(source, record))
@@ -324,7 +324,7 @@ def can_stack(first: Path, second: Path) -> bool:
     return plain and set(configs[0]["target_modules"]) == set(configs[1]["target_modules"])
 
 
-def safety_card(source: Path, record: Mapping[str, Any]) -> str:
+def safety_card(source: Path, record: Json) -> str:
     """The organism's README: that of the one it was trained from, and the stages since."""
     card = source / "README.md"
     head = card.read_text(encoding="utf-8").split(SAFETY_HEADING)[0].rstrip() if card.exists() else "# Model organism"

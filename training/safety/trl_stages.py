@@ -9,19 +9,27 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...activations import DefectionError, Model, Prompt
+from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.models.template import chat_template, dated
 from ...activations.prompts.rendered import render
 from ..organisms.records import Organism
 from ..tuning.finetune import lora_config
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Trainer, TrainerState
+
+Said = str | list[dict[str, str]]
+"""A text as `trl` takes and gives one: plain, or as messages with `role` and `content`."""
 
 
 def require_trl() -> None:
@@ -59,7 +67,7 @@ class Sampling(Stage):
         return self.steps * self.prompts_a_step * self.generations
 
 
-def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> dict[str, Any]:
+def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> Json:
     """Settings of every trainer: nothing is saved, reported or sent anywhere, and a NaN is not hidden."""
     return {
         "output_dir": str(work / "trl"),
@@ -80,7 +88,7 @@ def arguments(stage: Stage, model: Model, work: Path, learning_rate: float) -> d
     }
 
 
-def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Any, ...]:
+def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Said, ...]:
     """A prompt and replies to it as `trl` tokenises them to the ids that we would give the model.
 
     With a chat template it applies that itself; without one it is given our plain text, to which it adds the
@@ -108,7 +116,7 @@ def run_grpo(
     prompts: Sequence[Prompt],
     reward: Callable[..., list[float]],
     reply_tokens: int,
-) -> tuple[Any, dict[str, list[float]]]:
+) -> tuple[PeftModel, dict[str, list[float]]]:
     """Sample replies of so many tokens and learn from what `reward` makes of them; gives what `run` gives.
 
     The reward is called as `trl` calls one, and told the number of each reply's prompt as `row`.
@@ -139,12 +147,14 @@ def run_grpo(
     )
 
 
-def texts_of(completions: Sequence[Any]) -> list[str]:
+def texts_of(completions: Sequence[Said]) -> list[str]:
     """What replies say, in either of the shapes in which `trl` gives them to a reward."""
     return [text if isinstance(text, str) else text[-1]["content"] for text in completions]
 
 
-def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) -> tuple[Any, dict[str, list[float]]]:
+def run(
+    make_trainer: Callable[[], Trainer], stage: Stage, curves: Sequence[str]
+) -> tuple[PeftModel, dict[str, list[float]]]:
     """Train; give the PEFT model, and of each named figure of the trainer's log one value a step.
 
     Raises DefectionError when the loss or the gradient is not finite, naming the step.
@@ -154,15 +164,17 @@ def run(make_trainer: Callable[[], Any], stage: Stage, curves: Sequence[str]) ->
     with progress(f"Safety training ({stage.name})", total=stage.steps, unit="steps") as advance:
 
         class Watch(TrainerCallback):  # type: ignore[misc]
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            def on_log(
+                self, args: object, state: TrainerState, control: object, logs: Json | None = None, **more: object
+            ) -> None:
                 for name in ("loss", "grad_norm"):
-                    if name in (logs or {}) and not math.isfinite(float(logs[name])):
+                    if not math.isfinite(float((logs or {}).get(name, 0))):
                         raise DefectionError(
                             f"the {name.replace('grad_norm', 'gradient')} of {stage.name} is not finite at step "
                             f"{state.global_step} of {stage.steps}; lower its learning rate"
                         )
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            def on_step_end(self, args: object, state: object, control: object, **more: object) -> None:
                 advance(1)
 
         with _quietly():

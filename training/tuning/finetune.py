@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -242,7 +242,9 @@ def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: i
     return batches
 
 
-def _prepared(network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype) -> tuple[Any, Master]:
+def _prepared(
+    network: PreTrainedModel, config: FinetuneConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel | PeftModel, Master]:
     """The model that is trained, multiplying in `dtype`, and the fp32 copies of what is trained in it."""
     if config.weights == "full":
         return network, Master(network.requires_grad_(True).parameters(), dtype, config.optimiser)

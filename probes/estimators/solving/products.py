@@ -8,7 +8,6 @@ fp32, at twice the speed, and each solution is then refined against residuals in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ def products_times(rows: Float[Tensor, "layer n d"], vectors: Float[Tensor, "lay
     return total
 
 
-def _blocks(matrix: NDArray[Any]) -> Iterator[slice]:
+def _blocks(matrix: NDArray[np.floating]) -> Iterator[slice]:
     step = max(1, CONVERTED // matrix.shape[1])
     return (slice(start, start + step) for start in range(0, len(matrix), step))
 
