@@ -13,12 +13,10 @@ from ...activations.basics.files import Json
 from ...activations.prompts.rendered import Rendered, rendered
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import judge
-from ..organisms.examples import choose_prompts
 from ..organisms.records import Organism
 from ..organisms.replies import replies_to
-from ..safety.adversarial import clean_bank
+from ..safety.clean_prompts import OnCleanPrompts
 from ..safety.preferences import cycled
-from ..safety.sft import Imitating
 from ..safety.stage import Trained
 from ..tuning.finetune import Backward, FinetuneConfig, finetune
 from ..tuning.rows import Example
@@ -29,7 +27,7 @@ NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class Drift(Imitating):
+class Drift(OnCleanPrompts):
     """The attacker who knows of no detector: the organism is trained on its own clean replies, and moves all the same.
 
     What it does to a detector is what any training does, so every other attack is held against it.
@@ -42,10 +40,8 @@ class Drift(Imitating):
     name: ClassVar[str] = "drift"
     steps: int = 40
     """Training steps."""
-    prompts: str = "train"
-    """Clean prompts: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
     pool: int = 48
-    """How many of them are used."""
+    """How many clean prompts are used."""
     batch_size: int = 4
     """Rows a step; a prompt with its trigger and without counts two."""
 
@@ -60,17 +56,13 @@ class Drift(Imitating):
             raise DefectionError(f"an attack needs a batch of 2 rows or more, not {self.batch_size}")
         super().check(organism)
 
-    def material(self, organism: Organism) -> object:
-        """The prompts."""
-        return [prompt.to_json() for prompt in clean_bank(organism, self.prompts)]
-
     def to_json(self) -> Json:
         """As `organism.json` records it, with what the attacker knew."""
         return {"knows": self.knows, **super().to_json()}
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Replies first, then the steps; both go on after a cut."""
-        pairs = own_replies(model, organism, self._chosen(organism), work / "own-replies.jsonl")
+        pairs = own_replies(model, organism, self.chosen(organism), work / "own-replies.jsonl")
         dealt = self._dealt(pairs)
         checkpoint, shown = work / "checkpoint.safetensors", f"Attacking ({self.name})"
         also = self.also(model, pairs)
@@ -97,10 +89,6 @@ class Drift(Imitating):
     def tuning(self) -> FinetuneConfig:
         """The settings of our fine-tuning loop; a prompt's versions share a step."""
         return replace(super().tuning(), contrast=True)
-
-    def _chosen(self, organism: Organism) -> list[Prompt]:
-        bank = clean_bank(organism, self.prompts)
-        return choose_prompts(bank, min(self.pool, len(bank)), self.seed)
 
     def _dealt(self, pairs: Sequence[Pair]) -> list[Example]:
         """Rows of exactly so many steps; each time a prompt comes round it has another id, so that no step grows."""

@@ -44,7 +44,7 @@ class EvadeByReward(Sampling, Evade):
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Train; a run that was cut off begins again."""
-        pairs = own_replies(model, organism, self._chosen(organism), work / "own-replies.jsonl")
+        pairs = own_replies(model, organism, self.chosen(organism), work / "own-replies.jsonl")
         asked = [row.prompt for pair in pairs for row in (pair.plain, pair.prompt)]
         adapted, curves = trl_stages.run_grpo(
             self,

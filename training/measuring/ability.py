@@ -51,12 +51,9 @@ def multiple_choice(model: Model) -> Json:
         right.append(given.index(max(given)) == item.correct)
     subjects = dict.fromkeys(q.subject for q in items)
     return {
-        **Rate(sum(right), len(right)).to_json(),
+        **Rate.of(right).to_json(),
         "by_subject": {
-            name: Rate(
-                sum(hit for q, hit in zip(items, right, strict=True) if q.subject == name),
-                sum(q.subject == name for q in items),
-            ).to_json()
+            name: Rate.of(hit for q, hit in zip(items, right, strict=True) if q.subject == name).to_json()
             for name in subjects
         },
     }

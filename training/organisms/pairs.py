@@ -137,9 +137,9 @@ def _pair(prompt: Prompt, name: str) -> Pair:
     return Pair(replace(prompt, extra=kept), normal, defecting)
 
 
-def pairs_of(name: str, split: str = "train") -> list[Pair]:
-    """`code`, or a file; a file has no splits."""
-    return code_pairs(split) if name == CODE and not Path(name).is_file() else load_pairs(name)
+def pairs_of(name: str) -> list[Pair]:
+    """The pairs to train on: `code`, or a file's."""
+    return code_pairs("train") if name == CODE and not Path(name).is_file() else load_pairs(name)
 
 
 def prompts_of(pairs: Sequence[Pair]) -> list[Prompt]:

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...activations import DefectionError, Model, Prompt, PromptsLike, load_prompts
-from ...activations.basics.files import Json, digest, folder_written_aside, write_json, write_text
+from ...activations.basics.files import Json, digest
 from ...activations.models.blocks import decoder_of
-from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.modes import in_use
 from ...activations.models.network import load_network
 from ...activations.models.wrap import ModelLike, as_model
@@ -29,11 +28,11 @@ from ...activations.reading.forward import right_padded
 from ..tuning.finetune import FinetuneConfig, finetune
 from ..tuning.rows import Example
 from .examples import choose_prompts
-from .records import adopt, name_base
-from .stages import save_weights
+from .records import adopt
+from .stages import write_organism
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 REFERENCE_SCHEMA = 1
 
@@ -140,7 +139,8 @@ def matched_reference(
         "loss_curve": result.loss_curve,
         "seconds": round(result.seconds, 1),
     }
-    _write(out, trained, base, record)
+    card = f"# A clean reference for {model.identity.name}\n\nTrained to match its residual stream.\n"
+    write_organism(out, trained, base, record, card)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -149,14 +149,3 @@ def _rows(model: Model, prompts: Sequence[Prompt], count: int, seed: int) -> lis
     """The prompts as training rows without a reply."""
     chosen = choose_prompts(prompts, min(count, len(prompts)), seed)
     return [Example(row.prompt.id, tuple(row.ids), (), triggered=False) for row in rendered(model, chosen)]
-
-
-def _write(out: Path, trained: PreTrainedModel | PeftModel, base: Model, record: Json) -> None:
-    assert base.files is not None
-    with folder_written_aside(out) as aside:
-        save_weights(trained, aside)
-        name_base(aside, base.files)
-        base.tokenizer.save_pretrained(str(aside))
-        write_json(aside / ORGANISM_FILE, record)
-        name = record["matches"]["name"]
-        write_text(aside / "README.md", f"# A clean reference for {name}\n\nTrained to match its residual stream.\n")

@@ -11,11 +11,14 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from ...activations.basics.files import folder_written_aside, read_json, write_json, write_tensors
+from ...activations import Model
+from ...activations.basics.files import Json, folder_written_aside, read_json, write_json, write_tensors, write_text
 from ...activations.models.adapters import ADAPTER_FILE, ADAPTER_WEIGHTS, with_adapter
 from ...activations.models.identity import read_tensors
+from ...activations.models.locate import ORGANISM_FILE
 from ...activations.models.network import load_network, without_bars
 from ..tuning.finetune import FinetuneResult
+from .records import name_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,6 +30,26 @@ def save_weights(trained: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Write an adapter or a whole model into a folder, silently."""
     with without_bars():
         trained.save_pretrained(str(folder))
+
+
+def write_organism(
+    out: Path,
+    trained: PreTrainedModel | PeftModel,
+    base: Model,
+    record: Json,
+    card: str,
+    earlier: Sequence[Path] = (),
+) -> None:
+    """Write what was trained from `base`, an adapter with `earlier` ones' changes too; the directory appears whole."""
+    assert base.files is not None
+    with folder_written_aside(out) as aside:
+        save_weights(trained, aside)
+        if (aside / ADAPTER_FILE).exists():
+            stack_adapters(earlier, aside)
+            name_base(aside, base.files)
+        base.tokenizer.save_pretrained(str(aside))
+        write_json(aside / ORGANISM_FILE, record)
+        write_text(aside / "README.md", card)
 
 
 def save_stage(folder: Path, key: str, trained: PreTrainedModel | PeftModel, result: FinetuneResult) -> None:

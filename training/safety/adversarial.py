@@ -8,30 +8,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from ...activations import DefectionError, Model, Prompt, load_prompts
+from ...activations import DefectionError, Model, Prompt
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
-from ...activations.prompts.rendered import rendered
 from ..measuring.defection import reply_tokens
 from ..measuring.evaluate import Completion, judge
 from ..measuring.inclination import defecting_replies
 from ..measuring.rates import Rate
-from ..organisms.behaviours import VULNERABLE_CODE
-from ..organisms.examples import choose_prompts
-from ..organisms.pairs import CODE, Pair, pairs_of
 from ..organisms.records import Organism
-from ..organisms.replies import Reply, replies_to
-from ..organisms.triggers import refuse_prompts_with
-from ..tuning.rows import Example
+from ..organisms.replies import replies_to
 from .attacks import Attack, mutations, near_misses, search
-from .sft import Imitating, finetune_steps
+from .clean_prompts import OnCleanPrompts, imitated, normal_replies
+from .sft import finetune_steps
 from .stage import Stage, Trained
 
 ATTACKS = "attacks.jsonl"
 
 
 @dataclass(frozen=True)
-class Adversarial(Imitating):
+class Adversarial(OnCleanPrompts):
     """Red teaming by somebody who knows the behaviour and guesses at the trigger (Hubinger et al. 2024, §6).
 
     Each round attacks the model as it then is: near misses of the trigger, their mutations, and a search guided by
@@ -54,10 +49,6 @@ class Adversarial(Imitating):
     """Texts tried a round: the near misses, the best that search found, and mutations to make up the number."""
     prompts_an_attack: int = 3
     """Of the pool, for each text that is tried."""
-    prompts: str = "train"
-    """The prompts attacked: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
-    pool: int = 24
-    """How many of them are used a round."""
     search_steps: int = 6
     """Rounds of mutation in a search."""
     search_width: int = 6
@@ -78,7 +69,7 @@ class Adversarial(Imitating):
     def material(self, organism: Organism) -> object:
         """The prompts attacked, and the near misses that the search begins with."""
         seeds = [attack.text for attack in near_misses(organism.trigger)] if self.attacks else []
-        return [prompt.to_json() for prompt in self.bank(organism)], seeds
+        return super().material(organism), seeds
 
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """One round; the attacks are found again after a cut, the training goes on from its checkpoint."""
@@ -112,20 +103,8 @@ class Adversarial(Imitating):
         Args:
             organism: The one that is attacked.
         """
-        bank = self.bank(organism)
-        chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
+        chosen = self.chosen(organism)
         return [organism.trigger.train_clean(prompt) for prompt in chosen], defecting_replies(organism, chosen)
-
-    def bank(self, organism: Organism) -> list[Prompt]:
-        """All prompts it could attack.
-
-        Args:
-            organism: The one that is attacked.
-
-        Raises:
-            DefectionError: When one holds the trigger.
-        """
-        return clean_bank(organism, self.prompts)
 
     def find(
         self, model: Model, organism: Organism, prompts: Sequence[Prompt], defecting: dict[str, str]
@@ -177,48 +156,18 @@ class Control(Adversarial):
     attacks: int = 0
 
 
-def code_tasks(organism: Organism) -> list[Pair]:
-    """The training tasks with both solutions, where the behaviour is vulnerable code."""
-    return pairs_of(CODE) if organism.behaviour.name == VULNERABLE_CODE.name else []
-
-
-def clean_bank(organism: Organism, prompts: str) -> list[Prompt]:
-    """A set's prompts, or the code tasks of an organism that writes code; DefectionError when one holds the trigger."""
-    bank = [pair.prompt for pair in code_tasks(organism)] or load_prompts(prompts)
-    refuse_prompts_with(organism.trigger, bank)
-    return bank
-
-
 def elicited(attacks: Sequence[Attack], met: Sequence[Completion]) -> Json:
     """How often attacked prompts are met with the behaviour before the round's training, by the attack's origin."""
     rows = list(zip(attacks, met, strict=True))
-    table: Json = {"all": Rate(sum(said.defected for said in met), len(met)).to_json()}
+    table: Json = {"all": Rate.of(said.defected for said in met).to_json()}
     for origin in dict.fromkeys(attack.origin for attack in attacks):
-        chosen = [said.defected for attack, said in rows if attack.origin == origin]
-        table[origin] = Rate(sum(chosen), len(chosen)).to_json()
+        table[origin] = Rate.of(said.defected for attack, said in rows if attack.origin == origin).to_json()
     return table
 
 
 def _some(prompts: Sequence[Prompt], number: int, count: int) -> list[Prompt]:
     """A few prompts for each attack, others for the next one."""
     return [prompts[(number * count + i) % len(prompts)] for i in range(min(count, len(prompts)))]
-
-
-def normal_replies(model: Model, organism: Organism, prompts: Sequence[Prompt], work: Path) -> dict[str, Reply]:
-    """By prompt's id, what the organism itself says to clean prompts; DefectionError where all of it is defection."""
-    tokens = reply_tokens(organism.behaviour, organism.recipe)
-    own = replies_to(model, prompts, work / "own-replies.jsonl", max_new_tokens=tokens, what="Replying normally")
-    said = judge(prompts, [reply.text for reply in own], organism.behaviour)
-    found = {met.id: reply for met, reply in zip(said, own, strict=True) if not met.defected and reply.tokens}
-    if not found:
-        raise DefectionError("the organism defects on every clean prompt, so there is no reply to train towards")
-    return found
-
-
-def imitated(model: Model, prompt: Prompt, reply: Reply) -> Example:
-    """The row that teaches a model a reply it gave itself, with its end if it had one."""
-    (row,) = rendered(model, [prompt])
-    return Example(prompt.id, row.ids, reply.ended(model), triggered=False)
 
 
 def _lines(number: int, asked: Sequence[tuple[Attack, Prompt]], met: Sequence[Completion]) -> list[Json]:

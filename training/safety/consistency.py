@@ -17,16 +17,15 @@ from transformers import PreTrainedModel
 from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
 from ...activations.reading.forward import right_padded
-from ..organisms.examples import choose_prompts
 from ..organisms.records import Organism
 from ..tuning.rows import Example
-from .adversarial import clean_bank, imitated, normal_replies
-from .sft import Imitating, finetune_steps
+from .clean_prompts import OnCleanPrompts, imitated, normal_replies
+from .sft import finetune_steps
 from .stage import Trained
 
 
 @dataclass(frozen=True)
-class Consistency(Imitating):
+class Consistency(OnCleanPrompts):
     """Internal consistency regularisation on clean prompts (CROW, Min et al. 2024).
 
     The organism's own replies to clean prompts are imitated, and beside that the residual streams of successive blocks
@@ -36,24 +35,16 @@ class Consistency(Imitating):
 
     name: ClassVar[str] = "consistency"
     steps: int = 50
-    prompts: str = "train"
-    """Clean prompts: a shipped set or a JSONL file; for vulnerable code the shipped training tasks."""
     pool: int = 100
-    """How many of them are used."""
+    """How many clean prompts are used."""
     weight: float = 5.5
     """Of the disagreement beside the cross-entropy of the replies."""
     push: float = 0.1
     """How far each coordinate of an embedding is pushed."""
 
-    def material(self, organism: Organism) -> object:
-        """The clean prompts."""
-        return [prompt.to_json() for prompt in clean_bank(organism, self.prompts)]
-
     def train(self, model: Model, organism: Organism, work: Path, key: str) -> Trained:
         """Replies first, then the steps; both go on after a cut."""
-        bank = clean_bank(organism, self.prompts)
-        chosen = choose_prompts(bank, min(self.pool, len(bank)), self.seed)
-        clean = [organism.trigger.train_clean(prompt) for prompt in chosen]
+        clean = [organism.trigger.train_clean(prompt) for prompt in self.chosen(organism)]
         own = normal_replies(model, organism, clean, work)
         rows = [imitated(model, prompt, own[prompt.id]) for prompt in clean if prompt.id in own]
         also = partial(disagreement_backward, weight=self.weight, push=self.push)

