@@ -82,7 +82,7 @@ class AttentionProbe(ProbeEstimator):
         mean = values.mean(dim=0)
         values = values - mean
         spread = values.square().mean(dim=(0, 2)).sqrt()
-        scale = torch.where(spread > 0, spread, torch.ones_like(spread))[:, None]
+        scale = torch.where(spread > 0, spread, 1.0)[:, None]
         values = values / scale
         layers, size = values.shape[1:]
         signs = 2 * marks.double() - 1

@@ -37,7 +37,7 @@ class ContrastConsistentSearch(PairPCAProbe):
         sides = rows[:, pairs.T]  # [layer, side, pair, d]
         sides = sides - sides.mean(dim=2, keepdim=True)
         spread = sides.square().mean(dim=(1, 2, 3)).sqrt()
-        sides = sides / torch.where(spread > 0, spread, torch.ones_like(spread))[:, None, None, None]
+        sides = sides / torch.where(spread > 0, spread, 1.0)[:, None, None, None]
         # The loss and its gradient see only inner products with the rows: a basis of their span loses nothing.
         flat = sides.flatten(1, 2)
         basis = span(flat)

@@ -103,7 +103,7 @@ class BaseDifference(Mahalanobis):
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         size = torch.as_tensor(self.size_, device=rows.device)
-        return _lengths(rows) / torch.where(size > 0, size, torch.ones_like(size))
+        return _lengths(rows) / torch.where(size > 0, size, 1.0)
 
 
 def _lengths(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:

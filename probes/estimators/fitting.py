@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...activations import DefectionError, ModelIdentity, Prompt, Residuals
 from ...activations.basics.files import Json
@@ -25,6 +26,8 @@ FOLDS = 5
 """Parts of the clean prompts, each scored by a fit on the others."""
 FEW = 20
 """With fewer of them a fifth is too many to spare."""
+SHORTEST = 1e-30
+"""Directions of no length stay so; any other has length 1."""
 
 
 def check_fit(
@@ -91,14 +94,14 @@ def unlabelled(
     }
 
 
-def clean_folds(prompts: Sequence[Prompt], folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
+def clean_folds(prompts: Sequence[Prompt]) -> list[Int[Tensor, "held_out"]]:
     """Row numbers of clean prompts in parts, each to be held out once: what a fit on the others scores is unseen.
 
-    Prompts of one topic stay together, unless all are of one; parts are as even as topics allow, and
-    the same whatever order the prompts come in. Every row is in exactly one part. Unless told otherwise there are
-    `FOLDS`; of fewer than `FEW` prompts each topic is a part, so that enough is left to fit on.
+    Prompts of one topic stay together, unless all are of one; parts are as even as topics allow, and the same whatever
+    order the prompts come in. Every row is in exactly one part. There are `FOLDS`; of fewer than `FEW` prompts each
+    topic is a part, so that enough is left to fit on.
     """
-    return group_folds(np.unique([prompt.topic for prompt in prompts], return_inverse=True)[1], folds)
+    return group_folds(np.unique([prompt.topic for prompt in prompts], return_inverse=True)[1])
 
 
 def group_folds(groups: ArrayLike, folds: int | None = None) -> list[Int[Tensor, "held_out"]]:
@@ -189,7 +192,7 @@ def make_probe(
     `held_out`: how far each clean row lies above the others (`above_the_mean`) by a direction that did not see it;
     needed where clean rows have shaped the direction. `traffic` is what else the fit saw.
     """
-    unit = _unit(coef)
+    unit = normalize(coef, dim=-1, eps=SHORTEST)
     reference = clean if clean is not None else contrast
     values = reference.values.to(unit.device)
     above = above_the_mean(values, values, unit) if held_out is None else held_out.to(unit.device)
@@ -227,19 +230,12 @@ def above_the_mean(
 
     Measured from a clean row, so that rows that are all alike give exact zeros.
     """
-    unit = _unit(coef)
     found = []
-    for i, direction in enumerate(unit):
+    for i, direction in enumerate(normalize(coef, dim=-1, eps=SHORTEST)):
         origin = clean[0, i].double()
         known, new = ((each[:, i].double() - origin) @ direction for each in (clean, rows))
         found.append(new - known.mean())
     return torch.stack(found, dim=1)
-
-
-def _unit(coef: Float[Tensor, "layer d"]) -> Float[Tensor, "layer d"]:
-    """Directions of length 1, or 0 where there is none."""
-    norms = coef.norm(dim=-1, keepdim=True)
-    return torch.where(norms > 0, coef / norms.clamp_min(1e-300), torch.zeros_like(coef))
 
 
 def _mean(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
@@ -272,7 +268,7 @@ def read_anew(
 def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:
     """Mean and spread a layer; 1 for the spread of a layer where every row scores alike."""
     scales = scores.std(dim=0)
-    return scores.mean(dim=0), torch.where(scales > 0, scales, torch.ones_like(scales))
+    return scores.mean(dim=0), torch.where(scales > 0, scales, 1.0)
 
 
 def texts_record(prompts: Sequence[Prompt]) -> ContrastRecord:

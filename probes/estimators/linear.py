@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ...activations.basics.files import Json
 from .estimator import ProbeEstimator
 from .fitting import above_the_mean, make_probe
 from .guard import Evidence, league
@@ -76,9 +77,8 @@ class LinearProbe(ProbeEstimator):
                 f"this {self.name} probe has directions of {tuple(coef.shape)} (layer, d_model), but the clean "
                 f"residuals have {tuple(clean.values.shape[1:])}; capture one vector each at the fit's layers"
             )
-        parameters = {key: plain_parameter(value) for key, value in self.get_params(deep=False).items()}
         saw = league({Evidence.LABELLED})
-        return make_probe(coef, clean, clean, self.name, parameters, fixed_layers, saw)
+        return make_probe(coef, clean, clean, self.name, plain_parameters(self), fixed_layers, saw)
 
     def _keep(self, planes: Sequence[Hyperplane]) -> None:
         """The hyperplanes of consecutive layers, as fitted attributes."""
@@ -114,7 +114,7 @@ class LinearProbe(ProbeEstimator):
         saw: str,
         fixed_layers: Sequence[int] | None,
     ) -> None:
-        parameters = {key: plain_parameter(value) for key, value in self.get_params(deep=False).items()}
+        parameters = plain_parameters(self)
         self.probe_ = make_probe(
             self.coef_, source, clean, self.name, parameters, fixed_layers, saw, held_out=held_out, traffic=traffic
         )
@@ -136,11 +136,12 @@ class SupervisedProbe(LinearProbe):
         self._keep([self._solve(chunk) for chunk in sample.labelled_for(self.name).chunks()])
 
 
-def plain_parameter(value: object) -> object:
-    """A parameter as JSON holds it; an estimator within an ensemble by its name and parameters."""
-    if isinstance(value, ProbeEstimator):
-        return {
-            "name": value.name,
-            **{key: plain_parameter(inner) for key, inner in value.get_params(deep=False).items()},
-        }
-    return list(value) if isinstance(value, tuple) else value
+def plain_parameters(estimator: ProbeEstimator) -> Json:
+    """An estimator's parameters as JSON holds them; an estimator within an ensemble by its name and parameters."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, ProbeEstimator):
+            return {"name": value.name, **plain_parameters(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(value) for key, value in estimator.get_params(deep=False).items()}

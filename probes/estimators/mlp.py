@@ -41,7 +41,7 @@ class MLPProbe(ProbeEstimator):
     def _solve(self, sample: Labelled) -> tuple[Tensor, ...]:
         rows, location = centred(sample.rows)
         spread = rows.square().mean(dim=(1, 2)).sqrt()
-        scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+        scale = torch.where(spread > 0, spread, 1.0)
         basis = span(rows)  # weights outside the rows' span stay at 0 under the penalty
         short = rows @ basis.mT / scale[:, None, None]
         layers, _, size = short.shape

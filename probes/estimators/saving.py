@@ -24,7 +24,7 @@ from ...activations.models.model import IdentityRecord, ModelIdentity
 from .ensembles import LayerEnsemble
 from .estimator import ProbeEstimator
 from .fitting import Reference
-from .linear import plain_parameter
+from .linear import plain_parameters
 from .probe import Probe, ProbeHeader
 from .registry import KINDS
 from .traffic import TrafficVerdict
@@ -98,7 +98,7 @@ def _parts(estimator: ProbeEstimator) -> tuple[Json, Tensors]:
     fitted = {key: value for key, value in vars(estimator).items() if _is_fitted(key)}
     record = {
         "kind": estimator.name,
-        "parameters": {key: plain_parameter(value) for key, value in estimator.get_params(deep=False).items()},
+        "parameters": plain_parameters(estimator),
         "fitted": {key: _kept(value, key, tensors) for key, value in fitted.items()},
     }
     return record, tensors

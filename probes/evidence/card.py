@@ -67,15 +67,13 @@ class About:
             raise DefectionError("a card needs a name; give it one (--name)")
 
 
-def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRAWS, seed: int = 0) -> Json:
+def probe_card(probe: Probe, grounds: Grounds, about: About) -> Json:
     """The card as JSON; DefectionError for a test set on which only one outcome occurs, or another model's residuals.
 
     Args:
         probe: at its fixed layers, whose mean score the card is about.
         grounds: test prompts with what the model did on them, clean prompts, and the probe's own questions.
         about: name, author, licence.
-        draws: of each null.
-        seed: of those draws.
     """
     fixed = probe.at(probe.fixed_layers)
     scores = fixed.score(grounds.tests)
@@ -116,9 +114,9 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
             "eval_distribution": "cross-domain",
         },
         "baselines": {
-            "random_feature": _against(area, turned_null(trial, fixed.directions, draws=draws, seed=seed)),
+            "random_feature": _against(area, turned_null(trial, fixed.directions, draws=DRAWS)),
             "capacity_sweep": _capacity(trial, fixed, (low, high)),
-            "shuffled_source": _shuffled(trial, fixed, grounds, draws, seed),
+            "shuffled_source": _shuffled(trial, fixed, grounds),
         },
         "assumptions": list(ASSUMPTIONS),
         "known_failure_modes": [{"mode": "other", "description": said} for said in about.failures],
@@ -128,7 +126,7 @@ def probe_card(probe: Probe, grounds: Grounds, about: About, *, draws: int = DRA
     return {key: value for key, value in card.items() if value is not None}
 
 
-def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: int) -> Json:
+def _shuffled(trial: Trial, probe: Probe, grounds: Grounds) -> Json:
     """The same questions with the labels of their answers dealt anew."""
     if grounds.contrast is None or grounds.estimator is None:
         return {"note": "not asked: the texts of the fit are not at hand"}
@@ -136,11 +134,11 @@ def _shuffled(trial: Trial, probe: Probe, grounds: Grounds, draws: int, seed: in
     if own is None or not own.can_be_shuffled:
         return {"note": f"not asked: the labels of a {probe.estimator} probe's questions cannot be dealt anew"}
     area = float(question_null(trial, own.effects, own.weights(own.signs[None]))[0])
-    return _against(area, question_null(trial, own.effects, own.weights(own.shuffled(draws, seed))))
+    return _against(area, question_null(trial, own.effects, own.weights(own.shuffled(DRAWS, seed=0))))
 
 
 def _against(area: float, null: Float[Tensor, "draw"]) -> Json:
-    p = float(p_value(torch.tensor(area, dtype=torch.float64), null))
+    p = float(p_value(area, null))
     mean = float(null.mean())
     band = list(null_band(null))
     return {"passed": p <= ALPHA, "auroc": mean, "gap": area - mean, "p_value": p, "band_95": band, "draws": len(null)}
@@ -171,7 +169,7 @@ def capacity_aurocs(trial: Trial, probe: Probe, sizes: Sequence[int]) -> list[fl
         scale = (
             _projected(trial.clean, kept).std(dim=0) * probe.scales.to(whole) / whole
         )  # a layer's, as the probe's is
-        scores = (_projected(trial.tests, kept) / torch.where(scale > 0, scale, torch.ones_like(scale))).mean(dim=1)
+        scores = (_projected(trial.tests, kept) / torch.where(scale > 0, scale, 1.0)).mean(dim=1)
         found.append(float(mean_auroc(scores, trial.labels, trial.families)))
     return found
 

@@ -75,11 +75,11 @@ def judge_questions(
     return judge(scores, outcomes.labels, outcomes.families, outcomes.topics, p_values, rule)
 
 
-def mean_band(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes, seed: int = 0) -> Interval:
+def mean_band(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes) -> Interval:
     """The central 95% of the mean AUROC of the probe's directions turned at random, for a picture or a table."""
     fixed = probe.at(probe.fixed_layers)
     trial = trial_of(fixed, tests, clean, outcomes)
-    return null_band(turned_null(trial, fixed.directions, draws=BAND_DRAWS, seed=seed))
+    return null_band(turned_null(trial, fixed.directions, draws=BAND_DRAWS))
 
 
 def trial_of(probe: Probe, tests: Residuals, clean: Residuals, outcomes: Outcomes) -> Trial:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...activations import DefectionError, Residuals
 from ..estimators.ragged import refuse_ragged
 from ..statistics.metrics import auroc
-from ..statistics.ranking import Labels, class_marks, refuse_unranked
+from ..statistics.ranking import Labels, below, class_marks, refuse_unranked
 
 DIRECTIONS = 1000
 
@@ -75,7 +75,7 @@ def standardised(
 ) -> Float[Tensor, "*batch prompt"]:
     """Scores less the mean of the reference's, over their standard deviation (1 where they do not vary)."""
     spread = reference.std(dim=-1, keepdim=True)
-    return (scores - reference.mean(dim=-1, keepdim=True)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return (scores - reference.mean(dim=-1, keepdim=True)) / torch.where(spread > 0, spread, 1.0)
 
 
 def null_aurocs(
@@ -134,10 +134,8 @@ def aurocs_under(scores: Float[Tensor, "layer prompt"], drawn: Bool[Tensor, "dra
     """
     values = scores.cpu().double()
     refuse_unranked(values)
-    ranked = values.sort(dim=-1).values
-    below = torch.searchsorted(ranked, values, side="left") + torch.searchsorted(ranked, values, side="right")
     n_positive, n = int(drawn[0].sum()), drawn.shape[1]
-    ranks = below.double() / 2 @ drawn.T.cpu().double()
+    ranks = below(values, values) @ drawn.T.cpu().double()
     areas: Tensor = (ranks - n_positive**2 / 2) / (n_positive * (n - n_positive))
     return areas
 
@@ -155,13 +153,14 @@ def permuted_label_aurocs(
     return aurocs_under(scores, shuffled_labels(labels, clusters, count=count, seed=seed))
 
 
-def p_value(observed: Float[Tensor, "*batch"], null: Float[Tensor, "*batch draw"]) -> Float[Tensor, "*batch"]:
+def p_value(observed: Float[Tensor, "*batch"] | float, null: Float[Tensor, "*batch draw"]) -> Float[Tensor, "*batch"]:
     """The share of draws at least as high, the observed one counted among them: (1 + #) / (1 + draws).
 
     One-sided, since AUROC is signed; never 0 (Phipson and Smyth 2010).
     """
     # Equal AUROCs computed along two roads may differ in their last bit; they count as equal.
-    return (1 + (null.cpu() >= observed.cpu()[..., None] - 1e-12).sum(dim=-1)).double() / (1 + null.shape[-1])
+    least = torch.as_tensor(observed, dtype=torch.float64).cpu()[..., None] - 1e-12
+    return (1 + (null.cpu() >= least).sum(dim=-1)).double() / (1 + null.shape[-1])
 
 
 @dataclass(frozen=True)

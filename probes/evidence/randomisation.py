@@ -13,7 +13,7 @@ together, and its p-value is of the very figure that the verdict tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,8 @@ def turned_null(
     tests, clean = _layers_first(trial.tests), _layers_first(trial.clean, centre=True)
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for count in _parts(draws):
+    for start in range(0, draws, AT_ONCE):
+        count = min(AT_ONCE, draws - start)
         drawn = torch.randn(len(unit), count * unit.shape[1], generator=generator).to(device)
         turned = (mixing @ drawn).view(len(unit), count, -1)
         spread = (turned @ clean.mT).std(dim=-1)
@@ -117,8 +118,3 @@ def _band_scores(
 def _layers_first(rows: Float[Tensor, "n layer d_model"], *, centre: bool = False) -> Float[Tensor, "layer n d_model"]:
     stack = rows.float().transpose(0, 1)
     return stack - stack.mean(dim=1, keepdim=True) if centre else stack
-
-
-def _parts(draws: int) -> Iterator[int]:
-    for start in range(0, draws, AT_ONCE):
-        yield min(AT_ONCE, draws - start)

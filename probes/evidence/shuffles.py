@@ -208,7 +208,7 @@ class QuestionNull:
     @property
     def band_p_value(self) -> float:
         """One-sided, for the fixed layers together."""
-        return float(p_value(torch.tensor(self.band_observed, dtype=torch.float64), self.band_null))
+        return float(p_value(self.band_observed, self.band_null))
 
 
 def label_shuffle_null(
@@ -311,18 +311,15 @@ def question_p_values(
     `questions` and `unrelated` are `questions_of` its own texts and of others put the same way, at the same layers;
     where there are none, or their labels cannot be dealt anew, that null's p-value is None.
     """
-    found: dict[str, float | None] = {"random": _p(observed, turned), "label_shuffle": None, "unrelated": None}
+    chance = float(p_value(observed, turned))
+    found: dict[str, float | None] = {"random": chance, "label_shuffle": None, "unrelated": None}
     if questions is None:
         return found
     own = float(question_null(trial, questions.effects, questions.weights(questions.signs[None]))[0])
     if questions.can_be_shuffled:
         weights = questions.weights(questions.shuffled(draws, seed))
-        found["label_shuffle"] = _p(own, question_null(trial, questions.effects, weights))
+        found["label_shuffle"] = float(p_value(own, question_null(trial, questions.effects, weights)))
     if unrelated is not None:
         weights = unrelated.weights(unrelated.subsets(min(len(questions), len(unrelated)), draws, seed))
-        found["unrelated"] = _p(own, question_null(trial, unrelated.effects, weights))
+        found["unrelated"] = float(p_value(own, question_null(trial, unrelated.effects, weights)))
     return found
-
-
-def _p(observed: float, null: Float[Tensor, "draw"]) -> float:
-    return float(p_value(torch.tensor(observed, dtype=torch.float64), null))

@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...activations import DefectionError, Prompt, Residuals
 from ...activations.basics.files import Json
-from ..estimators.fitting import defecting_rows
+from ..estimators.fitting import SHORTEST, defecting_rows
 from ..estimators.ragged import refuse_ragged
 from ..questions.questions import AFFIRMING, polarity_of
 
@@ -34,8 +35,7 @@ class QuestionDirections:
 
     def cosines(self) -> Float[Tensor, "layer question question"]:
         """Cosine of every two directions at every layer; 0 where one of them vanishes."""
-        norms = self.values.norm(dim=-1, keepdim=True)
-        unit = torch.where(norms > 0, self.values / norms.clamp_min(1e-300), torch.zeros_like(self.values))
+        unit = _unit(self.values)
         return torch.einsum("ald,bld->lab", unit, unit)
 
     def pairs(self, layers: Sequence[int] | None = None) -> list[Json]:
@@ -176,8 +176,7 @@ def _means_apart_without(values: Tensor, marks: Tensor, rows: Sequence[int], wha
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    scaled: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    return scaled
+    return normalize(vectors, dim=-1, eps=SHORTEST)
 
 
 def _without(vectors: Float[Tensor, "*batch layer d_model"], direction: Float[Tensor, "layer d_model"]) -> Tensor:

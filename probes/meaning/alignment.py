@@ -54,25 +54,23 @@ def matching_layers(n_source: int, n_target: int) -> dict[int, int]:
     return {layer: round(layer * (n_target - 1) / (n_source - 1)) for layer in range(n_source)}
 
 
-def fit_map(
-    source: Residuals, target: Residuals, *, kind: Kind = "ridge", layers: dict[int, int] | None = None
-) -> LinearMap:
+def fit_map(source: Residuals, target: Residuals, *, kind: Kind = "ridge") -> LinearMap:
     """Learn the map from residuals of both models on the same clean prompts.
 
     `ridge` chooses its penalty by leave-one-out error; `procrustes` allows a rotation and one scale only (Schönemann
-    1966), so it needs fewer prompts. `layers` pairs source layers with target layers; by default those equally deep
-    (all layers of both models must then have been captured).
+    1966), so it needs fewer prompts. Layers are paired with those as deep, so all layers of both
+    models must have been captured.
     Raises DefectionError when the prompts are not the same ones in the same order, or are triggered.
     """
     _refuse_unpaired(source, target)
-    pairs = matching_layers(len(source.layers), len(target.layers)) if layers is None else layers
+    pairs = matching_layers(len(source.layers), len(target.layers))
     learn = {"ridge": _ridge, "procrustes": _procrustes}
     if kind not in learn:
         raise DefectionError(f"unknown map {kind!r}: choose one of {', '.join(learn)}")
     matrices, explained = {}, {}
     for ours, theirs in pairs.items():
         matrices[ours], explained[ours] = learn[kind](_centred(target, theirs), _centred(source, ours))
-    return LinearMap(source.model, target.model, dict(pairs), matrices, explained, kind)
+    return LinearMap(source.model, target.model, pairs, matrices, explained, kind)
 
 
 def _refuse_unpaired(source: Residuals, target: Residuals) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...activations import DefectionError, Residuals
 from ...activations.basics.files import Json
+from ..estimators.fitting import SHORTEST
 from ..estimators.ragged import refuse_ragged
 
 
@@ -44,8 +46,7 @@ def cosine_table(directions: Mapping[str, Tensor], layers: Sequence[int]) -> lis
                 f"direction {name!r} has shape {tuple(vectors.shape)}, which does not fit {len(layers)} layers or the "
                 "width of the others"
             )
-        norms = spread.norm(dim=-1, keepdim=True)
-        unit[name] = torch.where(norms > 0, spread / norms.clamp_min(1e-300), torch.zeros_like(spread))
+        unit[name] = normalize(spread, dim=-1, eps=SHORTEST)
     return [
         {"layer": layer, "a": a, "b": b, "cosine": float(unit[a][column] @ unit[b][column])}
         for column, layer in enumerate(layers)

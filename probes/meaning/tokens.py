@@ -81,18 +81,14 @@ def token_scale(model: Model, probe: Probe, clean: PromptsLike) -> TokenScale:
     )
 
 
-def token_scores(
-    model: Model, probe: Probe, prompt: PromptLike, scale: TokenScale, *, layers: Sequence[int] | None = None
-) -> list[Json]:
+def token_scores(model: Model, probe: Probe, prompt: PromptLike, scale: TokenScale) -> list[Json]:
     """Standardised scores at each token of the rendered prompt: a row a token and layer, in reading order.
 
     Columns: prompt, position, token (its text; empty where several tokens make one character, for all but the first),
-    layer, score. 0 is what clean prompts score at that place on average. `layers` are the probe's, or some of them.
+    layer, score. 0 is what clean prompts score at that place on average.
     Raises DefectionError for another model's probe.
     """
     probe.refuse_model(model.identity)
-    wanted = probe.layers if layers is None else tuple(layers)
-    columns = probe.columns(wanted)
     (row,) = rendered(model, [prompt])
     (scores,) = _standardised(model, probe, [row], scale, "Reading tokens")
     return [
@@ -104,7 +100,7 @@ def token_scores(
             "score": float(scores[position, i]),
         }
         for position, text in enumerate(row.pieces)
-        for i, layer in zip(columns, wanted, strict=True)
+        for i, layer in enumerate(probe.layers)
     ]
 
 

@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TransferRow(Figures):
-    """One probe's model × scored model × layer × test set. `layer` is a number, or "14-17" for a band."""
+    """One probe's model × scored model × test set. `layer` is a number, or "14-17" for a band."""
 
     fitted_on: str
     scored_on: str
@@ -74,10 +74,8 @@ def transfer_matrix(
     probes: Mapping[str, Probe],
     targets: Mapping[str, Target],
     maps: Mapping[tuple[str, str], LinearMap] | None = None,
-    *,
-    each_layer: bool = False,
 ) -> Table[TransferRow]:
-    """Every model's probe on every model: a row a pair and test set at the probe's fixed layers, or at each layer too.
+    """Every model's probe on every model: a row a pair and test set, at the probe's fixed layers.
 
     `maps` holds the linear maps by (fitted on, scored on), for pairs of models of different families. Where both names
     are the same model the row is that of normal scoring.
@@ -87,40 +85,30 @@ def transfer_matrix(
         outcomes = Outcomes.of(target.tests, target.labels)
         by = {name: (maps or {}).get((name, scored_on)) for name in probes}
         carried = {name: transfer(probe, target.clean, by[name]) for name, probe in probes.items()}
-        reads = {name: _reads(probe, each_layer) for name, probe in carried.items()}
-        places = {layers: tuple(map(target.tests.layers.index, layers)) for each in reads.values() for layers in each}
+        places = {name: tuple(map(target.tests.layers.index, probe.fixed_layers)) for name, probe in carried.items()}
         for test_set, members in by_set(target.tests.prompts).items():
             part, marked = target.tests.select(members), outcomes.select(members)
             marked.refuse_one_outcome()
             chance = Chance(part, target.clean, marked, places.values())
             for name, probe in carried.items():
-                figures = figures_of(
-                    torch.stack([probe.score(part, layers) for layers in reads[name]]),
-                    marked,
-                    nulls=[chance.band(places[layers]) for layers in reads[name]],
-                    alarms=[probe.threshold if layers == probe.fixed_layers else None for layers in reads[name]],
+                (figures,) = figures_of(
+                    probe.score(part)[None], marked, nulls=[chance.band(places[name])], alarms=[probe.threshold]
                 )
                 path = by[name]
                 mapped = path.kind if path is not None and probe is not probes[name] else ""
-                rows += [
+                rows.append(
                     TransferRow(
                         fitted_on=name,
                         scored_on=scored_on,
                         estimator=probe.estimator,
                         contrast=probe.contrast.get("name", ""),
-                        layer=band_name(layers),
+                        layer=band_name(probe.fixed_layers),
                         test_set=test_set,
                         mapped=mapped,
-                        **each,
+                        **figures,
                     )
-                    for layers, each in zip(reads[name], figures, strict=True)
-                ]
+                )
     return Table(sorted(rows, key=lambda row: list(probes).index(row.fitted_on)))
-
-
-def _reads(probe: Probe, each_layer: bool) -> list[tuple[int, ...]]:
-    """The layers of each row: the fixed ones, and with `each_layer` each by itself."""
-    return [probe.fixed_layers, *((layer,) for layer in probe.layers if each_layer and probe.fixed_layers != (layer,))]
 
 
 def _same_space(probe: Probe, clean: Residuals) -> dict[int, torch.Tensor]:

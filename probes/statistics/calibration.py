@@ -153,10 +153,8 @@ def false_positives_by_set(
     labels: Sequence[bool] | NDArray[np.generic],
     sets: Sequence[str],
     threshold: float,
-    *,
-    level: float = 0.95,
 ) -> list[FalsePositives]:
-    """False positives of each set that holds negatives, worst first, with Clopper–Pearson intervals.
+    """False positives of each set that holds negatives, worst first, with 95% Clopper–Pearson intervals.
 
     The intervals hold for all sets at once (Bonferroni): the one at the top was picked for being the worst.
     Raises DefectionError when there is no negative, or for a non-finite score.
@@ -173,7 +171,7 @@ def false_positives_by_set(
     for name in kept:
         members = ~marks & (names == name)
         count, n = int(rung[members].sum()), int(members.sum())
-        low, high = clopper_pearson(count, n, 1 - (1 - level) / len(kept))
+        low, high = clopper_pearson(count, n, 1 - 0.05 / len(kept))
         found.append(FalsePositives(str(name), count, n, low, high))
     return sorted(found, key=lambda each: -each.rate)
 

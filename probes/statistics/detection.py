@@ -111,9 +111,7 @@ class Detection:
         return 1000 * self.early / self.tokens_before if self.tokens_before else 0.0
 
 
-def detection(
-    streams: Streams, onsets: Sequence[int], threshold: float, *, run: int = 1, level: float = 0.95
-) -> Detection:
+def detection(streams: Streams, onsets: Sequence[int], threshold: float, *, run: int = 1) -> Detection:
     """Detection delay and false alarms; the share detected comes with its Clopper–Pearson interval.
 
     `onsets` gives the first defecting token of each stream. Raises DefectionError for one outside of its stream.
@@ -129,7 +127,7 @@ def detection(
     early = rang & (alarms < starts)
     found = rang & ~early
     before = torch.minimum(torch.where(early, alarms + 1, starts), starts)
-    low, high = clopper_pearson(int(found.sum()), len(starts), level)
+    low, high = clopper_pearson(int(found.sum()), len(starts))
     return Detection(
         detected=int(found.sum()),
         early=int(early.sum()),

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
-from .ranking import Labels, class_marks, placements, split_classes
+from .ranking import Labels, below, class_marks, placements, split_classes
 
 UNSEEN = 0.5
 """Weight of the prompt that was not seen and speaks against the limit."""
@@ -141,9 +141,7 @@ def effective_size(scores: Float[Tensor, "*batch n"], member: Int[Tensor, "n"]) 
     n, clusters = len(member), len(counts)
     if clusters in (1, n):
         return torch.full(scores.shape[:-1], float(clusters), dtype=torch.float64)
-    ranked, wanted = scores.sort(dim=-1).values.contiguous(), scores.contiguous()
-    ranks = (torch.searchsorted(ranked, wanted) + torch.searchsorted(ranked, wanted, side="right")).double() / 2
-    ranks = ranks - n / 2
+    ranks = below(scores, scores) - n / 2
     sizes = counts.double()
     means = torch.zeros(*scores.shape[:-1], clusters, dtype=torch.float64).index_add_(-1, numbers, ranks) / sizes
     between = (sizes * means.square()).sum(dim=-1) / (clusters - 1)
@@ -212,7 +210,7 @@ def lower_limit(area: Tensor, variance: Tensor, size: Tensor, quantile: float) -
     turn = (1 - 2 * reach + (1 + 4 * reach.square()).sqrt()) / 2
     held = torch.minimum(area, turn).clamp_min(1e-300)
     limit = (held.logit() - reach / (held * (1 - held)).clamp_min(1e-300)).sigmoid()
-    return torch.where(area > 0, limit, torch.zeros_like(limit))
+    return torch.where(area > 0, limit, 0.0)
 
 
 @dataclass(frozen=True)

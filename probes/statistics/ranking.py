@@ -71,14 +71,17 @@ def count_wins(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -> F
     return _wins_by_search(scores[..., own], scores[..., ~own]).cpu()
 
 
+def below(scores: Float[Tensor, "*batch n"], others: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
+    """How many of the others lie below each score, a tie counting ½."""
+    ranked, wanted = others.sort(dim=-1).values.contiguous(), scores.contiguous()
+    less, up_to = (torch.searchsorted(ranked, wanted, side=side) for side in ("left", "right"))
+    return (less + up_to).double() / 2
+
+
 def _wins_by_search(
     positive: Float[Tensor, "*batch positive"], negative: Float[Tensor, "*batch negative"]
 ) -> Float[Tensor, "*batch"]:
-    ranked = negative.sort(dim=-1).values.contiguous()
-    wanted = positive.contiguous()
-    below = torch.searchsorted(ranked, wanted, side="left")
-    up_to = torch.searchsorted(ranked, wanted, side="right")
-    return (below + up_to).double().sum(dim=-1) / 2
+    return below(positive, negative).sum(dim=-1)
 
 
 def _wins_by_sort(scores: Float[Tensor, "*batch n"], marks: Bool[Tensor, "n"]) -> Float[Tensor, "*batch"]:
@@ -151,11 +154,5 @@ def placements(
 
     DeLong's structural components V₁₀ and V₀₁ by sorting, as Sun and Xu (2014) do, not by all pairs.
     """
-
-    def share_below(wanted: Tensor, others: Tensor) -> Tensor:
-        ranked = others.sort(dim=-1).values.contiguous()
-        wanted = wanted.contiguous()
-        counts = torch.searchsorted(ranked, wanted, side="left") + torch.searchsorted(ranked, wanted, side="right")
-        return counts.double() / (2 * others.shape[-1])
-
-    return share_below(positive, negative), 1 - share_below(negative, positive)
+    above = below(positive, negative) / negative.shape[-1]
+    return above, 1 - below(negative, positive) / positive.shape[-1]

@@ -46,7 +46,7 @@ def test_scoring_through_the_map_is_scoring_the_image(clean, rotation, true_dire
 def test_ridge_equals_scikit_learns_and_its_left_out_error_is_that_of_fitting_again(clean, rotation) -> None:
     other = turned(clean, rotation, noise=2.0)
     x, y = other.at(1).double(), clean.at(1).double()
-    found = fit_map(clean, other, layers={1: 1})
+    found = fit_map(clean, other)
     matrix = found.matrices[1]
     # Which penalty was chosen follows from the solution: λW = Xᵀ(Y − XW).
     centred, aims = x - x.mean(dim=0), y - y.mean(dim=0)

@@ -31,14 +31,15 @@ def scale(llama, probe, clean):
 
 def test_the_pieces_read_as_the_conversation(llama, probe, scale) -> None:
     prompt = Prompt("p", (Message("system", "Be calm."), Message("user", NASTY)))
-    rows = token_scores(llama, probe, prompt, scale, layers=[1])
+    rows = [row for row in token_scores(llama, probe, prompt, scale) if row["layer"] == 1]
     assert "".join(row["token"] for row in rows) == render(llama.tokenizer, [prompt])[0].text
     assert [row["position"] for row in rows] == list(range(len(tokenize(llama.tokenizer, [prompt])[0])))
 
 
 def test_without_a_template_the_token_that_begins_the_text_is_shown_too(plain_llama, clean) -> None:
     read = MeanDifference().fit(capture(plain_llama, contrast_set("six")), clean=capture(plain_llama, clean)).probe_
-    rows = token_scores(plain_llama, read, clean[0], token_scale(plain_llama, read, clean), layers=[0])
+    scored = token_scores(plain_llama, read, clean[0], token_scale(plain_llama, read, clean))
+    rows = [row for row in scored if row["layer"] == 0]
     assert "".join(row["token"] for row in rows) == "<s>" + render(plain_llama.tokenizer, clean[:1])[0].text
 
 
@@ -83,13 +84,11 @@ def test_a_band_is_the_mean_of_its_layers(llama, probe, scale, clean) -> None:
         over_layers(rows, [2, 99])
 
 
-def test_other_models_layers_and_triggered_prompts_are_refused(llama, gpt2, probe, scale, clean) -> None:
+def test_other_models_and_triggered_prompts_are_refused(llama, gpt2, probe, scale, clean) -> None:
     with pytest.raises(DefectionError, match="cannot score"):
         token_scores(gpt2, probe, clean[0], scale)
     with pytest.raises(DefectionError, match="cannot score"):
         token_scale(gpt2, probe, clean)
-    with pytest.raises(DefectionError, match="not fitted at layer 9"):
-        token_scores(llama, probe, clean[0], scale, layers=[9])
     with pytest.raises(DefectionError, match="triggered prompt"):
         token_scale(llama, probe, [*clean, user_prompt("x", triggered=True)])
     with pytest.raises(DefectionError, match="too few"):
