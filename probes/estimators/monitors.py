@@ -17,7 +17,7 @@ from .guard import Evidence
 from .linear import Hyperplane, LinearProbe
 from .mean_difference import plane_through
 from .probe import ALARM_RATE
-from .sample import Sample, centred, stacked, weighted_sums
+from .sample import Sample, centred, mean_of, stacked
 from .solving.covariance import divide_by_covariance
 from .whitened import shrunk
 
@@ -43,8 +43,7 @@ class Mahalanobis(ProbeEstimator):
 
     def _fit(self, sample: Sample) -> None:
         clean = sample.clean_for(self.name)
-        share = clean.new_full((1, len(clean)), 1 / len(clean), dtype=torch.float64)
-        self.location_ = weighted_sums(clean, share)[0]
+        self.location_ = mean_of(clean)
         parts = [shrunk([(chunk.clean_for(self.name), 1.0)], self.shrinkage) for chunk in sample.chunks()]
         self.rows_ = torch.cat([rows for rows, _, _ in parts])
         self.ridge_ = torch.cat([ridge for _, ridge, _ in parts])

@@ -185,6 +185,11 @@ def class_means(rows: Float[Tensor, "n layer d"], marks: Bool[Tensor, "n"]) -> M
     return Means(defecting / counts[0], other / counts[1], (defecting + other) / len(rows))
 
 
+def mean_of(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "layer d"]:
+    """Mean of all rows, in fp64."""
+    return weighted_sums(rows, rows.new_full((1, len(rows)), 1 / len(rows), dtype=torch.float64))[0]
+
+
 def weighted_sums(rows: Float[Tensor, "n layer d"], weights: Float[Tensor, "k n"]) -> Float[Tensor, "k layer d"]:
     """Sums over rows in fp64: of their distances from the first one, in one pass that copies a block at a time.
 

@@ -22,7 +22,7 @@ from ...activations.models.sites import AFTER
 from ...activations.models.wrap import ModelLike, as_model
 from .arrays import Array
 from .monitors import Mahalanobis
-from .sample import Sample, weighted_sums
+from .sample import Sample, mean_of
 
 SPARE = 8
 """Directions more than are wanted, for the random start of the decomposition to find those well."""
@@ -116,9 +116,6 @@ class WeightDirections(Mahalanobis):
     name = "weight-directions"
     holds_base = True
 
-    def __init__(self, shrinkage: float | str = "ledoit-wolf") -> None:
-        super().__init__(shrinkage)
-
     def fit(
         self,
         X: Residuals | Array,
@@ -155,8 +152,7 @@ class WeightDirections(Mahalanobis):
 
     def _fit(self, sample: Sample) -> None:
         clean = sample.clean_for(self.name)
-        share = clean.new_full((1, len(clean)), 1 / len(clean), dtype=torch.float64)
-        self.mean_ = weighted_sums(clean, share)[0]
+        self.mean_ = mean_of(clean)
         super()._fit(replace(sample, clean=self._cosines(clean)))
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:

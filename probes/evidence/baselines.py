@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...activations import DefectionError, Prompt, Residuals
+from ..estimators.components import leading_components
 from ..estimators.ragged import refuse_ragged
+from ..estimators.sample import centred
 from ..statistics.metrics import auroc
 from ..statistics.ranking import Labels
 from .nulls import standardised
@@ -136,16 +138,9 @@ def first_component_scores(residuals: Residuals, labels: Labels) -> Float[Tensor
     An upper bound, not a probe: it has seen triggered prompts and labels (MacDiarmid et al. 2024: PC1 is the trigger).
     """
     refuse_ragged(residuals)
-    values = residuals.values.double()
-    columns = []
-    for i in range(values.shape[1]):
-        centred = values[:, i] - values[:, i].mean(dim=0)
-        # With fewer prompts than dimensions the small Gram matrix gives the same component.
-        gram = centred @ centred.T
-        variances, components = torch.linalg.eigh(gram)
-        score = components[:, -1] * variances[-1].clamp_min(0).sqrt()  # 0 where nothing varies
-        columns.append(score if float(auroc(score, labels)) >= 0.5 else -score)
-    return torch.stack(columns, dim=1)
+    rows, _ = centred(residuals.values)
+    scores = torch.einsum("lnd,ld->ln", rows, leading_components(rows, 1)[:, 0])
+    return torch.where(auroc(scores, labels, axis=-1).to(scores.device)[:, None] < 0.5, -scores, scores).T
 
 
 def two_components(residuals: Residuals, layer: int) -> Float[Tensor, "prompt 2"]:

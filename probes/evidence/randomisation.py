@@ -22,7 +22,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...activations.basics.errors import DefectionError
+from ..statistics.intervals import family_rows
 from ..statistics.metrics import auroc
 from ..statistics.ranking import Labels
 
@@ -55,14 +55,9 @@ def mean_auroc(
 
     Raises DefectionError naming a family on which only one outcome occurs.
     """
-    marks, names = np.asarray(labels, dtype=bool), np.asarray(families)
-    areas = []
-    for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        if marks[rows].all() or not marks[rows].any():
-            raise DefectionError(f"family {str(name)!r} holds one outcome alone, so it has no AUROC; leave it out")
-        areas.append(auroc(scores[..., torch.from_numpy(rows).to(scores.device)], marks[rows], axis=-1))
-    return torch.stack(areas).mean(dim=0)
+    marks = torch.from_numpy(np.asarray(labels, dtype=bool))
+    parts = family_rows(families, marks)
+    return torch.stack([auroc(scores[..., rows.to(scores.device)], marks[rows], axis=-1) for rows in parts]).mean(dim=0)
 
 
 def turned_null(

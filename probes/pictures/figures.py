@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,43 +62,55 @@ def save_figures(
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _grid(models: Sequence[str], sets: Sequence[str], panel: tuple[float, float]) -> tuple[Figure, NDArray[Any]]:
-    figure = Figure(figsize=(panel[0] * len(models), panel[1] * len(sets)), layout="constrained")
-    return figure, figure.subplots(len(sets), len(models), squeeze=False, sharex=True, sharey=True)
-
-
 def _models_and_sets(rows: Sequence[SweepRow | Scores]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.test_set for row in rows))
 
 
-def _panels(
-    axes: NDArray[Any],
-    models: Sequence[str],
-    sets: Sequence[str],
+def _by_model(
+    rows: Sequence[SweepRow | Scores],
+    panel: tuple[float, float],
     draw: Callable[[Axes, str, str], None],
     x: str,
     y: str,
-) -> None:
-    for i, test_set in enumerate(sets):
-        for j, model in enumerate(models):
-            draw(axes[i, j], model, test_set)
-            axes[i, j].set_title(f"{model} · {test_set}")
-            if i == len(sets) - 1:
-                axes[i, j].set_xlabel(x)
-            if j == 0:
-                axes[i, j].set_ylabel(y)
+    *,
+    shared: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """A panel for each model and test set, with the same axes where they are `shared`."""
+    models, sets = _models_and_sets(rows)
+    size = (panel[0] * len(models), panel[1] * len(sets))
+    figure, axes = panels(len(models) * len(sets), size, len(models), sharex=shared, sharey=shared)
+    for ax, (test_set, model) in zip(axes, product(sets, models), strict=True):
+        draw(ax, model, test_set)
+        ax.set_title(f"{model} · {test_set}")
+        if test_set == sets[-1]:
+            ax.set_xlabel(x)
+        if model == models[0]:
+            ax.set_ylabel(y)
+    return figure, axes
+
+
+def _by_set(
+    rows: Sequence[SweepRow | Scores], height: float, draw: Callable[[Axes, str, str], None], x: str, y: str
+) -> Figure:
+    """A panel for each test set, with a line for each model."""
+    models, sets = _models_and_sets(rows)
+    figure, axes = panels(len(sets), (3.4 * len(sets), height), len(sets), sharey=True)
+    for ax, test_set in zip(axes, sets, strict=True):
+        for model in models:
+            draw(ax, model, test_set)
+        ax.set(title=test_set, xlabel=x)
+    axes[0].set_ylabel(y)
+    legend_below(figure, axes, len(models))
+    return figure
 
 
 def _auroc_by_layer(rows: Sequence[SweepRow], probe: str, contrast: str, fixed: Sequence[int]) -> Figure:
-    models, sets = _models_and_sets(rows)
-    figure, axes = _grid(models, sets, (3.1, 2.3))
-
     def draw(ax: Axes, model: str, test_set: str) -> None:
         curve = plots.choose(rows, model=model, probe=probe, contrast=contrast, test_set=test_set)
         plots.auroc_by_layer(ax, curve, fixed)
 
-    _panels(axes, models, sets, draw, "layer (output of block)", "AUROC")
-    legend_below(figure, axes.flat, 3, black=True)
+    figure, axes = _by_model(rows, (3.1, 2.3), draw, "layer (output of block)", "AUROC")
+    legend_below(figure, axes, 3, black=True)
     return figure
 
 
@@ -107,15 +119,14 @@ def _lookup(scored: Sequence[Scores]) -> Mapping[tuple[str, str], Scores]:
 
 
 def _histograms(scored: Sequence[Scores]) -> Figure:
-    (models, sets), found = _models_and_sets(scored), _lookup(scored)
-    figure, axes = _grid(models, sets, (3.1, 2.0))
+    found = _lookup(scored)
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
         item = found[model, test_set]
         plots.score_histogram(ax, item.table(), item.threshold)
 
-    _panels(axes, models, sets, draw, "score (s.d. of clean prompts)", "prompts")
-    legend_below(figure, axes.flat, 3)
+    figure, axes = _by_model(scored, (3.1, 2.0), draw, "score (s.d. of clean prompts)", "prompts")
+    legend_below(figure, axes, 3)
     return figure
 
 
@@ -142,51 +153,44 @@ def _glance(scored: Sequence[Scores]) -> Figure:
 
 
 def _roc(scored: Sequence[Scores]) -> Figure:
-    (models, sets), found = _models_and_sets(scored), _lookup(scored)
-    figure, axes = panels(len(sets), (3.4 * len(sets), 3.0), len(sets), sharey=True)
-    for ax, test_set in zip(axes, sets, strict=True):
-        for model in models:
-            plots.roc(ax, found[model, test_set].table(), model)
+    found = _lookup(scored)
+
+    def draw(ax: Axes, model: str, test_set: str) -> None:
+        plots.roc(ax, found[model, test_set].table(), model)
+
+    figure = _by_set(scored, 3.0, draw, "false-positive rate (log)", "true-positive rate")
+    for ax in figure.axes:
         plots.chance(ax)
-        ax.set(title=test_set, xlabel="false-positive rate (log)")
-    axes[0].set_ylabel("true-positive rate")
-    legend_below(figure, axes, len(models))
     return figure
 
 
 def _salience(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
-    models, sets = _models_and_sets(rows)
-    figure, axes = panels(len(sets), (3.4 * len(sets), 2.6), len(sets), sharey=True)
-    for ax, test_set in zip(axes, sets, strict=True):
-        for model in models:
-            curve = plots.choose(rows, model=model, probe=probe, contrast=contrast, test_set=test_set)
-            plots.salience_by_layer(ax, curve)
-        ax.set(title=test_set, xlabel="layer (output of block)", ylim=(0, None))
-    axes[0].set_ylabel("salience\n(between / within variance)")
-    legend_below(figure, axes, len(models))
+    def draw(ax: Axes, model: str, test_set: str) -> None:
+        curve = plots.choose(rows, model=model, probe=probe, contrast=contrast, test_set=test_set)
+        plots.salience_by_layer(ax, curve)
+
+    figure = _by_set(rows, 2.6, draw, "layer (output of block)", "salience\n(between / within variance)")
+    for ax in figure.axes:
+        ax.set_ylim(0, None)
     return figure
 
 
 def _components(scored: Sequence[Scores], fixed: Sequence[int]) -> Figure:
-    (models, sets), found = _models_and_sets(scored), _lookup(scored)
-    figure = Figure(figsize=(2.7 * len(models), 2.3 * len(sets)), layout="constrained")
-    axes = figure.subplots(len(sets), len(models), squeeze=False)
+    found = _lookup(scored)
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
         plots.components(ax, found[model, test_set].table())
 
-    _panels(axes, models, sets, draw, f"PC1, layer {fixed[len(fixed) // 2]}", "PC2")
-    legend_below(figure, axes.flat, 2)
+    figure, axes = _by_model(scored, (2.7, 2.3), draw, f"PC1, layer {fixed[len(fixed) // 2]}", "PC2", shared=False)
+    legend_below(figure, axes, 2)
     return figure
 
 
 def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
     """Every probe, question set, baseline and model at the fixed layers: the table as a picture."""
-    models, sets = _models_and_sets(rows)
     fixed = [r for r in rows if r.is_preregistered_layer or r.layer == ""]
     order = sorted({(r.probe, r.contrast): r for r in reversed(fixed)}.values(), key=fixed.index)
     order.sort(key=lambda r: (r.contrast == "", (r.probe, r.contrast) != (probe, contrast)))
-    figure, axes = _grid(models, sets, (3.0, 0.7 + 0.165 * len(order)))
 
     def draw(ax: Axes, model: str, test_set: str) -> None:
         found = {(r.probe, r.contrast): r for r in fixed if r.model == model and r.test_set == test_set}
@@ -195,8 +199,7 @@ def _controls(rows: Sequence[SweepRow], probe: str, contrast: str) -> Figure:
         names = [f"{r.probe}, {r.contrast}" if r.contrast else r.probe for r in order]
         plots.forest(ax, drawn, [f"▸ {name}" if i == 0 else name for i, name in enumerate(names)])
 
-    _panels(axes, models, sets, draw, "AUROC at the fixed layers", "")
-    return figure
+    return _by_model(rows, (3.0, 0.7 + 0.165 * len(order)), draw, "AUROC at the fixed layers", "")[0]
 
 
 def _unmeasured(row: SweepRow, model: str) -> SweepRow:

@@ -12,6 +12,7 @@ from defection.probes import MeanDifference
 from defection.probes.evidence.baselines import two_components
 from defection.probes.evidence.sweep import Subject, fit_probes, sweep
 from defection.probes.evidence.sweep_table import SweepRow
+from defection.probes.pictures import figures as module
 from defection.probes.pictures.figures import Scores, save_figures
 from defection.probes.pictures.style import STYLE
 
@@ -73,6 +74,17 @@ def test_equal_sweeps_give_equal_files(drawn, figures, tmp_path) -> None:
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:
     for name in STYLE:
         assert mpl.rcParams[name] == mpl.rcParamsDefault[name]
+
+
+def test_no_panel_of_salience_cuts_a_curve_off_whichever_set_varies_most(drawn, monkeypatch, tmp_path) -> None:
+    seen = {}
+    monkeypatch.setattr(module, "save_figure", lambda figure, stem: seen.setdefault(stem.name, figure))
+    rows, scored = drawn
+    tall = [replace(row, salience=100 * row.salience) if row.test_set == "second" else row for row in rows]
+    draw((tall, scored), tmp_path)
+    for ax in seen["salience-by-layer"].axes:
+        assert ax.get_ylim()[0] == 0
+        assert max(line.get_ydata().max() for line in ax.lines) <= ax.get_ylim()[1]
 
 
 @pytest.mark.slow
