@@ -85,7 +85,7 @@ def paired_differences(clean: Residuals, triggered: Residuals) -> Float[Tensor, 
     return triggered.values.double() - clean.values.double()
 
 
-def concept_eraser(clean: Residuals, triggered: Residuals, shrinkage: float | str = "ledoit-wolf") -> Direction:
+def concept_eraser(clean: Residuals, triggered: Residuals) -> Direction:
     """LEACE for the trigger's presence: the smallest change after which no linear reader tells the two apart.
 
     Belrose et al. 2023, theorem 4.3, with a shrunk covariance Σ: with a the rows' covariance with the label,
@@ -95,7 +95,7 @@ def concept_eraser(clean: Residuals, triggered: Residuals, shrinkage: float | st
     rows = torch.cat([clean.values, triggered.values]).double()
     label = torch.cat([torch.zeros(len(clean)), torch.ones(len(triggered))]).double()[:, None]
     along = covariance_with(rows, label)
-    root, ridge, product = shrunk([(rows, 1.0)], shrinkage)
+    root, ridge, product = shrunk([(rows, 1.0)], "ledoit-wolf")
     divided = divide_by_covariance(root, ridge, along, product)
     size = (along * divided).sum(dim=1, keepdim=True)
     centre = rows.mean(dim=0)

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...activations import DefectionError, Model
-from ...activations.models.blocks import decoder_blocks, decoder_of, stream_of
+from ...activations.models.blocks import decoder_blocks, stream_of
+from ...activations.models.sites import try_few_tokens
 from .hooks import RESIDUAL, _modules, orthonormal
 
 
@@ -56,13 +57,7 @@ def _matrices(network: PreTrainedModel, modules: Sequence[nn.Module]) -> list[nn
 
     parts = [[part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)] for module in modules]
     watched = {id(part): part for some in (*parts, modules) for part in some}
-    handles = [part.register_forward_hook(keep) for part in watched.values()]
-    try:
-        device = network.get_input_embeddings().weight.device
-        decoder_of(network)(input_ids=torch.arange(3, 11, device=device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    try_few_tokens(network, [part.register_forward_hook(keep) for part in watched.values()])
     found = []
     for module, some in zip(modules, parts, strict=True):
         whole = seen[id(module)]

