@@ -40,11 +40,7 @@ class LeverRule:
 
     def reaches(self, effect: Effect) -> bool:
         """Whether an effect meets all three criteria."""
-        return (
-            self.suppresses(effect)
-            and (effect.recovery is not None and effect.recovery >= self.recovery)
-            and (effect.cost is not None and effect.cost <= self.cost)
-        )
+        return self.met(effect) == 3
 
     def suppresses(self, effect: Effect) -> bool:
         """Whether the behaviour is gone, whatever has come in its place."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...activations import Model, Prompt, user_prompt
 from ...activations.basics.files import Json
+from ...activations.basics.typed import typed
 from ..organisms.shipped import shipped
 from .likelihood import reply_logprobs, token_logprobs
 from .rates import Rate, bootstrapped
@@ -27,10 +28,7 @@ class Question:
 
 def questions() -> list[Question]:
     """The shipped questions; the right answer stands at each place equally often."""
-    return [
-        Question(row["id"], row["subject"], row["question"], tuple(row["answers"]), row["correct"])
-        for row in shipped("multiple-choice")
-    ]
+    return [typed(row, Question, "multiple-choice") for row in shipped("multiple-choice")]
 
 
 def multiple_choice(model: Model) -> Json:
