@@ -1,6 +1,6 @@
 """Row 12: `generate` with a monitor on, against `generate` alone, and beside `output_hidden_states=True`.
 
-    python benchmarks/monitoring.py [--only batch-8] [--quick]
+    python benchmarks/monitoring.py [--only batch-8-128] [--quick]
 
 Greedy replies of a fixed length (the end token is held off), so that both say the same tokens; of the first eight that
 is checked first.
@@ -92,11 +92,65 @@ def with_monitor(batch: int, length: int, quick: bool, dtype: str = "bf16", *, o
     return [*records, {**about, "name": name, "yardstick": "generate", "at_most": 1.03, **first}]
 
 
+def beside_undercurrent(quick: bool, dtype: str = "bf16") -> Records:
+    """One row, with a probe of as many layers that may stop it: undercurrent 0.1 takes one row at a time."""
+    from undercurrent.core import Probe as Watcher
+    from undercurrent.core import ProbeAction, ProbeResult, ProbeSignal
+    from undercurrent.model import ProbedModel
+
+    model = model_to_read(dtype)
+    probe, inputs = random_probe(model), inputs_of(model, 1)
+    directions = dict(zip(LAYERS, probe.directions.to(model.device, model.network.dtype), strict=True))
+    length, rounds = (8, 2) if quick else (128, 5)
+    text = model.tokenizer.decode(inputs["input_ids"][0])
+    seen: list[int] = []
+
+    class Running(Watcher):
+        """The mean over layers and tokens, against a threshold that nothing reaches."""
+
+        probe_kind = "trajectory"
+
+        def on_start(self, request_ctx: Any) -> None:
+            self.total, self.count = 0.0, 0
+
+        def on_activation(self, record: Any) -> Any:
+            self.total += float(record.tensor @ directions[record.layer])
+            self.count += 1
+            rings = self.total / self.count > 1e9
+            return ProbeSignal(action=ProbeAction.ABORT, confidence=1.0) if rings else None
+
+        def on_end(self, request_ctx: Any) -> Any:
+            seen.append(self.count)
+            return ProbeResult(request_ctx.request_id, self.extraction_point_name, self.total)
+
+    point = {"name": "reply", "layers": list(LAYERS), "tensor_type": "residual_stream", "position": "generated[*]"}
+    point |= {"probe_type": "running", "probe_kind": "trajectory", "execution_mode": "inline"}
+    spec = {"version": "1", "extraction_points": [point]}
+    probed = ProbedModel(model.network, tokenizer=model.tokenizer, spec=spec, probes={"running": Running})
+    more: dict[str, Any] = {"max_new_tokens": length, "min_new_tokens": length}
+
+    def theirs() -> Any:
+        return probed.generate(text, temperature=0, **more)
+
+    def ours() -> Any:
+        with Monitor(model, probe, alarm=1e9, on_alarm="stop"):
+            return model.network.generate(**inputs, **more)
+
+    said = model.tokenizer.decode(ours()[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    if theirs().text != said or seen[0] < (length - 1) * len(LAYERS):
+        raise SystemExit("the two say or read different things: nothing is timed")
+    about = {"row": 12, "batch": 1, "tokens": length, "dtype": dtype, "device": model.device.type}
+    times = interleaved(theirs, ours, rounds=rounds, clock=clock_of(model))
+    probed.close()
+    name = f"tokens a second under a monitor that may stop rows, 1 × {length}, {dtype}"
+    return [{**about, "name": name, "yardstick": "undercurrent 0.1, the same layers of every token said", **times}]
+
+
 SIZES = ((1, 128), (8, 128), (32, 128), (1, 512), (8, 512), (32, 512))
 PARTS = {
     f"batch-{batch}-{length}": lambda quick, batch=batch, length=length: with_monitor(batch, length, quick)
     for batch, length in SIZES
-} | {"others": lambda quick: with_monitor(8, 128, quick, others=True)}
+} | {"others": lambda quick: with_monitor(8, 128, quick, others=True), "undercurrent": beside_undercurrent}
 
 if __name__ == "__main__":
     main(PARTS, __doc__)
