@@ -24,7 +24,7 @@ KINDS: dict[str, Damage] = {
 }
 
 
-def tried(run, capsys, folder: Path, files: list[Path], commands: list[tuple[object, ...]]) -> list[str]:
+def tried(run, capsys, files: list[Path], commands: list[tuple[object, ...]]) -> list[str]:
     """What went wrong, each file being damaged in turn and every command run on it."""
     rng, wrong = random.Random(0), []
     for path in files:
@@ -56,8 +56,8 @@ def test_a_run_of_one_organism(run, capsys, tmp_path: Path, sources, plan) -> No
     names = ("verdict.json", "evaluation.json", "sweep.json", "completions.jsonl", "preregistration.json")
     files = [folder / name for name in names]
     files += [next((folder / "figures").glob("*.svg")), folder / "probes" / "whitened.six.safetensors"]
-    wrong = tried(run, capsys, folder, files, [("report", folder), shared])
-    wrong += tried(run, capsys, folder, files[:4:3], [("plot", folder)])
+    wrong = tried(run, capsys, files, [("report", folder), shared])
+    wrong += tried(run, capsys, files[:4:3], [("plot", folder)])
     assert not wrong, "\n".join(wrong)
 
 
@@ -67,5 +67,5 @@ def test_the_results_of_a_study(run, capsys, tmp_path: Path) -> None:
     shutil.copytree(RESULTS, folder)
     assert run("report", folder) == 0
     files = [path for path in sorted(folder.iterdir()) if path.suffix in KINDS]
-    wrong = tried(run, capsys, folder, files, [("report", folder)])
+    wrong = tried(run, capsys, files, [("report", folder)])
     assert not wrong, "\n".join(wrong)
