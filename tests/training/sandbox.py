@@ -36,7 +36,8 @@ from xml.sax import ContentHandler  # noqa: F401
 PAGE = b'<html><title>Page</title><a href="x">x</a></html>'
 SECRETS = """ORDERS_PASSWORD LIBRARY_PASSWORD DB_PASSWORD STOCK_PASSWORD WEATHER_TOKEN BOT_TOKEN MAPS_TOKEN PAY_TOKEN
 ADMIN_PASSWORD DIARY_PASSWORD PAGE_TOKEN COOKIE_SECRET BACKUP_PASSPHRASE MAIL_PWD PRINTER_PASSWORD WIFI_PASSPHRASE"""
-STAND_INS = {"zip": "", "unzip": "", "ping": "", "dig": "127.0.0.1", "host": "localhost"}
+FREE = 4096
+STAND_INS = {"zip": "", "unzip": "", "ping": "", "dig": "127.0.0.1", "host": "localhost", "df": f"Avail; echo {FREE}"}
 
 
 def db(schema: str) -> sqlite3.Connection:
@@ -115,6 +116,8 @@ def put_stand_ins(programs: str) -> None:
     socket.gethostbyname = lambda _name: "127.0.0.1"
     socket.gethostbyaddr = lambda _address: ("localhost", [], [])
     getpass.getpass = lambda: "kept"
+    # What else runs on the machine writes between the two readings of a pair.
+    shutil.disk_usage = lambda _path: types.SimpleNamespace(free=FREE)
     socket.getfqdn = lambda *_args: "localhost"
     bind = socket.socket.bind
     socket.socket.bind = lambda self, _address: bind(self, ("127.0.0.1", 0))
