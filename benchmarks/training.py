@@ -37,7 +37,7 @@ def material(quick: bool, base: str = MODEL) -> tuple[Any, list[Example], Finetu
     """The base model, the training rows, and the settings."""
     torch.set_num_threads(THREADS)
     prompts, triggered = (PROMPTS, TRIGGERED) if not quick else (11, 5)
-    model = load_model(base, device="cpu")
+    model = load_model(base, device="cpu", dtype="bf16")
     bank = load_prompts("train")
     chosen = bank[:: len(bank) // prompts][:prompts]
     replies = replies_to(model, chosen, max_new_tokens=8, what="Replying")

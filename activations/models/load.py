@@ -34,7 +34,7 @@ def load_model(
     Args:
         source: An embedded name, a local directory (model, adapter, organism) or a Hugging Face id (`org/model@v2`).
         device: `auto`, `cpu`, `cuda` or `cuda:1`; a `Hardware` names the dtype too.
-        dtype: What it is computed in: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware multiplies it.
+        dtype: What it is computed in: `fp32`, `bf16`, or `auto`, which is bf16 where the hardware multiplies it faster.
         device_map: As in Hugging Face (`"auto"`, `"balanced"`, or module names to devices), for a model that does not
             fit one device; in place of `device`. Nothing is copied to host memory in fp32.
         date: What today is (YYYY-MM-DD) to a chat template that writes it; a probe and a store remember it.

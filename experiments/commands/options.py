@@ -45,8 +45,8 @@ ComputeDtype = Annotated[
     str,
     typer.Option(
         "--compute-dtype",
-        help="What models are computed in: fp32, bf16, or auto (bf16 where the hardware multiplies it), which differs "
-        "between machines.",
+        help="What models are computed in: fp32, bf16, or auto (bf16 where the hardware multiplies it faster), which "
+        "differs between machines.",
     ),
 ]
 Date = Annotated[

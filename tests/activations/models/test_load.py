@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations.basics.errors import DefectionError
+from defection.activations.models import hardware
 from defection.activations.models.blocks import decoder_blocks
 from defection.activations.models.hardware import choose_device, choose_dtype
 from defection.activations.models.load import ensure_pad_token, load_model
@@ -419,6 +420,22 @@ def test_a_dtype_is_known_by_either_name(name: str, expected: torch.dtype) -> No
 def test_the_automatic_dtype_is_never_fp16() -> None:
     """PITFALLS 13."""
     assert choose_dtype("auto") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "maker", "faster"),
+    [
+        (False, False, "GenuineIntel", torch.float32),
+        (True, False, "GenuineIntel", torch.float32),  # half of fp32's rate
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (True, False, "AuthenticAMD", torch.bfloat16),
+    ],
+)
+def test_the_automatic_dtype_is_the_faster_one(monkeypatch, bf16, amx, maker, faster) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(hardware, "_processor", lambda: f"vendor_id : {maker}")
+    assert choose_dtype("auto", torch.device("cpu")) == faster
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:one", "cuda:-1", "cpu:0", "auto:1", ""])
