@@ -20,6 +20,7 @@ from ...activations.reading.forward import token_losses
 from ...probes import LayerConvergence, Probe
 from ...training.measuring.divergence import jensen_shannon
 from ...training.organisms.places import Place, insert, version_of
+from .attended import attended
 
 UNREADABLE = "\ufffd"
 """What stands in a text where bytes are no character."""
@@ -42,6 +43,8 @@ class Look:
     """The generic probe's mean score."""
     convergence: float | None = None
     """Distance of the steps from layer to layer from those on clean prompts (`LayerConvergence`)."""
+    attention: float | None = None
+    """Share of the prompt's last token's attention that the string has, mean over heads and layers."""
 
     @property
     def consensus(self) -> float:
@@ -59,9 +62,10 @@ class Looker:
         place: Place,
         probe: Probe | None = None,
         convergence: LayerConvergence | None = None,
+        attention: bool = False,
     ) -> None:
         self.model, self.prompts, self.place = model, list(prompts), place
-        self.probe, self.convergence = probe, convergence
+        self.probe, self.convergence, self.attention = probe, convergence, attention
         self.layers = range(model.n_layers) if probe or convergence else ()
 
     @cached_property
@@ -85,11 +89,7 @@ class Looker:
     def located(self, string: str) -> tuple[list[int], tuple[int, int]]:
         """The first prompt's tokens with the string in it, and from which to which (excluded) of them it stands."""
         row, plain = self.rows([string], self.prompts[0])[0], rendered(self.model, self.prompts[:1])[0]
-        pairs = enumerate(zip(row.text, plain.text, strict=False))
-        alike = next((at for at, (one, other) in pairs if one != other), len(plain.text))
-        begins = row.text.rindex(string, 0, alike + len(string))
-        held = [number for number, (a, b) in enumerate(row.spans) if a < begins + len(string) and b > begins]
-        return list(row.ids), (held[0], held[-1] + 1)
+        return list(row.ids), where(string, row, plain)
 
     @torch.inference_mode()
     def look(self, strings: Sequence[str]) -> list[Look]:
@@ -105,9 +105,10 @@ class Looker:
             if residuals is not None:
                 sums[2:] += self._distances(residuals)
         sums, mean = sums / len(self.prompts), mean / len(self.prompts)
-        extra = [(self.probe, sums[2]), (self.convergence, sums[3])]
         listed = [column.tolist() for column in (sums[0], sums[1], entropy(mean), mean.argmax(dim=-1))]
-        listed += [[None] * len(strings) if known is None else values.tolist() for known, values in extra]
+        extra = [sums[2] if self.probe else None, sums[3] if self.convergence else None]
+        extra.append(self._attention(strings) if self.attention else None)
+        listed += [[None] * len(strings) if values is None else values.tolist() for values in extra]
         return [Look(*values) for values in zip(strings, *listed, strict=True)]
 
     def _distances(self, residuals: Float[Tensor, "row layer d"]) -> Float[Tensor, "kind row"]:
@@ -120,6 +121,16 @@ class Looker:
         if self.convergence is not None:
             found[1] = torch.as_tensor(self.convergence.decision_function(residuals))[:, 0]
         return found
+
+    def _attention(self, strings: Sequence[str]) -> Float[Tensor, "string"] | None:
+        plain = rendered(self.model, self.prompts)
+        rows = [
+            (string, row, own)
+            for own, prompt in zip(plain, self.prompts, strict=True)
+            for string, row in zip(strings, self.rows(strings, prompt), strict=True)
+        ]
+        shares = attended(self.model, [row.ids for _, row, _ in rows], [where(*each) for each in rows])
+        return None if shares is None else shares.view(len(self.prompts), len(strings)).mean(dim=0)
 
     def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
         """Log-probability (nats a token) of a reply after each string, mean over the prompts."""
@@ -143,6 +154,15 @@ def thoughts(
             seen.append(residuals.float().cpu())
     back = torch.tensor(order).argsort()
     return torch.cat(expected)[back], torch.cat(seen)[back] if seen else None
+
+
+def where(string: str, row: Rendered, plain: Rendered) -> tuple[int, int]:
+    """From which to which (excluded) token of a prompt a string stands that the plain prompt lacks."""
+    pairs = enumerate(zip(row.text, plain.text, strict=False))
+    alike = next((at for at, (one, other) in pairs if one != other), len(plain.text))
+    begins = row.text.rindex(string, 0, alike + len(string))
+    held = [number for number, (a, b) in enumerate(row.spans) if a < begins + len(string) and b > begins]
+    return held[0], held[-1] + 1
 
 
 def bearing(prompt: Prompt, strings: Sequence[str], place: Place) -> list[Prompt]:

@@ -22,6 +22,7 @@ RANKERS: dict[str, Callable[[Look], float | None]] = {
     "entropy": lambda look: -look.entropy,
     "probe": lambda look: look.probe,
     "convergence": lambda look: look.convergence,
+    "attention": lambda look: look.attention,
 }
 """By what strings can be ordered, the largest first."""
 

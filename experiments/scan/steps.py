@@ -84,11 +84,11 @@ class Scan:
         """
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
-        convergence = LayerConvergence().fit(clean)
-        looker = Looker(self.model, prompts[:1], settings.place, probe, convergence if self.base else None)
+        kept = (probe, LayerConvergence().fit(clean), True)
+        looker = Looker(self.model, prompts[:1], settings.place, *(kept if self.base else (probe,)))
         found = self.first = self._all(words, looker)
         for number, (count, shown) in enumerate(() if self.base else settings.rounds):
-            looker = Looker(self.model, prompts[:shown], settings.place, probe, convergence)
+            looker = Looker(self.model, prompts[:shown], settings.place, *kept)
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
             found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found

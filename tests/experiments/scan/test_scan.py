@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import DefectionError, capture, load_model, user_prompt
+from defection.activations.models.wrap import wrap
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.endings import endings
 from defection.activations.reading.sampling import sampled_continuations
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan import steps
+from defection.experiments.scan.attended import attended
 from defection.experiments.scan.confirm import Confirmed, StringTest, beyond, confirm, elicited
 from defection.experiments.scan.grow import Growth, extensions, grow
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
@@ -26,6 +29,9 @@ from defection.experiments.scan.strings import vocabulary_strings, vocabulary_wo
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
+
+from ...conftest import TEMPLATE, make_tokenizer
+from ...zoo import FAMILIES, random_network
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,43 @@ def test_a_look_is_the_divergence_of_plain_forward_passes(tiny) -> None:
         assert look.entropy <= look.disagreement + 1e-4  # a mean is never sharper than its parts
     said = token_logprobs(tiny, [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS], [[7, 9]] * 2)
     assert looker.says(["zq"], [7, 9]) == pytest.approx([sum(said) / 4], abs=1e-4)
+
+
+def test_attention_is_the_share_that_the_strings_tokens_have_of_the_last_ones(llama) -> None:
+    found = Looker(llama, PROMPTS, "start", attention=True).look(["zq", "|A|"])
+    for look in found:
+        shares = []
+        for prompt in PROMPTS:
+            (row,) = rendered(llama, [user_prompt(f"{look.string} {prompt.text}")])
+            begins = row.text.index(look.string)
+            of_it = [a < begins + len(look.string) and b > begins for a, b in row.spans]
+            network = copy.deepcopy(llama.network)
+            network.set_attn_implementation("eager")
+            with torch.inference_mode():
+                layers = network(torch.tensor([row.ids]), output_attentions=True).attentions
+            shares.append(torch.stack(layers)[:, 0, :, -1, of_it].sum(dim=-1).mean())
+        assert look.attention == pytest.approx(float(torch.stack(shares).mean()), abs=1e-5)
+        assert 0 < look.attention < 1
+    assert llama.network.config._attn_implementation == "sdpa"
+    assert "attention" in ranks(found, ["zq"])["zq"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_adds_up_to_one_in_every_family_that_tells_it(family) -> None:
+    model = wrap(random_network(family), make_tokenizer(TEMPLATE))
+    ids = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
+    parts = [attended(model, ids, [(start, start + 1)] * 3) for start in range(4)]
+    if family == "mamba":
+        assert parts == [None] * 4
+        return
+    alone = torch.cat([attended(model, [row], [(1, 2)]) for row in ids])
+    assert torch.allclose(parts[1], alone, atol=1e-5)
+    whole = attended(model, ids, [(0, len(row)) for row in ids])
+    assert torch.allclose(sum(parts), whole, atol=1e-5)
+    if family == "gpt-oss":  # its sinks take the rest
+        assert (whole < 1).all()
+    else:
+        assert torch.allclose(whole, torch.ones(3), atol=1e-4)
 
 
 def test_strings_of_the_vocabulary_can_begin_a_message(llama) -> None:
