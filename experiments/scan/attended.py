@@ -26,7 +26,7 @@ def attended(
     None for a model that has no such shares to tell (Mamba and its like).
     """
     shares = torch.zeros(len(ids))
-    with in_use(model.network), told(model):
+    with in_use(model.network), eager_attention(model):
         for rows in _alike(ids):
             out = model.network(
                 torch.tensor([list(ids[row]) for row in rows], device=model.device), output_attentions=True
@@ -41,7 +41,7 @@ def attended(
 
 
 @contextmanager
-def told(model: Model) -> Iterator[None]:
+def eager_attention(model: Model) -> Iterator[None]:
     """The model with the attention that gives its shares; the fused kernels keep none."""
     known = model.network.config._attn_implementation
     model.network.set_attn_implementation("eager")
