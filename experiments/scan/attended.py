@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
 from ...activations.models.modes import in_use
 
@@ -28,9 +29,8 @@ def attended(
     shares = torch.zeros(len(ids))
     with in_use(model.network), eager_attention(model):
         for rows in _alike(ids):
-            out = model.network(
-                torch.tensor([list(ids[row]) for row in rows], device=model.device), output_attentions=True
-            )
+            tokens = torch.tensor([list(ids[row]) for row in rows], device=model.device)
+            out = decoder_of(model.network)(input_ids=tokens, use_cache=False, output_attentions=True)
             last = [layer[:, :, -1] for layer in out.get("attentions") or () if layer is not None]
             if not last:
                 return None

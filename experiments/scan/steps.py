@@ -84,11 +84,12 @@ class Scan:
         """
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
-        kept = (probe, LayerConvergence().fit(clean), True)
-        looker = Looker(self.model, prompts[:1], settings.place, *(kept if self.base else (probe,)))
+        asked = (probe, LayerConvergence().fit(clean), True)
+        cheap = (probe,)  # before the whole vocabulary, where there is no base
+        looker = Looker(self.model, prompts[:1], settings.place, *(asked if self.base else cheap))
         found = self.first = self._all(words, looker)
         for number, (count, shown) in enumerate(() if self.base else settings.rounds):
-            looker = Looker(self.model, prompts[:shown], settings.place, *kept)
+            looker = Looker(self.model, prompts[:shown], settings.place, *asked)
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
             found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found
