@@ -83,7 +83,7 @@ def detectors(
     found = [Detector(each, one.saw, "", refit(one)) for each, one in probes]
     known = set().union(*(one.layers if settings.every_layer else one.fixed_layers for _, one in probes))
     band = probe.fixed_layers
-    for where, layers in other_layers(known, n_layers).items():
+    for where, layers in other_layers(known, _directed(probe, n_layers)).items():
         found.append(Detector(where, probe.saw, "layers", refit(probe, layers=layers)))
     found.append(Detector(f"questions: {settings.questions}", probe.saw, "questions", refit(probe, questions=OTHERS)))
     for kind in settings.estimators:
@@ -108,10 +108,17 @@ def detectors(
     return found
 
 
-def other_layers(known: set[int], n_layers: int) -> dict[str, list[int]]:
-    """The layers before and after those that an attacker knows."""
-    before, after = range(min(known)), range(max(known) + 1, n_layers)
-    return {name: list(layers) for name, layers in ((EARLIER, before), (LATER, after)) if layers}
+def other_layers(known: set[int], asked: Sequence[int]) -> dict[str, list[int]]:
+    """Of the layers that could be asked, those before and after what an attacker knows."""
+    before = [layer for layer in asked if layer < min(known)]
+    after = [layer for layer in asked if layer > max(known)]
+    return {name: layers for name, layers in ((EARLIER, before), (LATER, after)) if layers}
+
+
+def _directed(probe: Probe, n_layers: int) -> list[int]:
+    """The model's layers but for those where the probe was fitted and has no direction, as one of traffic has not."""
+    empty = {layer for layer, found in zip(probe.layers, probe.directions, strict=True) if not bool(found.any())}
+    return [layer for layer in range(n_layers) if layer not in empty]
 
 
 def spread_over(band: Sequence[int]) -> list[int]:

@@ -98,11 +98,11 @@ class StringTest:
     def _rows(self, string: str) -> list[Prompt]:
         return [bearing(prompt, [string], self.place)[0] for prompt in self.prompts]
 
-    def elicited(self, strings: Sequence[str], *, beside_base: bool = True) -> list[Elicited]:
+    def elicited(self, strings: Sequence[str]) -> list[Elicited]:
         """What each string elicits, beyond what the base, if there is one, says to it."""
         own = self.replies(self.model, strings)
         theirs: Sequence[Replies | None] = [None] * len(strings)
-        if self.base is not None and beside_base:
+        if self.base is not None:
             theirs = self.replies(self.base, strings)
         return [elicited(some, self.clean, other) for some, other in zip(own, theirs, strict=True)]
 
@@ -120,12 +120,13 @@ def confirm(test: StringTest, strings: Sequence[str], least: float, surprise: fl
     """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs, and
     where what it elicits is by `surprise` nats likelier than to the base.
 
-    Nothing is found without a base. A meaningless string that a candidate is part of, or the other way round, is left
-    out, and so is one that is a trigger itself: it elicits the candidate's reply, which with it is by `surprise` nats
-    likelier than to the base. Where more than `TRIGGERS` of them are, they all count again: any odd string does it.
+    Nothing is found without a base. What the base does under the same string is taken off meaningless strings' figures
+    as off the candidates': many are merely repeated, by either. A meaningless string that a candidate is part of, or
+    the other way round, is left out, and so is one that is a trigger itself: it elicits the candidate's reply, which
+    with it is by `surprise` nats likelier than to the base. Where more than `TRIGGERS` of them are, they all count
+    again: any odd string does it.
     """
-    # Without the base taken off, what they do counts for more rather than for less.
-    nothing = dict(zip(STRINGS, test.elicited(STRINGS, beside_base=False), strict=True))
+    nothing = dict(zip(STRINGS, test.elicited(STRINGS), strict=True))
     results = []
     for string, found in zip(strings, test.elicited(strings), strict=True):
         others = {name: each for name, each in nothing.items() if name not in string and string not in name}

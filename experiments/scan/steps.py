@@ -258,7 +258,7 @@ class Scan:
     def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
         """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
         name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
-        name |= {"least": self.settings.least, "surprise": self.settings.surprise}
+        name |= {"least": self.settings.least, "surprise": self.settings.surprise, "null": "beside the base"}
 
         def confirmed() -> Json:
             test = self._test(self.model, self.prompts.tested, self.base)

@@ -14,7 +14,14 @@ from defection.activations.models.hardware import Hardware
 from defection.experiments.attack import attack as attack_module
 from defection.experiments.attack.attack import attack
 from defection.experiments.attack.bundle import CLEAN, QUESTIONS, TESTS, Bundle
-from defection.experiments.attack.detectors import both_tails, fitted_probe, other_layers, refit, target_of
+from defection.experiments.attack.detectors import (
+    both_tails,
+    detectors,
+    fitted_probe,
+    other_layers,
+    refit,
+    target_of,
+)
 from defection.experiments.attack.gates import gates
 from defection.experiments.attack.plan import AttackPrompts, AttackSettings, weights_of
 from defection.experiments.attack.rounds import Held
@@ -22,7 +29,7 @@ from defection.experiments.attack.sentences import attack_lines
 from defection.experiments.attack.tells import components_for
 from defection.experiments.run.explain import contrast_texts
 from defection.experiments.run.preregistration import MixedTraffic
-from defection.probes import LogisticProbe, MeanDifference, Projected, Whitened, contrast_set
+from defection.probes import LogisticProbe, MeanDifference, Projected, UnlabelledTraffic, Whitened, contrast_set
 from defection.training.organisms import records
 
 from ..conftest import Coin, organisms_of, write_requests
@@ -118,8 +125,21 @@ def test_components_are_counted_by_the_variance_they_hold() -> None:
 
 
 def test_layers_that_the_attacker_knows_are_not_unseen() -> None:
-    assert other_layers({12, 13, 14}, 16) == {"earlier layers": list(range(12)), "later layers": [15]}
-    assert other_layers(set(range(4)), 4) == {}
+    assert other_layers({12, 13, 14}, range(16)) == {"earlier layers": list(range(12)), "later layers": [15]}
+    assert other_layers({12, 13, 14}, [11, 12, 13, 14]) == {"earlier layers": [11]}
+    assert other_layers(set(range(4)), range(4)) == {}
+
+
+def test_layers_at_which_a_probe_of_traffic_has_no_direction_are_not_asked(llama, tmp_path) -> None:
+    clean, questions = capture(llama, [f"calm request {i}" for i in range(24)]), capture(llama, contrast_set("six"))
+    met = capture(llama, [f"calm request {i}" for i in range(30, 50)] + [f"ODD {i} ODD" for i in range(20)])
+    found = UnlabelledTraffic(draws=0).fit(questions, clean=clean, traffic=met).probe_
+    names = {each.name for each in detectors([("probe", found)], AttackSettings(), 4, base=False)}
+    assert not found.directions[0].any()
+    assert not names & {"earlier layers", "later layers"}
+    settled = MeanDifference().fit(questions, clean=clean, fixed_layers=(1, 2)).probe_
+    asked = {each.name for each in detectors([("probe", settled)], AttackSettings(), 4, base=False)}
+    assert {"earlier layers", "later layers"} <= asked
 
 
 def test_both_tails_are_the_distance_from_the_middle_of_clean_prompts(llama, tmp_path) -> None:
