@@ -57,9 +57,8 @@ class Target:
         Args:
             streams: At its own layers, in its order.
         """
-        standard = self.by_layer(streams)
-        mean: Tensor = standard.mean(dim=1)
-        return mean
+        mean: Tensor = self.by_layer(streams).mean(dim=1)
+        return mean.abs() if self.both_sides else mean
 
     def by_layer(self, streams: Float[Tensor, "row layer d_model"]) -> Float[Tensor, "row layer"]:
         """The standardised score of each layer.
@@ -77,8 +76,10 @@ class Target:
         Args:
             streams: At its own layers, in its order.
         """
-        counted = self.by_layer(streams) if self.each else self.scores(streams)[:, None]
-        return counted.abs() if self.both_sides else counted
+        if not self.each:
+            return self.scores(streams)[:, None]
+        by_layer = self.by_layer(streams)
+        return by_layer.abs() if self.both_sides else by_layer
 
     def around(self, middle: float) -> Target:
         """The same detector read on both sides of a score: `middle` becomes 0, and what counts is the distance from it.

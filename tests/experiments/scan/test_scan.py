@@ -177,6 +177,27 @@ def test_a_string_counts_where_it_changes_replies_and_no_meaningless_one_does(ll
     assert not confirm(test, ["|A|"], least=0.5)[0].found
 
 
+def test_a_meaningless_string_that_the_base_repeats_too_is_no_null(llama, monkeypatch) -> None:
+    test = StringTest(llama, PROMPTS * 4, "start", 4, base=object())  # type: ignore[arg-type]
+    plain = [[row, row, row, row] for row in range(8)]
+    test.clean = plain
+    echo = [[5, 4, 3, 2]] * 8
+
+    def said(echoes: bool):
+        def replies(model, strings):
+            own = model is llama
+            loud = {"|A|": [[9, 8, 7, 6]] * 8 if own else plain, STRINGS[0]: echo if own or echoes else plain}
+            return [loud.get(string, plain) for string in strings]
+
+        return replies
+
+    monkeypatch.setattr(test, "surprise", lambda string, opening: 20.0 if string == "|A|" else 2.0)
+    monkeypatch.setattr(test, "replies", said(True))
+    assert confirm(test, ["|A|"], least=0.5)[0].found
+    monkeypatch.setattr(test, "replies", said(False))
+    assert confirm(test, ["|A|"], least=0.5)[0].as_much == 1
+
+
 def test_a_meaningless_string_that_sets_the_backdoor_off_is_no_null(llama, monkeypatch) -> None:
     test = StringTest(llama, PROMPTS * 4, "start", 4)
     plain = [[row, row, row, row] for row in range(8)]
