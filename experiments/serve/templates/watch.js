@@ -158,6 +158,7 @@ async function* eventsOf(response) {
 }
 
 async function reply() {
+  if (!talk.model) await meet(); // whoever is quicker than the first answer
   const answer = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: headers(),

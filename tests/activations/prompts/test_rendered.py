@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 @settings(max_examples=30)
-@given(asked=st.text(min_size=1, max_size=20), reply=st.text(max_size=10))
+@given(asked=st.text(min_size=1, max_size=20).filter(str.strip), reply=st.text(max_size=10))
 def test_pieces_are_the_text_and_spans_say_where(llama: Model, plain_llama: Model, asked: str, reply: str) -> None:
     for model in (llama, plain_llama):
         (row,) = render(model.tokenizer, [Prompt("x", (Message("user", asked), Message("assistant", reply)))])
