@@ -102,6 +102,30 @@ def test_a_reply_arrives_in_the_colours_of_its_scores(opened: Callable[..., Page
     assert page.locator("#dots circle").count() == len([t for t in tokens if t["statistic"] is not None])
 
 
+SLOW_TO_MEET = """
+const real = window.fetch;
+let first = true;
+window.fetch = async (...asked) => {
+  if (first && String(asked[0]).endsWith("/v1/models")) {
+    first = false;
+    await new Promise((done) => setTimeout(done, 1500));
+  }
+  return real(...asked);
+};
+"""
+
+
+def test_what_is_said_before_the_server_has_said_whom_it_serves_is_answered(
+    opened: Callable[..., Page], endpoint: Endpoint
+) -> None:
+    page = opened(endpoint)
+    page.add_init_script(SLOW_TO_MEET)
+    page.reload()
+    said(page, "Hello")
+    expect(page.locator(".turn.failed")).to_have_count(0)
+    expect(page.locator(".reply")).to_have_count(1)
+
+
 def test_the_gauge_leaps_at_what_rings_before_the_first_word(opened: Callable[..., Page], parted) -> None:
     served, calm, ringing = parted
     with listening(served, limits={"reply": 3}) as endpoint:
@@ -140,6 +164,7 @@ def test_whatever_is_said_is_shown_and_never_run(opened: Callable[..., Page], se
 def test_stop_hangs_up(opened: Callable[..., Page], served: Served) -> None:
     with listening(served, limits={"reply": 400}) as endpoint:
         page = opened(endpoint)
+        expect(page.locator("#about")).to_contain_text("Watched")  # else nothing has been asked that could be hung up on
         say(page, "Go on")
         page.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("Stopped.")).to_be_visible()
