@@ -164,7 +164,7 @@ def test_whatever_is_said_is_shown_and_never_run(opened: Callable[..., Page], se
 def test_stop_hangs_up(opened: Callable[..., Page], served: Served) -> None:
     with listening(served, limits={"reply": 400}) as endpoint:
         page = opened(endpoint)
-        expect(page.locator("#about")).to_contain_text("Watched")  # else nothing has been asked that could be hung up on
+        expect(page.locator("#about")).to_contain_text("Watched")  # else nothing is asked yet
         say(page, "Go on")
         page.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("Stopped.")).to_be_visible()
