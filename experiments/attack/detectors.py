@@ -188,10 +188,14 @@ def both_tails(probe: Probe) -> Callable[[Bundle], Scorer]:
 
     def fit(bundle: Bundle) -> Scorer:
         score = refit(probe)(bundle)
-        middle = score(bundle, CLEAN).median()
-        return lambda other, what: (score(other, what) - middle).abs()
+        return off_middle(score, float(score(bundle, CLEAN).median()))
 
     return fit
+
+
+def off_middle(score: Scorer, middle: float) -> Scorer:
+    """How far a score lies from a middle, on whichever side."""
+    return lambda bundle, what: (score(bundle, what) - middle).abs()
 
 
 def over_tokens(probe: Probe, layers: Sequence[int]) -> Callable[[Bundle], Scorer]:

@@ -11,7 +11,7 @@ from ...training.evasion.target import Target
 from ..run.plan import Say
 from .attacks import Siege, Trained, evade
 from .bundle import CLEAN, QUESTIONS, Bundle
-from .detectors import Scorer, fitted_probe, frozen, target_of
+from .detectors import Scorer, fitted_probe, frozen, off_middle, target_of
 from .rows import BEFORE, FROZEN, REFITTED, figures, threshold_of
 
 HIDDEN = 0.6
@@ -35,8 +35,8 @@ class Held:
 
     def scorer(self) -> Scorer:
         """For prompts of whatever model."""
-        score, middle = frozen(self.probe), self.middle
-        return score if middle is None else lambda bundle, what: (score(bundle, what) - middle).abs()
+        score = frozen(self.probe)
+        return score if self.middle is None else off_middle(score, self.middle)
 
     def target(self, name: str, *, every_layer: bool) -> Target:
         """As an attacker knows it."""
