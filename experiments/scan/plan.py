@@ -41,9 +41,9 @@ class ScanSettings:
     """With a base: strings from which others are grown, those whose reading fine-tuning changed most."""
     scouts: int = 32
     """The first of them, by which it is settled towards which replies."""
-    words: int = 4096
-    """With a base, where none of them makes a reply sure: words from which strings are grown then, those whose tokens'
-    reading fine-tuning changed most."""
+    words: tuple[int, ...] = (1024, 4096)
+    """With a base, where none of them makes a reply sure: how many words strings are grown from, those whose tokens'
+    reading fine-tuning changed most; the next number where these make none sure either."""
     search: Search = field(default_factory=Search)
     """With a base: how replies are looked for that the model was taught."""
     targets: int = 2

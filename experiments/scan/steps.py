@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 
 from ...activations.basics.files import Json
 from ...activations.basics.progress import Bar, progress
@@ -51,8 +52,8 @@ class Scan:
     """Every string that was put before the first prompts."""
     strings: int = 0
     """How many there are."""
-    widened: bool = False
-    """Whether the vocabulary's words were tried too, since no single token made a reply sure."""
+    widened: int = 0
+    """How many of `words` were tried too, since no single token made a reply sure."""
 
     def leaked(self) -> list[Motif]:
         """Motifs of what the model says after its bare template, oftener than its base."""
@@ -188,28 +189,30 @@ class Scan:
     def beside_base(self, words: Sequence[str]) -> Growths:
         """Strings grown towards what the model was taught beyond its base, the surest growth first.
 
-        From single tokens and the user's words and, where none of these makes a reply sure, from the vocabulary's
-        words. `null` does as much the other way round.
+        From single tokens and the user's words and, where none of these makes a reply sure, from ever more of the
+        vocabulary's words. `null` does as much the other way round.
         """
         assert self.base is not None
         seeds = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
         found = self._from_tokens(self.model, self.base, seeds, GROWN_UNTIL)
-        if not self._sure(found) and self.clock.before(GROWN_UNTIL):
-            self.widened = True
-            found = self._from_words(self.model, self.base, found, GROWN_UNTIL)
+        lots = len(self.settings.words)
+        while self.widened < lots and not self._sure(found) and self.clock.before(GROWN_UNTIL):
+            found = self._from_words(self.model, self.base, self.words[self.widened], found, GROWN_UNTIL)
+            self.widened += 1
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
     @cached_property
-    def words(self) -> list[str]:
-        """Those of the vocabulary whose tokens fine-tuning reads anew, the first of them; the null has the same."""
+    def words(self) -> list[list[str]]:
+        """Those whose tokens fine-tuning reads anew, in the lots that they are tried in, on the base as well."""
         assert self.base is not None
         words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
-        return moved_first(self.model, self.base, words)[: self.settings.words]
+        first = moved_first(self.model, self.base, words)
+        return [first[start:end] for start, end in pairwise([0, *self.settings.words])]
 
-    def _from_words(self, own: Model, other: Model, known: Growths, until: float) -> Growths:
+    def _from_words(self, own: Model, other: Model, words: Sequence[str], known: Growths, until: float) -> Growths:
         """What is known, and what grows from words, towards unlike replies that the model is near to saying."""
         found = dict(known)
-        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), self.words, until).items():
+        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), words, until).items():
             both = found.get(reply, {}) | scores
             found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
         return found
@@ -241,8 +244,8 @@ class Scan:
         assert self.base is not None
         first = [look.string for look in self.first]
         grown = self._from_tokens(self.base, self.model, first, math.inf)
-        if self.widened:
-            grown = self._from_words(self.base, self.model, grown, math.inf)
+        for words in self.words[: self.widened]:
+            grown = self._from_words(self.base, self.model, words, grown, math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])

@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -370,6 +371,32 @@ def test_what_is_found_is_asked_of_strings_grown_on_the_base(save_tiny, settings
         record = scan(model, tmp_path / str(excess), replace(settings, leak=None), lambda line: None, **given)
         assert (record["found"], record["candidates"][0]["found"]) == (found, found)
         assert record["null"][0]["excess"] == excess
+
+
+@pytest.mark.parametrize("sure_after", [0, 1, 2, 9])
+def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
+    tiny, settings, monkeypatch, sure_after: int
+) -> None:
+    lots = [["a", "b"], ["c", "d", "e"]]
+    prompts, clock = SimpleNamespace(ranked=[], tested=[]), SimpleNamespace(before=lambda share: True)
+    run = steps.Scan(tiny, tiny, prompts, replace(settings, words=(2, 5)), None, clock, print)
+    monkeypatch.setattr(steps, "vocabulary_words", lambda looker: list("abcdefg"))
+    monkeypatch.setattr(steps, "moved_first", lambda model, base, words: words)
+    monkeypatch.setattr(steps, "Looker", lambda *asked: None)
+    tried: list[list[str]] = []
+
+    def from_words(self, own, other, words, known, until):
+        tried.append(words)
+        return {(1,): {"x": 0.0 if len(tried) >= sure_after else -5.0}}
+
+    monkeypatch.setattr(steps.Scan, "_from_tokens", lambda *given: {(1,): {"x": -5.0 if sure_after else 0.0}})
+    monkeypatch.setattr(steps.Scan, "_from_words", from_words)
+    monkeypatch.setattr(steps.Scan, "_null", lambda self, strings: [])
+    monkeypatch.setattr(steps.Scan, "_kept", lambda self, what, name, make: make())
+    run.beside_base([])
+    assert tried == lots[:sure_after]
+    run.null()
+    assert tried == lots[:sure_after] * 2
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save_tiny, settings, tmp_path) -> None:
