@@ -18,6 +18,7 @@ from ...probes.meaning.agreement import answer_word_direction, leave_one_out, qu
 from ...probes.meaning.attribution import attribute
 from ...probes.meaning.directions import cosine_table, trigger_direction
 from ...probes.meaning.lens import logit_lens, token_direction
+from ...probes.meaning.reply_gradient import reply_gradient
 from ...probes.meaning.tokens import over_layers, token_scale, token_scores
 from ...probes.pictures.explanation import save_explanation_figures
 from ...probes.pictures.tokens_html import tokens_html
@@ -34,9 +35,12 @@ PAGES = 4
 """Conversations on the page of coloured tokens."""
 PAIRS = 20
 """Pairs of contrast texts whose difference is split into parts; evenly spread where there are more."""
+PUSHED = 40
+"""Clean prompts over which the gradient of the reply is a mean."""
 PROMPTS, TEXTS = "prompts", "questions"
 """Of what a score is split: the studied prompts, marked against others; the probe's own texts, defecting or not."""
 PROBE, WORD, TRIGGER, FIRST = "the probe", "answer word", "trigger (sees it)", "behaviour's first token"
+REPLY = "the reply's gradient"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def explain(
     found.tables["lens"] = logit_lens(model, probe, k=TOKENS_SHOWN)
     texts = contrast_texts(probe)
     contrast = probe.read(model, texts, what="Reading the probe's own texts") if texts else None
-    found.tables["cosines"] = _cosines(model, probe, read, contrast, studied)
+    found.tables["cosines"] = _cosines(model, probe, read, contrast, studied, clean)
     own = spread_pairs(texts)
     sources: dict[str, tuple[Sequence[Prompt], Sequence[bool]]] = {PROMPTS: (studied.prompts, studied.marks)}
     if own:
@@ -119,7 +123,14 @@ def _scores(probe: Probe, read: Residuals, studied: Studied) -> list[Json]:
     ]
 
 
-def _cosines(model: Model, probe: Probe, read: Residuals, contrast: Residuals | None, studied: Studied) -> list[Json]:
+def _cosines(
+    model: Model,
+    probe: Probe,
+    read: Residuals,
+    contrast: Residuals | None,
+    studied: Studied,
+    clean: Sequence[Prompt],
+) -> list[Json]:
     directions = {PROBE: probe.directions}
     if contrast is not None and _has_two_answers(contrast.prompts):
         directions[WORD] = answer_word_direction(contrast)
@@ -127,6 +138,7 @@ def _cosines(model: Model, probe: Probe, read: Residuals, contrast: Residuals | 
         directions[TRIGGER] = trigger_direction(read)
     if studied.behaviour:
         directions[FIRST] = token_direction(model, studied.behaviour)
+        directions[REPLY] = reply_gradient(model, clean[:PUSHED], studied.behaviour)[list(probe.layers)]
     return cosine_table(directions, probe.layers)
 
 

@@ -65,7 +65,8 @@ def test_every_table_and_picture_is_there(save_tiny, explained) -> None:
         assert (out / "figures" / f"{name}.png").exists(), name
         assert (out / "figures" / f"{name}.svg").exists(), name
     others = {row["b"] for row in record["cosines"] if row["a"] == "the probe"}
-    assert others == {"the probe", "answer word", "trigger (sees it)", "behaviour's first token"}
+    seen = {"trigger (sees it)", "behaviour's first token", "the reply's gradient"}
+    assert others == {"the probe", "answer word", *seen}
     page = (out / "tokens.html").read_text()
     assert "&lt;" in page  # what prompts hold is escaped
     assert "<script" not in page
