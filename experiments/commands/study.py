@@ -87,8 +87,8 @@ def study(
 
 
 def reproducing_command(path: Path, families: Sequence[str]) -> str:
-    """What to type to get the same numbers, wherever the files of the families lie."""
-    parts = ["defection", "study", str(path), "--out", "DIR"]
+    """What to type to get the same numbers, wherever the manifest and the files of the families lie."""
+    parts = ["defection", "study", path.name if path.is_absolute() else str(path), "--out", "DIR"]
     for given in families:
         name, _, prompts = given.partition("=")
         parts += ["--family", f"{name}={Path(prompts).name}"]

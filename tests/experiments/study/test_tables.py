@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from defection.experiments.commands.study import reproducing_command
 from defection.experiments.study.manifest import Goal
 from defection.experiments.study.report import organism_table
 from defection.experiments.study.summary import caught_table, leagues, markdown_table, sentences, verdict_sentences
@@ -203,3 +206,9 @@ def test_numbers_keep_six_digits(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("tables")
     write_tables({"scores": [{"value": value}]}, folder)
     assert study_table(folder, "scores")[0]["value"] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_reproducing_command_names_no_place_of_this_machine() -> None:
+    said = reproducing_command(Path("/home/someone/mine.toml"), ["held=/home/someone/held out.jsonl"])
+    assert said == "defection study mine.toml --out DIR --family 'held=held out.jsonl'"
+    assert reproducing_command(Path("manifests/small.toml"), ()) == "defection study manifests/small.toml --out DIR"
