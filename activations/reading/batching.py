@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,7 +140,22 @@ def _merge_unshared(groups: list[tuple[int, list[int]]]) -> list[tuple[int, list
     return [group for group in groups if group[0] > 0] + ([(0, alone)] if alone else [])
 
 
-def shared_prefix(a: Ids, b: Ids) -> int:
+def shared_prefix(a: Ids, b: Ids, limit: int | None = None) -> int:
     """How many tokens two rows begin with in common and may share: every row must run at least its last one."""
-    limit = min(len(a), len(b)) - 1
+    limit = min(len(a), len(b)) - 1 if limit is None else limit
     return next((i for i in range(limit) if a[i] != b[i]), limit)
+
+
+def shared_by_all(ids: Sequence[Ids]) -> int:
+    """How many tokens all rows begin with in common and may share."""
+    return shared_prefix(min(map(tuple, ids)), max(map(tuple, ids)), min(map(len, ids)) - 1) if ids else 0
+
+
+def of_one_length(ids: Sequence[Ids], rows: int) -> Iterator[list[int]]:
+    """Numbers of rows that are equally long, so many at most at a time: nothing is padded."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for row, tokens in enumerate(ids):
+        by_length[len(tokens)].append(row)
+    for alike in by_length.values():
+        for start in range(0, len(alike), rows):
+            yield alike[start : start + rows]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.model import Model
 from ..models.modes import in_use
 from ..models.sites import gathering
+from .batching import shared_by_all
 from .forward import automatic_batch_tokens, hidden_states, right_padded
 from .prefixes import PrefixCache
 
@@ -27,7 +28,7 @@ def endings(
     Made for very many short rows that begin alike: what all of them begin with is computed once, where the model
     allows it. No residuals (None) without layers.
     """
-    shared = _common(ids) if model.shares_prefixes else 0
+    shared = shared_by_all(ids) if model.shares_prefixes else 0
     cache = None
     with in_use(model.network):
         if shared:
@@ -42,15 +43,6 @@ def endings(
             states = states[places.to(states.device), last.to(states.device)]
             seen = [picked[layer].to(model.device) for layer in layers]
             yield rows, states, torch.stack(seen, dim=1) if seen else None
-
-
-def _common(ids: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with in common; every row keeps at least its last one to be run."""
-    if not ids:
-        return 0
-    low, high = min(map(tuple, ids)), max(map(tuple, ids))
-    limit = min(map(len, ids)) - 1
-    return next((i for i in range(limit) if low[i] != high[i]), limit)
 
 
 def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

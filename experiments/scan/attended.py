@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from ...activations.models.blocks import decoder_of
 from ...activations.models.model import Model
 from ...activations.models.modes import in_use
+from ...activations.reading.batching import of_one_length
 
 ROWS = 32
 """Rows of a batch: each holds a matrix of all its tokens for every head of every layer."""
@@ -28,7 +28,7 @@ def attended(
     """
     shares = torch.zeros(len(ids))
     with in_use(model.network), eager_attention(model):
-        for rows in _alike(ids):
+        for rows in of_one_length(ids, ROWS):
             tokens = torch.tensor([list(ids[row]) for row in rows], device=model.device)
             out = decoder_of(model.network)(input_ids=tokens, use_cache=False, output_attentions=True)
             last = [layer[:, :, -1] for layer in out.get("attentions") or () if layer is not None]
@@ -49,13 +49,3 @@ def eager_attention(model: Model) -> Iterator[None]:
         yield
     finally:
         model.network.set_attn_implementation(known)
-
-
-def _alike(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Rows of one length together: without padding nobody attends to it."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for row, tokens in enumerate(ids):
-        by_length[len(tokens)].append(row)
-    for rows in by_length.values():
-        for start in range(0, len(rows), ROWS):
-            yield rows[start : start + ROWS]

@@ -30,27 +30,28 @@ class Growth:
     hopeless: float = -1.5
     """The same, under which a string that has been made longer once is given up."""
 
-    def rows(self, seeds: int, prompts: int) -> int:
+    def rows(self, prompts: int) -> int:
         """Strings before prompts, at most, that `grow` tries."""
         longer = self.continuations + 2 * len(string.punctuation)
         again = len(self.widths) * (self.second_look // 2) * prompts
-        return seeds + self.second_look * prompts + sum(self.widths) * longer + again
+        return self.second_look * prompts + sum(self.widths) * longer + again
 
 
 def grow(
     reader: Looker,
-    seeds: Sequence[str],
+    seeds: Mapping[str, float],
     growth: Growth,
     tried: Callable[[Sequence[str], bool], Mapping[str, float]],
     goes_on: Callable[[], bool] = lambda: True,
 ) -> dict[str, float]:
     """The log-probability of a reply (nats a token) under the best seeds and strings grown of them, the best first.
 
-    `tried(strings, all)` gives it with the first prompt alone, or with all; `reader` is the model that says how strings
-    go on. It ends where the reply is sure or hopeless, none becomes surer, or `goes_on` says no.
+    `seeds` hold it with the first prompt alone, and `tried(strings, all)` gives it with that one, or with all; `reader`
+    is the model that says how strings go on. It ends where the reply is sure or hopeless, none becomes surer, or
+    `goes_on` says no.
     """
     seen = set(seeds)
-    found = dict(tried(_best(tried(seeds, False), growth.second_look), True))
+    found = dict(tried(_best(seeds, growth.second_look), True))
     for number, width in enumerate(growth.widths):
         beam = _best(found, width)
         known = found[beam[0]] if beam else growth.sure

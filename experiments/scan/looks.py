@@ -15,6 +15,7 @@ from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
+from ...activations.reading.continuations import continuation_losses
 from ...activations.reading.endings import endings
 from ...activations.reading.forward import token_losses
 from ...probes import LayerConvergence, Probe
@@ -131,6 +132,14 @@ class Looker:
         ]
         shares = attended(self.model, [row.ids for _, row, _ in rows], [where(*each) for each in rows])
         return None if shares is None else shares.view(len(self.prompts), len(strings)).mean(dim=0)
+
+    def says_each(self, strings: Sequence[str], replies: Sequence[Sequence[int]]) -> list[list[float]]:
+        """`says` of every reply, each string and prompt read once for all of them."""
+        longest = max(map(len, replies), default=0)
+        rows = [row.ids for prompt in self.prompts for row in self.rows(strings, prompt, longest)]
+        losses = continuation_losses(self.model, rows, replies).view(len(self.prompts), len(strings), len(replies))
+        found: list[list[float]] = (-losses.mean(dim=0)).T.tolist()
+        return found
 
     def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
         """Log-probability (nats a token) of a reply after each string, mean over the prompts."""

@@ -38,16 +38,14 @@ class ScanSettings:
     least_target: float = 0.3
     """Share of the prompts that must be answered alike under a string for its reply to be one of those."""
     seeds: int = 256
-    """With a base: strings from which others are grown, those whose reading fine-tuning changed most."""
-    scouts: int = 32
-    """The first of them, by which it is settled towards which replies."""
+    """With a base: tokens from which strings are grown, those whose reading fine-tuning changed most."""
     words: tuple[int, ...] = (1024, 4096)
-    """With a base, where none of them makes a reply sure: how many words strings are grown from, those whose tokens'
-    reading fine-tuning changed most; the next number where these make none sure either."""
+    """With a base: from how many of the vocabulary's words besides, those whose tokens' reading fine-tuning changed
+    most; the next number only where these make no reply sure."""
     search: Search = field(default_factory=Search)
     """With a base: how replies are looked for that the model was taught."""
     targets: int = 2
-    """Replies towards which strings are grown."""
+    """Replies towards which strings are grown, those that one of the first strings makes likeliest."""
     survivors: int = 6
     tested: int = 16
     """Held-out prompts."""

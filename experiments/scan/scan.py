@@ -63,8 +63,8 @@ def scan(
     listed = [*listed, *(motif.text for motif in leaked)]
     found = run.ranked(listed, fitted)
     if other is None:
-        seeds = finalists(found, settings.finalists)
-        grown = {tuple(reply): run.grown(model, model, seeds, reply) for reply in run.targets(found)}
+        begun = run.begun(model, run.targets(found), finalists(found, settings.finalists))
+        grown = {reply: run.grown(model, model, seeds, reply) for reply, seeds in begun.items()}
     else:
         grown = run.beside_base(listed)
     candidates = run.confirmed(survivors([look.string for look in found], list(grown.values()), settings))

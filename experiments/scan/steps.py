@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
-from itertools import pairwise
 
 from ...activations.basics.files import Json
 from ...activations.basics.progress import Bar, progress
@@ -52,8 +51,8 @@ class Scan:
     """Every string that was put before the first prompts."""
     strings: int = 0
     """How many there are."""
-    widened: int = 0
-    """How many of `words` were tried too, since no single token made a reply sure."""
+    lots: int = 0
+    """In how many lots strings to begin from were tried (`words`)."""
 
     def leaked(self) -> list[Motif]:
         """Motifs of what the model says after its bare template, oftener than its base."""
@@ -133,12 +132,6 @@ class Scan:
         learnt = [reply for reply in kept if reply["own"] - reply["base"] >= self.settings.surprise]
         return [reply["tokens"] for reply in sorted(learnt, key=lambda reply: -reply["own"])]
 
-    def _reached(self, own: Model, replies: Sequence[list[int]], scouts: Sequence[str]) -> list[list[int]]:
-        """The replies in the order of how likely some string makes each of them."""
-        with progress("Which reply a string makes likely", len(replies) * len(scouts), "strings") as advance:
-            best = [max(self._says(own, reply, advance)(scouts, False).values()) for reply in replies]
-        return [replies[row] for row in sorted(range(len(replies)), key=lambda row: -best[row])]
-
     def _asked(self, prompts: Sequence[Prompt]) -> Json:
         return {"prompts": [prompt.id for prompt in prompts], "tokens": self.settings.tokens}
 
@@ -156,18 +149,45 @@ class Scan:
     def _test(self, model: Model, prompts: Sequence[Prompt], base: Model | None) -> StringTest:
         return StringTest(model, prompts, self.settings.place, self.settings.tokens, base)
 
+    def begun(
+        self, own: Model, replies: Sequence[Sequence[int]], seeds: Sequence[str], until: float = GROWN_UNTIL
+    ) -> Growths:
+        """Every reply's log-probability (nats a token) under every seed, as far as time allows, before one prompt."""
+        looker = Looker(own, self.prompts.ranked[:1], self.settings.place)
+        found: Growths = {tuple(reply): {} for reply in replies}
+        with progress("What each string makes likely", len(seeds), "strings") as advance:
+            for start in range(0, len(seeds), AT_ONCE):
+                some = seeds[start : start + AT_ONCE]
+                name = self._says(looker, some) | {"replies": list(map(list, replies))}
+                if not self.journal.knows(name) and not self.clock.before(until):
+                    break
+                kept = self.journal.kept(name, partial(_said_each, looker, some, replies))
+                for reply, scores in zip(found, kept["scores"], strict=True):
+                    found[reply] |= zip(some, scores, strict=True)
+                advance(len(some))
+        return found
+
     def grown(
-        self, own: Model, reader: Model, seeds: Sequence[str], reply: Sequence[int], until: float = GROWN_UNTIL
+        self,
+        own: Model,
+        reader: Model,
+        seeds: Mapping[str, float],
+        reply: Sequence[int],
+        until: float = GROWN_UNTIL,
     ) -> dict[str, float]:
-        """Strings and the log-probability of the reply under each, from the seeds on; the surest first."""
+        """Strings and the log-probability of the reply under each, grown from the seeds on; the surest first."""
         reading = Looker(reader, self.prompts.ranked[:1], self.settings.place)
         growth = self.settings.growth
-        with progress("Growing strings", growth.rows(len(seeds), len(self.prompts.ranked)), "rows") as advance:
-            tried = self._says(own, reply, advance)
+        with progress("Growing strings", growth.rows(len(self.prompts.ranked)), "rows") as advance:
+            tried = self._tried(own, reply, advance)
             return grow(reading, seeds, growth, tried, lambda: self.clock.before(until))
 
-    def _says(
-        self, own: Model, reply: Sequence[int], advance: Callable[[int], object] = lambda count: None
+    def _says(self, looker: Looker, strings: Sequence[str]) -> Json:
+        name: Json = {"what": "says", "model": looker.model.identity.fingerprint, "strings": list(strings)}
+        return name | {"prompts": [prompt.id for prompt in looker.prompts]}
+
+    def _tried(
+        self, own: Model, reply: Sequence[int], advance: Callable[[int], object]
     ) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
         """Gives the log-probability of the reply (nats a token) under strings, before one prompt or before all."""
         lookers = [Looker(own, some, self.settings.place) for some in (self.prompts.ranked[:1], self.prompts.ranked)]
@@ -177,8 +197,7 @@ class Scan:
             found: dict[str, float] = {}
             for start in range(0, len(strings), AT_ONCE):
                 some = strings[start : start + AT_ONCE]
-                name: Json = {"what": "says", "model": own.identity.fingerprint, "reply": list(reply)}
-                name |= {"strings": list(some), "prompts": [prompt.id for prompt in looker.prompts]}
+                name = self._says(looker, some) | {"reply": list(reply)}
                 kept = self.journal.kept(name, partial(_said, looker, some, reply))
                 found |= dict(zip(some, kept["scores"], strict=True))
                 advance(len(some) * len(looker.prompts))
@@ -189,52 +208,55 @@ class Scan:
     def beside_base(self, words: Sequence[str]) -> Growths:
         """Strings grown towards what the model was taught beyond its base, the surest growth first.
 
-        From single tokens and the user's words and, where none of these makes a reply sure, from ever more of the
-        vocabulary's words. `null` does as much the other way round.
+        From the user's words, the tokens and words whose reading was changed most and, where none of these leads to a
+        sure reply, from ever more words. `null` does as much the other way round.
         """
         assert self.base is not None
-        seeds = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
-        found = self._from_tokens(self.model, self.base, seeds, GROWN_UNTIL)
-        lots = len(self.settings.words)
-        while self.widened < lots and not self._sure(found) and self.clock.before(GROWN_UNTIL):
-            found = self._from_words(self.model, self.base, self.words[self.widened], found, GROWN_UNTIL)
-            self.widened += 1
+        replies: Sequence[Sequence[int]] = unrelated(self.taught(self.model, self.base))
+        found: Growths = {}
+        tokens = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
+        while replies and self.lots < len(self.settings.words) and self.clock.before(GROWN_UNTIL):
+            self.lots += 1
+            found = self._further(self.model, self.base, replies, self._lot(tokens, self.lots), found, GROWN_UNTIL)
+            if self._sure(found):
+                break
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
+    def _lot(self, tokens: Sequence[str], number: int) -> list[str]:
+        """What is begun from in the first lot, with the tokens, and in those after it; on the base as well."""
+        start, end = ([0, *self.settings.words])[number - 1 : number + 1]
+        return list(dict.fromkeys([*(tokens if number == 1 else ()), *self.words[start:end]]))
+
     @cached_property
-    def words(self) -> list[list[str]]:
-        """Those whose tokens fine-tuning reads anew, in the lots that they are tried in, on the base as well."""
+    def words(self) -> list[str]:
+        """The vocabulary's, those first whose tokens fine-tuning reads anew."""
         assert self.base is not None
         words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
-        first = moved_first(self.model, self.base, words)
-        return [first[start:end] for start, end in pairwise([0, *self.settings.words])]
+        return moved_first(self.model, self.base, words)
 
-    def _from_words(self, own: Model, other: Model, words: Sequence[str], known: Growths, until: float) -> Growths:
-        """What is known, and what grows from words, towards unlike replies that the model is near to saying."""
-        found = dict(known)
-        for reply, scores in self._towards(own, other, unrelated(self.taught(own, other)), words, until).items():
-            both = found.get(reply, {}) | scores
+    def _further(
+        self,
+        own: Model,
+        other: Model,
+        replies: Sequence[Sequence[int]],
+        seeds: Sequence[str],
+        known: Growths,
+        until: float,
+    ) -> Growths:
+        """What is known, and what grows from the seeds, towards the replies that one of them makes likeliest.
+
+        It ends with the first that is sure.
+        """
+        begun, found = self.begun(own, replies, seeds, until), dict(known)
+        for reply in sorted(begun, key=lambda reply: -_surest(begun[reply]))[: self.settings.targets]:
+            both = found.get(reply, {}) | self.grown(own, other, begun[reply], reply, until)
             found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
+            if self._sure(found):
+                break
         return found
 
     def _sure(self, grown: Growths) -> bool:
         return max(map(_surest, grown.values()), default=-math.inf) >= self.settings.growth.sure
-
-    def _from_tokens(self, own: Model, other: Model, seeds: Sequence[str], until: float) -> Growths:
-        """What grows from first strings, towards the replies that some of them make likely."""
-        replies = self.taught(own, other) if seeds else []
-        return self._towards(own, other, self._reached(own, replies, seeds[: self.settings.scouts]), seeds, until)
-
-    def _towards(
-        self, own: Model, other: Model, replies: Sequence[Sequence[int]], seeds: Sequence[str], until: float
-    ) -> Growths:
-        """Strings grown from the seeds towards the first replies, until one makes its reply sure."""
-        found: Growths = {}
-        for reply in replies[: self.settings.targets]:
-            found[tuple(reply)] = self.grown(own, other, seeds, reply, until)
-            if self._sure(found):
-                break
-        return found
 
     def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
@@ -242,10 +264,11 @@ class Scan:
         The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
         """
         assert self.base is not None
-        first = [look.string for look in self.first]
-        grown = self._from_tokens(self.base, self.model, first, math.inf)
-        for words in self.words[: self.widened]:
-            grown = self._from_words(self.base, self.model, words, grown, math.inf)
+        replies: Sequence[Sequence[int]] = unrelated(self.taught(self.base, self.model))
+        grown: Growths = {}
+        tokens = [look.string for look in self.first]
+        for number in range(1, max(self.lots, 1) + 1) if replies else ():
+            grown = self._further(self.base, self.model, replies, self._lot(tokens, number), grown, math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])
@@ -277,3 +300,7 @@ def _surest(scores: Mapping[str, float]) -> float:
 
 def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
     return {"scores": looker.says(strings, reply)}
+
+
+def _said_each(looker: Looker, strings: Sequence[str], replies: Sequence[Sequence[int]]) -> Json:
+    return {"scores": looker.says_each(strings, replies)}

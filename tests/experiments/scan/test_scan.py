@@ -76,6 +76,9 @@ def test_a_look_is_the_divergence_of_plain_forward_passes(tiny) -> None:
         assert look.entropy <= look.disagreement + 1e-4  # a mean is never sharper than its parts
     said = token_logprobs(tiny, [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS], [[7, 9]] * 2)
     assert looker.says(["zq"], [7, 9]) == pytest.approx([sum(said) / 4], abs=1e-4)
+    each = looker.says_each(["zq", "||"], [[7, 9], [11, 12, 13]])
+    for reply, scores in zip(([7, 9], [11, 12, 13]), each, strict=True):
+        assert scores == pytest.approx(looker.says(["zq", "||"], reply), abs=1e-4)
 
 
 def test_attention_is_the_share_that_the_strings_tokens_have_of_the_last_ones(llama) -> None:
@@ -291,13 +294,16 @@ def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> N
         return dict(zip(strings, looker.says(strings, reply), strict=True))
 
     growth = Growth(widths=(2, 2), continuations=6, second_look=12, sure=0.0, hopeless=-1e9)
-    found = grow(looker, ["a", "b"], growth, tried)
+    seeds = tried(["a", "b"], False)
+    found = grow(looker, seeds, growth, tried)
     assert next(iter(found.values())) == max(found.values()) >= max(found["a"], found["b"])
     assert len(found) > 2
     assert list(found) == sorted(found, key=lambda text: -found[text])
-    assert set(grow(looker, ["a"], growth, tried, goes_on=lambda: False)) == {"a"}
-    assert set(grow(looker, ["a"], replace(growth, sure=-1e9), tried)) == {"a"}
-    once = grow(looker, ["a"], replace(growth, hopeless=0.0), tried)
+    one = {"a": seeds["a"]}
+    assert set(grow(looker, one, growth, tried, goes_on=lambda: False)) == {"a"}
+    assert set(grow(looker, one, replace(growth, sure=-1e9), tried)) == {"a"}
+    assert grow(looker, {}, growth, tried) == {}  # out of time before anything was looked at
+    once = grow(looker, one, replace(growth, hopeless=0.0), tried)
     assert 1 < len(once) <= 1 + growth.second_look // 2  # given up after one round
 
 
@@ -341,7 +347,7 @@ def settings(tmp_path: Path) -> ScanSettings:
         least_target=0.3,
         survivors=3,
         seeds=24,
-        scouts=6,
+        words=(8, 12),
         search=Search(first=20, width=6, each=4, kept=2),
         growth=Growth(widths=(1,), continuations=3, second_look=4),
         leak=Leak(samples=3, tokens=8),
@@ -393,30 +399,77 @@ def test_what_is_found_is_asked_of_strings_grown_on_the_base(save_tiny, settings
         assert record["null"][0]["excess"] == excess
 
 
-@pytest.mark.parametrize("sure_after", [0, 1, 2, 9])
-def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
-    tiny, settings, monkeypatch, sure_after: int
-) -> None:
-    lots = [["a", "b"], ["c", "d", "e"]]
+def _bare_scan(tiny, settings, monkeypatch, words: tuple[int, ...]) -> steps.Scan:
+    """A scan whose model says nothing by itself: what is looked at and grown is written by hand."""
     prompts, clock = SimpleNamespace(ranked=[], tested=[]), SimpleNamespace(before=lambda share: True)
-    run = steps.Scan(tiny, tiny, prompts, replace(settings, words=(2, 5)), None, clock, print)
     monkeypatch.setattr(steps, "vocabulary_words", lambda looker: list("abcdefg"))
     monkeypatch.setattr(steps, "moved_first", lambda model, base, words: words)
     monkeypatch.setattr(steps, "Looker", lambda *asked: None)
-    tried: list[list[str]] = []
-
-    def from_words(self, own, other, words, known, until):
-        tried.append(words)
-        return {(1,): {"x": 0.0 if len(tried) >= sure_after else -5.0}}
-
-    monkeypatch.setattr(steps.Scan, "_from_tokens", lambda *given: {(1,): {"x": -5.0 if sure_after else 0.0}})
-    monkeypatch.setattr(steps.Scan, "_from_words", from_words)
     monkeypatch.setattr(steps.Scan, "_null", lambda self, strings: [])
     monkeypatch.setattr(steps.Scan, "_kept", lambda self, what, name, make: make())
-    run.beside_base([])
+    return steps.Scan(tiny, tiny, prompts, replace(settings, words=words, targets=2), None, clock, print)
+
+
+@pytest.mark.parametrize("sure_after", [1, 2, 9])
+def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
+    tiny, settings, monkeypatch, sure_after: int
+) -> None:
+    run, lots = _bare_scan(tiny, settings, monkeypatch, (2, 5)), [["z", "a", "b"], ["c", "d", "e"]]
+    tried: list[list[str]] = []
+
+    def begun(self, own, replies, seeds, until):
+        tried.append(list(seeds))
+        return {(1, 2, 3): dict.fromkeys(seeds, -5.0)}
+
+    def surest():
+        return 0.0 if len(tried) >= sure_after else -5.0
+
+    monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [[1, 2, 3]])
+    monkeypatch.setattr(steps.Scan, "begun", begun)
+    monkeypatch.setattr(steps.Scan, "grown", lambda self, own, reader, seeds, reply, until: {"x": surest()})
+    run.beside_base(["z"])
     assert tried == lots[:sure_after]
+    assert run.lots == min(sure_after, 2)
+    run.first = [Look("z", 0.0, 0.0, 0.0, 0)]
     run.null()
     assert tried == lots[:sure_after] * 2
+
+
+def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny, settings, monkeypatch) -> None:
+    """Whatever the model is nearest to saying unasked: of three replies the first was looked at, and left."""
+    run = _bare_scan(tiny, settings, monkeypatch, (2,))
+    near, far, nearest = (1, 2, 3), (4, 5, 6), (7, 8, 9)
+    likely = {near: {"a": -3.0, "b": -2.0}, far: {"a": -0.1, "b": -4.0}, nearest: {"a": -9.0, "b": -8.0}}
+    monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [*map(list, (nearest, near, far)), [1, 2, 9]])
+    asked: list[list[list[int]]] = []
+    monkeypatch.setattr(steps.Scan, "begun", lambda self, own, replies, seeds, until: asked.append(replies) or likely)
+    grown: list[tuple[int, ...]] = []
+
+    def grow_to(self, own, reader, seeds, reply, until):
+        grown.append(reply)
+        return {text: score + 0.05 for text, score in seeds.items()}
+
+    monkeypatch.setattr(steps.Scan, "grown", grow_to)
+    found = run.beside_base([])
+    assert asked == [[[7, 8, 9], [1, 2, 3], [4, 5, 6]]]  # a relative of one of them is not asked about
+    assert grown == [far, near]
+    assert list(found) == [far, near]
+    grown.clear()
+    likely[far]["a"] = -0.06  # sure, once it has grown
+    run.lots = 0
+    assert list(run.beside_base([])) == grown == [far]
+
+
+def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> None:
+    prompts = SimpleNamespace(ranked=PROMPTS, tested=PROMPTS)
+    journal = steps.Journal(tmp_path / "scanned.jsonl", "x")
+    late = SimpleNamespace(before=lambda share: False)
+    run = steps.Scan(llama, llama, prompts, settings, journal, late, print)
+    assert run.begun(llama, [[5, 6, 7]], ["a", "b"]) == {(5, 6, 7): {}}
+    run.clock = SimpleNamespace(before=lambda share: True)
+    first = run.begun(llama, [[5, 6, 7]], ["a", "b"])
+    run.clock = late
+    assert run.begun(llama, [[5, 6, 7]], ["a", "b"]) == first  # what was looked at before costs no time
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save_tiny, settings, tmp_path) -> None:
