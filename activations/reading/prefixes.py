@@ -16,6 +16,8 @@ class PrefixLayer(DynamicLayer):  # type: ignore[misc]
     would have seen alone.
     """
 
+    keys: Tensor
+    values: Tensor
     grows = False
     """Whether the next pass is kept, too."""
 
