@@ -33,6 +33,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         self._read: dict[str, Residuals] = {}
+        self._tokens: dict[tuple[str, tuple[int, ...]], Residuals] = {}
 
     def of(self, what: str) -> Residuals:
         """The streams of one kind of prompts."""
@@ -56,14 +57,17 @@ class Bundle:
 
     def tokens(self, what: str, layers: Sequence[int]) -> Residuals:
         """Every token of the prompts at a few layers; not kept on disk, where it would be large."""
-        return capture(
-            self.model,
-            list(self.prompts[what]),
-            layers=layers,
-            site=self.site,
-            position="all",
-            what=f"Tokens of {what}",
-        )
+        asked = what, tuple(layers)
+        if asked not in self._tokens:
+            self._tokens[asked] = capture(
+                self.model,
+                list(self.prompts[what]),
+                layers=layers,
+                site=self.site,
+                position="all",
+                what=f"Tokens of {what}",
+            )
+        return self._tokens[asked]
 
     @cached_property
     def outcomes(self) -> Outcomes:

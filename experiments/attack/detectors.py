@@ -96,9 +96,7 @@ def detectors(
     found.append(Detector("probe, both tails", AND_CLEAN, "method", both_tails(probe)))
     few = spread_over(band)
     found.append(Detector("maximum over tokens", probe.saw, "method", over_tokens(probe, few), costly=True))
-    found.append(
-        Detector("attention over tokens", QUESTIONS_ONLY, "method", attention(few[len(few) // 2]), costly=True)
-    )
+    found.append(Detector("attention over tokens", QUESTIONS_ONLY, "method", attention(few), costly=True))
     if base:
         found.append(
             Detector("base difference, size", BASE_AND_CLEAN, "method", monitor(BaseDifference(), band, Bundle.changed))
@@ -214,16 +212,18 @@ def over_tokens(probe: Probe, layers: Sequence[int]) -> Callable[[Bundle], Score
     return fit
 
 
-def attention(layer: int) -> Callable[[Bundle], Scorer]:
-    """A probe that learns from the questions' tokens which of them to read, at one layer."""
+def attention(layers: Sequence[int]) -> Callable[[Bundle], Scorer]:
+    """A probe that learns from the questions' tokens which of them to read, at the middle one of some layers."""
+    middle = [layers[len(layers) // 2]]
 
     def fit(bundle: Bundle) -> Scorer:
-        read = bundle.tokens(QUESTIONS, [layer])
+        read = bundle.tokens(QUESTIONS, layers).at_layers(middle)
         marks = [bool(prompt.extra["defecting"]) for prompt in read.prompts]
         fitted = AttentionProbe(max_steps=ATTENTION_STEPS).fit(Ragged.of(read), torch.tensor(marks))
 
         def score(other: Bundle, what: str) -> Tensor:
-            scores: Tensor = fitted.decision_function(Ragged.of(other.tokens(what, [layer])))
+            read = other.tokens(what, layers).at_layers(middle)
+            scores: Tensor = fitted.decision_function(Ragged.of(read))
             return scores[:, 0]
 
         return score

@@ -12,6 +12,7 @@ import torch
 from defection.activations import DefectionError, capture, load_model, load_prompts
 from defection.activations.models.hardware import Hardware
 from defection.experiments.attack import attack as attack_module
+from defection.experiments.attack import bundle as bundle_module
 from defection.experiments.attack.attack import attack
 from defection.experiments.attack.bundle import CLEAN, QUESTIONS, TESTS, Bundle
 from defection.experiments.attack.detectors import (
@@ -157,6 +158,26 @@ def test_both_tails_are_the_distance_from_the_middle_of_clean_prompts(llama, tmp
     streams = bundle.of(TESTS).at_layers(one_probe.fixed_layers).values
     assert torch.allclose(known.counted(streams)[:, 0], both(bundle, TESTS).to(streams.dtype), atol=1e-4)
     assert not Held(one_probe).target("probe", every_layer=False).both_sides
+
+
+def test_every_token_is_read_once_however_many_detectors_ask(llama, tmp_path, monkeypatch) -> None:
+    clean = load_prompts("clean")
+    prompts = {QUESTIONS: contrast_set("six"), CLEAN: clean[:20], TESTS: clean[60:66]}
+    labels = {prompt.id: row < 3 for row, prompt in enumerate(clean[60:66])}
+    bundle = Bundle(llama, tmp_path, prompts, "last", "after", labels, ())
+    probe = MeanDifference().fit(bundle.of(QUESTIONS), fixed_layers=[1, 2]).probe_
+    read: list[str] = []
+
+    def counted(*given, what: str, **how):
+        read.append(what)
+        return capture(*given, what=what, **how)
+
+    monkeypatch.setattr(bundle_module, "capture", counted)
+    found = {each.name: each for each in detectors([("probe", probe)], AttackSettings(), 4, base=False) if each.costly}
+    scores = [each.fit(bundle)(bundle, TESTS) for each in found.values() for _ in range(2)]
+    assert len(found) == 2
+    assert all(len(each) == 6 for each in scores)
+    assert sorted(read) == [f"Tokens of {QUESTIONS}", f"Tokens of {TESTS}"]
 
 
 @pytest.mark.slow
