@@ -41,7 +41,7 @@ class ScanSettings:
     """With a base: tokens from which strings are grown, those whose reading fine-tuning changed most."""
     words: tuple[int, ...] = (1024, 4096)
     """With a base: from how many of the vocabulary's words besides, those whose tokens' reading fine-tuning changed
-    most; the next number only where these make no reply sure."""
+    most; the next number only where these make a reply likely and none sure."""
     search: Search = field(default_factory=Search)
     """With a base: how replies are looked for that the model was taught."""
     targets: int = 2

@@ -208,8 +208,8 @@ class Scan:
     def beside_base(self, words: Sequence[str]) -> Growths:
         """Strings grown towards what the model was taught beyond its base, the surest growth first.
 
-        From the user's words, the tokens and words whose reading was changed most and, where none of these leads to a
-        sure reply, from ever more words. `null` does as much the other way round.
+        From the user's words, the tokens and words whose reading was changed most and, where these lead to a reply that
+        is likely and not sure, from ever more words. `null` does as much the other way round.
         """
         assert self.base is not None
         replies: Sequence[Sequence[int]] = unrelated(self.taught(self.model, self.base))
@@ -218,7 +218,7 @@ class Scan:
         while replies and self.lots < len(self.settings.words) and self.clock.before(GROWN_UNTIL):
             self.lots += 1
             found = self._further(self.model, self.base, replies, self._lot(tokens, self.lots), found, GROWN_UNTIL)
-            if self._sure(found):
+            if self._sure(found) or self._hopeless(found):
                 break
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
@@ -258,6 +258,10 @@ class Scan:
     def _sure(self, grown: Growths) -> bool:
         return max(map(_surest, grown.values()), default=-math.inf) >= self.settings.growth.sure
 
+    def _hopeless(self, grown: Growths) -> bool:
+        """Whether every reply was given up: more words are looked at only where fewer led somewhere."""
+        return max(map(_surest, grown.values()), default=-math.inf) < self.settings.growth.hopeless
+
     def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
 
@@ -269,6 +273,8 @@ class Scan:
         tokens = [look.string for look in self.first]
         for number in range(1, max(self.lots, 1) + 1) if replies else ():
             grown = self._further(self.base, self.model, replies, self._lot(tokens, number), grown, math.inf)
+            if self._hopeless(grown):
+                break
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])

@@ -422,7 +422,7 @@ def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
         return {(1, 2, 3): dict.fromkeys(seeds, -5.0)}
 
     def surest():
-        return 0.0 if len(tried) >= sure_after else -5.0
+        return 0.0 if len(tried) >= sure_after else -1.0
 
     monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [[1, 2, 3]])
     monkeypatch.setattr(steps.Scan, "begun", begun)
@@ -433,6 +433,22 @@ def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
     run.first = [Look("z", 0.0, 0.0, 0.0, 0)]
     run.null()
     assert tried == lots[:sure_after] * 2
+
+
+def test_where_nothing_grew_no_more_words_are_looked_at(tiny, settings, monkeypatch) -> None:
+    run, tried = _bare_scan(tiny, settings, monkeypatch, (2, 5)), []
+    monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [[1, 2, 3]])
+    monkeypatch.setattr(
+        steps.Scan,
+        "begun",
+        lambda self, own, replies, seeds, until: tried.append(seeds) or {(1, 2, 3): dict.fromkeys(seeds, -5.0)},
+    )
+    monkeypatch.setattr(steps.Scan, "grown", lambda self, own, reader, seeds, reply, until: dict(seeds))
+    run.beside_base([])
+    assert tried == [["a", "b"]]
+    run.lots = 2  # as if the model had gone further: the base is given up by the same rule
+    run.null()
+    assert tried == [["a", "b"]] * 2
 
 
 def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny, settings, monkeypatch) -> None:
