@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...activations import DefectionError, Residuals
 from ...activations.prompts.rendered import rendered
-from ...activations.reading.batching import shared_prefix
+from ...activations.reading.batching import shared_by_all
 from ...probes import (
     AttentionProbe,
     BaseDifference,
@@ -234,7 +234,7 @@ def attention(layers: Sequence[int]) -> Callable[[Bundle], Scorer]:
 def own_tokens(bundle: Bundle, read: Residuals, by_token: Float[Tensor, "token"]) -> list[Float[Tensor, "own"]]:
     """Each prompt's scores without those of the tokens that all of them begin with: a template says nothing of one."""
     ids = [row.ids for row in rendered(bundle.model, list(read.prompts))]
-    alike = min(shared_prefix(min(ids), max(ids)), min(map(len, ids)) - 1)
+    alike = shared_by_all(ids)
     return [part[alike:] for part in by_token.split([len(row) for row in ids])]
 
 
