@@ -140,15 +140,17 @@ def _merge_unshared(groups: list[tuple[int, list[int]]]) -> list[tuple[int, list
     return [group for group in groups if group[0] > 0] + ([(0, alone)] if alone else [])
 
 
-def shared_prefix(a: Ids, b: Ids, limit: int | None = None) -> int:
+def shared_prefix(a: Ids, b: Ids) -> int:
     """How many tokens two rows begin with in common and may share: every row must run at least its last one."""
-    limit = min(len(a), len(b)) - 1 if limit is None else limit
+    limit = min(len(a), len(b)) - 1
     return next((i for i in range(limit) if a[i] != b[i]), limit)
 
 
 def shared_by_all(ids: Sequence[Ids]) -> int:
     """How many tokens all rows begin with in common and may share."""
-    return shared_prefix(min(map(tuple, ids)), max(map(tuple, ids)), min(map(len, ids)) - 1) if ids else 0
+    if not ids:
+        return 0
+    return min(shared_prefix(min(map(tuple, ids)), max(map(tuple, ids))), min(map(len, ids)) - 1)
 
 
 def of_one_length(ids: Sequence[Ids], rows: int) -> Iterator[list[int]]:

@@ -256,11 +256,11 @@ class Scan:
         return found
 
     def _sure(self, grown: Growths) -> bool:
-        return max(map(_surest, grown.values()), default=-math.inf) >= self.settings.growth.sure
+        return _likeliest(grown) >= self.settings.growth.sure
 
     def _hopeless(self, grown: Growths) -> bool:
         """Whether every reply was given up: more words are looked at only where fewer led somewhere."""
-        return max(map(_surest, grown.values()), default=-math.inf) < self.settings.growth.hopeless
+        return _likeliest(grown) < self.settings.growth.hopeless
 
     def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
@@ -302,6 +302,10 @@ class Scan:
 
 def _surest(scores: Mapping[str, float]) -> float:
     return max(scores.values(), default=-math.inf)
+
+
+def _likeliest(grown: Growths) -> float:
+    return max(map(_surest, grown.values()), default=-math.inf)
 
 
 def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
