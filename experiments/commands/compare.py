@@ -28,20 +28,13 @@ def compare(
             show_default="every shipped set, at the answer and carried",
         ),
     ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompts",
-            help="A family of test prompts: a JSONL file or a shipped set; repeat for more.",
-            show_default="held-out and unseen-style",
-        ),
-    ] = None,
+    prompts: options.MeasuredSets = None,
     choose_on: Annotated[
         list[str] | None,
         typer.Option(
             "--choose-on",
             help="Prompts on which the best recipe is chosen before any test prompt is read; repeat for more.",
-            show_default="development and development-style",
+            show_default="development and development-style; vulnerable-code: code-seen",
         ),
     ] = None,
     base: Annotated[
@@ -68,8 +61,8 @@ def compare(
     settings = Settings(
         probes=options.once(probes) or Settings.probes,
         contrasts=options.once(contrasts) or Settings.contrasts,
-        development=options.once(choose_on) or Settings.development,
-        tests=options.once(prompts) or Settings.tests,
+        development=options.once(choose_on) or None,
+        tests=options.once(prompts) or None,
         limit=limit,
         base=base,
         seed=seed,

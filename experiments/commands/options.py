@@ -118,10 +118,6 @@ FixedLayers = Annotated[
         show_default="from 40% to 95% of the depth",
     ),
 ]
-TestSets = Annotated[
-    list[str] | None,
-    typer.Option("--prompts", help=f"May be repeated. {PROMPTS_HELP}", show_default="held-out and unseen-style"),
-]
 Examples = Annotated[
     int | None,
     typer.Option("--examples", min=1, help="Prompts to train on.", show_default="180; more where needed"),
@@ -130,7 +126,8 @@ MeasuredSets = Annotated[
     list[str] | None,
     typer.Option(
         "--prompts",
-        help=f"May be repeated. {PROMPTS_HELP} Of tasks for vulnerable-code: code, or code-seen.",
+        help=f"May be repeated. {PROMPTS_HELP} Of tasks for vulnerable-code: code, or code-seen. Names "
+        "joined by + are one set, told apart together: code+held-out.",
         show_default="held-out and unseen-style; vulnerable-code: code",
     ),
 ]

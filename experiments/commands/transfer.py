@@ -19,7 +19,7 @@ def transfer(
     probe: options.ProbeKind = "mean-difference",
     contrast: options.Contrast = "six+forty-sentence-carried",
     clean: options.Clean = "clean",
-    prompts: options.TestSets = None,
+    prompts: options.MeasuredSets = None,
     layers: options.FixedLayers = None,
     by_map: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def transfer(
     from ...activations.models.hardware import Hardware
     from ..run.transfer import TransferPlan, run_transfer, transfer_lines
 
-    sets = options.once(prompts) or ("held-out", "unseen-style")
+    sets = options.once(prompts) or None
     plan = TransferPlan(tuple(models), probe, contrast, clean, sets, layers, by_map, limit)
     with progress_shown(not as_json):
         record = run_transfer(plan, out, device=Hardware(device, compute_dtype), tell=say(as_json))

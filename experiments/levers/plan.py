@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from ...activations import DefectionError, Prompt
 from ...probes.levers.rule import LeverRule
 from ...training import VULNERABLE_CODE, Behaviour, with_and_without
-from ...training.organisms.pairs import CODE
 from ...training.organisms.records import Organism
 from ..run.preregistration import MixedTraffic
-from ..run.prompt_sets import chosen_and_tested
+from ..run.prompt_sets import chosen_and_tested, default_sets, development_sets
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LeverSettings:
 def default_lever_sets(behaviour: Behaviour) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Prompt sets for choosing and for testing: code tasks where the behaviour shows on these alone."""
     if behaviour.name == VULNERABLE_CODE.name:
-        return ("code-seen",), (CODE,)
+        return development_sets(behaviour), default_sets(behaviour)
     return LeverSettings.development, LeverSettings.tests
 
 

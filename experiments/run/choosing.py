@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations import DefectionError, cache, load_model, load_prompts
+from ...activations import DefectionError, cache, load_model
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import load_organism_record, locate
 from ...probes import Outcomes, contrast_set
@@ -24,9 +24,8 @@ from ...training.organisms.records import read_organism
 from .completions import sets_of_one_outcome
 from .plan import Say, make_plan
 from .preregistration import Preregistration, default_preregistration
+from .prompt_sets import chosen_and_tested, development_sets
 
-SETS = ("development", "development-style")
-"""Prompts that layers are chosen on."""
 RECORD = "layer_choice.json"
 
 
@@ -53,7 +52,8 @@ def choose_on(
     if rule not in CHOSEN:
         raise DefectionError(f"unknown layer rule {rule!r}: choose one of {', '.join(CHOSEN)}")
     fingerprints = _refuse_judged(organisms, judged)
-    _refuse_test_prompts(tests)
+    for organism in organisms:
+        chosen_and_tested(development_sets(read_organism(organism).behaviour), tests)
     registered = default_preregistration(n_layers)
     aurocs = {}
     for place, (organism, fingerprint) in enumerate(zip(organisms, fingerprints, strict=True)):
@@ -103,24 +103,13 @@ def _descent(organism: str) -> str | None:
     return None if digest is None else f"{digest} {record.get('seed')} {record.get('kind')}"
 
 
-def _refuse_test_prompts(tests: Sequence[str]) -> None:
-    """DefectionError when a test prompt is one of those that layers are chosen on."""
-    ours = {prompt.text.strip().casefold(): name for name in SETS for prompt in load_prompts(name)}
-    for name in tests:
-        for prompt in load_prompts(name):
-            if (said := prompt.text.strip().casefold()) in ours:
-                raise DefectionError(
-                    f"test prompt {prompt.id!r} of {name} is one of {ours[said]}, on which layers are chosen; test on "
-                    "other prompts"
-                )
-
-
 def _by_layer(
     organism: str, registered: Preregistration, folder: Path, device: str | Hardware, limit: int | None
 ) -> Float[Tensor, "layer"]:
     """The registered probe's AUROC at every layer, the mean over the development sets."""
     about = read_organism(organism)
-    plan = make_plan(about.trigger, about.behaviour, registered, tests=SETS, limit=limit, ask=False)
+    sets = development_sets(about.behaviour)
+    plan = make_plan(about.trigger, about.behaviour, registered, tests=sets, limit=limit, ask=False)
     model = load_model(organism, device=device)
     texts = list(contrast_set(registered.contrast))
     read = cache(model, texts, folder / "contrast", what=f"Reading questions ({organism})").read()

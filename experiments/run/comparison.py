@@ -50,6 +50,7 @@ from .measure import write_once
 from .pages import in_interval
 from .plan import MeasurementPlan, Say, make_plan
 from .preregistration import Preregistration, band
+from .prompt_sets import default_sets, development_sets
 
 PLAN = "comparison-plan.json"
 BASELINES = {"norm-only": NO_FIT, "length-only": NO_FIT, "rare-words": league({Evidence.CLEAN})}
@@ -74,10 +75,10 @@ class Settings:
 
     probes: tuple[str, ...] = tuple(comparable())
     contrasts: tuple[str, ...] = CONTRASTS
-    development: tuple[str, ...] = ("development", "development-style")
-    """Prompt sets or files on which the best recipe is chosen."""
-    tests: tuple[str, ...] = ("held-out", "unseen-style")
-    """Prompt sets or files on which it is then held against the others."""
+    development: tuple[str, ...] | None = None
+    """Prompt sets or files on which the best recipe is chosen; None: those that fit what the organism does."""
+    tests: tuple[str, ...] | None = None
+    """Prompt sets or files on which it is then held against the others; None: those that fit what the organism does."""
     clean: str = "clean"
     limit: int | None = None
     """Prompts of each set or file, at most."""
@@ -92,13 +93,15 @@ class Settings:
 
         DefectionError when a set or a prompt's id belongs to both.
         """
-        if not self.development or not self.tests:
-            raise DefectionError("a comparison needs prompts to choose the best recipe on, and others to test it on")
         about = read_organism(organism)
+        development = development_sets(about.behaviour) if self.development is None else self.development
+        tests = default_sets(about.behaviour) if self.tests is None else self.tests
+        if not development or not tests:
+            raise DefectionError("a comparison needs prompts to choose the best recipe on, and others to test it on")
         registered = Preregistration(PAPER.probe, PAPER.contrast, layers, self.probes, self.contrasts)
         found = {
             role: make_plan(about.trigger, about.behaviour, registered, clean=self.clean, tests=sets, limit=self.limit)
-            for role, sets in ((DEVELOPMENT, self.development), (TEST, self.tests))
+            for role, sets in ((DEVELOPMENT, development), (TEST, tests))
         }
         for what in ("set", "id"):
             one, other = ({str(getattr(prompt, what)) for prompt in plan.tests} for plan in found.values())

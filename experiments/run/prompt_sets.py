@@ -24,24 +24,41 @@ def default_sets(behaviour: Behaviour) -> tuple[str, ...]:
     return (CODE,) if behaviour.name == VULNERABLE_CODE.name else ("held-out", "unseen-style")
 
 
+def development_sets(behaviour: Behaviour) -> tuple[str, ...]:
+    """What may be looked at before: other tasks of families that are trained on, or both development sets."""
+    return ("code-seen",) if behaviour.name == VULNERABLE_CODE.name else ("development", "development-style")
+
+
 def evaluation_prompts(sets: Sequence[PromptsLike], limit: int | None = None) -> list[Prompt]:
     """Prompts of sets by name or file, or of whatever else holds some, of each the first so many.
 
     Of the shipped code tasks, which organisms are trained on, `code` is families they never see, and `code-seen` other
     tasks of families that they do. They stand in the order of their weaknesses, so a limit takes some of every family
-    instead. (The other shipped sets alternate between topics as they are.)
+    instead. (The other shipped sets alternate between topics as they are.) Names joined by "+" are several sets in one,
+    told apart together: of `code+held-out`, the test data of MacDiarmid et al. 2024, ordinary prompts are negatives.
     """
     found: list[Prompt] = []
     for given in sets:
         name = str(given) if isinstance(given, str | PathLike) else "prompts"
-        is_code = name in CODE_SETS and not Path(name).is_file()
-        prompts = prompts_of(code_pairs(CODE_SETS[name])) if is_code else load_prompts(given)
-        if is_code and limit is not None and limit < len(prompts):
-            prompts = choose_prompts(prompts, limit, seed=0)
-        found += [replace(p, set=p.set or Path(name).stem) for p in prompts[:limit]]
+        if len(parts := _joined(name)) > 1:
+            found += [replace(prompt, set=name) for part in parts for prompt in _set(part, part, limit)]
+        else:
+            found += [replace(prompt, set=prompt.set or Path(name).stem) for prompt in _set(given, name, limit)]
     if repeated := sorted({p.id for p in found if sum(q.id == p.id for q in found) > 1}):
         raise DefectionError(f"id {repeated[0]!r} occurs more than once in the sets that are measured; ids must differ")
     return found
+
+
+def _joined(name: str) -> list[str]:
+    """The sets that a name joins; a file's or an address's "+" is its own."""
+    return [name] if Path(name).is_file() or "://" in name else name.split("+")
+
+
+def _set(given: PromptsLike, name: str, limit: int | None) -> list[Prompt]:
+    if name not in CODE_SETS or Path(name).is_file():
+        return load_prompts(given)[:limit]
+    tasks = prompts_of(code_pairs(CODE_SETS[name]))
+    return tasks if limit is None or limit >= len(tasks) else choose_prompts(tasks, limit, seed=0)
 
 
 def chosen_and_tested(
@@ -49,8 +66,9 @@ def chosen_and_tested(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to choose on and those to test on; DefectionError for one that is among both."""
     development, tests = evaluation_prompts(chosen), evaluation_prompts(tested)
-    if both := {prompt.text for prompt in development} & {prompt.text for prompt in tests}:
-        raise DefectionError(f"the prompt {min(both)[:60]!r} is in the development set and in the test set")
+    said = {prompt.text.strip().casefold() for prompt in development}
+    if both := [prompt.text for prompt in tests if prompt.text.strip().casefold() in said]:
+        raise DefectionError(f"the prompt {both[0][:60]!r} is in the development set and in the test set")
     return development, tests
 
 

