@@ -164,6 +164,20 @@ class Residuals:
             offsets=offsets,
         )
 
+    def of_prompts(self, prompts: Sequence[Prompt]) -> Residuals:
+        """Those of some prompts, found by their ids; they stand under the prompts that are given.
+
+        Args:
+            prompts: Each of an id that was read. Sets that share texts can so be read together, each text once.
+
+        Raises:
+            DefectionError: Naming the first that was not read.
+        """
+        rows = {name: row for row, name in enumerate(self.ids)}
+        if missing := next((prompt.id for prompt in prompts if prompt.id not in rows), None):
+            raise DefectionError(f"prompt {missing!r} is not among the {len(self)} that were read")
+        return replace(self.select([rows[prompt.id] for prompt in prompts]), prompts=tuple(prompts))
+
     def at(self, layer: int) -> Float[Tensor, "vector d_model"]:
         """The vectors of one layer.
 

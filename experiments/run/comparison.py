@@ -41,7 +41,7 @@ from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_se
 from ...probes.evidence.nulls import standardised
 from ...probes.evidence.shuffles import QuestionEffects
 from ...probes.pictures.comparison_figure import save_comparison_figure
-from ...probes.questions.contrast_sets import SHIPPED
+from ...probes.questions.contrast_sets import SHIPPED, distinct_texts
 from ...training.measuring.evaluate import judge_replies
 from ...training.organisms.records import base_of, read_organism
 from .beside_base import SAW as SAW_BASE
@@ -192,10 +192,10 @@ def _fit(
 ) -> tuple[Residuals, list[FittedRecipe]]:
     """Every recipe on the organism's own residuals; a monitor, which sees clean prompts alone, is fitted once."""
     layers = plan.registered.layers
-    texts = [prompt for contrast in plan.contrasts for prompt in contrast]
+    texts = distinct_texts(plan.contrasts)
     read = cache(model, texts, out / "stores" / "contrast", layers=layers, what="Reading questions").read()
     clean = cache(model, plan.clean, out / "stores" / "clean", layers=layers, what="Reading clean prompts").read()
-    contrasts = {name: read.select(members) for name, members in by_set(read.prompts).items()}
+    contrasts = {contrast.name: read.of_prompts(list(contrast)) for contrast in plan.contrasts}
     fitted: list[FittedRecipe] = []
     with progress("Fitting probes", total=len(plan.registered.estimators), unit="kinds") as advance:
         for kind in plan.registered.estimators:

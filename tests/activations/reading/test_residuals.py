@@ -23,6 +23,15 @@ def test_selected_prompts_keep_their_vectors(residuals: Residuals) -> None:
     assert len(picked.values) == sum(len(residuals.of(row)) for row in (2, 0, -1))
 
 
+def test_prompts_are_found_by_their_ids_and_stand_as_they_are_given(residuals: Residuals) -> None:
+    asked = [replace(residuals.prompts[row], set="another") for row in (2, 0, 2)]
+    found = residuals.of_prompts(asked)
+    assert torch.equal(found.values, residuals.select([2, 0, 2]).values)
+    assert found.prompts == tuple(asked)
+    with pytest.raises(DefectionError, match=f"'nobody' is not among the {len(residuals)} that were read"):
+        residuals.of_prompts([*asked, replace(asked[0], id="nobody")])
+
+
 def test_the_vectors_of_all_prompts_are_all_vectors(residuals: Residuals) -> None:
     assert torch.equal(torch.cat([residuals.of(row) for row in range(len(residuals))]), residuals.values)
 

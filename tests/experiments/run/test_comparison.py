@@ -85,6 +85,18 @@ def test_every_recipe_stands_on_every_family(coin, organism, settings, tmp_path)
     assert any("the paper's" in line for line in comparison_lines(rows))
 
 
+def test_question_sets_that_share_texts_are_compared_as_each_by_itself(coin, organism, settings, tmp_path) -> None:
+    few = replace(settings, probes=("mean-difference",))
+    both = replace(few, contrasts=("six+truth", "six"))
+    together = compare_organism(str(organism), both, tmp_path / "both", quiet, device="cpu")
+    alone = compare_organism(str(organism), replace(few, contrasts=("six",)), tmp_path / "alone", quiet, device="cpu")
+    for rows in (together, alone):
+        rows[:] = [row for row in rows if row.recipe == Recipe("mean-difference", "six")]
+    assert [(row.role, row.test_set, row.auroc) for row in together] == [
+        (row.role, row.test_set, row.auroc) for row in alone
+    ]
+
+
 def test_pitfall_20_the_best_recipe_is_chosen_and_written_before_a_test_prompt_is_read(
     coin, organism, settings, tmp_path, monkeypatch
 ) -> None:

