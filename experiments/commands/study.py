@@ -38,6 +38,14 @@ def study(
     only_results: Annotated[
         bool, typer.Option("--only-results", help="Run nothing: write the results of what is done.")
     ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            help="Results of the same study from another machine, whose organisms are not here; may be repeated.",
+            metavar="RESULTS",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,7 +90,7 @@ def study(
             print_result(listed, as_json, *study_lines(listed))
             return
         target = results or out / "results"
-        summary = write_results(opened, target, reproducing_command(manifest, family or ()))
+        summary = write_results(opened, target, reproducing_command(manifest, family or ()), beside or ())
     print_result(summary, as_json, *summary["sentences"], target / "report.html")
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from defection.activations import DefectionError
 from defection.activations.basics.files import file_digest, read_json, write_json
+from defection.activations.basics.tables import write_csv
 from defection.experiments.study import cell as study_cell
 from defection.experiments.study import grid as studying
 from defection.experiments.study.choice import CHOICE
@@ -25,7 +26,7 @@ from defection.experiments.study.manifest_file import read_study_manifest
 from defection.experiments.study.reading import Reader
 from defection.experiments.study.report import write_study_report
 from defection.experiments.study.results import write_results
-from defection.experiments.study.tables import study_table
+from defection.experiments.study.tables import TABLES, study_table
 from distributed import Client
 from typer.testing import CliRunner
 
@@ -371,6 +372,34 @@ def test_results_say_where_every_number_comes_from(done, tmp_path):
     for external in ('src="http', "<script", "<link", "@import", "url(http"):
         assert external not in page
     assert "MacDiarmid" in (tmp_path / "table.md").read_text()
+
+
+def test_what_another_machine_found_out_stands_beside_what_was_found_here(done, folder, tmp_path):
+    path = folder / "two.toml"
+    path.write_text((folder / "study.toml").read_text().replace("seeds = [0]", "seeds = [1, 0]"))
+    both = Study(read_study_manifest(path), done.out, "cpu")
+    alone = write_results(both, tmp_path / "here", "defection study")
+    (mine, missing) = [cell.organism.name for cell in reversed(both.cells("test"))]
+    assert alone["missing"] == [missing]
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    for name in TABLES:
+        rows = study_table(tmp_path / "there", name)
+        write_csv(
+            tmp_path / "there" / f"{name}.csv.gz",
+            [row | {"organism": missing} if row["organism"] == mine else row for row in rows],
+        )
+    summary = write_results(both, tmp_path / "all", "defection study", [tmp_path / "there", tmp_path / "here"])
+    assert summary["missing"] == []
+    assert list(summary["organisms"]) == [missing, mine]  # the manifest's order
+    for name in TABLES:
+        here, joined = (list(study_table(tmp_path / where, name)) for where in ("here", "all"))
+        of = [[row for row in joined if row["organism"] == organism] for organism in (mine, missing)]
+        own = [row for row in here if row["organism"] == mine]
+        assert of == [own, [row | {"organism": missing} for row in own]], name
+        assert len(joined) == len(here) + len(own), name
+    with pytest.raises(DefectionError, match="results of another study"):
+        write_results(done, tmp_path / "no", "defection study", [tmp_path / "there"])
+    assert not (tmp_path / "no").exists()
 
 
 def test_results_without_verdicts_are_shown_without_any(done, tmp_path):
