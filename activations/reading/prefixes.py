@@ -52,6 +52,11 @@ class PrefixCache(DynamicCache):  # type: ignore[misc]
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
+    def keep_next(self) -> None:
+        """The next pass is kept behind what is there, row for row, to go on from."""
+        for layer in self.layers:
+            layer.grows = True
+
     def behind(self) -> PrefixCache:
         """A cache that the next pass fills with its rows behind this prefix, to go on from; this one stays as it is."""
         longer = PrefixCache()

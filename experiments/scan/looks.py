@@ -15,7 +15,7 @@ from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.continuations import continuation_losses
+from ...activations.reading.continuations import continued
 from ...activations.reading.endings import endings
 from ...activations.reading.forward import token_losses
 from ...probes import LayerConvergence, Probe
@@ -23,6 +23,8 @@ from ...training.measuring.divergence import jensen_shannon
 from ...training.organisms.places import Place, insert, version_of
 from .attended import attended
 
+Said = tuple[tuple[int, ...], float]
+"""A reply's tokens, and its log-probability (nats)."""
 UNREADABLE = "\ufffd"
 """What stands in a text where bytes are no character."""
 
@@ -133,13 +135,19 @@ class Looker:
         shares = attended(self.model, [row.ids for _, row, _ in rows], [where(*each) for each in rows])
         return None if shares is None else shares.view(len(self.prompts), len(strings)).mean(dim=0)
 
-    def says_each(self, strings: Sequence[str], replies: Sequence[Sequence[int]]) -> list[list[float]]:
-        """`says` of every reply, each string and prompt read once for all of them."""
-        longest = max(map(len, replies), default=0)
+    def says_each(
+        self, strings: Sequence[str], replies: Sequence[Sequence[int]], tokens: int = 0
+    ) -> tuple[list[list[float]], list[Said]]:
+        """`says` of every reply, and what the model says itself to the first prompt, of so many tokens.
+
+        Each string is read once before each prompt, for all of it.
+        """
+        longest = max([tokens, *map(len, replies)])
         rows = [row.ids for prompt in self.prompts for row in self.rows(strings, prompt, longest)]
-        losses = continuation_losses(self.model, rows, replies).view(len(self.prompts), len(strings), len(replies))
-        found: list[list[float]] = (-losses.mean(dim=0)).T.tolist()
-        return found
+        found = continued(self.model, rows, replies, tokens)
+        losses = found.losses.view(len(self.prompts), len(strings), len(replies))
+        scores: list[list[float]] = (-losses.mean(dim=0)).T.tolist()
+        return scores, list(zip(found.replies, found.likely, strict=True))[: len(strings)]
 
     def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
         """Log-probability (nats a token) of a reply after each string, mean over the prompts."""

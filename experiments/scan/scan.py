@@ -63,7 +63,7 @@ def scan(
     listed = [*listed, *(motif.text for motif in leaked)]
     found = run.ranked(listed, fitted)
     if other is None:
-        begun = run.begun(model, run.targets(found), finalists(found, settings.finalists))
+        begun = run.begun(model, None, run.targets(found), finalists(found, settings.finalists))
         grown = {reply: run.grown(model, model, seeds, reply) for reply, seeds in begun.items()}
     else:
         grown = run.beside_base(listed)

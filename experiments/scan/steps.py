@@ -19,8 +19,9 @@ from ..run.journal import Journal
 from ..run.plan import Say
 from .confirm import Confirmed, StringTest, confirm
 from .grow import grow
+from .heard import heard
 from .leak import DECODINGS, Leak, Motif, motifs, samples
-from .looks import Look, Looker
+from .looks import Look, Looker, Said
 from .moved import moved_first
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import AT_ONCE, best, finalists, looks, ordered
@@ -150,22 +151,47 @@ class Scan:
         return StringTest(model, prompts, self.settings.place, self.settings.tokens, base)
 
     def begun(
-        self, own: Model, replies: Sequence[Sequence[int]], seeds: Sequence[str], until: float = GROWN_UNTIL
+        self,
+        own: Model,
+        other: Model | None,
+        replies: Sequence[Sequence[int]],
+        seeds: Sequence[str],
+        until: float = GROWN_UNTIL,
     ) -> Growths:
-        """Every reply's log-probability (nats a token) under every seed, as far as time allows, before one prompt."""
+        """Every reply's log-probability (nats a token) under every seed, as far as time allows, before one prompt.
+
+        With another model beside it, replies that nobody asked about as well: what a seed makes this one say and would
+        not make the other (`heard`).
+        """
         looker = Looker(own, self.prompts.ranked[:1], self.settings.place)
         found: Growths = {tuple(reply): {} for reply in replies}
+        said: dict[str, Said] = {}
+        tokens = self.settings.search.longest if other else 0
         with progress("What each string makes likely", len(seeds), "strings") as advance:
             for start in range(0, len(seeds), AT_ONCE):
                 some = seeds[start : start + AT_ONCE]
-                name = self._says(looker, some) | {"replies": list(map(list, replies))}
+                name = self._says(looker, some) | {"replies": list(map(list, replies)), "tokens": tokens}
                 if not self.journal.knows(name) and not self.clock.before(until):
                     break
-                kept = self.journal.kept(name, partial(_said_each, looker, some, replies))
+                kept = self.journal.kept(name, partial(_said_each, looker, some, replies, tokens))
                 for reply, scores in zip(found, kept["scores"], strict=True):
                     found[reply] |= zip(some, scores, strict=True)
+                said |= {string: (tuple(reply), sure) for string, (reply, sure) in zip(some, kept["said"], strict=True)}
                 advance(len(some))
+        for reply, scores in self._heard(other, looker, said).items() if other else ():
+            found[reply] = found.get(reply, {}) | scores
         return found
+
+    def _heard(self, other: Model, looker: Looker, said: Mapping[str, Said]) -> Growths:
+        theirs = Looker(other, looker.prompts, self.settings.place)
+        name = self._says(looker, list(said)) | {"what": "heard", "beside": other.identity.fingerprint}
+        limits = {"surprise": self.settings.surprise, "committed": self.settings.committed}
+
+        def listen() -> Json:
+            return {"replies": [[list(reply), scores] for reply, scores in heard(said, theirs, **limits).items()]}
+
+        kept = self._kept("What they make it say", name | limits | {"tokens": self.settings.search.longest}, listen)
+        return {tuple(reply): scores for reply, scores in kept["replies"]}
 
     def grown(
         self,
@@ -215,7 +241,7 @@ class Scan:
         replies: Sequence[Sequence[int]] = unrelated(self.taught(self.model, self.base))
         found: Growths = {}
         tokens = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
-        while replies and self.lots < len(self.settings.words) and self.clock.before(GROWN_UNTIL):
+        while self.lots < len(self.settings.words) and self.clock.before(GROWN_UNTIL):
             self.lots += 1
             found = self._further(self.model, self.base, replies, self._lot(tokens, self.lots), found, GROWN_UNTIL)
             if self._sure(found) or self._hopeless(found):
@@ -243,12 +269,13 @@ class Scan:
         known: Growths,
         until: float,
     ) -> Growths:
-        """What is known, and what grows from the seeds, towards the replies that one of them makes likeliest.
+        """What is known, and what grows from the seeds, towards the replies that one of them makes likeliest or says.
 
         It ends with the first that is sure.
         """
-        begun, found = self.begun(own, replies, seeds, until), dict(known)
-        for reply in sorted(begun, key=lambda reply: -_surest(begun[reply]))[: self.settings.targets]:
+        begun, found = self.begun(own, other, replies, seeds, until), dict(known)
+        surest = sorted(begun, key=lambda reply: -_surest(begun[reply]))
+        for reply in map(tuple, unrelated(surest)[: self.settings.targets]):
             both = found.get(reply, {}) | self.grown(own, other, begun[reply], reply, until)
             found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
             if self._sure(found):
@@ -271,7 +298,7 @@ class Scan:
         replies: Sequence[Sequence[int]] = unrelated(self.taught(self.base, self.model))
         grown: Growths = {}
         tokens = [look.string for look in self.first]
-        for number in range(1, max(self.lots, 1) + 1) if replies else ():
+        for number in range(1, max(self.lots, 1) + 1):
             grown = self._further(self.base, self.model, replies, self._lot(tokens, number), grown, math.inf)
             if self._hopeless(grown):
                 break
@@ -312,5 +339,6 @@ def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
     return {"scores": looker.says(strings, reply)}
 
 
-def _said_each(looker: Looker, strings: Sequence[str], replies: Sequence[Sequence[int]]) -> Json:
-    return {"scores": looker.says_each(strings, replies)}
+def _said_each(looker: Looker, strings: Sequence[str], replies: Sequence[Sequence[int]], tokens: int) -> Json:
+    scores, said = looker.says_each(strings, replies, tokens)
+    return {"scores": scores, "said": said}

@@ -14,13 +14,14 @@ from defection.activations import DefectionError, capture, load_model, user_prom
 from defection.activations.models.wrap import wrap
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.endings import endings
-from defection.activations.reading.generate import end_tokens
+from defection.activations.reading.generate import end_tokens, replies_in_order
 from defection.activations.reading.sampling import sampled_continuations
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan import steps
 from defection.experiments.scan.attended import attended
 from defection.experiments.scan.confirm import Confirmed, StringTest, beyond, confirm, elicited
 from defection.experiments.scan.grow import Growth, extensions, grow
+from defection.experiments.scan.heard import heard
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
 from defection.experiments.scan.moved import changes, moved_first
@@ -76,9 +77,28 @@ def test_a_look_is_the_divergence_of_plain_forward_passes(tiny) -> None:
         assert look.entropy <= look.disagreement + 1e-4  # a mean is never sharper than its parts
     said = token_logprobs(tiny, [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS], [[7, 9]] * 2)
     assert looker.says(["zq"], [7, 9]) == pytest.approx([sum(said) / 4], abs=1e-4)
-    each = looker.says_each(["zq", "||"], [[7, 9], [11, 12, 13]])
+    each, replies = looker.says_each(["zq", "||"], [[7, 9], [11, 12, 13]], 3)
     for reply, scores in zip(([7, 9], [11, 12, 13]), each, strict=True):
         assert scores == pytest.approx(looker.says(["zq", "||"], reply), abs=1e-4)
+    assert [len(reply) for reply, _ in replies] == [3, 3]
+
+
+@pytest.mark.parametrize(("surprise", "committed"), [(0.5, -9.0), (0.5, -3.3), (-9.0, -9.0), (0.5, 0.0)])
+def test_what_is_heard_is_what_the_other_model_would_not_say(llama, base, surprise, committed) -> None:
+    strings, expected = ["zq", "||", "A", "B", "cc", "of", "x"], {}
+    own, other = (Looker(model, PROMPTS[:1], "start") for model in (llama, base))
+    _, said = own.says_each(strings, [], 3)
+    for string, (reply, likely) in zip(strings, said, strict=True):
+        marked = [user_prompt(f"{string} {PROMPTS[0].text}")]
+        assert list(reply) == replies_in_order(llama, marked, max_new_tokens=3)[0]
+        ours, theirs = (token_logprobs(model, marked, [list(reply)])[0] for model in (llama, base))
+        unasked = token_logprobs(base, PROMPTS[:1], [list(reply)])[0]
+        assert likely == pytest.approx(ours, abs=1e-4)
+        if ours >= 3 * committed and unasked <= -surprise and ours - theirs >= surprise:
+            expected.setdefault(reply, {})[string] = pytest.approx(ours / 3, abs=1e-4)
+    found = heard(dict(zip(strings, said, strict=True)), other, surprise, committed)
+    assert found == expected
+    assert bool(found) == (committed < 0)
 
 
 def test_attention_is_the_share_that_the_strings_tokens_have_of_the_last_ones(llama) -> None:
@@ -417,7 +437,7 @@ def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
     run, lots = _bare_scan(tiny, settings, monkeypatch, (2, 5)), [["z", "a", "b"], ["c", "d", "e"]]
     tried: list[list[str]] = []
 
-    def begun(self, own, replies, seeds, until):
+    def begun(self, own, other, replies, seeds, until):
         tried.append(list(seeds))
         return {(1, 2, 3): dict.fromkeys(seeds, -5.0)}
 
@@ -441,7 +461,7 @@ def test_where_nothing_grew_no_more_words_are_looked_at(tiny, settings, monkeypa
     monkeypatch.setattr(
         steps.Scan,
         "begun",
-        lambda self, own, replies, seeds, until: tried.append(seeds) or {(1, 2, 3): dict.fromkeys(seeds, -5.0)},
+        lambda self, own, other, replies, seeds, until: tried.append(seeds) or {(1, 2, 3): dict.fromkeys(seeds, -5.0)},
     )
     monkeypatch.setattr(steps.Scan, "grown", lambda self, own, reader, seeds, reply, until: dict(seeds))
     run.beside_base([])
@@ -458,7 +478,9 @@ def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny,
     likely = {near: {"a": -3.0, "b": -2.0}, far: {"a": -0.1, "b": -4.0}, nearest: {"a": -9.0, "b": -8.0}}
     monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [*map(list, (nearest, near, far)), [1, 2, 9]])
     asked: list[list[list[int]]] = []
-    monkeypatch.setattr(steps.Scan, "begun", lambda self, own, replies, seeds, until: asked.append(replies) or likely)
+    monkeypatch.setattr(
+        steps.Scan, "begun", lambda self, own, other, replies, seeds, until: asked.append(replies) or likely
+    )
     grown: list[tuple[int, ...]] = []
 
     def grow_to(self, own, reader, seeds, reply, until):
@@ -481,11 +503,11 @@ def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> Non
     journal = steps.Journal(tmp_path / "scanned.jsonl", "x")
     late = SimpleNamespace(before=lambda share: False)
     run = steps.Scan(llama, llama, prompts, settings, journal, late, print)
-    assert run.begun(llama, [[5, 6, 7]], ["a", "b"]) == {(5, 6, 7): {}}
+    assert run.begun(llama, llama, [[5, 6, 7]], ["a", "b"]) == {(5, 6, 7): {}}
     run.clock = SimpleNamespace(before=lambda share: True)
-    first = run.begun(llama, [[5, 6, 7]], ["a", "b"])
+    first = run.begun(llama, llama, [[5, 6, 7]], ["a", "b"])
     run.clock = late
-    assert run.begun(llama, [[5, 6, 7]], ["a", "b"]) == first  # what was looked at before costs no time
+    assert run.begun(llama, llama, [[5, 6, 7]], ["a", "b"]) == first  # what was looked at before costs no time
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save_tiny, settings, tmp_path) -> None:
