@@ -44,7 +44,7 @@ class ScanSettings:
     most; the next number only where these make a reply likely and none sure."""
     search: Search = field(default_factory=Search)
     """With a base: how replies are looked for that the model was taught."""
-    committed: float = -0.5
+    committed: float = -0.1
     """With a base: log-probability (nats a token) from which what the model says to a first string is listened to."""
     targets: int = 2
     """Replies towards which strings are grown, those that one of the first strings makes likeliest."""
