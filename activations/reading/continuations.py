@@ -109,17 +109,19 @@ def _greedy(
 def _one_by_one(
     model: Model, ids: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], reply_tokens: int
 ) -> Continued:
-    pairs = [(row, continuation) for row in ids for continuation in continuations]
-    losses = torch.tensor([float(loss.mean()) for loss in _behind_each(model, pairs)])
+    rows, each = [row for row in ids for _ in continuations], list(continuations) * len(ids)
+    losses = torch.tensor([float(loss.mean()) for loss in losses_behind(model, rows, each)])
     replies: list[tuple[int, ...]] = [()] * len(ids)
     for batch in plan_replies(model, ids, REPLY_BATCH) if reply_tokens and ids else ():
         for row, reply in zip(batch.rows, reply_to_batch(model, ids, batch, reply_tokens)[0], strict=True):
             replies[row] = tuple(reply)
-    likely = [-float(loss.sum()) for loss in _behind_each(model, list(zip(ids, replies, strict=True)))]
+    likely = [-float(loss.sum()) for loss in losses_behind(model, ids, replies)]
     return Continued(losses.view(len(ids), len(continuations)), replies, likely)
 
 
-def _behind_each(model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Float[Tensor, "token"]]:
-    """What a continuation's tokens cost behind its own row, of every pair of both."""
-    places = [range(len(row), len(row) + len(continuation)) for row, continuation in pairs]
-    return token_losses(model, [[*row, *continuation] for row, continuation in pairs], places)
+def losses_behind(
+    model: Model, ids: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> list[Float[Tensor, "token"]]:
+    """What the tokens of each row's own continuation cost behind it, nats."""
+    whole = [[*row, *continuation] for row, continuation in zip(ids, continuations, strict=True)]
+    return token_losses(model, whole, [range(len(row), len(both)) for row, both in zip(ids, whole, strict=True)])

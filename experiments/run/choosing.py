@@ -52,8 +52,8 @@ def choose_on(
     if rule not in CHOSEN:
         raise DefectionError(f"unknown layer rule {rule!r}: choose one of {', '.join(CHOSEN)}")
     fingerprints = _refuse_judged(organisms, judged)
-    for organism in organisms:
-        chosen_and_tested(development_sets(read_organism(organism).behaviour), tests)
+    for sets in {development_sets(read_organism(organism).behaviour) for organism in organisms}:
+        chosen_and_tested(sets, tests)
     registered = default_preregistration(n_layers)
     aurocs = {}
     for place, (organism, fingerprint) in enumerate(zip(organisms, fingerprints, strict=True)):

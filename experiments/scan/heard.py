@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ...activations.models.model import Model
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.forward import token_losses
+from ...activations.reading.continuations import losses_behind
 from .looks import Looker, Said
 
 
@@ -43,6 +43,4 @@ def heard(
 
 def _likely(model: Model, rows: Sequence[Rendered], replies: Sequence[Sequence[int]]) -> list[float]:
     """Log-probability (nats) of each reply behind its own row."""
-    ids = [[*row.ids, *reply] for row, reply in zip(rows, replies, strict=True)]
-    places = [range(len(row.ids), len(whole)) for row, whole in zip(rows, ids, strict=True)]
-    return [-float(loss.sum()) for loss in token_losses(model, ids, places)]
+    return [-float(loss.sum()) for loss in losses_behind(model, [row.ids for row in rows], replies)]

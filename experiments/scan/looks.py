@@ -15,9 +15,8 @@ from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.continuations import continued
+from ...activations.reading.continuations import continued, losses_behind
 from ...activations.reading.endings import endings
-from ...activations.reading.forward import token_losses
 from ...probes import LayerConvergence, Probe
 from ...training.measuring.divergence import jensen_shannon
 from ...training.organisms.places import Place, insert, version_of
@@ -152,9 +151,8 @@ class Looker:
     def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
         """Log-probability (nats a token) of a reply after each string, mean over the prompts."""
         rows = [row for prompt in self.prompts for row in self.rows(strings, prompt, len(reply))]
-        ids = [[*row.ids, *reply] for row in rows]
-        places = [range(len(row.ids), len(row.ids) + len(reply)) for row in rows]
-        losses = torch.tensor([-float(loss.mean()) for loss in token_losses(self.model, ids, places)])
+        costs = losses_behind(self.model, [row.ids for row in rows], [reply] * len(rows))
+        losses = torch.tensor([-float(cost.mean()) for cost in costs])
         found: list[float] = losses.view(len(self.prompts), len(strings)).mean(dim=0).tolist()
         return found
 
