@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ...activations import DefectionError, Residuals
+from ..statistics.scale import divisor
 from .arrays import Array, two_classes
 from .estimator import ProbeEstimator
 from .ragged import Ragged, one_token_each
@@ -82,7 +83,7 @@ class AttentionProbe(ProbeEstimator):
         mean = values.mean(dim=0)
         values = values - mean
         spread = values.square().mean(dim=(0, 2)).sqrt()
-        scale = torch.where(spread > 0, spread, 1.0)[:, None]
+        scale = divisor(spread)[:, None]
         values = values / scale
         layers, size = values.shape[1:]
         signs = 2 * marks.double() - 1

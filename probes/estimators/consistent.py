@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..statistics.scale import divisor
 from .linear import Hyperplane
 from .mean_difference import plane_through
 from .pca import PairPCAProbe, checked_pairs, signed
@@ -37,7 +38,7 @@ class ContrastConsistentSearch(PairPCAProbe):
         sides = rows[:, pairs.T]  # [layer, side, pair, d]
         sides = sides - sides.mean(dim=2, keepdim=True)
         spread = sides.square().mean(dim=(1, 2, 3)).sqrt()
-        sides = sides / torch.where(spread > 0, spread, 1.0)[:, None, None, None]
+        sides = sides / divisor(spread)[:, None, None, None]
         # The loss and its gradient see only inner products with the rows: a basis of their span loses nothing.
         flat = sides.flatten(1, 2)
         basis = span(flat)

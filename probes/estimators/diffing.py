@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ..statistics.scale import divisor
 from .components import leading_components
 from .fitting import above_the_mean, clean_folds, read_anew
 from .guard import refuse_unclean
@@ -103,7 +104,7 @@ class BaseDifference(Mahalanobis):
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         size = torch.as_tensor(self.size_, device=rows.device)
-        return _lengths(rows) / torch.where(size > 0, size, 1.0)
+        return _lengths(rows) / divisor(size)
 
 
 def _lengths(rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:

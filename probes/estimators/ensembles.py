@@ -12,6 +12,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ..statistics.scale import divisor
 from .arrays import Array
 from .estimator import ProbeEstimator
 from .guard import Evidence
@@ -73,7 +74,7 @@ class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
             seen = part.restricted(self._single().sees).labelled_for(self.name)
             coef = self._single()._solve(seen).coef
             spread = projections(reference, coef).std(dim=0)
-            total += coef / torch.where(spread > 0, spread, 1.0)[:, None]
+            total += coef / divisor(spread)[:, None]
         middle = torch.stack([sample.rows[:, i].mean(dim=0, dtype=torch.float64) for i in range(sample.n_layers)])
         return plane_through(total / len(questions), middle)
 
@@ -87,7 +88,7 @@ class QuestionEnsemble(_OfProbes[SupervisedProbe], SupervisedProbe):
             return None
         reference = sample.rows if sample.clean is None else sample.clean
         spread = torch.stack([projections(reference, coef).std(dim=0) for coef in found])
-        return found / torch.where(spread > 0, spread, 1.0)[..., None]
+        return found / divisor(spread)[..., None]
 
 
 class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
@@ -135,7 +136,7 @@ class LayerEnsemble(_OfProbes[ProbeEstimator], ProbeEstimator):
             middle, spread = scores.mean(dim=0), scores.std(dim=0)
         else:
             middle, spread = self.estimator_._clean_standard(band)
-        self.offsets_, self.scales_ = middle, torch.where(spread > 0, spread, 1.0)
+        self.offsets_, self.scales_ = middle, divisor(spread)
 
     def _scores(self, rows: Float[Tensor, "n layer d"]) -> Float[Tensor, "n layer"]:
         scores = self.estimator_._scores(rows[:, self._columns(rows.shape[1])])

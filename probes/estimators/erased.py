@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import DefectionError, Residuals
+from ..statistics.scale import divisor
 from .guard import CONTRAST_OR_LABELS, Evidence
 from .mean_difference import OfDifference
 from .sample import Labelled, centred
@@ -75,7 +76,7 @@ def covariance_with(rows: Float[Tensor, "n layer d"], nuisance: Float[Tensor, "n
     """Covariance of every dimension with every nuisance, the latter scaled to unit variance."""
     centred_nuisance = nuisance - nuisance.mean(dim=0)
     spread = centred_nuisance.square().mean(dim=0).sqrt()
-    scaled = centred_nuisance / torch.where(spread > 0, spread, 1.0)
+    scaled = centred_nuisance / divisor(spread)
     stack, _ = centred(rows)
     covariances = stack.mT @ scaled / len(scaled)
     # A nuisance that the rows do not show leaves rounding, which must not be erased as if it were a direction.

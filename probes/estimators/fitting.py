@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from ...activations import DefectionError, ModelIdentity, Prompt, Residuals
 from ...activations.basics.files import Json
 from ..statistics.calibration import conformal_threshold, least_clean_prompts
+from ..statistics.scale import divisor
 from .arrays import Array
 from .guard import first_seen, refuse_leaks, refuse_unclean, seen_prompts
 from .mismatch import refuse_mismatch
@@ -268,7 +269,7 @@ def read_anew(
 def _standard(scores: Float[Tensor, "prompt layer"]) -> tuple[Tensor, Tensor]:
     """Mean and spread a layer; 1 for the spread of a layer where every row scores alike."""
     scales = scores.std(dim=0)
-    return scores.mean(dim=0), torch.where(scales > 0, scales, 1.0)
+    return scores.mean(dim=0), divisor(scales)
 
 
 def texts_record(prompts: Sequence[Prompt]) -> ContrastRecord:

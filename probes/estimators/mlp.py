@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..statistics.scale import divisor
 from .estimator import ProbeEstimator
 from .sample import Labelled, Sample, centred, span
 from .solving.lbfgs import minimise
@@ -41,7 +42,7 @@ class MLPProbe(ProbeEstimator):
     def _solve(self, sample: Labelled) -> tuple[Tensor, ...]:
         rows, location = centred(sample.rows)
         spread = rows.square().mean(dim=(1, 2)).sqrt()
-        scale = torch.where(spread > 0, spread, 1.0)
+        scale = divisor(spread)
         basis = span(rows)  # weights outside the rows' span stay at 0 under the penalty
         short = rows @ basis.mT / scale[:, None, None]
         layers, _, size = short.shape

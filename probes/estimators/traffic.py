@@ -23,6 +23,7 @@ from torch import Tensor
 from ...activations import DefectionError, Residuals
 from ...activations.basics.files import Json
 from ...activations.basics.shown import shortened
+from ..statistics.scale import divisor
 from .guard import Evidence
 from .linear import LinearProbe
 from .sample import Labelled, Sample, stacked
@@ -150,7 +151,7 @@ class UnlabelledTraffic(LinearProbe):
         clean, traffic = (stacked(rows[:, band.start : band.stop]) for rows in (ordinary, met))
         centre = clean.mean(dim=1)
         spread = (clean - centre[:, None]).square().mean(dim=(1, 2)).sqrt()
-        scale = torch.where(spread > 0, spread, 1.0)
+        scale = divisor(spread)
         known, seen = (((rows - centre[:, None]) / scale[:, None, None]).transpose(0, 1) for rows in (clean, traffic))
         if not spread.any() and seen.any():
             raise DefectionError(
@@ -311,6 +312,6 @@ def _agreement(texts: Labelled, clean: Tensor, traffic: Tensor, coef: Float[Tens
             for rows in (clean, traffic)
         )
         spread = known.std(dim=0)
-        scores.append((seen / torch.where(spread > 0, spread, 1.0)).mean(dim=1))
+        scores.append((seen / divisor(spread)).mean(dim=1))
     correlation = torch.corrcoef(torch.stack(scores))[0, 1]
     return float(correlation.nan_to_num(0.0))

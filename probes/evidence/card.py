@@ -18,6 +18,7 @@ from ...activations import DefectionError, Residuals
 from ...activations.basics.files import Json
 from ..estimators.linear import LinearProbe
 from ..estimators.probe import Probe
+from ..statistics.scale import divisor
 from .judging import questions_at, trial_of
 from .nulls import null_band, p_value
 from .outcomes import Outcomes
@@ -169,7 +170,7 @@ def capacity_aurocs(trial: Trial, probe: Probe, sizes: Sequence[int]) -> list[fl
         scale = (
             _projected(trial.clean, kept).std(dim=0) * probe.scales.to(whole) / whole
         )  # a layer's, as the probe's is
-        scores = (_projected(trial.tests, kept) / torch.where(scale > 0, scale, 1.0)).mean(dim=1)
+        scores = (_projected(trial.tests, kept) / divisor(scale)).mean(dim=1)
         found.append(float(mean_auroc(scores, trial.labels, trial.families)))
     return found
 

@@ -20,6 +20,7 @@ from ...activations import DefectionError, Residuals
 from ..estimators.ragged import refuse_ragged
 from ..statistics.metrics import auroc
 from ..statistics.ranking import Labels, below, class_marks, refuse_unranked
+from ..statistics.scale import divisor
 
 DIRECTIONS = 1000
 
@@ -75,7 +76,7 @@ def standardised(
 ) -> Float[Tensor, "*batch prompt"]:
     """Scores less the mean of the reference's, over their standard deviation (1 where they do not vary)."""
     spread = reference.std(dim=-1, keepdim=True)
-    return (scores - reference.mean(dim=-1, keepdim=True)) / torch.where(spread > 0, spread, 1.0)
+    return (scores - reference.mean(dim=-1, keepdim=True)) / divisor(spread)
 
 
 def null_aurocs(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.basics.errors import DefectionError
+from ..statistics.scale import divisor
 
 PLACES = 8
 """So many first places have figures of their own; there templates and openings differ from text. The rest share."""
@@ -50,4 +51,4 @@ def ordinary(rows: Sequence[Float[Tensor, "token"]]) -> Ordinary:
         if len(group) < LEAST:  # all later tokens say more than a few at the place; without any the prompt's end does
             groups[place] = later if len(later) >= LEAST else groups[0]
     scales = torch.stack([group.std() for group in groups])
-    return Ordinary(torch.stack([group.mean() for group in groups]), torch.where(scales > 0, scales, 1.0))
+    return Ordinary(torch.stack([group.mean() for group in groups]), divisor(scales))
