@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 
@@ -238,15 +238,24 @@ class Scan:
         is likely and not sure, from ever more words. `null` does as much the other way round.
         """
         assert self.base is not None
-        replies: Sequence[Sequence[int]] = unrelated(self.taught(self.model, self.base))
         found: Growths = {}
         tokens = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
-        while self.lots < len(self.settings.words) and self.clock.before(GROWN_UNTIL):
-            self.lots += 1
-            found = self._further(self.model, self.base, replies, self._lot(tokens, self.lots), found, GROWN_UNTIL)
-            if self._sure(found) or self._hopeless(found):
+        searched = self._searched(self.model, self.base, tokens, len(self.settings.words), GROWN_UNTIL)
+        for self.lots, found in enumerate(searched, 1):
+            if self._sure(found):
                 break
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
+
+    def _searched(self, own: Model, other: Model, tokens: Sequence[str], lots: int, until: float) -> Iterator[Growths]:
+        """All that has grown after each lot, as far as time allows and until every reply is given up."""
+        replies, found = unrelated(self.taught(own, other)), Growths()
+        for number in range(1, lots + 1):
+            if not self.clock.before(until):
+                return
+            found = self._further(own, other, replies, self._lot(tokens, number), found, until)
+            yield found
+            if self._hopeless(found):
+                return
 
     def _lot(self, tokens: Sequence[str], number: int) -> list[str]:
         """What is begun from in the first lot, with the tokens, and in those after it; on the base as well."""
@@ -295,13 +304,8 @@ class Scan:
         The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
         """
         assert self.base is not None
-        replies: Sequence[Sequence[int]] = unrelated(self.taught(self.base, self.model))
-        grown: Growths = {}
         tokens = [look.string for look in self.first]
-        for number in range(1, max(self.lots, 1) + 1):
-            grown = self._further(self.base, self.model, replies, self._lot(tokens, number), grown, math.inf)
-            if self._hopeless(grown):
-                break
+        *_, grown = self._searched(self.base, self.model, tokens, max(self.lots, 1), math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])
