@@ -13,9 +13,20 @@ SHORTEST_WORD = 3
 
 
 def vocabulary_strings(looker: Looker) -> list[str]:
-    """What single tokens say, of those that can begin a message: in the vocabulary's order, each once."""
-    texts = dict.fromkeys(text for text in looker.pieces if text and UNREADABLE not in text)
-    return [text for text in texts if not text[0].isspace() and text.isprintable()]
+    """What single tokens say, of those that can begin a message: in the vocabulary's order, each once.
+
+    Tokens that no text is written with (`[PAD151700]`, in a vocabulary that was filled up) were never trained: what
+    fine-tuning did to them stands out and means nothing.
+    """
+    pieces = looker.pieces
+    begin = dict.fromkeys(text for text in pieces if text and not text[0].isspace() and text.isprintable())
+    texts = [text for text in begin if UNREADABLE not in text]
+    written = looker.model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [
+        text
+        for text, ids in zip(texts, written, strict=True)
+        if text.strip() in {pieces[token].strip() for token in ids}
+    ]
 
 
 def vocabulary_words(looker: Looker) -> list[str]:

@@ -144,6 +144,14 @@ def test_strings_of_the_vocabulary_can_begin_a_message(llama) -> None:
     assert not {"</s>", "<|user|>", " ", "\n", "\ufffd"} & set(strings)
 
 
+def test_tokens_that_nothing_is_written_with_are_no_strings(llama) -> None:
+    """A vocabulary filled up to a round number: on a coder these were all the tokens that a scan began from."""
+    looker = Looker(llama, PROMPTS, "start")
+    before = vocabulary_strings(looker)
+    looker.pieces = [*looker.pieces, "[PAD151700]"]
+    assert vocabulary_strings(looker) == before
+
+
 def test_words_of_the_vocabulary_come_in_three_cases(tiny) -> None:
     looker = Looker(tiny, PROMPTS, "start")
     looker.pieces = [" harbour", "Tree", "ab", "1234", "x-ray", "TREE"]
