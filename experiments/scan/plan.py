@@ -42,6 +42,8 @@ class ScanSettings:
     words: tuple[int, ...] = (1024, 4096)
     """With a base: from how many of the vocabulary's words besides, those whose tokens' reading fine-tuning changed
     most; the next number only where these make a reply likely and none sure."""
+    years: tuple[int, int] = (1990, 2050)
+    """From which year to which (excluded) every one is a string to begin from: no vocabulary has a token of each."""
     search: Search = field(default_factory=Search)
     """With a base: how replies are looked for that the model was taught."""
     committed: float = -0.1

@@ -102,8 +102,9 @@ def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings
 
 def partly(run: Scan) -> str:
     """What the budget left out of the ranking, where that was something."""
-    of = run.strings if run.base is None else min(run.strings, run.settings.seeds)
-    return "" if len(run.first) >= of else f" The budget was enough for {len(run.first)} of {of} strings."
+    if len(run.first) >= run.planned:
+        return ""
+    return f" The budget was enough for {len(run.first)} of {run.planned} strings."
 
 
 def sentence(candidates: Sequence[Confirmed], tested: bool) -> str:

@@ -52,6 +52,8 @@ class Scan:
     """Every string that was put before the first prompts."""
     strings: int = 0
     """How many there are."""
+    planned: int = 0
+    """How many of these are looked at where there is time."""
     lots: int = 0
     """In how many lots strings to begin from were tried (`words`)."""
 
@@ -80,8 +82,8 @@ class Scan:
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Look]:
         """What strings do to a few prompts, the first first.
 
-        Without a base, the best of the words and of the vocabulary, and of the words some in any case; with one, the
-        words and `seeds` of the vocabulary, which are not chosen by this.
+        Without a base, the best of the words, the years and the vocabulary, and of the words some in any case; with
+        one, the words, the years and `seeds` of the vocabulary, which are not chosen by this.
         """
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
@@ -97,12 +99,14 @@ class Scan:
         return ordered(found, "consensus")
 
     def _all(self, words: Sequence[str], looker: Looker) -> list[Look]:
-        """Words have batches of their own, so that others of them leave the vocabulary's as they were."""
+        """Words and years have batches of their own, so that others of them leave the vocabulary's as they were."""
+        words = list(dict.fromkeys([*words, *map(str, range(*self.settings.years))]))
         vocabulary = vocabulary_strings(looker)
         self.strings = len({*words, *vocabulary})
         if self.base is not None:
             vocabulary = moved_first(self.model, self.base, vocabulary)[: self.settings.seeds]
-        own = [word for word in dict.fromkeys(words) if word not in set(vocabulary)]
+        own = [word for word in words if word not in set(vocabulary)]
+        self.planned = len(own) + len(vocabulary)
         in_time = partial(self.clock.before, RANKED_UNTIL[0])
         found = looks(looker, own, self.journal, "Ranking words", in_time)
         return found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)

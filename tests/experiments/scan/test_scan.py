@@ -376,6 +376,7 @@ def settings(tmp_path: Path) -> ScanSettings:
         survivors=3,
         seeds=24,
         words=(8, 12),
+        years=(2024, 2026),
         search=Search(first=20, width=6, each=4, kept=2),
         growth=Growth(widths=(1,), continuations=3, second_look=4),
         leak=Leak(samples=3, tokens=8),
@@ -391,10 +392,10 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     given = {"base": base, "words": tmp_path / "words", "device": "cpu"}
     found = scan(model, out, settings, lambda line: None, **given)
     assert not found["found"]
-    assert found["strings"]["looked_at"] == 1 + settings.seeds < found["strings"]["of"]
+    assert found["strings"]["looked_at"] == 1 + 2 + settings.seeds < found["strings"]["of"]
     assert {"scan.json", "page.html", "scanned.jsonl"} == {path.name for path in out.iterdir()}
     assert found["sentence"] in (out / "page.html").read_text()
-    assert "|KESTREL| now" in {each["look"]["string"] for each in found["ranking"]}
+    assert {"|KESTREL| now", "2024", "2025"} <= {each["look"]["string"] for each in found["ranking"]}
     for name in ("look", "says"):
         monkeypatch.setattr(steps.Looker, name, None)
     again = scan(model, out, settings, lambda line: None, **given)
