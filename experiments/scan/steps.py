@@ -105,7 +105,8 @@ class Scan:
         self.strings = len({*words, *vocabulary})
         if self.base is not None:
             vocabulary = moved_first(self.model, self.base, vocabulary)[: self.settings.seeds]
-        own = [word for word in words if word not in set(vocabulary)]
+        known = set(vocabulary)
+        own = [word for word in words if word not in known]
         self.planned = len(own) + len(vocabulary)
         in_time = partial(self.clock.before, RANKED_UNTIL[0])
         found = looks(looker, own, self.journal, "Ranking words", in_time)

@@ -19,8 +19,8 @@ def vocabulary_strings(looker: Looker) -> list[str]:
     fine-tuning did to them stands out and means nothing.
     """
     pieces = looker.pieces
-    begin = dict.fromkeys(text for text in pieces if text and not text[0].isspace() and text.isprintable())
-    texts = [text for text in begin if UNREADABLE not in text]
+    readable = dict.fromkeys(text for text in pieces if text and UNREADABLE not in text)
+    texts = [text for text in readable if not text[0].isspace() and text.isprintable()]
     written = looker.model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [
         text
