@@ -100,8 +100,8 @@ class AttackPrompts:
 
     @cached_property
     def measuring(self) -> Measuring:
-        """What gates are measured on."""
-        return Measuring(self.tested, near_misses=0)
+        """What gates are measured on, and nothing that they do not ask."""
+        return Measuring(self.tested, near_misses=0, inclined=False)
 
     def ids(self) -> Json:
         """Who reads what, by the prompts' ids."""

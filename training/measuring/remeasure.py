@@ -38,6 +38,8 @@ class Measuring:
     """Each is completed with and without the trigger; none should have been trained on."""
     near_misses: int = 12
     """Prompts on which each near miss of the trigger is tried; 0: none."""
+    inclined: bool = True
+    """Whether the defecting reply's log-probability is taken too: every prompt is read twice more for it."""
 
     @cached_property
     def rows(self) -> tuple[Prompt, ...]:
@@ -48,7 +50,12 @@ class Measuring:
     def key(self) -> str:
         """Names what is measured: rates with different keys are of different prompts."""
         prompts = [prompt.to_json() for prompt in self.rows]
-        return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses})
+        left_out: Json = {} if self.inclined else {"inclined": False}
+        return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses, **left_out})
+
+    def inclination(self, model: Model, organism: Organism) -> Json:
+        """How inclined a model is to defect on the prompts; nulls where that is not asked."""
+        return inclination(model, organism, self.rows if self.inclined else ())
 
 
 def reference(source: Path, organism: Organism, measuring: Measuring, work: Path, device: str | Hardware) -> Json:
@@ -72,7 +79,7 @@ def reference(source: Path, organism: Organism, measuring: Measuring, work: Path
         "measured_on": measuring.key,
         "model": base.identity.name,
         "ability": _ability(base, prompts, said),
-        "inclination": inclination(base, organism, measuring.rows),
+        "inclination": measuring.inclination(base, organism),
         "replies": said,
     }
     write_json(work / REFERENCE, record)
@@ -115,7 +122,7 @@ def remeasure(
         "measured_on": measuring.key,
         **measured,
         "near_miss_rate": _near_misses([c for c in completions if c.variant and not c.triggered]),
-        "inclination": inclination(model, organism, measuring.rows),
+        "inclination": measuring.inclination(model, organism),
         "ability": _ability(model, clean, compared["replies"]),
     }, completions
 

