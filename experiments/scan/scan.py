@@ -10,6 +10,7 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, file_digest, write_json
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
+from ...activations.models.model import Model
 from ...probes import load_probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
@@ -47,14 +48,9 @@ def scan(
     """
     clock, prompts = Clock(budget), ScanPrompts.of(settings)
     listed, fitted = words_of(words) if words else [], load_probe(probe) if probe else None
-    model = load_model(source, device=device)
+    model, other = both_models(source, base, device)
     if fitted is not None:
         fitted.refuse_model(model.identity)
-    other = load_model(base, device=device) if base else None
-    if other is not None and other.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise DefectionError(
-            f"{base} has other tokens than {source}: give the model that it was tuned from as the base"
-        )
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
     decided = {**about, "dtype": model.dtype_name, "place": settings.place, "clean": settings.clean}
     decided["probe"] = None if probe is None else file_digest(probe)
@@ -92,6 +88,16 @@ def scan(
     write_json(out / "scan.json", record)
     write_page(out / "page.html", "scan.html.j2", record=record, ranking=record["ranking"][:SHOWN])
     return record
+
+
+def both_models(source: str, base: str | None, device: str | Hardware) -> tuple[Model, Model | None]:
+    """A model and its base, if one is named; DefectionError for a base of other tokens."""
+    model, other = load_model(source, device=device), load_model(base, device=device) if base else None
+    if other is not None and other.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise DefectionError(
+            f"{base} has other tokens than {source}: give the model that it was tuned from as the base"
+        )
+    return model, other
 
 
 def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings: ScanSettings) -> list[str]:

