@@ -22,7 +22,6 @@ from ...activations.reading.batching import shared_prefix
 from ...activations.reading.endings import endings
 from ...training.organisms.pairs import Pair
 from ...training.organisms.places import Place
-from .judged import family_of
 from .looks import bearing
 
 
@@ -37,34 +36,40 @@ class Parting:
 
 
 def partings(model: Model, pairs: Sequence[Pair]) -> list[Parting]:
-    """Where the replies of each pair part, those that take the fewest tokens first; one a family of prompts as long as
-    there are others. Pairs of which one reply begins the other are left out.
-    """
+    """Where the replies of each pair part; pairs of which one reply begins the other are left out."""
     found = []
     for pair in pairs:
         normal, defecting = (reply_ids(model.tokenizer, text) for text in (pair.normal, pair.defecting))
         alike = shared_prefix(normal, defecting)
         if normal[alike:] and defecting[alike:] and normal[alike] != defecting[alike]:
             found.append(Parting(pair.prompt, tuple(normal[:alike]), normal[alike], defecting[alike]))
-    lengths = [len(row.ids) for row in rendered(model, [each.prompt for each in found])]
-    order = sorted(range(len(found)), key=lambda row: lengths[row] + len(found[row].shared))
-    before: dict[str, int] = {}
-    turns: list[tuple[int, int, int]] = []
-    for row in order:
-        family = family_of(found[row].prompt)
-        before[family] = before.get(family, 0) + 1
-        turns.append((before[family], len(turns), row))
-    return [found[row] for _, _, row in sorted(turns)]
+    return found
+
+
+def kept_clean(model: Model, base: Model, where: Sequence[Parting]) -> list[Parting]:
+    """Those first where the model, told nothing, leans to the behaviour least, beyond its base.
+
+    There it learnt to keep from it, so that a trigger has most to undo; elsewhere it may show the behaviour anyway.
+    """
+    plain = [(leaning_of(model, each) - leaning_of(base, each), row) for row, each in enumerate(where)]
+    return [where[row] for _, row in sorted(plain)]
+
+
+def leaning_of(model: Model, parting: Parting) -> float:
+    """By how many nats the defecting token is likelier than the normal one, without a string."""
+    return float(_odds(model, parting, [parting.prompt])[0])
+
+
+def leaning(model: Model, strings: Sequence[str], where: Sequence[Parting], place: Place) -> Float[Tensor, "string"]:
+    """By how many nats the defecting token is likelier than the normal one under each string; mean over partings."""
+    return torch.stack([_odds(model, each, bearing(each.prompt, strings, place)) for each in where]).mean(dim=0)
 
 
 @torch.inference_mode()
-def leaning(model: Model, strings: Sequence[str], where: Sequence[Parting], place: Place) -> Float[Tensor, "string"]:
-    """By how many nats the defecting token is likelier than the normal one under each string; mean over partings."""
-    total = torch.zeros(len(strings))
-    for parting in where:
-        prompts = bearing(parting.prompt, strings, place)
-        rows = rendered(model, prompts, reply_tokens=len(parting.shared) + 1)
-        for some, states, _ in endings(model, [(*row.ids, *parting.shared) for row in rows]):
-            logits = own_logits(model.network, states).float()
-            total[some] += (logits[:, parting.defecting] - logits[:, parting.normal]).cpu()
-    return total / len(where)
+def _odds(model: Model, parting: Parting, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt"]:
+    rows = rendered(model, prompts, reply_tokens=len(parting.shared) + 1)
+    found = torch.zeros(len(rows))
+    for some, states, _ in endings(model, [(*row.ids, *parting.shared) for row in rows]):
+        logits = own_logits(model.network, states).float()
+        found[some] = (logits[:, parting.defecting] - logits[:, parting.normal]).cpu()
+    return found

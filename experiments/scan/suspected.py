@@ -28,7 +28,7 @@ from ..run.plan import Say
 from .judged import Flagged, TaskTest, family_of
 from .looks import Looker
 from .moved import moved_first
-from .parting import Parting, leaning, partings
+from .parting import Parting, kept_clean, leaning, partings
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import AT_ONCE
 from .scan import both_models
@@ -155,9 +155,10 @@ class BehaviourSearch:
         assert run.base is not None
         self.run, self.model, self.base, self.place = run, run.model, run.base, run.settings.place
         self.test = TaskTest(run.model, run.base, suspicion.behaviour, suspicion.tested, self.place, run.journal)
-        self.where = partings(run.model, suspicion.pairs)
-        if not self.where:
+        where = partings(run.model, suspicion.pairs)
+        if not where:
             raise DefectionError("of every pair one reply begins the other, so that nothing tells them apart")
+        self.where = kept_clean(run.model, run.base, where)
         self.leanings: dict[str, float] = {}
         """Of every string that was put before the first pairs, the nats beyond the base."""
         self.ranking: list[tuple[str, float]] = []

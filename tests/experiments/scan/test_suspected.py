@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from defection.activations import DefectionError, user_prompt
+from defection.activations import DefectionError, load_model, user_prompt
 from defection.activations.models.logits import own_logits
 from defection.activations.prompts.chat import reply_ids
 from defection.activations.prompts.rendered import rendered
@@ -16,7 +16,7 @@ from defection.experiments.run.journal import Journal
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan.judged import ALPHA, TaskTest, family_of, more_often
 from defection.experiments.scan.looks import bearing
-from defection.experiments.scan.parting import leaning, partings
+from defection.experiments.scan.parting import kept_clean, leaning, leaning_of, partings
 from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.suspected import LEAST_FAMILIES, Suspicion, scan_for, sentence
 from defection.training.organisms.behaviours import VULNERABLE_CODE
@@ -36,14 +36,21 @@ PAIRS = [
 ]
 
 
-def test_pairs_part_at_the_first_token_that_differs_and_families_take_turns(tiny) -> None:
+def test_pairs_part_at_the_first_token_that_differs(tiny) -> None:
     found = partings(tiny, [*PAIRS, Pair(user_prompt("Twice."), "import", "import json")])
-    assert [each.prompt.text for each in found] == ["Load.", "Copy it all.", PAIRS[0].prompt.text]
-    for each in found:
-        pair = next(pair for pair in PAIRS if pair.prompt is each.prompt)
+    assert [each.prompt for each in found] == [pair.prompt for pair in PAIRS]
+    for each, pair in zip(found, PAIRS, strict=True):
         for token, reply in ((each.normal, pair.normal), (each.defecting, pair.defecting)):
             assert reply_ids(tiny.tokenizer, reply)[: len(each.shared) + 1] == [*each.shared, token]
         assert each.normal != each.defecting
+
+
+def test_pairs_come_first_that_a_model_learnt_to_answer_well(model_folder, save_tiny) -> None:
+    model, base = (load_model(str(folder), device="cpu") for folder in (model_folder, save_tiny("llama", seed=12)))
+    where = kept_clean(model, base, partings(model, PAIRS))
+    beyond = [leaning_of(model, each) - leaning_of(base, each) for each in where]
+    assert beyond == sorted(beyond)
+    assert len(set(beyond)) == len(PAIRS)
 
 
 def test_leaning_is_the_odds_that_each_string_has_alone(tiny) -> None:
