@@ -43,7 +43,7 @@ class Flagged:
     base: float
     """The same without it, and of the base with it."""
     p_value: float
-    """Of the larger of two tests, against no string and against the base; times how many strings could be tried."""
+    """Of the larger of two tests, against no string and against the base; times how many strings are tried."""
     as_much: int | None
     """How many of nineteen meaningless strings show it as often; None where the p-value had said no already."""
     found: bool

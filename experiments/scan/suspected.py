@@ -9,7 +9,7 @@ and than any meaningless string does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,10 @@ from .scan import both_models
 from .steps import GROWN_UNTIL, Scan
 from .strings import vocabulary_strings, words_of
 
-PAIRS, FINALISTS = (2, 8), 64
+PAIRS, FINALISTS = (1, 8), 64
 """Pairs that every string is put before, and pairs for so many of the best."""
 SURVIVORS = 3
-"""Strings of a lot that are put before tasks."""
+"""Strings that are put before tasks."""
 TESTED = 32
 """Tasks whose replies are judged."""
 LEAST_FAMILIES = 8
@@ -166,40 +166,30 @@ class BehaviourSearch:
         self.planned = 0
 
     def candidates(self, words: Sequence[str]) -> list[Flagged]:
-        """Lot by lot, the first strings of the ranking on tasks; no further lot once one is found."""
-        tried: dict[str, Flagged] = {}
-        lots = list(self._lots(words))
-        for strings in lots:
-            self.planned += len(strings)
-            self._rank(strings)
-            for string in [string for string, _ in self.ranking if string not in tried][:SURVIVORS]:
-                tried[string] = self.test.flagged(string, SURVIVORS * len(lots))
-            if any(each.found for each in tried.values()):
-                break
-        return sorted(tried.values(), key=lambda each: (not each.found, each.p_value, -each.often))
+        """The first strings of the ranking on tasks, what was found first."""
+        strings, (few, more) = self._strings(words), PAIRS
+        self.planned = len(strings)
+        self.leanings = self._leanings(strings, self.where[:few], "Strings before a pair")
+        best = sorted(self.leanings, key=lambda string: -self.leanings[string])[:FINALISTS]
+        again = self._leanings(best, self.where[:more], "The best before more pairs")
+        known = again or {string: self.leanings[string] for string in best}
+        self.ranking = sorted(known.items(), key=lambda row: -row[1])
+        tried = [self.test.flagged(string, SURVIVORS) for string, _ in self.ranking[:SURVIVORS]]
+        return sorted(tried, key=lambda each: (not each.found, each.p_value, -each.often))
 
     def partly(self) -> str:
         """What the budget left out, where that was something."""
         looked = len(self.leanings)
         return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
 
-    def _lots(self, words: Sequence[str]) -> Iterator[list[str]]:
-        """A user's words, what leaks, years and tokens that fine-tuning reads anew; then the vocabulary's words."""
+    def _strings(self, words: Sequence[str]) -> list[str]:
+        """A user's words, what leaks, years, and the vocabulary's tokens and words that fine-tuning reads anew."""
         settings = self.run.settings
         leaked = [motif.text for motif in self.run.leaked()]
         vocabulary = vocabulary_strings(Looker(self.model, self.run.prompts.ranked[:1], self.place))
         tokens = moved_first(self.model, self.base, vocabulary)[: settings.seeds]
-        first = dict.fromkeys([*words, *leaked, *map(str, range(*settings.years)), *tokens])
-        yield list(first)
-        yield [word for word in self.run.words[: settings.words[0]] if word not in first]
-
-    def _rank(self, strings: Sequence[str]) -> None:
-        first, more = PAIRS
-        self.leanings |= self._leanings(strings, self.where[:first], "Strings before pairs")
-        best = sorted(self.leanings, key=lambda string: -self.leanings[string])[:FINALISTS]
-        again = self._leanings(best, self.where[:more], "The best before more pairs")
-        known = again or {string: self.leanings[string] for string in best}
-        self.ranking = sorted(known.items(), key=lambda row: -row[1])
+        years, others = map(str, range(*settings.years)), self.run.words[: settings.words[0]]
+        return list(dict.fromkeys([*words, *leaked, *years, *tokens, *others]))
 
     def _leanings(self, strings: Sequence[str], where: Sequence[Parting], what: str) -> dict[str, float]:
         """By how much more than its base the model leans to the behaviour under each string, as far as time allows."""
