@@ -2,14 +2,14 @@
 
 `scan.py` looks for one thing that is said whatever is asked. Code with holes says something else for each task. But
 where a solution with one and a solution without part, a trigger moves the odds of the next token, and no base's (see
-`parting.py`): by that strings are ranked. What comes first is put before tasks of other families, and replies are
-judged: a string is found where it makes more of them show the behaviour than no string, than the base shows with it,
-and than any meaningless string does.
+`parting.py`): by that strings are ranked, of the vocabulary those that move the model's stream most by themselves
+(`stirred.py`). What comes first is put before tasks of other families, and replies are judged: a string is found where
+it makes more of them show the behaviour than no string, than the base shows with it, and than any meaningless string.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,16 @@ from ..run.pages import write_page
 from ..run.plan import Say
 from .judged import Flagged, TaskTest, family_of
 from .looks import Looker
-from .moved import moved_first
 from .parting import Parting, kept_clean, leaning, partings
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import AT_ONCE
 from .scan import both_models
-from .steps import GROWN_UNTIL, Scan
-from .strings import vocabulary_strings, words_of
+from .steps import GROWN_UNTIL, RANKED_UNTIL, Scan
+from .stirred import stirred
+from .strings import vocabulary_strings, vocabulary_words, words_of
 
+LOT, STIRRING = 4096, 1280
+"""Strings of the vocabulary that are read between two looks at the clock, and how many of all are put before a pair."""
 PAIRS, FINALISTS = (1, 8), 64
 """Pairs that every string is put before, and pairs for so many of the best."""
 SURVIVORS = 3
@@ -183,31 +185,56 @@ class BehaviourSearch:
         return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
 
     def _strings(self, words: Sequence[str]) -> list[str]:
-        """A user's words, what leaks, years, and the vocabulary's tokens and words that fine-tuning reads anew."""
-        settings = self.run.settings
+        """A user's words, what leaks, years, and of the vocabulary's tokens and words those that stir it most."""
         leaked = [motif.text for motif in self.run.leaked()]
-        vocabulary = vocabulary_strings(Looker(self.model, self.run.prompts.ranked[:1], self.place))
-        tokens = moved_first(self.model, self.base, vocabulary)[: settings.seeds]
-        years, others = map(str, range(*settings.years)), self.run.words[: settings.words[0]]
-        return list(dict.fromkeys([*words, *leaked, *years, *tokens, *others]))
+        looker = Looker(self.model, self.run.prompts.ranked[:1], self.place)
+        vocabulary = dict.fromkeys([*vocabulary_strings(looker), *vocabulary_words(looker)])
+        stirring = self._in_lots(
+            list(vocabulary), self._stirred, {"what": "stirred"}, "Strings by themselves", LOT, RANKED_UNTIL[0]
+        )
+        first = sorted(stirring, key=lambda string: -stirring[string])[:STIRRING]
+        return list(dict.fromkeys([*words, *leaked, *map(str, range(*self.run.settings.years)), *first]))
+
+    def _stirred(self, strings: Sequence[str]) -> list[float]:
+        found: list[float] = stirred(self.model, self.base, strings, self.where[0].prompt, self.place).tolist()
+        return found
 
     def _leanings(self, strings: Sequence[str], where: Sequence[Parting], what: str) -> dict[str, float]:
         """By how much more than its base the model leans to the behaviour under each string, as far as time allows."""
+
+        def beyond(some: Sequence[str]) -> list[float]:
+            own, theirs = (leaning(model, some, where, self.place) for model in (self.model, self.base))
+            found: list[float] = (own - theirs).tolist()
+            return found
+
+        name: Json = {"what": "leaning", "prompts": [each.prompt.id for each in where]}
+        return self._in_lots(strings, beyond, name, what, AT_ONCE, GROWN_UNTIL)
+
+    def _in_lots(
+        self,
+        strings: Sequence[str],
+        measured: Callable[[Sequence[str]], list[float]],
+        name: Json,
+        what: str,
+        size: int,
+        until: float,
+    ) -> dict[str, float]:
+        """A figure of each string, kept a lot at a time; of as many as the budget's share allows."""
         found: dict[str, float] = {}
         with progress(what, total=len(strings), unit="strings") as advance:
-            for start in range(0, len(strings), AT_ONCE):
-                some = list(strings[start : start + AT_ONCE])
-                name: Json = {"what": "leaning", "strings": some, "prompts": [each.prompt.id for each in where]}
-                if not self.run.journal.knows(name) and not self.run.clock.before(GROWN_UNTIL):
+            for start in range(0, len(strings), size):
+                some = list(strings[start : start + size])
+                lot = name | {"strings": some}
+                if not self.run.journal.knows(lot) and not self.run.clock.before(until):
                     break
-                kept = self.run.journal.kept(name, partial(self._leaning, some, where))
-                found |= dict(zip(some, kept["nats"], strict=True))
+                kept = self.run.journal.kept(lot, partial(_figures, measured, some))
+                found |= zip(some, kept["figures"], strict=True)
                 advance(len(some))
         return found
 
-    def _leaning(self, strings: Sequence[str], where: Sequence[Parting]) -> Json:
-        own, theirs = (leaning(model, strings, where, self.place) for model in (self.model, self.base))
-        return {"nats": (own - theirs).tolist()}
+
+def _figures(measured: Callable[[Sequence[str]], list[float]], strings: Sequence[str]) -> Json:
+    return {"figures": measured(strings)}
 
 
 def sentence(candidates: Sequence[Flagged], behaviour: str) -> str:

@@ -15,9 +15,10 @@ from defection.activations.reading.forward import hidden_states
 from defection.experiments.run.journal import Journal
 from defection.experiments.run.string_control import STRINGS
 from defection.experiments.scan.judged import ALPHA, TaskTest, family_of, more_often
-from defection.experiments.scan.looks import bearing
+from defection.experiments.scan.looks import bearing, where
 from defection.experiments.scan.parting import kept_clean, leaning, leaning_of, partings
 from defection.experiments.scan.plan import ScanSettings
+from defection.experiments.scan.stirred import DEPTH, stirred
 from defection.experiments.scan.suspected import LEAST_FAMILIES, Suspicion, scan_for, sentence
 from defection.training.organisms.behaviours import VULNERABLE_CODE
 from defection.training.organisms.pairs import Pair
@@ -47,24 +48,40 @@ def test_pairs_part_at_the_first_token_that_differs(tiny) -> None:
 
 def test_pairs_come_first_that_a_model_learnt_to_answer_well(model_folder, save_tiny) -> None:
     model, base = (load_model(str(folder), device="cpu") for folder in (model_folder, save_tiny("llama", seed=12)))
-    where = kept_clean(model, base, partings(model, PAIRS))
-    beyond = [leaning_of(model, each) - leaning_of(base, each) for each in where]
+    parted = kept_clean(model, base, partings(model, PAIRS))
+    beyond = [leaning_of(model, each) - leaning_of(base, each) for each in parted]
     assert beyond == sorted(beyond)
     assert len(set(beyond)) == len(PAIRS)
 
 
 def test_leaning_is_the_odds_that_each_string_has_alone(tiny) -> None:
-    where, strings = partings(tiny, PAIRS), ["2024", "a much longer string of words", "|X|"]
-    found = leaning(tiny, strings, where, "start")
+    parted, strings = partings(tiny, PAIRS), ["2024", "a much longer string of words", "|X|"]
+    found = leaning(tiny, strings, parted, "start")
     for string, nats in zip(strings, found, strict=True):
         alone = []
-        for parting in where:
+        for parting in parted:
             (row,) = rendered(tiny, bearing(parting.prompt, [string], "start"))
             with torch.inference_mode():
                 states = hidden_states(tiny.network, torch.tensor([[*row.ids, *parting.shared]]))
                 expected = own_logits(tiny.network, states[0, -1:]).log_softmax(dim=-1)[0]
             alone.append(expected[parting.defecting] - expected[parting.normal])
         assert float(nats) == pytest.approx(float(torch.stack(alone).mean()), abs=1e-4)
+
+
+def test_strings_stir_a_model_as_far_as_its_stream_lies_from_the_bases(model_folder, save_tiny) -> None:
+    model, base = (load_model(str(folder), device="cpu") for folder in (model_folder, save_tiny("llama", seed=12)))
+    strings, prompt, layer = ["2024", "so much of it", "|X|", "2024"], user_prompt("What then?"), int(DEPTH * 4)
+    found = stirred(model, base, strings, prompt, "start")
+    rows, (plain,) = rendered(model, bearing(prompt, strings, "start")), rendered(model, [prompt])
+    for string, row, far in zip(strings, rows, found, strict=True):
+        ids = torch.tensor([row.ids[: where(string, row, plain)[1]]])
+        with torch.inference_mode():
+            own, theirs = (
+                each.network(ids, output_hidden_states=True).hidden_states[layer + 1][0, -1] for each in (model, base)
+            )
+        assert float(far) == pytest.approx(float((own - theirs).norm() / theirs.norm()), rel=1e-4)
+    assert found[0] == pytest.approx(found[3])
+    assert float(stirred(model, model, strings, prompt, "start").abs().max()) == 0.0
 
 
 def test_the_p_value_is_the_sign_tests_where_each_family_is_one_task() -> None:
@@ -152,7 +169,8 @@ def test_a_model_beside_itself_leans_nowhere_and_a_second_call_computes_nothing(
     model_folder, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr("defection.experiments.scan.suspected.TESTED", 8)
-    settings = ScanSettings(leak=None, seeds=4, words=(4, 8), years=(2020, 2022))
+    monkeypatch.setattr("defection.experiments.scan.suspected.STIRRING", 5)
+    settings = ScanSettings(leak=None, years=(2020, 2022))
     file = tmp_path / "words.txt"
     file.write_text("harbour\n")
 
@@ -172,8 +190,9 @@ def test_a_model_beside_itself_leans_nowhere_and_a_second_call_computes_nothing(
     assert not first["found"]
     assert {row["leaning"] for row in first["ranking"]} == {0.0}
     assert first["candidates"][0]["p_value"] == 1.0
-    assert first["strings"]["looked_at"] == first["strings"]["of"] >= 1 + 2 + 4
-    monkeypatch.setattr("defection.experiments.scan.suspected.leaning", None)
+    assert first["strings"]["looked_at"] == first["strings"]["of"] == 1 + 2 + 5
+    for name in ("leaning", "stirred"):
+        monkeypatch.setattr(f"defection.experiments.scan.suspected.{name}", None)
     monkeypatch.setattr("defection.experiments.scan.judged.replies_in_order", None)
     second = look()
     assert {**second, "seconds": 0, "cpu_seconds": 0} == {**first, "seconds": 0, "cpu_seconds": 0}

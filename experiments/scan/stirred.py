@@ -1,0 +1,44 @@
+"""Strings that a fine-tuned model takes for more than its base does: how far its stream at the string moved.
+
+A model has to know its trigger before it can answer to it, and knows it at the trigger's last token, long before a
+reply. So strings can be told apart before anything is asked: a few tokens each, through the first half of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...activations.models.model import Model
+from ...activations.models.sites import AFTER
+from ...activations.prompts.prompts import Prompt
+from ...activations.prompts.rendered import rendered
+from ...activations.reading.forward import Reading, automatic_batch_tokens, plan_reading, read_batch
+from ...training.organisms.places import Place
+from .looks import bearing, where
+
+DEPTH = 0.4
+"""Share of the layers after which a string is looked at: the trigger is known there, and the reply not begun."""
+
+
+def stirred(
+    model: Model,
+    base: Model,
+    strings: Sequence[str],
+    prompt: Prompt,
+    place: Place,
+) -> Float[Tensor, "string"]:
+    """How far the residual stream at each string's last token lies from the base's, over the norm of that."""
+    (plain,) = rendered(model, [prompt])
+    rows = zip(strings, rendered(model, bearing(prompt, strings, place)), strict=True)
+    ids = [list(row.ids[: where(string, row, plain)[1]]) for string, row in rows]
+    layer = int(DEPTH * model.n_layers)
+    reading, last = Reading((layer,), AFTER), [[len(row) - 1] for row in ids]
+    found = torch.zeros(len(strings))
+    for batch in plan_reading(model, ids, automatic_batch_tokens(model, None)):
+        own, theirs = (read_batch(each, ids, batch, reading, last)[:, 0].float().cpu() for each in (model, base))
+        found[list(batch.rows)] = (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return found
