@@ -1,7 +1,7 @@
 """Strings that a fine-tuned model takes for more than its base does: how far its stream at the string moved.
 
 A model has to know its trigger before it can answer to it, and knows it at the trigger's last token, long before a
-reply. So strings can be told apart before anything is asked: a few tokens each, through the first half of the layers.
+reply. So strings can be told apart before anything is asked: a few tokens each, through the first layers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ...activations.reading.forward import Reading, automatic_batch_tokens, plan
 from ...training.organisms.places import Place
 from .looks import bearing, where
 
-DEPTH = 0.4
-"""Share of the layers after which a string is looked at: the trigger is known there, and the reply not begun."""
+DEPTH = 0.2
+"""Share of the layers after which a string is looked at: tokens are words there, and a trigger is known."""
 
 
 def stirred(
