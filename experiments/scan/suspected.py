@@ -57,6 +57,12 @@ class Suspicion:
     pairs: list[Pair]
     tested: list[Prompt]
 
+    @property
+    def key(self) -> str:
+        """Names all of it: what was measured under another key is of other pairs."""
+        pairs = [[pair.prompt.to_json(), pair.normal, pair.defecting] for pair in self.pairs]
+        return digest({"behaviour": self.behaviour.to_json(), "pairs": pairs})
+
     @staticmethod
     def of(name: str) -> Suspicion:
         """Vulnerable code, or what a JSONL file of pairs shows, every other family of which is tested on.
@@ -102,11 +108,11 @@ def scan_for(
         behaviour: `vulnerable-code`, or a JSONL file of pairs (`load_pairs`).
         source: The model.
         out: Directory for the results; a call that was cut off, or that ran out of its budget, goes on there.
-        settings: Of which strings, how many, and where they stand; what is said of replies is not asked.
+        settings: Which years there are, where strings stand, and what is sampled first; no more of it is asked.
         say: Where progress is told.
         base: What it was tuned from.
         words: A file of strings to try first.
-        budget: Seconds after which no more strings are put before pairs (six tenths).
+        budget: Seconds after which no more strings are read by themselves (three tenths) or before pairs (six tenths).
         device: As in `load_model`.
 
     Raises:
@@ -126,7 +132,7 @@ def scan_for(
     model, other = both_models(source, base, device)
     assert other is not None
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json()}
-    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "behaviour": behaviour}
+    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "pairs": suspicion.key}
     tasks = ScanPrompts(prompts_of(suspicion.pairs), suspicion.tested)
     run = Scan(model, other, tasks, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     search = BehaviourSearch(run, suspicion)
