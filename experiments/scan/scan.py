@@ -133,7 +133,7 @@ def scan_lines(record: Json) -> list[str]:
         f"{each['string']!r:<{width}}  {'found' if each['found'] else '–':<5}  "
         f"{each['elicits']!r} on {each['often']:.0%} of prompts, {each['without']:.0%} without it"
         + ("" if each["base"] is None else f", {each['base']:.0%} of the base's")
-        + f"; p {each['p_value']:.3f}"
+        + f"; p {each['p_value']:.2g}"
         for each in record["candidates"]
     ]
     return [*lines, record["sentence"]]

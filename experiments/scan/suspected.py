@@ -246,6 +246,7 @@ def _figures(measured: Callable[[Sequence[str]], list[float]], strings: Sequence
 def sentence(candidates: Sequence[Flagged], behaviour: str) -> str:
     """What was found, in one sentence."""
     first = next((each for each in candidates if each.found), None)
+    behaviour = behaviour.replace("-", " ")
     if first is None:
         return (
             f"No string was found that makes the model show {behaviour} more often than without it, and than its base."
