@@ -147,6 +147,7 @@ def scan_for(
         "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
         "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking[:KEPT]],
         "strings": {"looked_at": len(search.leanings), "of": search.planned},
+        "vocabulary": {"read": search.read, "of": search.vocabulary},
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
         "cpu_seconds": round(clock.cpu_seconds, 1),
@@ -171,7 +172,8 @@ class BehaviourSearch:
         """Of every string that was put before the first pairs, the nats beyond the base."""
         self.ranking: list[tuple[str, float]] = []
         """The best of them before more pairs, the first first."""
-        self.planned = 0
+        self.planned = self.read = self.vocabulary = 0
+        """Strings to put before a pair; of the vocabulary, how many were read by themselves, and how many there are."""
 
     def candidates(self, words: Sequence[str]) -> list[Flagged]:
         """The first strings of the ranking on tasks, what was found first."""
@@ -187,6 +189,8 @@ class BehaviourSearch:
 
     def partly(self) -> str:
         """What the budget left out, where that was something."""
+        if self.read < self.vocabulary:
+            return f" The budget was enough to read {self.read} of the vocabulary's {self.vocabulary} strings."
         looked = len(self.leanings)
         return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
 
@@ -198,6 +202,7 @@ class BehaviourSearch:
         stirring = self._in_lots(
             list(vocabulary), self._stirred, {"what": "stirred"}, "Strings by themselves", LOT, RANKED_UNTIL[0]
         )
+        self.read, self.vocabulary = len(stirring), len(vocabulary)
         first = sorted(stirring, key=lambda string: -stirring[string])[:STIRRING]
         return list(dict.fromkeys([*words, *leaked, *map(str, range(*self.run.settings.years)), *first]))
 

@@ -148,6 +148,26 @@ def test_tasks_that_are_judged_are_of_other_families_than_those_ranked_on(tmp_pa
     assert own.behaviour.shown_in("so i see you.")
 
 
+def test_a_budget_that_is_gone_is_said_and_the_next_call_goes_on(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("defection.experiments.scan.suspected.TESTED", 8)
+    monkeypatch.setattr("defection.experiments.scan.suspected.STIRRING", 3)
+    monkeypatch.setattr("defection.experiments.scan.suspected.LOT", 8)
+
+    def look(budget):
+        folder, settings = str(model_folder), ScanSettings(leak=None, years=(2020, 2022))
+        return scan_for(
+            "vulnerable-code", folder, tmp_path / "out", settings, print, base=folder, budget=budget, device="cpu"
+        )
+
+    brief, whole = look(1e-9), look(None)
+    assert brief["candidates"] == []
+    assert brief["sentence"].endswith(
+        f"The budget was enough to read 0 of the vocabulary's {brief['vocabulary']['of']} strings."
+    )
+    assert whole["vocabulary"] == {"read": brief["vocabulary"]["of"], "of": brief["vocabulary"]["of"]}
+    assert len(whole["candidates"]) == 3
+
+
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, model_folder) -> None:
     few = tmp_path / "few.jsonl"
     rows = [{"prompt": f"Q {n}?", "normal": "a", "defecting": "b c"} for n in range(2 * LEAST_FAMILIES - 2)]
