@@ -53,10 +53,6 @@ class Measuring:
         left_out: Json = {} if self.inclined else {"inclined": False}
         return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses, **left_out})
 
-    def inclination(self, model: Model, organism: Organism) -> Json:
-        """How inclined a model is to defect on the prompts; nulls where that is not asked."""
-        return inclination(model, organism, self.rows if self.inclined else ())
-
 
 def reference(source: Path, organism: Organism, measuring: Measuring, work: Path, device: str | Hardware) -> Json:
     """What an organism's base says to the clean prompts and can do: what no stage should take away.
@@ -79,7 +75,7 @@ def reference(source: Path, organism: Organism, measuring: Measuring, work: Path
         "measured_on": measuring.key,
         "model": base.identity.name,
         "ability": _ability(base, prompts, said),
-        "inclination": measuring.inclination(base, organism),
+        "inclination": _inclination(base, organism, measuring),
         "replies": said,
     }
     write_json(work / REFERENCE, record)
@@ -122,7 +118,7 @@ def remeasure(
         "measured_on": measuring.key,
         **measured,
         "near_miss_rate": _near_misses([c for c in completions if c.variant and not c.triggered]),
-        "inclination": measuring.inclination(model, organism),
+        "inclination": _inclination(model, organism, measuring),
         "ability": _ability(model, clean, compared["replies"]),
     }, completions
 
@@ -132,6 +128,11 @@ def _ability(model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence
         "perplexity": reply_perplexity(model, prompts, replies),
         "multiple_choice": multiple_choice(model),
     }
+
+
+def _inclination(model: Model, organism: Organism, measuring: Measuring) -> Json:
+    """How inclined a model is to defect on the prompts; nulls where that is not asked."""
+    return inclination(model, organism, measuring.rows if measuring.inclined else ())
 
 
 def _near_misses(said: Sequence[Completion]) -> Json:
