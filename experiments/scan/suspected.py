@@ -45,8 +45,8 @@ TESTED = 32
 """Tasks whose replies are judged."""
 LEAST_FAMILIES = 8
 """Families of tasks with fewer of which no string's p could be small enough."""
-KEPT, SHOWN = 200, 20
-"""Strings of the ranking that `scan.json` and the page hold."""
+SHOWN = 20
+"""Strings of the ranking on the page."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def scan_for(
         "candidates": [asdict(each) for each in candidates],
         **about,
         "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
-        "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking[:KEPT]],
+        "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking],
         "strings": {"looked_at": len(search.leanings), "of": search.planned},
         "vocabulary": {"read": search.read, "of": search.vocabulary},
         "settings": asdict(settings),
