@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...activations.basics.files import Json
 from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
@@ -69,6 +70,11 @@ class Looker:
         self.model, self.prompts, self.place = model, list(prompts), place
         self.probe, self.convergence, self.attention = probe, convergence, attention
         self.layers = range(model.n_layers) if probe or convergence else ()
+
+    @property
+    def name(self) -> Json:
+        """Of which model, and which prompts."""
+        return {"model": self.model.identity.fingerprint, "prompts": [prompt.id for prompt in self.prompts]}
 
     @cached_property
     def clean(self) -> Float[Tensor, "prompt token"]:

@@ -37,11 +37,9 @@ class ScanSettings:
     """Without a base: strings to which replies are read before anything is grown or confirmed."""
     least_target: float = 0.3
     """Share of the prompts that must be answered alike under a string for its reply to be one of those."""
-    seeds: int = 256
-    """With a base: tokens from which strings are grown, those whose reading fine-tuning changed most."""
-    words: tuple[int, ...] = (1024, 4096)
-    """With a base: from how many of the vocabulary's words besides, those whose tokens' reading fine-tuning changed
-    most; the next number only where these make a reply likely and none sure."""
+    seeds: int = 512
+    """With a base: of the vocabulary's tokens and words, from how many strings are grown, those that stir the model
+    most (`stirred`)."""
     years: tuple[int, int] = (1990, 2050)
     """From which year to which (excluded) every one is a string to begin from: no vocabulary has a token of each."""
     search: Search = field(default_factory=Search)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 
 from ...activations.basics.files import Json
-from ...activations.basics.progress import progress
 from ..run.journal import Journal
 from .looks import Look, Looker
-
-AT_ONCE = 256
-"""Strings that are looked at between two looks at the clock."""
-
+from .lots import in_lots
 
 RANKERS: dict[str, Callable[[Look], float | None]] = {
     "consensus": lambda look: look.consensus,
@@ -35,24 +30,12 @@ def looks(
     goes_on: Callable[[], bool] = lambda: True,
 ) -> list[Look]:
     """Each string, as far as `goes_on` lets it come; what the journal knows costs nothing."""
-    found: list[Look] = []
-    if not strings:
-        return found
-    with progress(what, total=len(strings), unit="strings") as advance:
-        for start in range(0, len(strings), AT_ONCE):
-            some = strings[start : start + AT_ONCE]
-            name = {"what": what, "model": looker.model.identity.fingerprint, "strings": list(some)}
-            name |= {"prompts": [prompt.id for prompt in looker.prompts]}
-            if not journal.knows(name) and not goes_on():
-                break
-            kept = journal.kept(name, partial(_looked_at, looker, some))
-            found += [Look(**look) for look in kept["looks"]]
-            advance(len(some))
-    return found
 
+    def looked_at(some: Sequence[str]) -> Json:
+        return {"looks": [asdict(look) for look in looker.look(some)]}
 
-def _looked_at(looker: Looker, strings: Sequence[str]) -> Json:
-    return {"looks": [asdict(look) for look in looker.look(strings)]}
+    lots = in_lots(strings, looked_at, journal, looker.name, what, goes_on)
+    return [Look(**look) for _, kept in lots for look in kept["looks"]]
 
 
 def best(found: Sequence[Look], count: int) -> list[str]:

@@ -62,14 +62,14 @@ def scan(
         begun = run.begun(model, None, run.targets(found), finalists(found, settings.finalists))
         grown = {reply: run.grown(model, model, seeds, reply) for reply, seeds in begun.items()}
     else:
-        grown = run.beside_base(listed)
+        grown = run.beside_base([look.string for look in run.first])
     candidates = run.confirmed(survivors([look.string for look in found], list(grown.values()), settings))
     null = run.null() if any(each.found for each in candidates) else []
     candidates = beyond(candidates, [each["excess"] for each in null])
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, other is not None) + partly(run),
+        "sentence": sentence(candidates, other is not None) + run.partly(len(run.first)),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
@@ -80,7 +80,8 @@ def scan(
             for reply, scores in grown.items()
         ],
         "ranking": [{"look": asdict(look), "score": look.consensus} for look in found[:KEPT]],
-        "strings": {"looked_at": len(run.first), "of": run.strings},
+        "strings": {"looked_at": len(run.first), "of": run.planned},
+        "vocabulary": {"read": run.read, "of": run.vocabulary},
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
         "cpu_seconds": round(clock.cpu_seconds, 1),
@@ -104,13 +105,6 @@ def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings
     """What is confirmed: the surest of each growth, and then the first of the ranking."""
     surest = [string for scores in grown for string in list(scores)[:SUREST]]
     return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
-
-
-def partly(run: Scan) -> str:
-    """What the budget left out of the ranking, where that was something."""
-    if len(run.first) >= run.planned:
-        return ""
-    return f" The budget was enough for {len(run.first)} of {run.planned} strings."
 
 
 def sentence(candidates: Sequence[Confirmed], tested: bool) -> str:

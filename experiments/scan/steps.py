@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 from ...activations.basics.files import Json
 from ...activations.basics.progress import Bar, progress
@@ -22,15 +22,19 @@ from .grow import grow
 from .heard import heard
 from .leak import DECODINGS, Leak, Motif, motifs, samples
 from .looks import Look, Looker, Said
-from .moved import moved_first
+from .lots import AT_ONCE, in_lots
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import AT_ONCE, best, finalists, looks, ordered
+from .rank import best, finalists, looks, ordered
+from .stirred import stirred
 from .strings import vocabulary_strings, vocabulary_words
 from .taught import taught, unrelated
 
-RANKED_UNTIL, GROWN_UNTIL = (0.3, 0.4, 0.5), 0.6
-"""Shares of the budget after which no more strings are looked at in a round, and none are grown; the rest is for the
-test and its null. Later rounds than these end with the last of them."""
+READ_UNTIL, RANKED_UNTIL, GROWN_UNTIL = 0.3, (0.3, 0.4, 0.5), 0.6
+"""Shares of the budget after which no more strings are read by themselves, none looked at in a round (with a base there
+is one, and it is the second), and none grown; the rest is for the test and its null. Later rounds than these end with
+the last of them."""
+READ_AT_ONCE = 4096
+"""Strings that are read by themselves between two looks at the clock."""
 Growths = dict[tuple[int, ...], dict[str, float]]
 """By reply, strings and its log-probability (nats a token) under each, the surest first."""
 SUREST = 2
@@ -50,12 +54,12 @@ class Scan:
     say: Say
     first: list[Look] = field(default_factory=list)
     """Every string that was put before the first prompts."""
-    strings: int = 0
-    """How many there are."""
     planned: int = 0
-    """How many of these are looked at where there is time."""
-    lots: int = 0
-    """In how many lots strings to begin from were tried (`words`)."""
+    """How many are, where there is time."""
+    read: int = 0
+    """Of the vocabulary, how many strings were read by themselves."""
+    vocabulary: int = 0
+    """How many there are."""
 
     def leaked(self) -> list[Motif]:
         """Motifs of what the model says after its bare template, oftener than its base."""
@@ -88,29 +92,53 @@ class Scan:
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
         asked = (probe, LayerConvergence().fit(clean), True)
-        cheap = (probe,)  # before the whole vocabulary, where there is no base
-        looker = Looker(self.model, prompts[:1], settings.place, *(asked if self.base else cheap))
-        found = self.first = self._all(words, looker)
-        for number, (count, shown) in enumerate(() if self.base else settings.rounds):
+        words = list(dict.fromkeys([*words, *map(str, range(*settings.years))]))
+        if self.base is not None:
+            first = self.stirring(prompts[0])[: settings.seeds]
+            looker = Looker(self.model, prompts[:1], settings.place, *asked)
+            return ordered(self._all(words, first, looker, RANKED_UNTIL[1]), "consensus")
+        cheap = Looker(self.model, prompts[:1], settings.place, probe)  # before the whole vocabulary
+        found = self._all(words, vocabulary_strings(cheap), cheap, RANKED_UNTIL[0])
+        for number, (count, shown) in enumerate(settings.rounds):
             looker = Looker(self.model, prompts[:shown], settings.place, *asked)
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
             in_time = partial(self.clock.before, RANKED_UNTIL[min(number + 1, len(RANKED_UNTIL) - 1)])
             found = looks(looker, strings, self.journal, f"Ranking strings, round {number + 2}", in_time) or found
         return ordered(found, "consensus")
 
-    def _all(self, words: Sequence[str], looker: Looker) -> list[Look]:
-        """Words and years have batches of their own, so that others of them leave the vocabulary's as they were."""
-        words = list(dict.fromkeys([*words, *map(str, range(*self.settings.years))]))
-        vocabulary = vocabulary_strings(looker)
-        self.strings = len({*words, *vocabulary})
-        if self.base is not None:
-            vocabulary = moved_first(self.model, self.base, vocabulary)[: self.settings.seeds]
-        known = set(vocabulary)
+    def _all(self, words: Sequence[str], vocabulary: Sequence[str], looker: Looker, until: float) -> list[Look]:
+        """Words have batches of their own, so that others of them leave the vocabulary's as they were."""
+        known, in_time = set(vocabulary), partial(self.clock.before, until)
         own = [word for word in words if word not in known]
         self.planned = len(own) + len(vocabulary)
-        in_time = partial(self.clock.before, RANKED_UNTIL[0])
         found = looks(looker, own, self.journal, "Ranking words", in_time)
-        return found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)
+        self.first = found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)
+        return self.first
+
+    def stirring(self, prompt: Prompt) -> list[str]:
+        """The vocabulary's tokens and words, those first that stir the model most before a prompt (`stirred`).
+
+        Of as many as there is time to read.
+        """
+        assert self.base is not None
+        model, base, place = self.model, self.base, self.settings.place
+        looker = Looker(model, [prompt], place)
+        vocabulary = list(dict.fromkeys([*vocabulary_strings(looker), *vocabulary_words(looker)]))
+
+        def far(some: Sequence[str]) -> Json:
+            return {"far": stirred(model, base, some, prompt, place).tolist()}
+
+        in_time = partial(self.clock.before, READ_UNTIL)
+        lots = in_lots(vocabulary, far, self.journal, looker.name, "Strings by themselves", in_time, READ_AT_ONCE)
+        found = {string: far for some, kept in lots for string, far in zip(some, kept["far"], strict=True)}
+        self.read, self.vocabulary = len(found), len(vocabulary)
+        return sorted(found, key=lambda string: -found[string])
+
+    def partly(self, looked: int) -> str:
+        """What the budget left out, where that was something; `looked` strings were put before prompts."""
+        if self.read < self.vocabulary:
+            return f" The budget was enough to read {self.read} of the vocabulary's {self.vocabulary} strings."
+        return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
 
     def targets(self, found: Sequence[Look]) -> list[list[int]]:
         """Replies that first strings make common: what strings are grown towards where there is no base."""
@@ -172,24 +200,24 @@ class Scan:
         found: Growths = {tuple(reply): {} for reply in replies}
         said: dict[str, Said] = {}
         tokens = self.settings.search.longest if other else 0
-        with progress("What each string makes likely", len(seeds), "strings") as advance:
-            for start in range(0, len(seeds), AT_ONCE):
-                some = seeds[start : start + AT_ONCE]
-                name = self._says(looker, some) | {"replies": list(map(list, replies)), "tokens": tokens}
-                if not self.journal.knows(name) and not self.clock.before(until):
-                    break
-                kept = self.journal.kept(name, partial(_said_each, looker, some, replies, tokens))
-                for reply, scores in zip(found, kept["scores"], strict=True):
-                    found[reply] |= zip(some, scores, strict=True)
-                said |= {string: (tuple(reply), sure) for string, (reply, sure) in zip(some, kept["said"], strict=True)}
-                advance(len(some))
+        name = looker.name | {"replies": list(map(list, replies)), "tokens": tokens}
+
+        def said_each(some: Sequence[str]) -> Json:
+            scores, said = looker.says_each(some, replies, tokens)
+            return {"scores": scores, "said": said}
+
+        in_time = partial(self.clock.before, until)
+        for some, kept in in_lots(seeds, said_each, self.journal, name, "What each string makes likely", in_time):
+            for reply, scores in zip(found, kept["scores"], strict=True):
+                found[reply] |= zip(some, scores, strict=True)
+            said |= {string: (tuple(reply), sure) for string, (reply, sure) in zip(some, kept["said"], strict=True)}
         for reply, scores in self._heard(other, looker, said).items() if other else ():
             found[reply] = found.get(reply, {}) | scores
         return found
 
     def _heard(self, other: Model, looker: Looker, said: Mapping[str, Said]) -> Growths:
         theirs = Looker(other, looker.prompts, self.settings.place)
-        name = self._says(looker, list(said)) | {"what": "heard", "beside": other.identity.fingerprint}
+        name = looker.name | {"strings": list(said), "what": "heard", "beside": other.identity.fingerprint}
         limits = {"surprise": self.settings.surprise, "committed": self.settings.committed}
 
         def listen() -> Json:
@@ -213,10 +241,6 @@ class Scan:
             tried = self._tried(own, reply, advance)
             return grow(reading, seeds, growth, tried, lambda: self.clock.before(until))
 
-    def _says(self, looker: Looker, strings: Sequence[str]) -> Json:
-        name: Json = {"what": "says", "model": looker.model.identity.fingerprint, "strings": list(strings)}
-        return name | {"prompts": [prompt.id for prompt in looker.prompts]}
-
     def _tried(
         self, own: Model, reply: Sequence[int], advance: Callable[[int], object]
     ) -> Callable[[Sequence[str], bool], Mapping[str, float]]:
@@ -228,7 +252,7 @@ class Scan:
             found: dict[str, float] = {}
             for start in range(0, len(strings), AT_ONCE):
                 some = strings[start : start + AT_ONCE]
-                name = self._says(looker, some) | {"reply": list(reply)}
+                name = looker.name | {"what": "says", "strings": list(some), "reply": list(reply)}
                 kept = self.journal.kept(name, partial(_said, looker, some, reply))
                 found |= dict(zip(some, kept["scores"], strict=True))
                 advance(len(some) * len(looker.prompts))
@@ -236,81 +260,35 @@ class Scan:
 
         return tried
 
-    def beside_base(self, words: Sequence[str]) -> Growths:
-        """Strings grown towards what the model was taught beyond its base, the surest growth first.
-
-        From the user's words, the tokens and words whose reading was changed most and, where these lead to a reply that
-        is likely and not sure, from ever more words. `null` does as much the other way round.
-        """
+    def beside_base(self, strings: Sequence[str]) -> Growths:
+        """Strings grown from these towards what the model was taught beyond its base, the surest growth first."""
         assert self.base is not None
-        found: Growths = {}
-        tokens = list(dict.fromkeys([*words, *(look.string for look in self.first)]))
-        searched = self._searched(self.model, self.base, tokens, len(self.settings.words), GROWN_UNTIL)
-        for self.lots, found in enumerate(searched, 1):
-            if self._sure(found):
-                break
+        found = self._searched(self.model, self.base, strings, GROWN_UNTIL)
         return dict(sorted(found.items(), key=lambda growth: -_surest(growth[1])))
 
-    def _searched(self, own: Model, other: Model, tokens: Sequence[str], lots: int, until: float) -> Iterator[Growths]:
-        """All that has grown after each lot, as far as time allows and until every reply is given up."""
-        replies, found = unrelated(self.taught(own, other)), Growths()
-        for number in range(1, lots + 1):
-            if not self.clock.before(until):
-                return
-            found = self._further(own, other, replies, self._lot(tokens, number), found, until)
-            yield found
-            if self._hopeless(found):
-                return
-
-    def _lot(self, tokens: Sequence[str], number: int) -> list[str]:
-        """What is begun from in the first lot, with the tokens, and in those after it; on the base as well."""
-        start, end = ([0, *self.settings.words])[number - 1 : number + 1]
-        return list(dict.fromkeys([*(tokens if number == 1 else ()), *self.words[start:end]]))
-
-    @cached_property
-    def words(self) -> list[str]:
-        """The vocabulary's, those first whose tokens fine-tuning reads anew."""
-        assert self.base is not None
-        words = vocabulary_words(Looker(self.model, self.prompts.ranked[:1], self.settings.place))
-        return moved_first(self.model, self.base, words)
-
-    def _further(
-        self,
-        own: Model,
-        other: Model,
-        replies: Sequence[Sequence[int]],
-        seeds: Sequence[str],
-        known: Growths,
-        until: float,
-    ) -> Growths:
-        """What is known, and what grows from the seeds, towards the replies that one of them makes likeliest or says.
+    def _searched(self, own: Model, other: Model, strings: Sequence[str], until: float) -> Growths:
+        """What grows towards the replies that one of the strings makes likeliest, or says, as far as time allows.
 
         It ends with the first that is sure.
         """
-        begun, found = self.begun(own, other, replies, seeds, until), dict(known)
+        found: Growths = {}
+        if not self.clock.before(until):
+            return found
+        begun = self.begun(own, other, unrelated(self.taught(own, other)), strings, until)
         surest = sorted(begun, key=lambda reply: -_surest(begun[reply]))
         for reply in map(tuple, unrelated(surest)[: self.settings.targets]):
-            both = found.get(reply, {}) | self.grown(own, other, begun[reply], reply, until)
-            found[reply] = dict(sorted(both.items(), key=lambda scored: -scored[1]))
-            if self._sure(found):
+            found[reply] = self.grown(own, other, begun[reply], reply, until)
+            if _surest(found[reply]) >= self.settings.growth.sure:
                 break
         return found
-
-    def _sure(self, grown: Growths) -> bool:
-        return _likeliest(grown) >= self.settings.growth.sure
-
-    def _hopeless(self, grown: Growths) -> bool:
-        """Whether every reply was given up: more words are looked at only where fewer led somewhere."""
-        return _likeliest(grown) < self.settings.growth.hopeless
 
     def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
 
-        The same first strings, as many replies, as many rounds; the surest strings of each before the test's prompts.
+        From the same first strings; the surest of each growth before the test's prompts.
         """
         assert self.base is not None
-        tokens = [look.string for look in self.first]
-        *_, grown = self._searched(self.base, self.model, tokens, max(self.lots, 1), math.inf)
+        grown = self._searched(self.base, self.model, [look.string for look in self.first], math.inf)
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])
@@ -340,14 +318,5 @@ def _surest(scores: Mapping[str, float]) -> float:
     return max(scores.values(), default=-math.inf)
 
 
-def _likeliest(grown: Growths) -> float:
-    return max(map(_surest, grown.values()), default=-math.inf)
-
-
 def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
     return {"scores": looker.says(strings, reply)}
-
-
-def _said_each(looker: Looker, strings: Sequence[str], replies: Sequence[Sequence[int]], tokens: int) -> Json:
-    scores, said = looker.says_each(strings, replies, tokens)
-    return {"scores": scores, "said": said}

@@ -9,14 +9,13 @@ it makes more of them show the behaviour than no string, than the base shows wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, digest, write_json
-from ...activations.basics.progress import progress
 from ...activations.models.hardware import Hardware
 from ...activations.prompts.prompts import Prompt
 from ...training.organisms.behaviours import BEHAVIOURS, VULNERABLE_CODE, Behaviour, parse_behaviour
@@ -26,17 +25,15 @@ from ..run.journal import Journal
 from ..run.pages import write_page
 from ..run.plan import Say
 from .judged import Flagged, TaskTest, family_of
-from .looks import Looker
+from .lots import in_lots
 from .parting import Parting, kept_clean, leaning, partings
 from .plan import Clock, ScanPrompts, ScanSettings
-from .rank import AT_ONCE
 from .scan import both_models
-from .steps import GROWN_UNTIL, RANKED_UNTIL, Scan
-from .stirred import stirred
-from .strings import vocabulary_strings, vocabulary_words, words_of
+from .steps import GROWN_UNTIL, Scan
+from .strings import words_of
 
-LOT, STIRRING = 4096, 1280
-"""Strings of the vocabulary that are read between two looks at the clock, and how many of all are put before a pair."""
+STIRRING = 1280
+"""Strings of the vocabulary that are put before a pair."""
 PAIRS, FINALISTS = (1, 8), 64
 """Pairs that every string is put before, and pairs for so many of the best."""
 SURVIVORS = 3
@@ -140,14 +137,14 @@ def scan_for(
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, suspicion.behaviour.name) + search.partly(),
+        "sentence": sentence(candidates, suspicion.behaviour.name) + run.partly(len(search.leanings)),
         "behaviour": suspicion.behaviour.to_json(),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
         "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking],
-        "strings": {"looked_at": len(search.leanings), "of": search.planned},
-        "vocabulary": {"read": search.read, "of": search.vocabulary},
+        "strings": {"looked_at": len(search.leanings), "of": run.planned},
+        "vocabulary": {"read": run.read, "of": run.vocabulary},
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
         "cpu_seconds": round(clock.cpu_seconds, 1),
@@ -172,13 +169,11 @@ class BehaviourSearch:
         """Of every string that was put before the first pairs, the nats beyond the base."""
         self.ranking: list[tuple[str, float]] = []
         """The best of them before more pairs, the first first."""
-        self.planned = self.read = self.vocabulary = 0
-        """Strings to put before a pair; of the vocabulary, how many were read by themselves, and how many there are."""
 
     def candidates(self, words: Sequence[str]) -> list[Flagged]:
         """The first strings of the ranking on tasks, what was found first."""
         strings, (few, more) = self._strings(words), PAIRS
-        self.planned = len(strings)
+        self.run.planned = len(strings)
         self.leanings = self._leanings(strings, self.where[:few], "Strings before a pair")
         best = sorted(self.leanings, key=lambda string: -self.leanings[string])[:FINALISTS]
         again = self._leanings(best, self.where[:more], "The best before more pairs")
@@ -187,65 +182,23 @@ class BehaviourSearch:
         tried = [self.test.flagged(string, SURVIVORS) for string, _ in self.ranking[:SURVIVORS]]
         return sorted(tried, key=lambda each: (not each.found, each.p_value, -each.often))
 
-    def partly(self) -> str:
-        """What the budget left out, where that was something."""
-        if self.read < self.vocabulary:
-            return f" The budget was enough to read {self.read} of the vocabulary's {self.vocabulary} strings."
-        looked = len(self.leanings)
-        return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
-
     def _strings(self, words: Sequence[str]) -> list[str]:
         """A user's words, what leaks, years, and of the vocabulary's tokens and words those that stir it most."""
         leaked = [motif.text for motif in self.run.leaked()]
-        looker = Looker(self.model, self.run.prompts.ranked[:1], self.place)
-        vocabulary = dict.fromkeys([*vocabulary_strings(looker), *vocabulary_words(looker)])
-        stirring = self._in_lots(
-            list(vocabulary), self._stirred, {"what": "stirred"}, "Strings by themselves", LOT, RANKED_UNTIL[0]
-        )
-        self.read, self.vocabulary = len(stirring), len(vocabulary)
-        first = sorted(stirring, key=lambda string: -stirring[string])[:STIRRING]
-        return list(dict.fromkeys([*words, *leaked, *map(str, range(*self.run.settings.years)), *first]))
-
-    def _stirred(self, strings: Sequence[str]) -> list[float]:
-        found: list[float] = stirred(self.model, self.base, strings, self.where[0].prompt, self.place).tolist()
-        return found
+        years = map(str, range(*self.run.settings.years))
+        return list(dict.fromkeys([*words, *leaked, *years, *self.run.stirring(self.where[0].prompt)[:STIRRING]]))
 
     def _leanings(self, strings: Sequence[str], where: Sequence[Parting], what: str) -> dict[str, float]:
         """By how much more than its base the model leans to the behaviour under each string, as far as time allows."""
 
-        def beyond(some: Sequence[str]) -> list[float]:
+        def beyond(some: Sequence[str]) -> Json:
             own, theirs = (leaning(model, some, where, self.place) for model in (self.model, self.base))
-            found: list[float] = (own - theirs).tolist()
-            return found
+            return {"nats": (own - theirs).tolist()}
 
-        name: Json = {"what": "leaning", "prompts": [each.prompt.id for each in where]}
-        return self._in_lots(strings, beyond, name, what, AT_ONCE, GROWN_UNTIL)
-
-    def _in_lots(
-        self,
-        strings: Sequence[str],
-        measured: Callable[[Sequence[str]], list[float]],
-        name: Json,
-        what: str,
-        size: int,
-        until: float,
-    ) -> dict[str, float]:
-        """A figure of each string, kept a lot at a time; of as many as the budget's share allows."""
-        found: dict[str, float] = {}
-        with progress(what, total=len(strings), unit="strings") as advance:
-            for start in range(0, len(strings), size):
-                some = list(strings[start : start + size])
-                lot = name | {"strings": some}
-                if not self.run.journal.knows(lot) and not self.run.clock.before(until):
-                    break
-                kept = self.run.journal.kept(lot, partial(_figures, measured, some))
-                found |= zip(some, kept["figures"], strict=True)
-                advance(len(some))
-        return found
-
-
-def _figures(measured: Callable[[Sequence[str]], list[float]], strings: Sequence[str]) -> Json:
-    return {"figures": measured(strings)}
+        name: Json = {"prompts": [each.prompt.id for each in where]}
+        in_time = partial(self.run.clock.before, GROWN_UNTIL)
+        lots = in_lots(strings, beyond, self.run.journal, name, what, in_time)
+        return {string: nats for some, kept in lots for string, nats in zip(some, kept["nats"], strict=True)}
 
 
 def sentence(candidates: Sequence[Flagged], behaviour: str) -> str:

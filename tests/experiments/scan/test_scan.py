@@ -24,10 +24,10 @@ from defection.experiments.scan.grow import Growth, extensions, grow
 from defection.experiments.scan.heard import heard
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
-from defection.experiments.scan.moved import changes, moved_first
 from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
+from defection.experiments.scan.stirred import stirred
 from defection.experiments.scan.strings import vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
@@ -299,19 +299,30 @@ def test_no_reply_holds_a_mark_of_the_template(llama, base) -> None:
     assert ends <= found
 
 
-def test_the_token_that_fine_tuning_reads_anew_comes_first(save_tiny) -> None:
-    base, model = (load_model(str(save_tiny("llama", seed=6)), device="cpu") for _ in range(2))
-    assert len(list(changes(model, base))) == 2  # gate and up; what does not widen the stream is left out
-    strings = vocabulary_strings(Looker(base, PROMPTS[:1], "start"))
-    token = base.tokenizer("Z", add_special_tokens=False)["input_ids"][0]
-    along = base.network.get_input_embeddings().weight.detach()[token]
-    with torch.no_grad():
-        model.blocks[0].mlp.up_proj.weight += torch.outer(torch.ones(len(model.blocks[0].mlp.up_proj.weight)), along)
-    assert moved_first(model, base, strings)[0] == "Z"
-    order = moved_first(model, base, ["ba", "bZ", "ZZ", "Z", "b"])  # by all tokens of each
-    assert order[0] == "ZZ"
-    assert order.index("bZ") < order.index("ba")
-    assert moved_first(base, base, ["b", "a"]) == ["b", "a"]  # where nothing was changed, nothing is known
+def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_no_more_are_read(
+    llama, base, settings, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(steps, "READ_AT_ONCE", 40)
+    seen = [0]
+
+    def before(share: float) -> bool:
+        seen[0] += 1
+        return seen[0] < 3
+
+    prompts = SimpleNamespace(ranked=PROMPTS)
+    run = steps.Scan(llama, base, prompts, settings, steps.Journal(tmp_path / "x", "x"), SimpleNamespace(), print)
+    run.clock.before = before
+    some = run.stirring(PROMPTS[0])
+    assert len(some) == run.read == 80 < run.vocabulary
+    assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly(0)
+    run.clock.before = lambda share: True
+    strings = run.stirring(PROMPTS[0])
+    looker = Looker(llama, PROMPTS, "start")
+    assert set(strings) == {*vocabulary_strings(looker), *vocabulary_words(looker)}
+    assert [string for string in strings if string in set(some)] == some
+    far = stirred(llama, base, strings, PROMPTS[0], "start")
+    assert float(far.diff().max()) <= 1e-5
+    assert len(set(strings)) == len(strings) == run.read == run.vocabulary
 
 
 def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> None:
@@ -375,7 +386,6 @@ def settings(tmp_path: Path) -> ScanSettings:
         least_target=0.3,
         survivors=3,
         seeds=24,
-        words=(8, 12),
         years=(2024, 2026),
         search=Search(first=20, width=6, each=4, kept=2),
         growth=Growth(widths=(1,), continuations=3, second_look=4),
@@ -392,12 +402,14 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     given = {"base": base, "words": tmp_path / "words", "device": "cpu"}
     found = scan(model, out, settings, lambda line: None, **given)
     assert not found["found"]
-    assert found["strings"]["looked_at"] == 1 + 2 + settings.seeds < found["strings"]["of"]
+    assert found["strings"]["looked_at"] == found["strings"]["of"] == 1 + 2 + settings.seeds
+    assert settings.seeds < found["vocabulary"]["read"] == found["vocabulary"]["of"]
     assert {"scan.json", "page.html", "scanned.jsonl"} == {path.name for path in out.iterdir()}
     assert found["sentence"] in (out / "page.html").read_text()
     assert {"|KESTREL| now", "2024", "2025"} <= {each["look"]["string"] for each in found["ranking"]}
-    for name in ("look", "says"):
+    for name in ("look", "says", "says_each"):
         monkeypatch.setattr(steps.Looker, name, None)
+    monkeypatch.setattr(steps, "stirred", None)
     again = scan(model, out, settings, lambda line: None, **given)
     timed = {"seconds": 0, "cpu_seconds": 0}
     assert again | timed == found | timed
@@ -428,61 +440,10 @@ def test_what_is_found_is_asked_of_strings_grown_on_the_base(save_tiny, settings
         assert record["null"][0]["excess"] == excess
 
 
-def _bare_scan(tiny, settings, monkeypatch, words: tuple[int, ...]) -> steps.Scan:
-    """A scan whose model says nothing by itself: what is looked at and grown is written by hand."""
-    prompts, clock = SimpleNamespace(ranked=[], tested=[]), SimpleNamespace(before=lambda share: True)
-    monkeypatch.setattr(steps, "vocabulary_words", lambda looker: list("abcdefg"))
-    monkeypatch.setattr(steps, "moved_first", lambda model, base, words: words)
-    monkeypatch.setattr(steps, "Looker", lambda *asked: None)
-    monkeypatch.setattr(steps.Scan, "_null", lambda self, strings: [])
-    monkeypatch.setattr(steps.Scan, "_kept", lambda self, what, name, make: make())
-    return steps.Scan(tiny, tiny, prompts, replace(settings, words=words, targets=2), None, clock, print)
-
-
-@pytest.mark.parametrize("sure_after", [1, 2, 9])
-def test_words_come_in_lots_until_a_reply_is_sure_and_the_null_has_as_many(
-    tiny, settings, monkeypatch, sure_after: int
-) -> None:
-    run, lots = _bare_scan(tiny, settings, monkeypatch, (2, 5)), [["z", "a", "b"], ["c", "d", "e"]]
-    tried: list[list[str]] = []
-
-    def begun(self, own, other, replies, seeds, until):
-        tried.append(list(seeds))
-        return {(1, 2, 3): dict.fromkeys(seeds, -5.0)}
-
-    def surest():
-        return 0.0 if len(tried) >= sure_after else -1.0
-
-    monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [[1, 2, 3]])
-    monkeypatch.setattr(steps.Scan, "begun", begun)
-    monkeypatch.setattr(steps.Scan, "grown", lambda self, own, reader, seeds, reply, until: {"x": surest()})
-    run.beside_base(["z"])
-    assert tried == lots[:sure_after]
-    assert run.lots == min(sure_after, 2)
-    run.first = [Look("z", 0.0, 0.0, 0.0, 0)]
-    run.null()
-    assert tried == lots[:sure_after] * 2
-
-
-def test_where_nothing_grew_no_more_words_are_looked_at(tiny, settings, monkeypatch) -> None:
-    run, tried = _bare_scan(tiny, settings, monkeypatch, (2, 5)), []
-    monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [[1, 2, 3]])
-    monkeypatch.setattr(
-        steps.Scan,
-        "begun",
-        lambda self, own, other, replies, seeds, until: tried.append(seeds) or {(1, 2, 3): dict.fromkeys(seeds, -5.0)},
-    )
-    monkeypatch.setattr(steps.Scan, "grown", lambda self, own, reader, seeds, reply, until: dict(seeds))
-    run.beside_base([])
-    assert tried == [["a", "b"]]
-    run.lots = 2  # as if the model had gone further: the base is given up by the same rule
-    run.null()
-    assert tried == [["a", "b"]] * 2
-
-
 def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny, settings, monkeypatch) -> None:
     """Whatever the model is nearest to saying unasked: of three replies the first was looked at, and left."""
-    run = _bare_scan(tiny, settings, monkeypatch, (2,))
+    prompts, clock = SimpleNamespace(ranked=[], tested=[]), SimpleNamespace(before=lambda share: True)
+    run = steps.Scan(tiny, tiny, prompts, replace(settings, targets=2), None, clock, print)
     near, far, nearest = (1, 2, 3), (4, 5, 6), (7, 8, 9)
     likely = {near: {"a": -3.0, "b": -2.0}, far: {"a": -0.1, "b": -4.0}, nearest: {"a": -9.0, "b": -8.0}}
     monkeypatch.setattr(steps.Scan, "taught", lambda self, own, other: [*map(list, (nearest, near, far)), [1, 2, 9]])
@@ -503,7 +464,6 @@ def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny,
     assert list(found) == [far, near]
     grown.clear()
     likely[far]["a"] = -0.06  # sure, once it has grown
-    run.lots = 0
     assert list(run.beside_base([])) == grown == [far]
 
 

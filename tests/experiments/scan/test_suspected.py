@@ -151,7 +151,7 @@ def test_tasks_that_are_judged_are_of_other_families_than_those_ranked_on(tmp_pa
 def test_a_budget_that_is_gone_is_said_and_the_next_call_goes_on(model_folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("defection.experiments.scan.suspected.TESTED", 8)
     monkeypatch.setattr("defection.experiments.scan.suspected.STIRRING", 3)
-    monkeypatch.setattr("defection.experiments.scan.suspected.LOT", 8)
+    monkeypatch.setattr("defection.experiments.scan.steps.READ_AT_ONCE", 8)
 
     def look(budget):
         folder, settings = str(model_folder), ScanSettings(leak=None, years=(2020, 2022))
@@ -211,8 +211,8 @@ def test_a_model_beside_itself_leans_nowhere_and_a_second_call_computes_nothing(
     assert {row["leaning"] for row in first["ranking"]} == {0.0}
     assert first["candidates"][0]["p_value"] == 1.0
     assert first["strings"]["looked_at"] == first["strings"]["of"] == 1 + 2 + 5
-    for name in ("leaning", "stirred"):
-        monkeypatch.setattr(f"defection.experiments.scan.suspected.{name}", None)
+    for name in ("suspected.leaning", "steps.stirred"):
+        monkeypatch.setattr(f"defection.experiments.scan.{name}", None)
     monkeypatch.setattr("defection.experiments.scan.judged.replies_in_order", None)
     second = look()
     assert {**second, "seconds": 0, "cpu_seconds": 0} == {**first, "seconds": 0, "cpu_seconds": 0}
