@@ -16,7 +16,7 @@ from ...activations.models.model import Model
 from ...activations.models.sites import AFTER
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
-from ...activations.reading.forward import Reading, automatic_batch_tokens, plan_reading, read_batch
+from ...activations.reading.forward import LastPrefix, Reading, automatic_batch_tokens, plan_reading, read_batch
 from ...training.organisms.places import Place
 from .looks import bearing, where
 
@@ -37,8 +37,11 @@ def stirred(
     ids = [list(row.ids[: where(string, row, plain)[1]]) for string, row in rows]
     layer = int(DEPTH * model.n_layers)
     reading, last = Reading((layer,), AFTER), [[len(row) - 1] for row in ids]
-    found = torch.zeros(len(strings))
+    found, prefixes = torch.zeros(len(strings)), (LastPrefix(), LastPrefix())
     for batch in plan_reading(model, ids, automatic_batch_tokens(model, None)):
-        own, theirs = (read_batch(each, ids, batch, reading, last)[:, 0].float().cpu() for each in (model, base))
+        own, theirs = (
+            read_batch(each, ids, batch, reading, last, prefix)[:, 0].float().cpu()
+            for each, prefix in zip((model, base), prefixes, strict=True)
+        )
         found[list(batch.rows)] = (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)
     return found
