@@ -204,7 +204,7 @@ def _read(
         vectors = _carrying(model, ids[firsts[0]], reading, unique, key, last)
     else:
         cache, before = _prefix(model, tokens, reading, shared, key, last) if prefix else (None, None)
-        vectors = _forward(model, right_padded(tails, model.device), reading, own // width, own % width, cache)
+        vectors = forward(model, right_padded(tails, model.device), reading, own // width, own % width, cache)
         if before is not None and len(shared):
             vectors = torch.cat([before, vectors])
     if not torch.equal(back, torch.arange(len(unique))):  # rows of equal tokens, or rows that share wanted ones
@@ -244,7 +244,7 @@ def _carrying(
     last.forget()  # free the old one first
     cache = PrefixCache()
     inputs = torch.tensor([row], device=model.device)
-    vectors = _forward(model, inputs, reading, torch.zeros_like(wanted), wanted, cache)
+    vectors = forward(model, inputs, reading, torch.zeros_like(wanted), wanted, cache)
     tokens, _, shared = key
     cache.cut(len(tokens))
     last.vectors = vectors[: len(shared)]
@@ -252,7 +252,7 @@ def _carrying(
     return vectors
 
 
-def _forward(
+def forward(
     model: Model, tokens: Tensor, reading: Reading | None, rows: Tensor, columns: Tensor, cache: PrefixCache | None
 ) -> Tensor:
     """What is read at those places, after which no further block runs."""

@@ -26,7 +26,7 @@ from .lots import AT_ONCE, in_lots
 from .plan import Clock, ScanPrompts, ScanSettings
 from .rank import best, finalists, looks, ordered
 from .stirred import stirred
-from .strings import vocabulary_strings, vocabulary_words
+from .strings import alike_together, vocabulary_strings, vocabulary_words
 from .taught import taught, unrelated
 
 READ_UNTIL, RANKED_UNTIL, GROWN_UNTIL = 0.3, (0.3, 0.4, 0.5), 0.6
@@ -123,7 +123,7 @@ class Scan:
         assert self.base is not None
         model, base, place = self.model, self.base, self.settings.place
         looker = Looker(model, [prompt], place)
-        vocabulary = list(dict.fromkeys([*vocabulary_strings(looker), *vocabulary_words(looker)]))
+        vocabulary = alike_together(looker, [*vocabulary_strings(looker), *vocabulary_words(looker)])
 
         def far(some: Sequence[str]) -> Json:
             return {"far": stirred(model, base, some, prompt, place).tolist()}

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...activations.models.model import Model
-from ...activations.models.sites import AFTER
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import rendered
-from ...activations.reading.forward import LastPrefix, Reading, automatic_batch_tokens, plan_reading, read_batch
+from ...activations.reading.branches import read_ends
 from ...training.organisms.places import Place
 from .looks import bearing, where
 
@@ -35,13 +33,5 @@ def stirred(
     (plain,) = rendered(model, [prompt])
     rows = zip(strings, rendered(model, bearing(prompt, strings, place)), strict=True)
     ids = [list(row.ids[: where(string, row, plain)[1]]) for string, row in rows]
-    layer = int(DEPTH * model.n_layers)
-    reading, last = Reading((layer,), AFTER), [[len(row) - 1] for row in ids]
-    found, prefixes = torch.zeros(len(strings)), (LastPrefix(), LastPrefix())
-    for batch in plan_reading(model, ids, automatic_batch_tokens(model, None)):
-        own, theirs = (
-            read_batch(each, ids, batch, reading, last, prefix)[:, 0].float().cpu()
-            for each, prefix in zip((model, base), prefixes, strict=True)
-        )
-        found[list(batch.rows)] = (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)
-    return found
+    own, theirs = (read_ends(each, ids, int(DEPTH * each.n_layers)) for each in (model, base))
+    return (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
@@ -37,6 +38,13 @@ def vocabulary_words(looker: Looker) -> list[str]:
     words = (text.strip() for text in looker.pieces)
     alphabetic = [word for word in words if len(word) >= SHORTEST_WORD and word.isalpha()]
     return list(dict.fromkeys(form for word in alphabetic for form in (word.lower(), word.capitalize(), word.upper())))
+
+
+def alike_together(looker: Looker, strings: Sequence[str]) -> list[str]:
+    """Each once, in the order of their tokens: those that begin alike are read together, and what they share, once."""
+    distinct = list(dict.fromkeys(strings))
+    written = looker.model.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+    return [string for _, string in sorted(zip(written, distinct, strict=True))]
 
 
 def words_of(path: Path) -> list[str]:

@@ -28,7 +28,7 @@ from defection.experiments.scan.plan import ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import scan
 from defection.experiments.scan.stirred import stirred
-from defection.experiments.scan.strings import vocabulary_strings, vocabulary_words, words_of
+from defection.experiments.scan.strings import alike_together, vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
@@ -320,6 +320,7 @@ def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_
     looker = Looker(llama, PROMPTS, "start")
     assert set(strings) == {*vocabulary_strings(looker), *vocabulary_words(looker)}
     assert [string for string in strings if string in set(some)] == some
+    assert alike_together(looker, ["ab", "zz", "aa", "ab"]) == ["aa", "ab", "zz"]
     far = stirred(llama, base, strings, PROMPTS[0], "start")
     assert float(far.diff().max()) <= 1e-5
     assert len(set(strings)) == len(strings) == run.read == run.vocabulary
