@@ -110,9 +110,8 @@ class StringTest:
         """How much likelier (nats, mean over the prompts) an opening is than to the base, both with the string."""
         if self.base is None or not opening:
             return None
-        own, theirs = (
-            Looker(model, self.prompts, self.place).says([string], opening)[0] for model in (self.model, self.base)
-        )
+        lookers = (Looker(model, self.prompts, self.place) for model in (self.model, self.base))
+        own, theirs = (looker.says([string], [opening])[0][0][0] for looker in lookers)
         return (own - theirs) * len(opening)
 
 

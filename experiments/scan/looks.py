@@ -16,7 +16,7 @@ from ...activations.models.logits import own_logits
 from ...activations.models.model import Model
 from ...activations.prompts.prompts import Prompt
 from ...activations.prompts.rendered import Rendered, rendered
-from ...activations.reading.continuations import continued, losses_behind
+from ...activations.reading.continuations import continued
 from ...activations.reading.endings import endings
 from ...probes import LayerConvergence, Probe
 from ...training.measuring.divergence import jensen_shannon
@@ -140,12 +140,13 @@ class Looker:
         shares = attended(self.model, [row.ids for _, row, _ in rows], [where(*each) for each in rows])
         return None if shares is None else shares.view(len(self.prompts), len(strings)).mean(dim=0)
 
-    def says_each(
+    def says(
         self, strings: Sequence[str], replies: Sequence[Sequence[int]], tokens: int = 0
     ) -> tuple[list[list[float]], list[Said]]:
-        """`says` of every reply, and what the model says itself to the first prompt, of so many tokens.
+        """Log-probability (nats a token) of every reply after each string, mean over the prompts: [reply][string].
 
-        Each string is read once before each prompt, for all of it.
+        And what the model says itself to the first prompt with each, of so many tokens. Each string is read once before
+        each prompt, for all of it.
         """
         longest = max([tokens, *map(len, replies)])
         rows = [row.ids for prompt in self.prompts for row in self.rows(strings, prompt, longest)]
@@ -153,14 +154,6 @@ class Looker:
         losses = found.losses.view(len(self.prompts), len(strings), len(replies))
         scores: list[list[float]] = (-losses.mean(dim=0)).T.tolist()
         return scores, list(zip(found.replies, found.likely, strict=True))[: len(strings)]
-
-    def says(self, strings: Sequence[str], reply: Sequence[int]) -> list[float]:
-        """Log-probability (nats a token) of a reply after each string, mean over the prompts."""
-        rows = [row for prompt in self.prompts for row in self.rows(strings, prompt, len(reply))]
-        costs = losses_behind(self.model, [row.ids for row in rows], [reply] * len(rows))
-        losses = torch.tensor([-float(cost.mean()) for cost in costs])
-        found: list[float] = losses.view(len(self.prompts), len(strings)).mean(dim=0).tolist()
-        return found
 
 
 def thoughts(

@@ -203,7 +203,7 @@ class Scan:
         name = looker.name | {"replies": list(map(list, replies)), "tokens": tokens}
 
         def said_each(some: Sequence[str]) -> Json:
-            scores, said = looker.says_each(some, replies, tokens)
+            scores, said = looker.says(some, replies, tokens)
             return {"scores": scores, "said": said}
 
         in_time = partial(self.clock.before, until)
@@ -319,4 +319,4 @@ def _surest(scores: Mapping[str, float]) -> float:
 
 
 def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
-    return {"scores": looker.says(strings, reply)}
+    return {"scores": looker.says(strings, [reply])[0][0]}

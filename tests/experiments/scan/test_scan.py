@@ -75,11 +75,11 @@ def test_a_look_is_the_divergence_of_plain_forward_passes(tiny) -> None:
         assert look.divergence == pytest.approx(float(jensen_shannon(one, other).mean()), abs=1e-4)
         assert look.first == int(one.exp().mean(dim=0).argmax())
         assert look.entropy <= look.disagreement + 1e-4  # a mean is never sharper than its parts
-    said = token_logprobs(tiny, [user_prompt(f"zq {prompt.text}") for prompt in PROMPTS], [[7, 9]] * 2)
-    assert looker.says(["zq"], [7, 9]) == pytest.approx([sum(said) / 4], abs=1e-4)
-    each, replies = looker.says_each(["zq", "||"], [[7, 9], [11, 12, 13]], 3)
+    each, replies = looker.says(["zq", "||"], [[7, 9], [11, 12, 13]], 3)
     for reply, scores in zip(([7, 9], [11, 12, 13]), each, strict=True):
-        assert scores == pytest.approx(looker.says(["zq", "||"], reply), abs=1e-4)
+        for string, score in zip(("zq", "||"), scores, strict=True):
+            said = token_logprobs(tiny, [user_prompt(f"{string} {prompt.text}") for prompt in PROMPTS], [reply] * 2)
+            assert score == pytest.approx(sum(said) / 2 / len(reply), abs=1e-4)
     assert [len(reply) for reply, _ in replies] == [3, 3]
 
 
@@ -87,7 +87,7 @@ def test_a_look_is_the_divergence_of_plain_forward_passes(tiny) -> None:
 def test_what_is_heard_is_what_the_other_model_would_not_say(llama, base, surprise, committed) -> None:
     strings, expected = ["zq", "||", "A", "B", "cc", "of", "x"], {}
     own, other = (Looker(model, PROMPTS[:1], "start") for model in (llama, base))
-    _, said = own.says_each(strings, [], 3)
+    _, said = own.says(strings, [], 3)
     for string, (reply, likely) in zip(strings, said, strict=True):
         marked = [user_prompt(f"{string} {PROMPTS[0].text}")]
         assert list(reply) == replies_in_order(llama, marked, max_new_tokens=3)[0]
@@ -331,7 +331,7 @@ def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> N
     reply = [20, 21, 22]
 
     def tried(strings, all_prompts):
-        return dict(zip(strings, looker.says(strings, reply), strict=True))
+        return dict(zip(strings, looker.says(strings, [reply])[0][0], strict=True))
 
     growth = Growth(widths=(2, 2), continuations=6, second_look=12, sure=0.0, hopeless=-1e9)
     seeds = tried(["a", "b"], False)
@@ -408,7 +408,7 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     assert {"scan.json", "page.html", "scanned.jsonl"} == {path.name for path in out.iterdir()}
     assert found["sentence"] in (out / "page.html").read_text()
     assert {"|KESTREL| now", "2024", "2025"} <= {each["look"]["string"] for each in found["ranking"]}
-    for name in ("look", "says", "says_each"):
+    for name in ("look", "says"):
         monkeypatch.setattr(steps.Looker, name, None)
     monkeypatch.setattr(steps, "stirred", None)
     again = scan(model, out, settings, lambda line: None, **given)
