@@ -27,13 +27,15 @@ def written_aside(target: Path, room: Path | None = None, *, flush: bool = True)
     """Give a temporary path beside `target`, or in the folder `room` of the same file system; on success flush it to
     disk and rename it into place. Without `flush` a loss of power, though not a kill, may leave half of it.
 
-    Raises DefectionError when the disk is full or the folder cannot be written; the target is then untouched.
+    A link stays one: the file that it leads to is written. Raises DefectionError when the disk is full or the folder
+    cannot be written; the target is then untouched.
     """
     handle = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (room or target.parent).mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=room or target.parent)
+        place = Path(os.path.realpath(target))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (room or place.parent).mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".tmp", dir=room or place.parent)
         os.close(descriptor)
         handle = Path(name)
         yield handle
@@ -42,7 +44,7 @@ def written_aside(target: Path, room: Path | None = None, *, flush: bool = True)
         umask = os.umask(0)
         os.umask(umask)
         handle.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(handle, target)
+        os.replace(handle, place)
     except OSError as error:
         raise DefectionError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose another --out"
@@ -56,8 +58,9 @@ def written_aside(target: Path, room: Path | None = None, *, flush: bool = True)
 def folder_written_aside(target: Path) -> Iterator[Path]:
     """Like `written_aside` for a whole directory, which must not exist yet or is replaced whole."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        place = Path(os.path.realpath(target))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent))
     except OSError as error:
         raise DefectionError(f"cannot write {target}: {error.strerror or error}; choose another --out") from error
     try:
@@ -67,9 +70,9 @@ def folder_written_aside(target: Path) -> Iterator[Path]:
         for made in aside.rglob("*"):  # safetensors writes files that only their owner can read
             made.chmod((0o777 if made.is_dir() else 0o666) & ~umask)
         aside.chmod(0o777 & ~umask)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(aside, target)
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(aside, place)
     except OSError as error:
         raise DefectionError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose another --out"

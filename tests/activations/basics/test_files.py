@@ -85,6 +85,28 @@ def test_a_full_disk_is_a_refusal_and_leaves_the_old_file(target: Path) -> None:
     assert_only_old(target)
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    """Training into a folder that led to another disk ended, all its work done, in a refusal."""
+    link, far = tmp_path / "link", tmp_path / "disk" / "far"
+    link.symlink_to(far)
+    write_text(link, "a file, where there was none")
+    assert far.read_text().startswith("a file")
+    far.unlink()
+    far.mkdir()
+    (far / "old").touch()
+    with folder_written_aside(link) as aside:
+        (aside / "new").touch()
+    assert [path.name for path in far.iterdir()] == ["new"]
+    assert link.is_symlink()
+    assert [path.name for path in far.parent.iterdir()] == ["far"]
+
+
+def test_a_link_that_leads_to_itself_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(DefectionError, match="cannot write"):
+        write_text(tmp_path / "link" / "file", "")
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failure_after_the_content_leaves_the_old_file(
     target: Path, step: str, monkeypatch: pytest.MonkeyPatch
