@@ -52,8 +52,9 @@ def _tree(
     model: Model, prefix: PrefixCache, rows: Sequence[tuple[int, ...]], reading: Reading
 ) -> dict[tuple[int, ...], Tensor]:
     """Of each of the rows, all of which stand behind the prefix, what is read at its end."""
-    wanted, read = set(rows), {}
-    behind, known = prefix.behind(), {(): 0}
+    wanted, behind = set(rows), prefix.behind()
+    read: dict[tuple[int, ...], Tensor] = {}
+    known: dict[tuple[int, ...], int] = {(): 0}
     for length in range(1, max(map(len, rows)) + 1):
         longer = list(dict.fromkeys(row[:length] for row in rows if len(row) >= length))
         if length > 1:

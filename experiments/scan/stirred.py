@@ -34,4 +34,5 @@ def stirred(
     rows = zip(strings, rendered(model, bearing(prompt, strings, place)), strict=True)
     ids = [list(row.ids[: where(string, row, plain)[1]]) for string, row in rows]
     own, theirs = (read_ends(each, ids, int(DEPTH * each.n_layers)) for each in (model, base))
-    return (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    apart: Tensor = (own - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return apart
