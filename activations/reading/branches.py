@@ -58,7 +58,7 @@ def _tree(
     for length in range(1, max(map(len, rows)) + 1):
         longer = list(dict.fromkeys(row[:length] for row in rows if len(row) >= length))
         if length > 1:
-            behind.batch_select_indices(torch.tensor([known[row[:-1]] for row in longer], device=model.device))
+            behind.batch_select_indices(torch.tensor([known[row[:-1]] for row in longer]))
             behind.keep_next()
         tokens = torch.tensor([row[-1:] for row in longer], device=model.device)
         places = torch.arange(len(longer))
