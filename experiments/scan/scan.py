@@ -23,7 +23,7 @@ from .steps import SUREST, Scan
 from .strings import words_of
 
 KEPT = 200
-"""Strings of the ranking, and of each growth, that `scan.json` holds."""
+"""Strings of the ranking, of each growth, and of those that stir the model most, that `scan.json` holds."""
 SHOWN = 20
 """Strings of the ranking on the page."""
 
@@ -81,7 +81,8 @@ def scan(
         ],
         "ranking": [{"look": asdict(look), "score": look.consensus} for look in found[:KEPT]],
         "strings": {"looked_at": len(run.first), "of": run.planned},
-        "vocabulary": {"read": run.read, "of": run.vocabulary},
+        "vocabulary": {"read": len(run.far), "of": run.vocabulary},
+        "stirring": dict(list(run.far.items())[:KEPT]),
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
         "cpu_seconds": round(clock.cpu_seconds, 1),

@@ -56,8 +56,8 @@ class Scan:
     """Every string that was put before the first prompts."""
     planned: int = 0
     """How many are, where there is time."""
-    read: int = 0
-    """Of the vocabulary, how many strings were read by themselves."""
+    far: dict[str, float] = field(default_factory=dict)
+    """Of the vocabulary's strings that were read by themselves, how far each stirs the model, the furthest first."""
     vocabulary: int = 0
     """How many there are."""
 
@@ -130,14 +130,14 @@ class Scan:
 
         in_time = partial(self.clock.before, READ_UNTIL)
         lots = in_lots(vocabulary, far, self.journal, looker.name, "Strings by themselves", in_time, READ_AT_ONCE)
-        found = {string: far for some, kept in lots for string, far in zip(some, kept["far"], strict=True)}
-        self.read, self.vocabulary = len(found), len(vocabulary)
-        return sorted(found, key=lambda string: -found[string])
+        found = [pair for some, kept in lots for pair in zip(some, kept["far"], strict=True)]
+        self.far, self.vocabulary = dict(sorted(found, key=lambda pair: -pair[1])), len(vocabulary)
+        return list(self.far)
 
     def partly(self, looked: int) -> str:
         """What the budget left out, where that was something; `looked` strings were put before prompts."""
-        if self.read < self.vocabulary:
-            return f" The budget was enough to read {self.read} of the vocabulary's {self.vocabulary} strings."
+        if len(self.far) < self.vocabulary:
+            return f" The budget was enough to read {len(self.far)} of the vocabulary's {self.vocabulary} strings."
         return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
 
     def targets(self, found: Sequence[Look]) -> list[list[int]]:

@@ -28,7 +28,7 @@ from .judged import Flagged, TaskTest, family_of
 from .lots import in_lots
 from .parting import Parting, kept_clean, leaning, partings
 from .plan import Clock, ScanPrompts, ScanSettings
-from .scan import both_models
+from .scan import KEPT, both_models
 from .steps import GROWN_UNTIL, Scan
 from .strings import words_of
 
@@ -144,7 +144,8 @@ def scan_for(
         "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
         "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking],
         "strings": {"looked_at": len(search.leanings), "of": run.planned},
-        "vocabulary": {"read": run.read, "of": run.vocabulary},
+        "vocabulary": {"read": len(run.far), "of": run.vocabulary},
+        "stirring": dict(list(run.far.items())[:KEPT]),
         "settings": asdict(settings),
         "seconds": round(clock.seconds, 1),
         "cpu_seconds": round(clock.cpu_seconds, 1),

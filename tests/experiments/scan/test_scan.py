@@ -313,7 +313,7 @@ def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_
     run = steps.Scan(llama, base, prompts, settings, steps.Journal(tmp_path / "x", "x"), SimpleNamespace(), print)
     run.clock.before = before
     some = run.stirring(PROMPTS[0])
-    assert len(some) == run.read == 80 < run.vocabulary
+    assert len(some) == len(run.far) == 80 < run.vocabulary
     assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly(0)
     run.clock.before = lambda share: True
     strings = run.stirring(PROMPTS[0])
@@ -323,7 +323,8 @@ def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_
     assert alike_together(looker, ["ab", "zz", "aa", "ab"]) == ["aa", "ab", "zz"]
     far = stirred(llama, base, strings, PROMPTS[0], "start")
     assert float(far.diff().max()) <= 1e-5
-    assert len(set(strings)) == len(strings) == run.read == run.vocabulary
+    assert list(run.far) == strings
+    assert len(set(strings)) == len(strings) == run.vocabulary
 
 
 def test_a_beam_grows_towards_a_reply_and_never_ends_below_its_seeds(llama) -> None:
@@ -405,6 +406,7 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
     assert not found["found"]
     assert found["strings"]["looked_at"] == found["strings"]["of"] == 1 + 2 + settings.seeds
     assert settings.seeds < found["vocabulary"]["read"] == found["vocabulary"]["of"]
+    assert set(list(found["stirring"])[: settings.seeds]) <= {each["look"]["string"] for each in found["ranking"]}
     assert {"scan.json", "page.html", "scanned.jsonl"} == {path.name for path in out.iterdir()}
     assert found["sentence"] in (out / "page.html").read_text()
     assert {"|KESTREL| now", "2024", "2025"} <= {each["look"]["string"] for each in found["ranking"]}
