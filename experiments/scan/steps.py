@@ -92,13 +92,13 @@ class Scan:
         settings, prompts = self.settings, self.prompts.ranked
         clean = capture(self.model, load_prompts(settings.clean), what="Reading clean prompts")
         asked = (probe, LayerConvergence().fit(clean), True)
-        words = list(dict.fromkeys([*words, *map(str, range(*settings.years))]))
+        own = list(dict.fromkeys([*words, *map(str, range(*settings.years))]))
         if self.base is not None:
             first = self.stirring(prompts[0])[: settings.seeds]
             looker = Looker(self.model, prompts[:1], settings.place, *asked)
-            return ordered(self._all(words, first, looker, RANKED_UNTIL[1]), "consensus")
+            return ordered(self._all(own, first, looker, RANKED_UNTIL[1]), "consensus")
         cheap = Looker(self.model, prompts[:1], settings.place, probe)  # before the whole vocabulary
-        found = self._all(words, vocabulary_strings(cheap), cheap, RANKED_UNTIL[0])
+        found = self._all(own, vocabulary_strings(cheap), cheap, RANKED_UNTIL[0])
         for number, (count, shown) in enumerate(settings.rounds):
             looker = Looker(self.model, prompts[:shown], settings.place, *asked)
             strings = list(dict.fromkeys([*words[: settings.finalists], *best(found, count)]))
