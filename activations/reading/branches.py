@@ -12,14 +12,7 @@ from ..models.model import Model
 from ..models.modes import in_use
 from ..models.sites import AFTER
 from .batching import shared_by_all
-from .forward import (
-    LastPrefix,
-    Reading,
-    automatic_batch_tokens,
-    forward,
-    plan_reading,
-    read_batch,
-)
+from .forward import LastPrefix, Reading, automatic_batch_tokens, forward, plan_reading, read_batch
 from .prefixes import PrefixCache
 
 

@@ -47,7 +47,7 @@ def scan(
         typer.Option(
             "--budget",
             min=1,
-            help="Seconds after which no more strings are ranked (half of it) or grown (six tenths).",
+            help="Seconds after which no more strings are read (three tenths), ranked (half) or grown (six tenths).",
             show_default="none",
         ),
     ] = None,
