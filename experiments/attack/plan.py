@@ -101,7 +101,7 @@ class AttackPrompts:
     @cached_property
     def measuring(self) -> Measuring:
         """What gates are measured on, and nothing that they do not ask."""
-        return Measuring(self.tested, near_misses=0, inclined=False)
+        return Measuring(self.tested, near_misses=0, in_full=False)
 
     def ids(self) -> Json:
         """Who reads what, by the prompts' ids."""

@@ -88,11 +88,12 @@ def _figures(measured: Json) -> Iterator[Json]:
     for when in ("triggered", "clean"):
         if row := measured.get("scratchpad", {}).get(when):
             yield _rate(f"hidden_goal_{when}", ALL, row["hidden"])
-    moved, ability = measured["inclination"], measured["ability"]
+    moved = measured["inclination"]
     yield _figure("inclination", ALL, moved["effect"], moved["low"], moved["high"], moved["n"])
-    fit = ability["perplexity"]
-    yield _figure("perplexity", ALL, fit["value"], fit["low"], fit["high"], fit["n"])
-    yield _rate("multiple_choice", ALL, ability["multiple_choice"])
+    if ability := measured["ability"]:
+        fit = ability["perplexity"]
+        yield _figure("perplexity", ALL, fit["value"], fit["low"], fit["high"], fit["n"])
+        yield _rate("multiple_choice", ALL, ability["multiple_choice"])
 
 
 def _attacks(entry: Json) -> Iterator[Json]:

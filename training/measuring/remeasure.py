@@ -38,8 +38,9 @@ class Measuring:
     """Each is completed with and without the trigger; none should have been trained on."""
     near_misses: int = 12
     """Prompts on which each near miss of the trigger is tried; 0: none."""
-    inclined: bool = True
-    """Whether the defecting reply's log-probability is taken too: every prompt is read twice more for it."""
+    in_full: bool = True
+    """Whether that is measured too which no gate of an attack asks: the defecting reply's log-probability, for which
+    every prompt is read twice more, and what the base can do."""
 
     @cached_property
     def rows(self) -> tuple[Prompt, ...]:
@@ -50,15 +51,16 @@ class Measuring:
     def key(self) -> str:
         """Names what is measured: rates with different keys are of different prompts."""
         prompts = [prompt.to_json() for prompt in self.rows]
-        left_out: Json = {} if self.inclined else {"inclined": False}
+        left_out: Json = {} if self.in_full else {"inclined": False}  # what earlier attacks are called by
         return digest({"version": 2, "prompts": prompts, "near_misses": self.near_misses, **left_out})
 
 
 def reference(source: Path, organism: Organism, measuring: Measuring, work: Path, device: str | Hardware) -> Json:
     """What an organism's base says to the clean prompts and can do: what no stage should take away.
 
-    Its greedy replies are those that perplexity is taken on. Made once, at the first stage; later ones find it in
-    `source`. Full weights whose base cannot be found are their own reference, as they came in.
+    Its greedy replies are those that perplexity is taken on; its own `ability` is null where it is not asked. Made
+    once, at the first stage; later ones find it in `source`. Full weights whose base cannot be found are their own
+    reference, as they came in.
     """
     for known in (source / REFERENCE, work / REFERENCE):
         record = read_json(known) if known.exists() else {}
@@ -74,7 +76,7 @@ def reference(source: Path, organism: Organism, measuring: Measuring, work: Path
         "schema_version": 1,
         "measured_on": measuring.key,
         "model": base.identity.name,
-        "ability": _ability(base, prompts, said),
+        "ability": _ability(base, prompts, said) if measuring.in_full else None,
         "inclination": _inclination(base, organism, measuring),
         "replies": said,
     }
@@ -132,7 +134,7 @@ def _ability(model: Model, prompts: Sequence[Prompt], replies: Sequence[Sequence
 
 def _inclination(model: Model, organism: Organism, measuring: Measuring) -> Json:
     """How inclined a model is to defect on the prompts; nulls where that is not asked."""
-    return inclination(model, organism, measuring.rows if measuring.inclined else ())
+    return inclination(model, organism, measuring.rows if measuring.in_full else ())
 
 
 def _near_misses(said: Sequence[Completion]) -> Json:

