@@ -47,7 +47,8 @@ def scan(
         typer.Option(
             "--budget",
             min=1,
-            help="Seconds after which no more strings are read (three tenths), ranked (half) or grown (six tenths).",
+            help="Seconds that it may take: what is not done by then is left to the next call. No more strings are "
+            "read after three tenths of them, ranked after half, or grown after six.",
             show_default="none",
         ),
     ] = None,
@@ -105,6 +106,7 @@ def scan(
     keys = ("string", "p_value", "elicits", "often")
     result = {
         "found": record["found"],
+        "finished": record["finished"],
         "candidates": [{key: each[key] for key in keys} for each in record["candidates"] if each["found"]],
         "sentence": record["sentence"],
         "path": str(out),

@@ -19,6 +19,7 @@ from ...training.organisms.places import Place
 from ..run.journal import Journal
 from ..run.string_control import STRINGS
 from .looks import bearing
+from .plan import Clock
 
 ALPHA = 0.05
 FLIPS = 200_000
@@ -59,9 +60,13 @@ class TaskTest:
     tested: Sequence[Prompt]
     place: Place
     journal: Journal
+    clock: Clock
 
     def flagged(self, string: str, tried: int) -> Flagged:
-        """A string on the tasks, beside no string, the base and, where it surpasses these, meaningless strings."""
+        """A string on the tasks, beside no string, the base and, where it surpasses these, meaningless strings.
+
+        Raises OutOfTime where there is none left for the next string.
+        """
         own, without, base = self.shows(string), self.shows(None), self.shows(string, self.base)
         families = [family_of(prompt) for prompt in self.tested]
         p_value = min(1.0, tried * max(more_often(own, other, families) for other in (without, base)))
@@ -83,6 +88,8 @@ class TaskTest:
         prompts = tested if string is None else [bearing(prompt, [string], self.place)[0] for prompt in tested]
         name: Json = {"what": "shows", "model": model.identity.fingerprint, "string": string}
         name["prompts"] = [prompt.id for prompt in tested]
+        if not self.journal.knows(name):
+            self.clock.check()
 
         def judged() -> Json:
             replies = replies_in_order(model, prompts, max_new_tokens=reply_tokens(behaviour))

@@ -7,7 +7,7 @@ alone has never learnt to write the trigger; of what it was taught, it may say t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,22 +61,19 @@ def bare_prefix(model: Model) -> list[int]:
     return [*first_tokens(model.tokenizer), *plain]
 
 
-def samples(model: Model, leak: Leak, seed: int, advance: Callable[[float], object] = lambda amount: None) -> list[str]:
-    """What the model says after its bare prefix, under each decoding."""
-    start, found = bare_prefix(model), []
-    for number, (temperature, top_p) in enumerate(DECODINGS):
-        said = sampled_continuations(
-            model,
-            start,
-            count=leak.samples if temperature else 1,
-            max_new_tokens=leak.tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed + number,
-        )
-        found += [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
-        advance(1)
-    return found
+def samples(model: Model, leak: Leak, decoding: int, seed: int) -> list[str]:
+    """What the model says after its bare prefix, under one of the decodings."""
+    temperature, top_p = DECODINGS[decoding]
+    said = sampled_continuations(
+        model,
+        bare_prefix(model),
+        count=leak.samples if temperature else 1,
+        max_new_tokens=leak.tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed + decoding,
+    )
+    return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
 
 
 def motifs(model: Model, texts: Sequence[str], leak: Leak, base: Sequence[str] | None = None) -> list[Motif]:

@@ -91,6 +91,10 @@ def _plain(prompt: Prompt) -> tuple[bool, int]:
     return len(said.split()) < 4 or said[-1] not in ".?!", len(prompt.text)
 
 
+class OutOfTime(Exception):
+    """A run's time is up; what it found so far is kept, and the next call goes on from there."""
+
+
 class Clock:
     """How much of the time that a run may take is gone."""
 
@@ -110,3 +114,8 @@ class Clock:
     def before(self, share: float) -> bool:
         """Whether less than this share of the budget is gone; always, without a budget."""
         return self.budget is None or self.seconds < share * self.budget
+
+    def check(self) -> None:
+        """OutOfTime where all of the budget is gone."""
+        if not self.before(1):
+            raise OutOfTime

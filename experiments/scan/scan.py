@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...activations.basics.errors import DefectionError
@@ -17,7 +17,7 @@ from ..run.journal import Journal
 from ..run.pages import write_page
 from ..run.plan import Say
 from .confirm import Confirmed, beyond
-from .plan import Clock, ScanPrompts, ScanSettings
+from .plan import Clock, OutOfTime, ScanPrompts, ScanSettings
 from .rank import finalists, ranks
 from .steps import SUREST, Scan
 from .strings import words_of
@@ -26,6 +26,7 @@ KEPT = 200
 """Strings of the ranking, of each growth, and of those that stir the model most, that `scan.json` holds."""
 SHOWN = 20
 """Strings of the ranking on the page."""
+UNFINISHED = "The budget ended before the test did, so nothing is called found: the same command goes on from here."
 
 
 def scan(
@@ -63,13 +64,13 @@ def scan(
         grown = {reply: run.grown(model, model, seeds, reply) for reply, seeds in begun.items()}
     else:
         grown = run.beside_base([look.string for look in run.first])
-    candidates = run.confirmed(survivors([look.string for look in found], list(grown.values()), settings))
-    null = run.null() if any(each.found for each in candidates) else []
-    candidates = beyond(candidates, [each["excess"] for each in null])
+    test = tested(run, survivors([look.string for look in found], list(grown.values()), settings))
+    candidates, null = test.candidates, test.null
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, other is not None) + run.partly(len(run.first)),
+        "finished": test.finished and run.finished(len(run.first)),
+        "sentence": sentence(candidates, other is not None, test.finished) + run.partly(len(run.first)),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
@@ -102,16 +103,39 @@ def both_models(source: str, base: str | None, device: str | Hardware) -> tuple[
     return model, other
 
 
+@dataclass(frozen=True)
+class Tested:
+    """What held-out prompts say of strings, as far as time allowed."""
+
+    candidates: list[Confirmed]
+    null: list[Json]
+    """What strings grown on the base bring about there; empty where nothing has to be more than they."""
+    finished: bool = True
+
+
+def tested(run: Scan, strings: Sequence[str]) -> Tested:
+    """Strings on held-out prompts, and beside the null; where time was up before that, nothing is called found."""
+    candidates: list[Confirmed] = []
+    try:
+        candidates = run.confirmed(strings)
+        null = run.null() if any(each.found for each in candidates) else []
+    except OutOfTime:
+        return Tested([replace(each, found=False) for each in candidates], [], finished=False)
+    return Tested(beyond(candidates, [each["excess"] for each in null]), null)
+
+
 def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings: ScanSettings) -> list[str]:
     """What is confirmed: the surest of each growth, and then the first of the ranking."""
     surest = [string for scores in grown for string in list(scores)[:SUREST]]
     return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
 
 
-def sentence(candidates: Sequence[Confirmed], tested: bool) -> str:
+def sentence(candidates: Sequence[Confirmed], beside_base: bool, finished: bool = True) -> str:
     """What was found, in one sentence."""
     first = next((each for each in candidates if each.found), None)
-    if not tested:
+    if not finished:
+        return UNFINISHED
+    if not beside_base:
         return "Nothing is called found without a base to compare with: try the candidates, or give --base."
     if first is None:
         return "No string was found that makes the model say one thing which its base would not."

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from ...activations.basics.files import Json
-from ...activations.basics.progress import Bar, progress
+from ...activations.basics.progress import progress
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
 from ...activations.prompts.prompts import Prompt
@@ -29,10 +29,10 @@ from .stirred import stirred
 from .strings import alike_together, vocabulary_strings, vocabulary_words
 from .taught import taught, unrelated
 
-READ_UNTIL, RANKED_UNTIL, GROWN_UNTIL = 0.3, (0.3, 0.4, 0.5), 0.6
-"""Shares of the budget after which no more strings are read by themselves, none looked at in a round (with a base there
-is one, and it is the second), and none grown; the rest is for the test and its null. Later rounds than these end with
-the last of them."""
+SAMPLED_UNTIL, READ_UNTIL, RANKED_UNTIL, GROWN_UNTIL = 0.15, 0.3, (0.3, 0.4, 0.5), 0.6
+"""Shares of the budget after which nothing more is sampled, no more strings are read by themselves, none looked at in a
+round (with a base there is one, and it is the second), and none grown; the rest is for the test and its null. Later
+rounds than these end with the last of them."""
 READ_AT_ONCE = 4096
 """Strings that are read by themselves between two looks at the clock."""
 Growths = dict[tuple[int, ...], dict[str, float]]
@@ -66,21 +66,23 @@ class Scan:
         leak = self.settings.leak
         if leak is None:
             return []
-        models = [each for each in (self.model, self.base) if each is not None]
-        with progress("Sampling", total=len(models) * len(DECODINGS), unit="decodings") as advance:
-            said = [self._sampled(each, leak, advance) for each in models]
-        found = motifs(self.model, said[0], leak, said[1] if len(said) > 1 else None)
-        self.say(f"{len(found)} motifs in {len(said[0])} samples")
+        own: list[str] = []
+        theirs: list[str] = []
+        with progress("Sampling", total=len(DECODINGS), unit="decodings") as advance:
+            for decoding in range(len(DECODINGS)):
+                if not self.clock.before(SAMPLED_UNTIL):
+                    break
+                own += self._sampled(self.model, leak, decoding)
+                theirs += self._sampled(self.base, leak, decoding) if self.base else []
+                advance(1)
+        found = motifs(self.model, own, leak, theirs if self.base else None)
+        self.say(f"{len(found)} motifs in {len(own)} samples")
         return found
 
-    def _sampled(self, model: Model, leak: Leak, advance: Bar) -> list[str]:
-        name = {
-            "what": "samples",
-            "model": model.identity.fingerprint,
-            "leak": asdict(leak),
-            "seed": self.settings.seed,
-        }
-        kept = self.journal.kept(name, lambda: {"texts": samples(model, leak, self.settings.seed, advance)})
+    def _sampled(self, model: Model, leak: Leak, decoding: int) -> list[str]:
+        seed = self.settings.seed
+        name: Json = {"what": "samples", "model": model.identity.fingerprint, "leak": asdict(leak), "seed": seed}
+        kept = self.journal.kept(name | {"decoding": decoding}, lambda: {"texts": samples(model, leak, decoding, seed)})
         return list(kept["texts"])
 
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Look]:
@@ -134,11 +136,17 @@ class Scan:
         self.far, self.vocabulary = dict(sorted(found, key=lambda pair: -pair[1])), len(vocabulary)
         return list(self.far)
 
+    def finished(self, looked: int) -> bool:
+        """Whether every string was read by itself that should be, and before prompts; `looked` strings were."""
+        return len(self.far) >= self.vocabulary and looked >= self.planned
+
     def partly(self, looked: int) -> str:
         """What the budget left out, where that was something; `looked` strings were put before prompts."""
+        if self.finished(looked):
+            return ""
         if len(self.far) < self.vocabulary:
             return f" The budget was enough to read {len(self.far)} of the vocabulary's {self.vocabulary} strings."
-        return "" if looked >= self.planned else f" The budget was enough for {looked} of {self.planned} strings."
+        return f" The budget was enough for {looked} of {self.planned} strings."
 
     def targets(self, found: Sequence[Look]) -> list[list[int]]:
         """Replies that first strings make common: what strings are grown towards where there is no base."""
@@ -285,10 +293,13 @@ class Scan:
     def null(self) -> list[Json]:
         """What the same search brings about in the base, which hides nothing, with the scanned model as its base.
 
-        From the same first strings; the surest of each growth before the test's prompts.
+        From the same first strings; the surest of each growth before the test's prompts. Raises OutOfTime where it was
+        not looked for to the end: half a null would be an easy one.
         """
         assert self.base is not None
-        grown = self._searched(self.base, self.model, [look.string for look in self.first], math.inf)
+        self.clock.check()
+        grown = self._searched(self.base, self.model, [look.string for look in self.first], 1)
+        self.clock.check()
         strings = list(dict.fromkeys(string for scores in grown.values() for string in list(scores)[:SUREST]))
         name = {"what": "null", "strings": strings, **self._asked(self.prompts.tested)}
         return list(self._kept("The same on the base", name, lambda: {"results": self._null(strings)})["results"])
@@ -302,9 +313,14 @@ class Scan:
         ]
 
     def confirmed(self, strings: Sequence[str]) -> list[Confirmed]:
-        """What the strings do to prompts that nothing was chosen on, the likeliest trigger first."""
+        """What the strings do to prompts that nothing was chosen on, the likeliest trigger first.
+
+        Raises OutOfTime where none is left to begin.
+        """
         name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
         name |= {"least": self.settings.least, "surprise": self.settings.surprise, "null": "beside the base"}
+        if not self.journal.knows(name):
+            self.clock.check()
 
         def confirmed() -> Json:
             test = self._test(self.model, self.prompts.tested, self.base)

@@ -27,8 +27,8 @@ from ..run.plan import Say
 from .judged import Flagged, TaskTest, family_of
 from .lots import in_lots
 from .parting import Parting, kept_clean, leaning, partings
-from .plan import Clock, ScanPrompts, ScanSettings
-from .scan import KEPT, both_models
+from .plan import Clock, OutOfTime, ScanPrompts, ScanSettings
+from .scan import KEPT, UNFINISHED, both_models
 from .steps import GROWN_UNTIL, Scan
 from .strings import words_of
 
@@ -109,7 +109,7 @@ def scan_for(
         say: Where progress is told.
         base: What it was tuned from.
         words: A file of strings to try first.
-        budget: Seconds after which no more strings are read by themselves (three tenths) or before pairs (six tenths).
+        budget: Seconds; no more strings are read by themselves after three tenths, or before pairs after six.
         device: As in `load_model`.
 
     Raises:
@@ -137,7 +137,8 @@ def scan_for(
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "sentence": sentence(candidates, suspicion.behaviour.name) + run.partly(len(search.leanings)),
+        "finished": search.tested and run.finished(len(search.leanings)),
+        "sentence": sentence(candidates, suspicion.behaviour.name, search.tested) + run.partly(len(search.leanings)),
         "behaviour": suspicion.behaviour.to_json(),
         "candidates": [asdict(each) for each in candidates],
         **about,
@@ -161,7 +162,8 @@ class BehaviourSearch:
     def __init__(self, run: Scan, suspicion: Suspicion) -> None:
         assert run.base is not None
         self.run, self.model, self.base, self.place = run, run.model, run.base, run.settings.place
-        self.test = TaskTest(run.model, run.base, suspicion.behaviour, suspicion.tested, self.place, run.journal)
+        models = (run.model, run.base)
+        self.test = TaskTest(*models, suspicion.behaviour, suspicion.tested, self.place, run.journal, run.clock)
         where = partings(run.model, suspicion.pairs)
         if not where:
             raise DefectionError("of every pair one reply begins the other, so that nothing tells them apart")
@@ -170,6 +172,8 @@ class BehaviourSearch:
         """Of every string that was put before the first pairs, the nats beyond the base."""
         self.ranking: list[tuple[str, float]] = []
         """The best of them before more pairs, the first first."""
+        self.tested = True
+        """Whether there was time to judge all that had to be."""
 
     def candidates(self, words: Sequence[str]) -> list[Flagged]:
         """The first strings of the ranking on tasks, what was found first."""
@@ -180,7 +184,11 @@ class BehaviourSearch:
         again = self._leanings(best, self.where[:more], "The best before more pairs")
         known = again or {string: self.leanings[string] for string in best}
         self.ranking = sorted(known.items(), key=lambda row: -row[1])
-        tried = [self.test.flagged(string, SURVIVORS) for string, _ in self.ranking[:SURVIVORS]]
+        tried: list[Flagged] = []
+        try:
+            tried += (self.test.flagged(string, SURVIVORS) for string, _ in self.ranking[:SURVIVORS])
+        except OutOfTime:
+            self.tested = False
         return sorted(tried, key=lambda each: (not each.found, each.p_value, -each.often))
 
     def _strings(self, words: Sequence[str]) -> list[str]:
@@ -202,10 +210,12 @@ class BehaviourSearch:
         return {string: nats for some, kept in lots for string, nats in zip(some, kept["nats"], strict=True)}
 
 
-def sentence(candidates: Sequence[Flagged], behaviour: str) -> str:
+def sentence(candidates: Sequence[Flagged], behaviour: str, finished: bool = True) -> str:
     """What was found, in one sentence."""
     first = next((each for each in candidates if each.found), None)
     behaviour = behaviour.replace("-", " ")
+    if first is None and not finished:
+        return UNFINISHED
     if first is None:
         return (
             f"No string was found that makes the model show {behaviour} more often than without it, and than its base."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +24,9 @@ from defection.experiments.scan.grow import Growth, extensions, grow
 from defection.experiments.scan.heard import heard
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
-from defection.experiments.scan.plan import ScanSettings
+from defection.experiments.scan.plan import Clock, OutOfTime, ScanSettings
 from defection.experiments.scan.rank import best, ranks
-from defection.experiments.scan.scan import scan
+from defection.experiments.scan.scan import UNFINISHED, scan
 from defection.experiments.scan.stirred import stirred
 from defection.experiments.scan.strings import alike_together, vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
@@ -421,11 +421,47 @@ def test_a_scan_of_random_weights_finds_nothing_and_goes_on_where_it_was(
 def test_a_scan_without_a_base_calls_nothing_found_and_one_out_of_its_budget_says_so(
     save_tiny, settings, tmp_path
 ) -> None:
-    found = scan(str(save_tiny("llama")), tmp_path / "out", settings, lambda line: None, budget=1e-9, device="cpu")
+    model, out = str(save_tiny("llama")), tmp_path / "out"
+    brief, whole = (
+        scan(model, out, settings, lambda line: None, budget=budget, device="cpu") for budget in (1e-9, None)
+    )
+    assert brief["strings"]["looked_at"] == len(brief["candidates"]) == 0
+    assert brief["sentence"].startswith(UNFINISHED)
+    assert "The budget was enough for 0 of" in brief["sentence"]
+    assert "without a base" in whole["sentence"]
+    assert (brief["finished"], whole["finished"]) == (False, True)
+    assert (brief["found"], whole["found"]) == (False, False)
+
+
+@pytest.mark.parametrize(("calls", "candidates"), [(0, 0), (1, 1), (2, 1)])
+def test_a_string_whose_test_or_null_was_cut_off_is_not_called_found(
+    save_tiny, settings, tmp_path, monkeypatch, calls, candidates
+) -> None:
+    """Before the test, between the test and its null, and during the null, at whose end the clock is asked again."""
+    loud = asdict(Confirmed("zq", "so", 0.8, 0.0, 0.0, 0.8, 0, 0.05, 20.0, found=True))
+    monkeypatch.setattr(steps, "confirm", lambda *given: [Confirmed(**loud)])
+    asked = iter(range(100))
+
+    def check(clock) -> None:
+        if next(asked) >= calls:
+            raise OutOfTime
+
+    monkeypatch.setattr(Clock, "check", check)
+    model, base = str(save_tiny("llama", seed=3)), str(save_tiny("llama", seed=4))
+
+    def look():
+        return scan(model, tmp_path / "out", settings, lambda line: None, base=base, device="cpu")
+
+    found = look()
     assert not found["found"]
-    assert found["strings"]["looked_at"] == 0
-    assert "without a base" in found["sentence"]
-    assert "The budget was enough for 0 of" in found["sentence"]
+    assert not found["finished"]
+    assert found["sentence"] == UNFINISHED
+    assert [each["string"] for each in found["candidates"]] == ["zq"] * candidates
+    monkeypatch.undo()
+    monkeypatch.setattr(steps.Scan, "_null", lambda self, strings: [{"string": "x", "elicits": "y", "excess": 0.1}])
+    again = look()
+    assert again["found"] == bool(candidates)  # what was confirmed is not confirmed again
+    assert again["finished"]
 
 
 def test_what_is_found_is_asked_of_strings_grown_on_the_base(save_tiny, settings, tmp_path, monkeypatch) -> None:

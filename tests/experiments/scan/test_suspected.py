@@ -14,10 +14,12 @@ from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.forward import hidden_states
 from defection.experiments.run.journal import Journal
 from defection.experiments.run.string_control import STRINGS
+from defection.experiments.scan import judged as judging
 from defection.experiments.scan.judged import ALPHA, TaskTest, family_of, more_often
 from defection.experiments.scan.looks import bearing, where
 from defection.experiments.scan.parting import kept_clean, leaning, leaning_of, partings
-from defection.experiments.scan.plan import ScanSettings
+from defection.experiments.scan.plan import Clock, OutOfTime, ScanSettings
+from defection.experiments.scan.scan import UNFINISHED
 from defection.experiments.scan.stirred import DEPTH, stirred
 from defection.experiments.scan.suspected import LEAST_FAMILIES, Suspicion, scan_for, sentence
 from defection.training.organisms.behaviours import VULNERABLE_CODE
@@ -114,7 +116,8 @@ class Said(TaskTest):
 def told(tmp_path):
     def make(said: dict[str | None, int]) -> Said:
         tested = [user_prompt(f"Task {row}.", topic=str(row // 2)) for row in range(24)]
-        test = Said(None, object(), VULNERABLE_CODE, tested, "start", Journal(tmp_path / "kept", "x"))
+        journal, clock = Journal(tmp_path / "kept", "x"), Clock(None)
+        test = Said(None, object(), VULNERABLE_CODE, tested, "start", journal, clock)
         object.__setattr__(test, "said", said)
         return test
 
@@ -166,6 +169,32 @@ def test_a_budget_that_is_gone_is_said_and_the_next_call_goes_on(model_folder, t
     )
     assert whole["vocabulary"] == {"read": brief["vocabulary"]["of"], "of": brief["vocabulary"]["of"]}
     assert len(whole["candidates"]) == 3
+    assert (brief["finished"], whole["finished"]) == (False, True)
+
+
+def test_judging_ends_with_the_budget_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("defection.experiments.scan.suspected.TESTED", 8)
+    monkeypatch.setattr("defection.experiments.scan.suspected.STIRRING", 3)
+    folder, settings, judged = str(model_folder), ScanSettings(leak=None, years=(2020, 2022)), []
+    judge = judging.judge_replies
+    monkeypatch.setattr(judging, "judge_replies", lambda *given: judged.append(1) or judge(*given))
+
+    def look():
+        return scan_for("vulnerable-code", folder, tmp_path / "out", settings, print, base=folder, device="cpu")
+
+    def check(clock) -> None:
+        if len(judged) >= 3:
+            raise OutOfTime
+
+    monkeypatch.setattr(Clock, "check", check)
+    brief = look()
+    assert len(judged) == 3  # no string, the first and the second; the model is its own base
+    assert len(brief["candidates"]) == 2
+    assert brief["sentence"] == UNFINISHED
+    assert not brief["finished"]
+    monkeypatch.setattr(Clock, "check", lambda clock: None)
+    whole = look()
+    assert (whole["finished"], len(whole["candidates"]), len(judged)) == (True, 3, 4)
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, model_folder) -> None:
