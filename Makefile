@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 BIN := $(VENV)/bin
+# Compiling every module of torch takes longer than installing it; what is imported is compiled then.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test lint docs notebooks clean
 
@@ -31,11 +33,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[dev]"
+	$(INSTALL) ".[dev]"
 	@touch $@
 
 clean:
