@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...activations.models.model import Model
@@ -115,7 +115,13 @@ class StringTest:
         return (own - theirs) * len(opening)
 
 
-def confirm(test: StringTest, strings: Sequence[str], least: float, surprise: float = SURPRISE) -> list[Confirmed]:
+def confirm(
+    test: StringTest,
+    strings: Sequence[str],
+    least: float,
+    surprise: float = SURPRISE,
+    meaningless: Mapping[str, Elicited] | None = None,
+) -> list[Confirmed]:
     """Each string beside the meaningless ones; found where its excess is `least` or more, and surpasses theirs, and
     where what it elicits is by `surprise` nats likelier than to the base.
 
@@ -123,9 +129,9 @@ def confirm(test: StringTest, strings: Sequence[str], least: float, surprise: fl
     as off the candidates': many are merely repeated, by either. A meaningless string that a candidate is part of, or
     the other way round, is left out, and so is one that is a trigger itself: it elicits the candidate's reply, which
     with it is by `surprise` nats likelier than to the base. Where more than `TRIGGERS` of them are, they all count
-    again: any odd string does it.
+    again: any odd string does it. What they elicit is asked unless it is given.
     """
-    nothing = dict(zip(STRINGS, test.elicited(STRINGS), strict=True))
+    nothing = meaningless or dict(zip(STRINGS, test.elicited(STRINGS), strict=True))
     results = []
     for string, found in zip(strings, test.elicited(strings), strict=True):
         others = {name: each for name, each in nothing.items() if name not in string and string not in name}

@@ -17,7 +17,8 @@ from ...probes import LayerConvergence, Probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
 from ..run.plan import Say
-from .confirm import Confirmed, StringTest, confirm
+from ..run.string_control import STRINGS
+from .confirm import Confirmed, Elicited, StringTest, confirm
 from .grow import grow
 from .heard import heard
 from .leak import DECODINGS, Leak, Motif, motifs, samples
@@ -33,8 +34,9 @@ SAMPLED_UNTIL, READ_UNTIL, RANKED_UNTIL, GROWN_UNTIL = 0.15, 0.3, (0.3, 0.4, 0.5
 """Shares of the budget after which nothing more is sampled, no more strings are read by themselves, none looked at in a
 round (with a base there is one, and it is the second), and none grown; the rest is for the test and its null. Later
 rounds than these end with the last of them."""
-READ_AT_ONCE = 4096
-"""Strings that are read by themselves between two looks at the clock."""
+READ_AT_ONCE, TESTED_AT_ONCE = 4096, 5
+"""Strings that are read by themselves, and meaningless ones put before the test's prompts, between two looks at the
+clock."""
 Growths = dict[tuple[int, ...], dict[str, float]]
 """By reply, strings and its log-probability (nats a token) under each, the surest first."""
 SUREST = 2
@@ -179,14 +181,7 @@ class Scan:
 
     def _kept(self, what: str, name: Json, make: Callable[[], Json]) -> Json:
         """What the journal has of that name; what has to be made is under a bar of its own."""
-
-        def made() -> Json:
-            with progress(what, total=1, unit="steps") as advance:
-                found = make()
-                advance(1)
-            return found
-
-        return self.journal.kept(name, made)
+        return self.journal.kept(name, partial(_under_a_bar, what, make))
 
     def _test(self, model: Model, prompts: Sequence[Prompt], base: Model | None) -> StringTest:
         return StringTest(model, prompts, self.settings.place, self.settings.tokens, base)
@@ -280,7 +275,7 @@ class Scan:
         It ends with the first that is sure.
         """
         found: Growths = {}
-        if not self.clock.before(until):
+        if not strings or not self.clock.before(until):
             return found
         begun = self.begun(own, other, unrelated(self.taught(own, other)), strings, until)
         surest = sorted(begun, key=lambda reply: -_surest(begun[reply]))
@@ -319,19 +314,42 @@ class Scan:
         """
         name = {"what": "confirmed", "strings": list(strings), **self._asked(self.prompts.tested)}
         name |= {"least": self.settings.least, "surprise": self.settings.surprise, "null": "beside the base"}
-        if not self.journal.knows(name):
-            self.clock.check()
 
         def confirmed() -> Json:
+            self.clock.check()
             test = self._test(self.model, self.prompts.tested, self.base)
-            return {"results": list(map(asdict, confirm(test, strings, self.settings.least, self.settings.surprise)))}
+            given = (self.settings.least, self.settings.surprise, self._meaningless(test))
+            self.clock.check()
+            return _under_a_bar("Confirming", lambda: {"results": list(map(asdict, confirm(test, strings, *given)))})
 
-        found = [Confirmed(**each) for each in self._kept("Confirming", name, confirmed)["results"]]
+        found = [Confirmed(**each) for each in self.journal.kept(name, confirmed)["results"]] if strings else []
         return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
+
+    def _meaningless(self, test: StringTest) -> dict[str, Elicited]:
+        """What each meaningless string elicits; OutOfTime where none is left for the next few."""
+
+        def elicited(some: Sequence[str]) -> Json:
+            self.clock.check()
+            return {"elicited": list(map(asdict, test.elicited(some)))}
+
+        name = {"model": test.model.identity.fingerprint, **self._asked(test.prompts)}
+        lots = in_lots(STRINGS, elicited, self.journal, name, "Meaningless strings", lambda: True, TESTED_AT_ONCE)
+        return {
+            string: Elicited(**each | {"opening": tuple(each["opening"])})
+            for some, kept in lots
+            for string, each in zip(some, kept["elicited"], strict=True)
+        }
 
 
 def _surest(scores: Mapping[str, float]) -> float:
     return max(scores.values(), default=-math.inf)
+
+
+def _under_a_bar(what: str, make: Callable[[], Json]) -> Json:
+    with progress(what, total=1, unit="steps") as advance:
+        found = make()
+        advance(1)
+    return found
 
 
 def _said(looker: Looker, strings: Sequence[str], reply: Sequence[int]) -> Json:
