@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 BIN := $(VENV)/bin
-# Compiling every module of torch takes longer than installing it; what is imported is compiled then.
+# pip compiles modules one after another, which takes longer than all else; here on every core.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 .PHONY: demo test lint docs notebooks clean
 
@@ -34,10 +35,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	$(INSTALL) .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) ".[dev]"
+	@$(COMPILE)
 	@touch $@
 
 clean:
