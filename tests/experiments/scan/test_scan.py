@@ -496,13 +496,14 @@ def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny,
         return {text: score + 0.05 for text, score in seeds.items()}
 
     monkeypatch.setattr(steps.Scan, "grown", grow_to)
-    found = run.beside_base([])
+    assert run.beside_base([]) == {}  # nothing is asked where nothing was looked at
+    found = run.beside_base(["a", "b"])
     assert asked == [[[7, 8, 9], [1, 2, 3], [4, 5, 6]]]  # a relative of one of them is not asked about
     assert grown == [far, near]
     assert list(found) == [far, near]
     grown.clear()
     likely[far]["a"] = -0.06  # sure, once it has grown
-    assert list(run.beside_base([])) == grown == [far]
+    assert list(run.beside_base(["a", "b"])) == grown == [far]
 
 
 def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> None:
