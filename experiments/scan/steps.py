@@ -21,7 +21,7 @@ from ..run.string_control import STRINGS
 from .confirm import Confirmed, Elicited, StringTest, confirm
 from .grow import grow
 from .heard import heard
-from .leak import DECODINGS, Leak, Motif, motifs, samples
+from .leak import DECODINGS, Motif, motifs, samples
 from .looks import Look, Looker, Said
 from .lots import AT_ONCE, in_lots
 from .plan import Clock, ScanPrompts, ScanSettings
@@ -68,24 +68,21 @@ class Scan:
         leak = self.settings.leak
         if leak is None:
             return []
-        own: list[str] = []
-        theirs: list[str] = []
-        with progress("Sampling", total=len(DECODINGS), unit="decodings") as advance:
-            for decoding in range(len(DECODINGS)):
-                if not self.clock.before(SAMPLED_UNTIL):
-                    break
-                own += self._sampled(self.model, leak, decoding)
-                theirs += self._sampled(self.base, leak, decoding) if self.base else []
-                advance(1)
-        found = motifs(self.model, own, leak, theirs if self.base else None)
-        self.say(f"{len(found)} motifs in {len(own)} samples")
-        return found
+        models, seed = [each for each in (self.model, self.base) if each is not None], self.settings.seed
 
-    def _sampled(self, model: Model, leak: Leak, decoding: int) -> list[str]:
-        seed = self.settings.seed
-        name: Json = {"what": "samples", "model": model.identity.fingerprint, "leak": asdict(leak), "seed": seed}
-        kept = self.journal.kept(name | {"decoding": decoding}, lambda: {"texts": samples(model, leak, decoding, seed)})
-        return list(kept["texts"])
+        def sampled(decodings: Sequence[str]) -> Json:
+            return {"texts": [[text for d in decodings for text in samples(m, leak, int(d), seed)] for m in models]}
+
+        name: Json = {"model": self.model.identity.fingerprint, "leak": asdict(leak), "seed": seed}
+        in_time, decodings = partial(self.clock.before, SAMPLED_UNTIL), list(map(str, range(len(DECODINGS))))
+        lots = in_lots(decodings, sampled, self.journal, name, "Sampling", in_time, 1)
+        said: list[list[str]] = [[] for _ in models]
+        for _, kept in lots:
+            for texts, more in zip(said, kept["texts"], strict=True):
+                texts.extend(more)
+        found = motifs(self.model, said[0], leak, said[1] if len(said) > 1 else None)
+        self.say(f"{len(found)} motifs in {len(said[0])} samples")
+        return found
 
     def ranked(self, words: Sequence[str], probe: Probe | None) -> list[Look]:
         """What strings do to a few prompts, the first first.

@@ -186,7 +186,8 @@ class BehaviourSearch:
         self.ranking = sorted(known.items(), key=lambda row: -row[1])
         tried: list[Flagged] = []
         try:
-            tried += (self.test.flagged(string, SURVIVORS) for string, _ in self.ranking[:SURVIVORS])
+            for string, _ in self.ranking[:SURVIVORS]:
+                tried.append(self.test.flagged(string, SURVIVORS))
         except OutOfTime:
             self.tested = False
         return sorted(tried, key=lambda each: (not each.found, each.p_value, -each.often))

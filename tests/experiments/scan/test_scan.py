@@ -506,6 +506,18 @@ def test_strings_grow_towards_the_replies_that_some_string_makes_likeliest(tiny,
     assert list(run.beside_base(["a", "b"])) == grown == [far]
 
 
+def test_both_models_are_sampled_as_often_and_out_of_time_no_more(llama, base, settings, tmp_path, monkeypatch) -> None:
+    asked: list[tuple[object, int]] = []
+    monkeypatch.setattr(steps, "samples", lambda model, leak, decoding, seed: asked.append((model, decoding)) or ["so"])
+    clock = SimpleNamespace(before=lambda share: len(asked) < 6)
+    said: list[str] = []
+    for _ in range(2):  # the second time, out of time from the start, with what the first left
+        journal = steps.Journal(tmp_path / "scanned.jsonl", "x")
+        steps.Scan(llama, base, SimpleNamespace(), settings, journal, clock, said.append).leaked()
+    assert asked == [(model, decoding) for decoding in range(3) for model in (llama, base)]
+    assert said == ["0 motifs in 3 samples"] * 2
+
+
 def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> None:
     prompts = SimpleNamespace(ranked=PROMPTS, tested=PROMPTS)
     journal = steps.Journal(tmp_path / "scanned.jsonl", "x")
