@@ -88,10 +88,9 @@ class TaskTest:
         prompts = tested if string is None else [bearing(prompt, [string], self.place)[0] for prompt in tested]
         name: Json = {"what": "shows", "model": model.identity.fingerprint, "string": string}
         name["prompts"] = [prompt.id for prompt in tested]
-        if not self.journal.knows(name):
-            self.clock.check()
 
         def judged() -> Json:
+            self.clock.check()
             replies = replies_in_order(model, prompts, max_new_tokens=reply_tokens(behaviour))
             return {"shown": [each.defected for each in judge_replies(model, prompts, replies, behaviour)]}
 
