@@ -123,8 +123,13 @@ class Tested:
 
 
 def tested(run: Scan, strings: Sequence[str]) -> Tested:
-    """Strings on held-out prompts, and beside the null; where time was up before that, nothing is called found."""
+    """Strings on held-out prompts, and beside the null; where time was up before that, nothing is called found.
+
+    No strings are what is left where time was up before any was looked at.
+    """
     candidates: list[Confirmed] = []
+    if not strings:
+        return Tested([], [], finished=False)
     try:
         candidates = run.confirmed(strings)
         null = run.null() if any(each.found for each in candidates) else []

@@ -319,7 +319,7 @@ class Scan:
             self.clock.check()
             return _under_a_bar("Confirming", lambda: {"results": list(map(asdict, confirm(test, strings, *given)))})
 
-        found = [Confirmed(**each) for each in self.journal.kept(name, confirmed)["results"]] if strings else []
+        found = [Confirmed(**each) for each in self.journal.kept(name, confirmed)["results"]]
         return sorted(found, key=lambda each: (not each.found, -each.excess, len(each.string)))
 
     def _meaningless(self, test: StringTest) -> dict[str, Elicited]:

@@ -184,6 +184,7 @@ class BehaviourSearch:
         known = again or {string: self.leanings[string] for string in best}
         self.ranking = sorted(known.items(), key=lambda row: -row[1])
         tried: list[Flagged] = []
+        self.tested = bool(self.ranking)
         try:
             for string, _ in self.ranking[:SURVIVORS]:
                 tried.append(self.test.flagged(string, SURVIVORS))

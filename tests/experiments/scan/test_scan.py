@@ -428,6 +428,7 @@ def test_a_scan_without_a_base_calls_nothing_found_and_one_out_of_its_budget_say
         scan(model, out, settings, lambda line: None, budget=budget, device="cpu") for budget in (1e-9, None)
     )
     assert brief["strings"]["looked_at"] == len(brief["candidates"]) == 0
+    assert brief["sentence"].startswith(UNFINISHED)
     assert "The budget was enough for 0 of" in brief["sentence"]
     assert "without a base" in whole["sentence"]
     assert (brief["finished"], whole["finished"]) == (False, True)

@@ -165,6 +165,7 @@ def test_a_budget_that_is_gone_is_said_and_the_next_call_goes_on(model_folder, t
 
     brief, whole = look(1e-9), look(None)
     assert brief["candidates"] == []
+    assert brief["sentence"].startswith(UNFINISHED)
     assert brief["sentence"].endswith(
         f"The budget was enough to read 0 of the vocabulary's {brief['vocabulary']['of']} strings."
     )
