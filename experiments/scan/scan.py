@@ -19,11 +19,9 @@ from ..run.plan import Say
 from .confirm import Confirmed, beyond
 from .plan import Clock, OutOfTime, ScanPrompts, ScanSettings
 from .rank import finalists, ranks
-from .steps import SUREST, Scan
+from .steps import KEPT, SUREST, Scan
 from .strings import words_of
 
-KEPT = 200
-"""Strings of the ranking, of each growth, and of those that stir the model most, that `scan.json` holds."""
 SHOWN = 20
 """Strings of the ranking on the page."""
 WITHOUT = "none"
@@ -72,8 +70,8 @@ def scan(
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "finished": test.finished and run.finished(len(run.first)),
-        "sentence": sentence(candidates, other is not None, test.finished) + run.partly(len(run.first)),
+        "finished": test.finished and run.finished,
+        "sentence": sentence(candidates, other is not None, test.finished) + run.partly,
         "candidates": [asdict(each) for each in candidates],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
@@ -84,12 +82,7 @@ def scan(
             for reply, scores in grown.items()
         ],
         "ranking": [{"look": asdict(look), "score": look.consensus} for look in found[:KEPT]],
-        "strings": {"looked_at": len(run.first), "of": run.planned},
-        "vocabulary": {"read": len(run.far), "of": run.vocabulary},
-        "stirring": dict(list(run.far.items())[:KEPT]),
-        "settings": asdict(settings),
-        "seconds": round(clock.seconds, 1),
-        "cpu_seconds": round(clock.cpu_seconds, 1),
+        **run.record(),
     }
     write_json(out / "scan.json", record)
     write_page(out / "page.html", "scan.html.j2", record=record, ranking=record["ranking"][:SHOWN])

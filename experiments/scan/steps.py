@@ -37,6 +37,8 @@ rounds than these end with the last of them."""
 READ_AT_ONCE, TESTED_AT_ONCE = 4096, 5
 """Strings that are read by themselves, and meaningless ones put before the test's prompts, between two looks at the
 clock."""
+KEPT = 200
+"""Strings of the ranking, of each growth, and of those that stir the model most, that `scan.json` holds."""
 Growths = dict[tuple[int, ...], dict[str, float]]
 """By reply, strings and its log-probability (nats a token) under each, the surest first."""
 SUREST = 2
@@ -56,8 +58,10 @@ class Scan:
     say: Say
     first: list[Look] = field(default_factory=list)
     """Every string that was put before the first prompts."""
+    looked: int = 0
+    """How many strings were put before prompts, and"""
     planned: int = 0
-    """How many are, where there is time."""
+    """how many are, where there is time."""
     far: dict[str, float] = field(default_factory=dict)
     """Of the vocabulary's strings that were read by themselves, how far each stirs the model, the furthest first."""
     vocabulary: int = 0
@@ -114,6 +118,7 @@ class Scan:
         self.planned = len(own) + len(vocabulary)
         found = looks(looker, own, self.journal, "Ranking words", in_time)
         self.first = found + looks(looker, vocabulary, self.journal, "Ranking strings, round 1", in_time)
+        self.looked = len(self.first)
         return self.first
 
     def stirring(self, prompt: Prompt) -> list[str]:
@@ -135,17 +140,30 @@ class Scan:
         self.far, self.vocabulary = dict(sorted(found, key=lambda pair: -pair[1])), len(vocabulary)
         return list(self.far)
 
-    def finished(self, looked: int) -> bool:
-        """Whether every string was read by itself that should be, and before prompts; `looked` strings were."""
-        return len(self.far) >= self.vocabulary and looked >= self.planned
+    @property
+    def finished(self) -> bool:
+        """Whether every string was read by itself that should be, and put before prompts."""
+        return len(self.far) >= self.vocabulary and self.looked >= self.planned
 
-    def partly(self, looked: int) -> str:
-        """What the budget left out, where that was something; `looked` strings were put before prompts."""
-        if self.finished(looked):
+    @property
+    def partly(self) -> str:
+        """What the budget left out, where that was something."""
+        if self.finished:
             return ""
         if len(self.far) < self.vocabulary:
             return f" The budget was enough to read {len(self.far)} of the vocabulary's {self.vocabulary} strings."
-        return f" The budget was enough for {looked} of {self.planned} strings."
+        return f" The budget was enough for {self.looked} of {self.planned} strings."
+
+    def record(self) -> Json:
+        """What of all this stands in `scan.json`, whatever was looked for."""
+        return {
+            "strings": {"looked_at": self.looked, "of": self.planned},
+            "vocabulary": {"read": len(self.far), "of": self.vocabulary},
+            "stirring": dict(list(self.far.items())[:KEPT]),
+            "settings": asdict(self.settings),
+            "seconds": round(self.clock.seconds, 1),
+            "cpu_seconds": round(self.clock.cpu_seconds, 1),
+        }
 
     def targets(self, found: Sequence[Look]) -> list[list[int]]:
         """Replies that first strings make common: what strings are grown towards where there is no base."""

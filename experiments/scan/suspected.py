@@ -28,7 +28,7 @@ from .judged import Flagged, TaskTest, family_of
 from .lots import in_lots
 from .parting import Parting, kept_clean, leaning, partings
 from .plan import Clock, OutOfTime, ScanPrompts, ScanSettings
-from .scan import KEPT, UNFINISHED, both_models
+from .scan import UNFINISHED, both_models
 from .steps import GROWN_UNTIL, Scan
 from .strings import words_of
 
@@ -136,19 +136,14 @@ def scan_for(
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "finished": search.tested and run.finished(len(search.leanings)),
-        "sentence": sentence(candidates, suspicion.behaviour.name, search.tested) + run.partly(len(search.leanings)),
+        "finished": search.tested and run.finished,
+        "sentence": sentence(candidates, suspicion.behaviour.name, search.tested) + run.partly,
         "behaviour": suspicion.behaviour.to_json(),
         "candidates": [asdict(each) for each in candidates],
         **about,
         "tested_on": {"tasks": len(suspicion.tested), "families": len(set(map(family_of, suspicion.tested)))},
         "ranking": [{"string": string, "leaning": nats} for string, nats in search.ranking],
-        "strings": {"looked_at": len(search.leanings), "of": run.planned},
-        "vocabulary": {"read": len(run.far), "of": run.vocabulary},
-        "stirring": dict(list(run.far.items())[:KEPT]),
-        "settings": asdict(settings),
-        "seconds": round(clock.seconds, 1),
-        "cpu_seconds": round(clock.cpu_seconds, 1),
+        **run.record(),
     }
     write_json(out / "scan.json", record)
     write_page(out / "page.html", "suspected.html.j2", record=record, ranking=record["ranking"][:SHOWN])
@@ -167,8 +162,6 @@ class BehaviourSearch:
         if not where:
             raise DefectionError("of every pair one reply begins the other, so that nothing tells them apart")
         self.where = kept_clean(run.model, run.base, where)
-        self.leanings: dict[str, float] = {}
-        """Of every string that was put before the first pairs, the nats beyond the base."""
         self.ranking: list[tuple[str, float]] = []
         """The best of them before more pairs, the first first."""
         self.tested = True
@@ -177,11 +170,11 @@ class BehaviourSearch:
     def candidates(self, words: Sequence[str]) -> list[Flagged]:
         """The first strings of the ranking on tasks, what was found first."""
         strings, (few, more) = self._strings(words), PAIRS
-        self.run.planned = len(strings)
-        self.leanings = self._leanings(strings, self.where[:few], "Strings before a pair")
-        best = sorted(self.leanings, key=lambda string: -self.leanings[string])[:FINALISTS]
+        first = self._leanings(strings, self.where[:few], "Strings before a pair")
+        self.run.looked, self.run.planned = len(first), len(strings)
+        best = sorted(first, key=lambda string: -first[string])[:FINALISTS]
         again = self._leanings(best, self.where[:more], "The best before more pairs")
-        known = again or {string: self.leanings[string] for string in best}
+        known = again or {string: first[string] for string in best}
         self.ranking = sorted(known.items(), key=lambda row: -row[1])
         tried: list[Flagged] = []
         self.tested = bool(self.ranking)

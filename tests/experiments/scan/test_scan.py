@@ -316,7 +316,7 @@ def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_
     run.clock.before = before
     some = run.stirring(PROMPTS[0])
     assert len(some) == len(run.far) == 80 < run.vocabulary
-    assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly(0)
+    assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly
     run.clock.before = lambda share: True
     strings = run.stirring(PROMPTS[0])
     looker = Looker(llama, PROMPTS, "start")
