@@ -164,13 +164,18 @@ def _at_least(value: float | None, wanted: float) -> bool:
 
 
 def write_tables(tables: Mapping[str, Sequence[Row]], folder: Path) -> None:
-    """Each table as `NAME.csv.gz`; what cannot be had is empty, numbers have six digits."""
+    """Each table as `NAME.csv.gz`; what cannot be had is empty, numbers have six digits, those of curves four.
+
+    Curves are drawn and not judged, and longer than all other tables together.
+    """
     for name, rows in tables.items():
-        write_csv(folder / f"{name}.csv.gz", [{key: _rounded(value) for key, value in row.items()} for row in rows])
+        digits = 4 if name == CURVES else 6
+        cut = [{key: _rounded(value, digits) for key, value in row.items()} for row in rows]
+        write_csv(folder / f"{name}.csv.gz", cut)
 
 
-def _rounded(value: object) -> object:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _rounded(value: object, digits: int) -> object:
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def study_table(folder: Path, name: str) -> Table[Row]:
