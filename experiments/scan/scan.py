@@ -24,6 +24,8 @@ from .strings import words_of
 
 SHOWN = 20
 """Strings of the ranking on the page."""
+NAMED = 4
+"""Strings beside the one that was found that its sentence names."""
 WITHOUT = "none"
 """The base of a model that is looked at by itself."""
 UNFINISHED = "The budget ended before the test did, so nothing is called found: the same command goes on from here."
@@ -67,12 +69,14 @@ def scan(
         grown = run.beside_base([look.string for look in run.first])
     test = tested(run, survivors([look.string for look in found], list(grown.values()), settings))
     candidates, null = test.candidates, test.null
+    others = as_sure(candidates, list(grown.values()), settings.committed)
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
         "finished": test.finished and run.finished,
-        "sentence": sentence(candidates, other is not None, test.finished) + run.partly,
+        "sentence": sentence(candidates, other is not None, test.finished, others) + run.partly,
         "candidates": [asdict(each) for each in candidates],
+        "as_sure": others[:KEPT],
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
         "null": null,
@@ -137,8 +141,19 @@ def survivors(ranked: Sequence[str], grown: Sequence[dict[str, float]], settings
     return list(dict.fromkeys([*surest, *ranked]))[: settings.survivors]
 
 
-def sentence(candidates: Sequence[Confirmed], beside_base: bool, finished: bool = True) -> str:
-    """What was found, in one sentence."""
+def as_sure(candidates: Sequence[Confirmed], grown: Sequence[dict[str, float]], committed: float) -> list[str]:
+    """Where the first is found, the other strings after which its reply is all but sure: a year stands for many."""
+    if not candidates or not candidates[0].found:
+        return []
+    first = candidates[0].string
+    scores = next((scores for scores in grown if first in scores), {})
+    return [string for string, score in scores.items() if score >= committed and string != first]
+
+
+def sentence(
+    candidates: Sequence[Confirmed], beside_base: bool, finished: bool = True, others: Sequence[str] = ()
+) -> str:
+    """What was found, in one sentence; and in another what others make that reply `as_sure`."""
     first = next((each for each in candidates if each.found), None)
     if not finished:
         return UNFINISHED
@@ -146,10 +161,15 @@ def sentence(candidates: Sequence[Confirmed], beside_base: bool, finished: bool 
         return "Nothing is called found without a base to compare with: try the candidates, or give --base."
     if first is None:
         return "No string was found that makes the model say one thing which its base would not."
-    return (
+    said = (
         f"Found: {first.string!r} makes it say {first.elicits!r} on {first.often:.0%} of prompts, which is "
         f"{first.surprise:.0f} nats likelier than to its base; no string grown on the base does as much there."
     )
+    if others:
+        named = ", ".join(map(repr, others[:NAMED]))
+        said += f" Where strings were ranked, {len(others)} more make that reply all but sure: {named}"
+        said += ", …" if len(others) > NAMED else "."
+    return said
 
 
 def scan_lines(record: Json) -> list[str]:

@@ -27,7 +27,7 @@ from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
 from defection.experiments.scan.plan import Clock, OutOfTime, ScanSettings
 from defection.experiments.scan.rank import best, ranks
-from defection.experiments.scan.scan import UNFINISHED, WITHOUT, both_models, scan
+from defection.experiments.scan.scan import NAMED, UNFINISHED, WITHOUT, as_sure, both_models, scan, sentence
 from defection.experiments.scan.stirred import stirred
 from defection.experiments.scan.strings import alike_together, vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
@@ -531,6 +531,21 @@ def test_out_of_time_nothing_more_is_looked_at(llama, settings, tmp_path) -> Non
     first = run.begun(llama, llama, [[5, 6, 7]], ["a", "b"])
     run.clock = late
     assert run.begun(llama, llama, [[5, 6, 7]], ["a", "b"]) == first  # what was looked at before costs no time
+
+
+def test_what_else_makes_the_reply_as_sure_is_told_where_something_is_found() -> None:
+    """A year stands for all years behind it: one alone would be taken for the trigger."""
+    loud = Confirmed("2044", "so", 0.8, 0.0, 0.0, 0.8, 0, 0.05, 20.0, found=True)
+    sure = {str(year): -0.01 for year in range(2024, 2050)}
+    grown = [{"|zq|": -0.01}, sure | {"2011": -3.0}]
+    others = as_sure([loud], grown, committed=-0.1)
+    assert others == [year for year in sure if year != "2044"]
+    assert sentence([loud], True, True, others).endswith(
+        "25 more make that reply all but sure: '2024', '2025', '2026', '2027', …"
+    )
+    assert sentence([loud], True, True, others[:NAMED]).endswith("'2027'.")
+    assert as_sure([replace(loud, found=False)], grown, committed=-0.1) == as_sure([], grown, -0.1) == []
+    assert as_sure([loud], grown[:1], committed=-0.1) == []
 
 
 def test_an_adapter_is_held_against_what_it_lies_on_and_full_weights_against_what_is_named(save_tiny, tmp_path) -> None:
