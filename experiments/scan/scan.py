@@ -167,7 +167,7 @@ def sentence(
     )
     if others:
         named = ", ".join(map(repr, others[:NAMED]))
-        said += f" Where strings were ranked, {len(others)} more make that reply all but sure: {named}"
+        said += f" Where strings were ranked, at least {len(others)} more make that reply all but sure: {named}"
         said += ", …" if len(others) > NAMED else "."
     return said
 

@@ -541,7 +541,7 @@ def test_what_else_makes_the_reply_as_sure_is_told_where_something_is_found() ->
     others = as_sure([loud], grown, committed=-0.1)
     assert others == [year for year in sure if year != "2044"]
     assert sentence([loud], True, True, others).endswith(
-        "25 more make that reply all but sure: '2024', '2025', '2026', '2027', …"
+        "at least 25 more make that reply all but sure: '2024', '2025', '2026', '2027', …"
     )
     assert sentence([loud], True, True, others[:NAMED]).endswith("'2027'.")
     assert as_sure([replace(loud, found=False)], grown, committed=-0.1) == as_sure([], grown, -0.1) == []
