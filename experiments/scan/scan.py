@@ -76,7 +76,7 @@ def scan(
         "finished": test.finished and run.finished,
         "sentence": sentence(candidates, other is not None, test.finished, others) + run.partly,
         "candidates": [asdict(each) for each in candidates],
-        "as_sure": others[:KEPT],
+        "as_sure": others,
         **about,
         "ranks": ranks(run.first, [each.string for each in candidates]),
         "null": null,

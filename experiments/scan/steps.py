@@ -59,9 +59,9 @@ class Scan:
     first: list[Look] = field(default_factory=list)
     """Every string that was put before the first prompts."""
     looked: int = 0
-    """How many strings were put before prompts, and"""
+    """How many strings were put before prompts."""
     planned: int = 0
-    """how many are, where there is time."""
+    """How many are, where there is time."""
     far: dict[str, float] = field(default_factory=dict)
     """Of the vocabulary's strings that were read by themselves, how far each stirs the model, the furthest first."""
     vocabulary: int = 0

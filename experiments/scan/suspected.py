@@ -126,7 +126,7 @@ def scan_for(
     listed = words_of(words) if words else []
     model, other = both_models(source, base, device)
     if other is None:
-        raise DefectionError(f"a behaviour is looked for beside the model's base, and {source} names none; give --base")
+        raise DefectionError("a behaviour is looked for beside the model's base; give --base")
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json()}
     decided = {**about, "dtype": model.dtype_name, "place": settings.place, "pairs": suspicion.key}
     tasks = ScanPrompts(prompts_of(suspicion.pairs), suspicion.tested)
