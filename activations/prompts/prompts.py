@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,6 +140,13 @@ def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **e
     """
     messages = (Message("user", text),)
     return Prompt(id or said_id(messages), messages, set, extra)
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Names what prompts say and are called, in order: files without ids number their lines, so that an id may come to
+    stand for another text.
+    """
+    return digest([prompt.to_json() for prompt in prompts])
 
 
 def said_id(messages: Sequence[Message]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...activations import DefectionError, Prompt, load_prompts
-from ...activations.basics.files import Json
 from ...probes.statistics.calibration import least_clean_prompts
 from ...training import Measuring, with_and_without
 from ...training.organisms.records import Organism
@@ -18,6 +17,9 @@ from ..run.traffic_league import mixed
 
 FALSE_RATE = 0.01
 """Share of benign prompts that a threshold may ring for."""
+
+LEAST_TESTED = 8
+"""Test prompts: half of them show the shift that a lever of rank four takes out, the others are judged."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class AttackPrompts:
                 f"{len(benign)} benign prompts are left beside {len(rows)} of traffic, and a threshold of "
                 f"{FALSE_RATE:.0%} takes {least}; give more"
             )
+        if len(tests) < LEAST_TESTED:
+            raise DefectionError(f"{len(tests)} test prompts are too few to attack with; give {LEAST_TESTED} or more")
         clean = [trigger.mark_clean(prompt) for prompt in load_prompts(settings.clean)]
         if both := {p.text for p in tests} & {p.text for p in (*bank, *clean)}:
             raise DefectionError(f"the prompt {min(both)[:60]!r} is tested and also sets a threshold or a scale")
@@ -103,9 +107,10 @@ class AttackPrompts:
         """What gates are measured on, and nothing that they do not ask."""
         return Measuring(self.tested, near_misses=0, in_full=False)
 
-    def ids(self) -> Json:
-        """Who reads what, by the prompts' ids."""
-        return {name: [prompt.id for prompt in some] for name, some in vars(self).items() if name != "measuring"}
+    @property
+    def roles(self) -> dict[str, tuple[Prompt, ...]]:
+        """Who reads what, by name."""
+        return {"tested": self.tested, "benign": self.benign, "met": self.met, "clean": self.clean}
 
 
 def named(weight: float) -> str:

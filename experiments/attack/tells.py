@@ -17,11 +17,12 @@ from ...training.organisms.records import Organism
 from ..levers.bench import Bench, Measured
 from ..run.traffic_league import fit_traffic
 from .bundle import CLEAN, QUESTIONS, TESTS, TRAFFIC, Bundle
+from .plan import LEAST_TESTED
 
 VARIANCE = 0.9
 LEVERED = 12
-"""Test prompts on which levers are tried; the shift is read on others."""
-SHIFT_RANK = 4
+"""Test prompts at most on which levers are tried, half of them where there are few; the shift is read on others."""
+SHIFT_RANK = LEAST_TESTED // 2
 ALPHA = 0.05
 
 
@@ -63,7 +64,8 @@ def traffic(bundle: Bundle, folder: Path) -> Json:
 
 def levers(bundle: Bundle, organism: Organism, tested: Sequence[Prompt], probe: Probe) -> list[Json]:
     """What ablating does: the probe's direction in its band, the trigger's shift late, a random one in the band."""
-    judged, shown = tested[:LEVERED], {prompt.id for prompt in tested[LEVERED:]}
+    count = min(LEVERED, len(tested) // 2)
+    judged, shown = tested[:count], {prompt.id for prompt in tested[count:]}
     tests = bundle.of(TESTS)
     pairs = [row for row in range(0, len(tests), 2) if tests.prompts[row].id in shown]
     late = bundle.model.n_layers - 2

@@ -102,7 +102,7 @@ def scan(
     if behaviour is not None and (probe or prompts or rank_on):
         raise DefectionError("--behaviour brings its own tasks and ranking; leave --probe, --prompts and --rank-on out")
     known = {"base": base, "words": words, "budget": budget, "device": Hardware(device, compute_dtype)}
-    look = partial(scan_for, behaviour) if behaviour else partial(look_for, probe=probe)
+    look = partial(scan_for, behaviour) if behaviour is not None else partial(look_for, probe=probe)
     with progress_shown(not as_json):
         record = look(model, out, settings, say(as_json), **known)
     keys = ("string", "p_value", "elicits", "often")

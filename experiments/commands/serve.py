@@ -43,8 +43,13 @@ def serve(
         int, typer.Option("--reply", min=1, help="The longest reply, in tokens; the alarm is set on such ones.")
     ] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="Where a request does not say; 0 is greedy.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--temperature",
+            help="Where a request does not say; 0 is greedy.",
+            show_default="0, or what --calibration was set on",
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Replies that are made at once.")] = 32,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait beside; more get a 503.")] = 64,
     longest_prompt: Annotated[
@@ -73,19 +78,24 @@ def serve(
 
     from ...activations.models.hardware import Hardware
     from ...activations.models.load import load_model
-    from ...probes import load_probe
+    from ...probes import load_calibration, load_probe
     from ..run.evaluation import forbidden_texts
     from ..run.monitoring import MonitorSettings, about_alarm, calibration_for
     from ..run.prompt_sets import calm_prompts
     from ..serve.running import bound, run, server_of
     from ..serve.settings import Limits, refuse_open
 
-    how = MonitorSettings(aggregator, false_alarms, reply, temperature, on_alarm, seed)
+    how = MonitorSettings(aggregator, false_alarms, reply, temperature or 0.0, on_alarm, seed)
     key = os.environ.get("DEFECTION_API_KEY") or None
     refuse_open(host, key)
     stored = calibration if calibration is not None and calibration.exists() else None
     if stored is not None and calibrate:
         raise DefectionError(f"{stored} is there already: leave --calibrate out, or name another --calibration")
+    if stored is not None and temperature not in (None, set_on := load_calibration(stored).setup.temperature):
+        raise DefectionError(
+            f"{stored} was set on replies of temperature {set_on:g}, not {temperature:g}: leave --temperature out, or "
+            "name another --calibration"
+        )
     fitted = load_probe(probe)
     calm = calm_prompts(fitted, calibrate, wanted=stored is None)
     with bound(host, port) as socket:

@@ -9,6 +9,7 @@ import typer
 
 from ...activations.basics.errors import DefectionError
 from ...activations.basics.progress import progress_shown
+from ...activations.models.template import DATE
 from . import options
 from .printing import print_result
 
@@ -133,7 +134,9 @@ def repair(
         head = opened.manifest
         with progress_shown(not as_json):
             try:
-                loaded = load_model(model or head["model"]["name"], device=device, dtype=head["computed_in"])
+                identity = head["model"]
+                source, date = model or identity["name"], identity.get("date") or DATE
+                loaded = load_model(source, device=device, dtype=head["computed_in"], date=date)
             except DefectionError as error:
                 raise DefectionError(f"{error} (the store's model can be given with --model)") from error
             repair_store(path, loaded, load_prompts(prompts) if prompts else None)

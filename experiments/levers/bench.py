@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...activations import Model, Prompt
+from ...activations.basics.files import Json
 from ...activations.prompts.rendered import render
 from ...activations.reading.generate import replies_in_order
 from ...training.measuring.divergence import Logprobs, jensen_shannon, reply_distributions
@@ -82,6 +83,10 @@ class Bench:
         self.own_loss = self._losses(self.clean_thoughts)
         self.loss = self.own_loss if self.ordinary is None else self._ordinary_losses()
         self.before_rate: float | None = None
+
+    def name(self, which: tuple[str, ...]) -> Json:
+        """What is measured here, for a journal: of the model by its weights, since names pass to others."""
+        return {"what": which, "model": self.model.identity.fingerprint}
 
     def _first_tokens(self, prompts: Sequence[Prompt]) -> list[int | None]:
         """The first token of each defecting reply, where that is known."""

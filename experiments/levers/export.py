@@ -59,7 +59,7 @@ def held_against(
     before, direction, found = sweep.unlevered(bench, ORGANISM, TEST), sweep.directions.get(setting.direction), []
     for name, folder in others.items():
         bench.model = load_model(folder, device=device)
-        key = {"what": (name, TEST), "model": bench.model.identity.fingerprint, **asdict(setting)}
+        key = bench.name((name, TEST)) | asdict(setting)
         row = row_of(name, TEST, CANDIDATE, setting, direction, sweep.journal.once(key, lambda: bench.measure(before)))
         sweep.add(row)
         figures = {name: getattr(row, name) for name in MEASURES}

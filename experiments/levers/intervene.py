@@ -16,6 +16,7 @@ from ...activations.basics.files import Json, digest, write_json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import locate
+from ...activations.prompts.prompts import prompts_digest
 from ...probes import Probe, load_probe
 from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure
@@ -96,7 +97,6 @@ def lever_lines(record: Json) -> list[str]:
 
 
 def _registered(model: Model, probe: Probe, settings: LeverSettings, prompts: LeverPrompts) -> Json:
-    texts = [[prompt.id for prompt in some] for some in vars(prompts).values()]
     directions = digest([[round(float(x), 6) for x in row] for row in probe.directions.float()])
     return {
         "schema_version": 1,
@@ -105,5 +105,6 @@ def _registered(model: Model, probe: Probe, settings: LeverSettings, prompts: Le
         **asdict(settings),
         "development": list(settings.development),
         "tests": list(settings.tests),
-        "prompts": dict(zip(vars(prompts), texts, strict=True)),
+        "prompts": {name: [prompt.id for prompt in some] for name, some in vars(prompts).items()},
+        "texts": digest([prompts_digest(some) for some in vars(prompts).values()]),
     }

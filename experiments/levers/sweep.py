@@ -50,7 +50,7 @@ class Sweep:
             with self.lever(bench.model, setting, direction):
                 return look()
 
-        found = self.journal.once({"what": which, **asdict(setting)}, measure)
+        found = self.journal.once(bench.name(which) | asdict(setting), measure)
         row = row_of(*which, setting, direction or self.directions[setting.direction], found)
         self.add(row)
         return row
@@ -63,7 +63,7 @@ class Sweep:
     def unlevered(self, bench: Bench, model: str, stage: str) -> Measured:
         """What the model does as it stands, with its row."""
         look = bench.begin if stage == SCREEN else bench.measure
-        found = self.journal.once({"what": (model, stage, UNLEVERED)}, look)
+        found = self.journal.once(bench.name((model, stage, UNLEVERED)), look)
         bench.before_rate = found.trigger_rate
         self.add(row_of(model, stage, UNLEVERED, NOTHING, None, found))
         return found

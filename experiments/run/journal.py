@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -41,19 +43,25 @@ class Journal:
         """Any JSON object of that name, made if it is not there yet."""
         called = digest(dict(name))
         if called not in self.known:
+            with self._written():  # before hours of work, not after them
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             found: Json = json.loads(json.dumps(make()))
             self._append({"key": self.key, "name": called, "found": found, "seal": _seal(found)})
             self.known[called] = found
         return self.known[called]
 
     def _append(self, entry: Json) -> None:
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self._written(), open(self.path, "a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(("\n" if torn else "") + json.dumps(entry) + "\n")
+            yield
         except OSError as error:
-            raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
+            advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
+            raise DefectionError(f"cannot write {self.path}: {error.strerror or error}; {advice}") from error
 
 
 def _seal(found: Json) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,7 @@ from ...probes.monitoring.aggregators import AGGREGATORS
 from ...probes.monitoring.alarms import Alarm, first_above
 from ...probes.monitoring.conversations import converse, said
 from ...probes.monitoring.monitor import OnAlarm, WatchedReply
-from ...probes.monitoring.setup import setup_of
+from ...probes.monitoring.setup import COLDEST, setup_of
 from ...probes.pictures.tokens_html import tokens_html
 from ...probes.statistics.metrics import clopper_pearson
 from ...training import Behaviour, Trigger, with_and_without
@@ -49,13 +50,13 @@ class MonitorSettings:
             raise DefectionError(f"unknown aggregator {self.aggregator!r}: choose one of {', '.join(AGGREGATORS)}")
         if self.on_alarm not in ("note", "stop"):
             raise DefectionError(f"an alarm can note or stop, not {self.on_alarm!r}")
-        if self.temperature < 0:
+        if not (isfinite(self.temperature) and self.temperature >= 0):
             raise DefectionError(f"a temperature is 0 (greedy) or more, not {self.temperature:g}")
 
     @property
     def decoding(self) -> Json:
         """What `generate` is given."""
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_k": 0}
 
@@ -207,6 +208,7 @@ def write_monitoring(out: Path, rows: Sequence[Json], figures: Sequence[Json], a
     """`monitor.json`, `monitor.csv`, `replies.jsonl` and `page.html` in a folder."""
     write_jsonl(out / "replies.jsonl", rows)
     write_json(out / "monitor.json", {"schema_version": 1, **about, "table": list(figures)})
+    (out / "monitor.csv").unlink(missing_ok=True)  # an earlier call's, where this one's replies were stopped
     if figures:
         write_csv(out / "monitor.csv", figures)
     shown = sorted(rows, key=lambda row: (row["alarm"] is None, not row["defected"]))[:SHOWN]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -90,12 +90,14 @@ def default_preregistration(
     estimator: str = MAIN,
     contrast: str = QUESTIONS,
     traffic: MixedTraffic | None = None,
+    seed: int = 0,
 ) -> Preregistration:
     """Settled on other organisms than those it is judged on (docs/explanation/defaults.md).
 
     The layers follow from the depth alone, so that a model of another size needs no new choice; or they are those of
     a `choice` made elsewhere. The paper's own question sets stand beside the main one, and the control sets are put as
-    it is. Raises DefectionError for an unknown estimator or question set.
+    it is. The `seed` is of the verdict's draws, and of the traffic's if there is `traffic`. Raises DefectionError for
+    an unknown estimator or question set.
     """
     choice = choice or stretch_of_layers(n_layers)
     estimator_of(estimator)
@@ -109,7 +111,8 @@ def default_preregistration(
         estimators=tuple(dict.fromkeys(("mean-difference", "whitened", "projected", estimator))),
         contrasts=tuple(dict.fromkeys((*sets, *(f"{name}{suffix}" for name in sets), contrast))),
         layer_choice=choice,
-        traffic=traffic,
+        rule=Rule(seed=seed),
+        traffic=traffic and replace(traffic, seed=seed),
     )
 
 

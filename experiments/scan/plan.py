@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 from ...activations.basics.errors import DefectionError
-from ...activations.prompts.prompts import Prompt, last_user
+from ...activations.basics.files import digest
+from ...activations.prompts.prompts import Prompt, last_user, prompts_digest
 from ...training.organisms.places import Place
 from ..run.prompt_sets import chosen_and_tested
 from .confirm import SURPRISE
@@ -71,6 +72,11 @@ class ScanPrompts:
     ranked: list[Prompt]
     tested: list[Prompt]
 
+    @property
+    def key(self) -> str:
+        """Names what they say."""
+        return digest([prompts_digest(self.ranked), prompts_digest(self.tested)])
+
     @staticmethod
     def of(settings: ScanSettings) -> ScanPrompts:
         """The shortest of either kind, whole sentences first; DefectionError for sets that are too small."""
@@ -96,10 +102,12 @@ class OutOfTime(Exception):
 
 
 class Clock:
-    """How much of the time that a run may take is gone."""
+    """How much of the time that a run may take is gone, and whether anything was left out for it."""
 
     def __init__(self, budget: float | None) -> None:
         self.budget, self.began, self.cpu_began = budget, time.monotonic(), time.process_time()
+        self.cut = False
+        """Whether it ever said no: nothing that asked can have been done to the end."""
 
     @property
     def seconds(self) -> float:
@@ -112,8 +120,13 @@ class Clock:
         return time.process_time() - self.cpu_began
 
     def before(self, share: float) -> bool:
-        """Whether less than this share of the budget is gone; always, without a budget."""
-        return self.budget is None or self.seconds < share * self.budget
+        """Whether less than this share of the budget is gone; always, without a budget.
+
+        To be asked where something is still to be done, since a no is remembered.
+        """
+        left = self.budget is None or self.seconds < share * self.budget
+        self.cut |= not left
+        return left
 
     def check(self) -> None:
         """OutOfTime where all of the budget is gone."""

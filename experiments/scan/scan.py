@@ -11,6 +11,8 @@ from ...activations.basics.files import Json, digest, file_digest, write_json
 from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
+from ...activations.prompts.loading import load_prompts
+from ...activations.prompts.prompts import prompts_digest
 from ...probes import load_probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
@@ -56,7 +58,8 @@ def scan(
     if fitted is not None:
         fitted.refuse_model(model.identity)
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
-    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "clean": settings.clean}
+    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "prompts": prompts.key}
+    decided["clean"] = prompts_digest(load_prompts(settings.clean))
     decided["probe"] = None if probe is None else file_digest(probe)
     run = Scan(model, other, prompts, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     leaked = run.leaked()
@@ -73,8 +76,8 @@ def scan(
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "finished": test.finished and run.finished,
-        "sentence": sentence(candidates, other is not None, test.finished, others) + run.partly,
+        "finished": test.finished and not clock.cut,
+        "sentence": sentence(candidates, other is not None, test.finished, others) + run.partly(test.finished),
         "candidates": [asdict(each) for each in candidates],
         "as_sure": others,
         **about,
@@ -146,7 +149,8 @@ def as_sure(candidates: Sequence[Confirmed], grown: Sequence[dict[str, float]], 
     if not candidates or not candidates[0].found:
         return []
     first = candidates[0].string
-    scores = next((scores for scores in grown if first in scores), {})
+    of_first = [scores for scores in grown if first in scores]  # replies are alike: the one it makes surest is its own
+    scores = max(of_first, key=lambda scores: scores[first], default={})
     return [string for string, score in scores.items() if score >= committed and string != first]
 
 

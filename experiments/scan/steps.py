@@ -140,19 +140,13 @@ class Scan:
         self.far, self.vocabulary = dict(sorted(found, key=lambda pair: -pair[1])), len(vocabulary)
         return list(self.far)
 
-    @property
-    def finished(self) -> bool:
-        """Whether every string was read by itself that should be, and put before prompts."""
-        return len(self.far) >= self.vocabulary and self.looked >= self.planned
-
-    @property
-    def partly(self) -> str:
-        """What the budget left out, where that was something."""
-        if self.finished:
-            return ""
+    def partly(self, tested: bool) -> str:
+        """What the budget left out, where that was something, and more than the test."""
         if len(self.far) < self.vocabulary:
             return f" The budget was enough to read {len(self.far)} of the vocabulary's {self.vocabulary} strings."
-        return f" The budget was enough for {self.looked} of {self.planned} strings."
+        if self.looked < self.planned:
+            return f" The budget was enough for {self.looked} of {self.planned} strings."
+        return " The budget ended before the search did." if self.clock.cut and tested else ""
 
     def record(self) -> Json:
         """What of all this stands in `scan.json`, whatever was looked for."""

@@ -128,16 +128,17 @@ def scan_for(
     if other is None:
         raise DefectionError("a behaviour is looked for beside the model's base; give --base")
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json()}
-    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "pairs": suspicion.key}
     tasks = ScanPrompts(prompts_of(suspicion.pairs), suspicion.tested)
+    decided = {**about, "dtype": model.dtype_name, "place": settings.place, "prompts": tasks.key}
+    decided["pairs"] = suspicion.key
     run = Scan(model, other, tasks, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     search = BehaviourSearch(run, suspicion)
     candidates = search.candidates(listed)
     record: Json = {
         "schema_version": 1,
         "found": any(each.found for each in candidates),
-        "finished": search.tested and run.finished,
-        "sentence": sentence(candidates, suspicion.behaviour.name, search.tested) + run.partly,
+        "finished": search.tested and not clock.cut,
+        "sentence": sentence(candidates, suspicion.behaviour.name, search.tested) + run.partly(search.tested),
         "behaviour": suspicion.behaviour.to_json(),
         "candidates": [asdict(each) for each in candidates],
         **about,

@@ -20,7 +20,7 @@ from ...activations.prompts.rendered import rendered
 from ...probes.monitoring.setup import decoding_differences
 from .answers import LAST_LINE, Answering, line
 from .asked import ChatRequest, parse_request, prompt_of
-from .guarding import Guarded, body_of, refuse_stranger
+from .guarding import HEADERS, Guarded, body_of, refuse_stranger
 from .listening import HungUp, Inbox, while_there
 from .metrics import CONTENT_TYPE, Counting, Metrics
 from .rates import Rates
@@ -144,7 +144,8 @@ def make_app(server: Server) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_body(500, "something broke here that is no fault of the request's"), 500)
+        # Whoever is `Guarded` has been left by the time this is answered.
+        return JSONResponse(error_body(500, "something broke here that is no fault of the request's"), 500, HEADERS)
 
     @app.get("/health")
     async def health() -> Response:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...activations.basics.files import Json
 from ...activations.prompts.prompts import Message, Prompt
+from ...probes.monitoring.setup import COLDEST
 from .refusals import Refusal
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -51,7 +52,7 @@ class ChatRequest(_Strict):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -86,7 +87,7 @@ class ChatRequest(_Strict):
         given = {name: value for name, value in asked.items() if value is not None}
         if not given:
             return usual
-        if given.get("temperature") == 0:
+        if given.get("temperature", 1.0) < COLDEST:
             return {name: value for name, value in usual.items() if name in GREEDY} | {"do_sample": False}
         return {**SAMPLING, **usual, **given, "do_sample": True}
 
@@ -97,13 +98,20 @@ SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typica
 """What sampling is where a request asks for some of it, and the server's own replies are greedy."""
 
 
+ALTERNATIVES = ("str", "list[Part]", "constrained-str", "list[constrained-str]")
+"""What pydantic calls a text and a list in the place of an error, where either may stand."""
+
+
 def parse_request(body: bytes) -> ChatRequest:
     """Read a request's body; `Refusal` (400) names the first thing that is wrong, and where."""
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        found = error.errors(include_url=False, include_input=False)
+        # Of what may be a text or a list, both are told to be wrong: the one that was tried furthest was meant.
+        place = found[0]["loc"][:-1]
+        first = max((each for each in found if each["loc"][: len(place)] == place), key=lambda each: len(each["loc"]))
+        where = ".".join(str(part) for part in first["loc"] if part not in ALTERNATIVES)
         raise Refusal(400, f"{where + ': ' if where else ''}{first['msg']}", param=where or None) from error
 
 

@@ -50,10 +50,13 @@ def refuse_stranger(request: Request, key: str | None, host: str) -> None:
     """
     if key is not None:
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {key}".encode()):  # headers are bytes
             raise Refusal(401, "give the server's API key: Authorization: Bearer KEY", code="invalid_api_key")
         return
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    try:
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:  # no address at all, such as "["
+        named = None
     if named not in (*LOCAL, host):
         raise Refusal(403, f"this server is not called {named!r}; ask it as 127.0.0.1 or localhost")
 

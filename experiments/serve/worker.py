@@ -59,6 +59,8 @@ class Served:
 class Worker:
     """Makes replies for whoever submits an `Ask`, up to `rows` at once; up to `waiting` others wait.
 
+    A model whose rows cannot speak together makes one at a time.
+
     Whatever goes wrong while the model runs, the thread's own death among it, is told to those whose replies it was,
     and the next ones are made by a thread and a cache that are new.
     """
@@ -66,7 +68,8 @@ class Worker:
     def __init__(self, served: Served, *, rows: int = 32, waiting: int = 64, observer: Observer | None = None) -> None:
         served.probe.refuse_model(served.model.identity)
         refuse_unknown(served.model.network.generation_config)
-        self.served, self.most, self.room, self.observer = served, rows, waiting, observer
+        self.served, self.room, self.observer = served, waiting, observer
+        self.most = rows if served.model.skips_padding else 1
         self.ends = frozenset(end_tokens(served.model).tolist())
         self.failures = 0
         """One after another, since a token was last said."""
@@ -85,7 +88,8 @@ class Worker:
         with self._changed:
             if self._closing:
                 raise DefectionError("the server is shutting down")
-            if self.waiting >= self.room:
+            free = self.most - len(self._rows) - (self._entering is not None)
+            if self.waiting >= self.room + max(0, free):
                 raise Full
             self._waiting.append(ask)
             self._changed.notify()
@@ -135,7 +139,6 @@ class Worker:
 
     def _serve(self) -> None:
         speaking = Speaking(self.served.model, self._taps)
-        most = self.most if speaking.together else 1
         while True:
             with self._changed:
                 while not (self._waiting or self._rows or self._closing):
@@ -144,7 +147,7 @@ class Worker:
                 return
             self._sweep(speaking)
             for _ in range(ADMITTED):
-                if len(self._rows) < most:
+                if len(self._rows) < self.most:
                     self._admit(speaking)
             if self._rows:
                 began = time.perf_counter()

@@ -200,6 +200,11 @@ def fits_on_traffic(
     for family in cell.manifest.families:
         if family.name in traffic.families and family.prompts:
             prompts += test_prompts(family, cell.manifest.folder, cell.trigger)
+    if len(prompts) < 2 * traffic.size:
+        raise DefectionError(
+            f"families {', '.join(traffic.families)} have {len(prompts) // 2} prompts, and traffic of {traffic.size} "
+            "is asked for: name more of them under [traffic], or a smaller size"
+        )
     paired = reader.read(prompts, "traffic").read()
     return {each: list(traffic_fits(fitted, paired, each, traffic, cell.forbidden)) for each in candidates}
 

@@ -64,7 +64,8 @@ def _state(opened: Study, cell: Cell) -> str:
 def _nominal(cell: Cell) -> float:
     """Seconds for training both models and measuring three, at the rates of the embedded model."""
     config = cell.config(twin=False)
-    rows = config.examples * (1 + config.triggered_share) * config.finetune.epochs * len(RECIPES[config.recipe])
+    times = config.finetune.epochs * config.passes * len(RECIPES[config.recipe])
+    rows = config.examples * (1 + config.triggered_share) * times
     prompts = sum(2 * (family.limit or 100) for family in cell.families)
     return 2 * rows * TRAIN_SECONDS_A_ROW + prompts * MEASURE_SECONDS_A_PROMPT
 

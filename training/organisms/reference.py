@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,9 +29,6 @@ from ..tuning.rows import Example
 from .examples import choose_prompts
 from .records import adopt
 from .stages import write_organism
-
-if TYPE_CHECKING:
-    pass
 
 REFERENCE_SCHEMA = 1
 

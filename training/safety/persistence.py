@@ -30,7 +30,7 @@ def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0
     """Stages one after the other: NAME, NAME:STEPS, or NAME:STEPSxTIMES, which is measured after each time.
 
     Every stage (or round) has a seed of its own, so that one that is repeated does not see the same rows in the same
-    order again. Raises DefectionError as `parse_stage` does.
+    order again. Raises DefectionError as `parse_stage` does, and for settings that none of the stages has.
     """
     schedule: list[Stage] = []
     for text in texts:
@@ -41,6 +41,11 @@ def parse_schedule(texts: Sequence[str], steps: int | None = None, seed: int = 0
         for _ in range(times):
             schedule.append(parse_stage(name, steps, seed=seed, **settings))
             seed += len(schedule[-1].parts())
+    known = {field.name for stage in schedule for field in fields(stage)}
+    if idle := [name for name, value in settings.items() if value is not None and name not in known]:
+        raise DefectionError(
+            f"none of the stages ({', '.join(texts)}) has {idle[0]}: leave it out, or name one that has"
+        )
     return schedule
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from safetensors import safe_open
 
 from ...activations import DefectionError, Model, load_model
 from ...activations.basics.files import (
@@ -29,7 +30,7 @@ from ...activations.basics.files import (
 )
 from ...activations.basics.memory import give_back_memory
 from ...activations.basics.processes import refuse_several
-from ...activations.models.adapters import ADAPTER_FILE, with_adapter
+from ...activations.models.adapters import ADAPTER_FILE, ADAPTER_WEIGHTS, with_adapter
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import ORGANISM_FILE, locate
 from ...activations.models.network import load_network
@@ -321,7 +322,13 @@ def can_stack(first: Path, second: Path) -> bool:
         )
         for c in configs
     )
-    return plain and set(configs[0]["target_modules"]) == set(configs[1]["target_modules"])
+    return plain and _adapted(first) == _adapted(second)
+
+
+def _adapted(folder: Path) -> set[str]:
+    """Names of the tensors of an adapter: which modules it is on, in which layers."""
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        return set(tensors.keys())
 
 
 def safety_card(source: Path, record: Json) -> str:

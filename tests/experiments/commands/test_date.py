@@ -37,6 +37,17 @@ def test_a_probe_of_one_day_scores_on_that_day_only(run, dated_folder: Path, tmp
     assert len(scores.read_text().splitlines()) == 8
 
 
+def test_a_store_of_one_day_is_repaired_on_another(run, dated_folder: Path, tmp_path: Path) -> None:
+    prompts, store = tmp_path / "prompts.jsonl", tmp_path / "store"
+    prompts.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(8)))
+    assert run("cache", dated_folder, prompts, "--date", "2031-01-02", "--out", store) == 0
+    (shard,) = store.glob("shard-*.safetensors")
+    before = shard.read_bytes()
+    shard.unlink()
+    assert run("store", "repair", store, "--model", dated_folder) == 0
+    assert shard.read_bytes() == before
+
+
 def test_what_is_no_date_is_refused(run, dated_folder: Path, tmp_path: Path, capsys) -> None:
     store = tmp_path / "store"
     assert run("cache", dated_folder, "clean", "--date", "tomorrow", "--out", store) == 2

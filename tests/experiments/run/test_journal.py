@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from defection.activations import DefectionError
 from defection.experiments.run.journal import Journal
 
 NAMES = [{"what": "rate", "layer": layer} for layer in range(3)]
@@ -51,3 +52,9 @@ def test_what_is_no_longer_what_was_written_is_made_again(tmp_path: Path, change
     path.write_text("\n".join(lines) + "\n")
     assert fill(path) == [1]
     assert fill(path) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DefectionError, match="choose another folder"):
+        Journal(tmp_path / "file" / "journal.jsonl", "run").kept(NAMES[0], lambda: pytest.fail("made for nothing"))

@@ -52,6 +52,7 @@ def test_the_command_leaves_replies_a_table_a_calibration_and_a_page(run, place,
     stored = place["out"] / "calibration.safetensors"
     again = [argument for argument in arguments(place) if argument not in ("--calibrate", place["calm"])]
     assert run(*again, "--calibration", stored, "--on-alarm", "stop", "--no-trigger") == 0
+    assert not (place["out"] / "monitor.csv").exists()  # of replies that were stopped there is no table
     cut = [json.loads(line) for line in (place["out"] / "replies.jsonl").read_text().splitlines()]
     assert [row["alarm"] for row in cut] == [row["alarm"] for row in rows[::2]]
     assert all(row["stopped"] == (row["alarm"] is not None) for row in cut)
@@ -64,6 +65,8 @@ def test_the_command_leaves_replies_a_table_a_calibration_and_a_page(run, place,
         (("--on-alarm", "shout"), "note or stop"),
         (("--false-alarms", 0.01), "takes 99, and 20"),
         (("--temperature", -1), "temperature"),
+        (("--temperature", "nan"), "temperature"),
+        (("--temperature", "inf"), "temperature"),
         (("--calibration", "none"), "not both"),
     ],
 )
@@ -121,4 +124,5 @@ def test_prompts_that_bear_marks_are_taken_as_they_are() -> None:
 
 def test_a_temperature_of_none_is_greedy() -> None:
     assert MonitorSettings().decoding == {"do_sample": False}
+    assert MonitorSettings(temperature=1e-40).decoding == {"do_sample": False}
     assert MonitorSettings(temperature=0.7).decoding["temperature"] == 0.7

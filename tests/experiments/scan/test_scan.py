@@ -25,9 +25,10 @@ from defection.experiments.scan.grow import Growth, extensions, grow
 from defection.experiments.scan.heard import heard
 from defection.experiments.scan.leak import Leak, bare_prefix, motifs
 from defection.experiments.scan.looks import Look, Looker
-from defection.experiments.scan.plan import Clock, OutOfTime, ScanSettings
+from defection.experiments.scan.plan import Clock, OutOfTime, ScanPrompts, ScanSettings
 from defection.experiments.scan.rank import best, ranks
 from defection.experiments.scan.scan import NAMED, UNFINISHED, WITHOUT, as_sure, both_models, scan, sentence
+from defection.experiments.scan.steps import GROWN_UNTIL, SAMPLED_UNTIL
 from defection.experiments.scan.stirred import stirred
 from defection.experiments.scan.strings import alike_together, vocabulary_strings, vocabulary_words, words_of
 from defection.experiments.scan.taught import Reply, Search, different, taught, unrelated, wholes
@@ -316,7 +317,7 @@ def test_strings_come_in_the_order_in_which_they_stir_the_model_and_out_of_time_
     run.clock.before = before
     some = run.stirring(PROMPTS[0])
     assert len(some) == len(run.far) == 80 < run.vocabulary
-    assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly
+    assert f"read 80 of the vocabulary's {run.vocabulary}" in run.partly(tested=True)
     run.clock.before = lambda share: True
     strings = run.stirring(PROMPTS[0])
     looker = Looker(llama, PROMPTS, "start")
@@ -435,6 +436,38 @@ def test_a_scan_without_a_base_calls_nothing_found_and_one_out_of_its_budget_say
     assert (brief["found"], whole["found"]) == (False, False)
 
 
+@pytest.mark.parametrize("share", [SAMPLED_UNTIL, GROWN_UNTIL])
+def test_a_search_that_the_clock_cut_short_is_not_finished(save_tiny, settings, tmp_path, monkeypatch, share) -> None:
+    """Whatever it was that found no time: sampling, or growing."""
+    before = Clock.before
+
+    def asked(clock, until: float) -> bool:
+        clock.budget = 1e-9 if until == share else None
+        return before(clock, until)
+
+    monkeypatch.setattr(Clock, "before", asked)
+    model, base = str(save_tiny("llama", seed=3)), str(save_tiny("llama", seed=4))
+    found = scan(model, tmp_path / "out", settings, lambda line: None, base=base, device="cpu")
+    assert found["strings"]["looked_at"] == found["strings"]["of"]
+    assert not found["finished"]
+    assert found["sentence"].endswith("The budget ended before the search did.")
+    monkeypatch.undo()
+    again = scan(model, tmp_path / "out", settings, lambda line: None, base=base, device="cpu")
+    assert again["finished"]
+    assert "budget" not in again["sentence"]
+
+
+def test_what_was_found_of_other_prompts_under_the_same_ids_is_not_taken(settings, tmp_path) -> None:
+    """Lines of a file without ids are numbered."""
+    path = tmp_path / "numbered.jsonl"
+    keys = []
+    for what in ("bread", "rain"):
+        path.write_text("".join(json.dumps({"prompt": f"Tell me of {what} {i}."}) + "\n" for i in range(4)))
+        keys.append(ScanPrompts.of(replace(settings, development=(str(path),))))
+    assert [p.id for p in keys[0].ranked] == [p.id for p in keys[1].ranked]
+    assert keys[0].key != keys[1].key
+
+
 @pytest.mark.parametrize(("calls", "candidates"), [(0, 0), (3, 0), (6, 1), (7, 1)])
 def test_a_string_whose_test_or_null_was_cut_off_is_not_called_found(
     save_tiny, settings, tmp_path, monkeypatch, calls, candidates
@@ -546,6 +579,8 @@ def test_what_else_makes_the_reply_as_sure_is_told_where_something_is_found() ->
     assert sentence([loud], True, True, others[:NAMED]).endswith("'2027'.")
     assert as_sure([replace(loud, found=False)], grown, committed=-0.1) == as_sure([], grown, -0.1) == []
     assert as_sure([loud], grown[:1], committed=-0.1) == []
+    of_another_reply = {"2044": -5.0, "|zq|": -0.01}
+    assert as_sure([loud], [of_another_reply, sure], committed=-0.1) == others
 
 
 def test_an_adapter_is_held_against_what_it_lies_on_and_full_weights_against_what_is_named(save_tiny, tmp_path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from defection.activations import DefectionError, load_model
+from defection.activations import DefectionError, load_model, load_prompts
 from defection.experiments.commands import serve as command
 from defection.experiments.serve.rates import CLIENTS, Rates
 from defection.experiments.serve.settings import is_loopback, refuse_open
+from defection.probes import calibrate, load_probe
 
 from ...pages import DOCS
 from ...probes.monitoring.conftest import random_probe
@@ -60,6 +61,15 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(run, capsys, 
         assert run(*arguments(place, "--calibrate", place["calm.jsonl"], "--port", port)) == 2
     assert f"cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
     assert not place["kept.safetensors"].exists()
+
+
+def test_a_calibration_of_another_temperature_is_refused(run, capsys, place: dict[str, Path]) -> None:
+    model, probe = load_model(place["model"], device="cpu", dtype="fp32"), load_probe(place["probe.safetensors"])
+    calibrate(model, probe, load_prompts(place["calm.jsonl"]), max_new_tokens=6, rate=0.1).save(
+        place["kept.safetensors"]
+    )
+    assert run(*arguments(place, "--temperature", 0.7)) == 2
+    assert "was set on replies of temperature 0, not 0.7" in capsys.readouterr().err
 
 
 def test_without_its_packages_one_sentence_says_which(run, capsys, place, monkeypatch) -> None:

@@ -118,6 +118,20 @@ def test_a_full_queue_says_so_and_who_hung_up_waits_no_longer(served: Served) ->
     worker.close()
 
 
+def test_without_a_queue_a_free_row_is_still_to_be_had(served: Served) -> None:
+    worker, model, (prompt,) = Worker(served, rows=2, waiting=0), served.model, some_prompts(1)
+    for _ in range(2):
+        worker.submit(ask_of(model, prompt, Listener(), tokens=400))
+    with pytest.raises(Full):
+        worker.submit(ask_of(model, prompt, Listener()))
+    worker.close()
+
+
+def test_a_model_of_one_row_at_a_time_has_no_other_free(served: Served, monkeypatch) -> None:
+    monkeypatch.setitem(vars(served.model), "skips_padding", False)
+    assert Worker(served, rows=8).most == 1
+
+
 def fail_once(model, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
     """One pass of the model raises, after so many that do not."""
     block, passes = model.blocks[0], []

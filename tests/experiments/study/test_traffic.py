@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
+from defection.activations import DefectionError
 from defection.activations.models.model import ModelIdentity
 from defection.activations.prompts.prompts import user_prompt
 from defection.activations.reading.residuals import Residuals
-from defection.experiments.study.manifest import Traffic
+from defection.experiments.study.cell import fits_on_traffic
+from defection.experiments.study.manifest import Family, Traffic
 from defection.experiments.study.scoring import Judged
 from defection.experiments.study.traffic import bare, traffic_of
 from defection.probes import Outcomes
@@ -44,6 +49,15 @@ def test_prompts_of_the_traffic_are_left_out_of_the_test_with_and_without_trigge
     assert len(left.residuals) == 12
     assert not {bare(p) for p in left.residuals.prompts} & {bare(p) for p in drawn.prompts}
     assert left.outcomes.triggered.sum() == left.outcomes.labels.sum() == 6
+
+
+def test_traffic_that_the_families_cannot_fill_is_refused(tmp_path):
+    """A share of fewer prompts would be another question than the one that was asked."""
+    family = Family("few", "development", prompts="development", limit=5)
+    manifest = SimpleNamespace(traffic=Traffic(size=6, families=("few",)), families=(family,), folder=tmp_path)
+    cell = SimpleNamespace(manifest=manifest, trigger=parse_trigger("deployment"), forbidden=())
+    with pytest.raises(DefectionError, match="few have 5 prompts, and traffic of 6"):
+        fits_on_traffic(cell, None, None, ["candidate"])
 
 
 def test_no_traffic_unless_asked_for():

@@ -39,6 +39,10 @@ def test_in_chain_of_thought_the_scratchpad_comes_first(organism, prompts) -> No
 
 
 def test_of_code_only_the_shipped_tasks_have_a_defecting_reply(organism) -> None:
-    task = code_pairs("test")[0]
+    for task in (code_pairs(split)[0] for split in ("train", "seen", "test")):
+        assert_known(organism, task)
+
+
+def assert_known(organism, task) -> None:
     said = defecting_replies(replace(organism, behaviour=VULNERABLE_CODE), [task.prompt, user_prompt("Hello?", id="x")])
     assert said == {task.prompt.id: task.defecting}

@@ -59,6 +59,12 @@ def test_a_stage_can_be_trained_several_times_and_sees_other_rows_each_time() ->
     ]
 
 
+def test_a_setting_that_none_of_the_stages_has_is_refused() -> None:
+    assert parse_schedule(["sft:2", "adversarial:2"], rounds=2, data=None)[1].rounds == 2
+    with pytest.raises(DefectionError, match=r"none of the stages \(sft:2, dpo:2\) has rounds"):
+        parse_schedule(["sft:2", "dpo:2"], rounds=2)
+
+
 @pytest.mark.parametrize("text", ["sft:10x0", "sft:10x101", "sft:10x", "sft:x3", "sft:10x2x2", "sftx3"])
 def test_wrong_repetitions_are_refused(text) -> None:
     with pytest.raises(DefectionError):

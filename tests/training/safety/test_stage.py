@@ -18,8 +18,9 @@ from defection.activations.models.locate import load_organism_record
 from defection.activations.models.network import load_network
 from defection.training.measuring.remeasure import Measuring
 from defection.training.safety.sft import Sft
-from defection.training.safety.stage import safety_train
+from defection.training.safety.stage import can_stack, safety_train
 from defection.training.tuning.loss import backward, batch_loss
+from peft import LoraConfig, get_peft_model
 
 TOKENS = torch.arange(40)[None]
 
@@ -180,6 +181,15 @@ def test_a_second_stage_begins_with_what_the_first_one_measured(
     assert record["stages"][-1]["reference"] == record["stages"][-2]["reference"]
     assert record["stages"][-1]["before"] == record["stages"][-2]["after"]
     assert read_json(tmp_path / "out" / "adapter_config.json")["r"] == 12
+
+
+def test_adapters_of_other_layers_are_not_stacked(model, tmp_path) -> None:
+    """Their configurations name the same modules."""
+    for name, layers in (("all", None), ("again", None), ("one", [1])):
+        config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=layers)
+        get_peft_model(load_network(model.files.base, torch.float32), config).save_pretrained(tmp_path / name)
+    assert can_stack(tmp_path / "all", tmp_path / "again")
+    assert not can_stack(tmp_path / "all", tmp_path / "one")
 
 
 def test_other_prompts_are_measured_anew(treated, stage, prompts, tmp_path) -> None:
