@@ -39,6 +39,7 @@ class AttackSettings:
     steps: int = 40
     pool: int = 48
     learning_rate: float = 5e-4
+    """Of the attackers who follow gradients; reinforcement has its own."""
     margin: float = -1.0
     prompts: str = "train"
     tests: tuple[str, ...] = ("held-out", "unseen-style")
@@ -62,6 +63,8 @@ class AttackSettings:
             raise DefectionError("an attack needs at least one weight λ of its penalty")
         if self.steps < 1:
             raise DefectionError(f"an attack of {self.steps} steps trains nothing; give 1 or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise DefectionError(f"a learning rate is a number above 0, not {self.learning_rate:g}")
 
 
 @dataclass(frozen=True)

