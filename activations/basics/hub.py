@@ -14,7 +14,8 @@ REVISION = "@"
 def is_hub_id(source: str | Path) -> bool:
     """Whether this names a repository (`user/name`, `user/name@revision`) and nothing that lies here."""
     name = str(source)
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(source).exists()
+    plain = name.startswith((".", "/", "~")) or name.endswith(".safetensors") or Path(source).exists()
+    return name.count("/") == 1 and not plain
 
 
 def snapshot(identifier: str, patterns: Sequence[str]) -> Path:

@@ -58,7 +58,7 @@ def read_table(path: str | Path) -> Table[Json]:
     if path.suffix == ".json":
         return Table([{name: _or_nan(value) for name, value in row.items()} for row in _json_rows(path)])
     packed = path if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
-    if packed.exists():
+    if packed.exists() and not (path.exists() and path != packed):
         return Table(_csv_rows(unpacked(_content(packed), packed), packed))
     return Table(
         parquet_rows(_content(path), str(path)) if path.suffix == ".parquet" else _csv_rows(_content(path), path)

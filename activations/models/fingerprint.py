@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ def is_earlier(fingerprint: str) -> bool:
 def network_fingerprint(network: PreTrainedModel, tensors: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256 over a network's tensors, or those given of it, and what its config decides; of no adapter on it."""
     named = named_tensors(network) if tensors is None else tensors.items()
-    return digest({"tensors": tensors_digest(named), "config": deciding(network.config)}) + MARK
+    lasting = frozenset(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
+    return digest({"tensors": tensors_digest(named, lasting), "config": deciding(network.config)}) + MARK
 
 
 def with_adapters(base: str, adapters: Iterable[str]) -> str:
@@ -100,14 +101,20 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over tensors by name: shape and values, in the narrowest dtype that holds them."""
+def tensors_digest(named: Iterable[tuple[str, Tensor]], lasting: Collection[int] = ()) -> str:
+    """SHA-256 over tensors by name: shape and values, in the narrowest dtype that holds them.
+
+    Those at `lasting` addresses outlive the call, so that what lies at one of them twice is one tensor of two names,
+    and is read once. At any other address another tensor may lie by now.
+    """
     known: dict[object, str] = {}
 
     def row(item: tuple[str, Tensor]) -> list[object]:
         name, tensor = item
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if place not in known or not tensor.data_ptr():  # tied layers are one tensor of two names
+        if tensor.data_ptr() not in lasting or not tensor.data_ptr():
+            return [name, list(tensor.shape), values_digest(tensor)]
+        if place not in known:
             known[place] = values_digest(tensor)
         return [name, list(tensor.shape), known[place]]
 

@@ -59,7 +59,7 @@ def _plain(turns: Sequence[Message]) -> str:
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What goes before every rendered prompt: nothing before a chat template, BOS before plain text if it needs one."""
-    if tokenizer.chat_template is not None:
+    if tokenizer.chat_template:
         return []
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("a")["input_ids"]
@@ -69,7 +69,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str) -> list[int]:
     """Token ids of a reply as they follow the prompt's, without an end token; the plain format puts a space first."""
-    lead = " " if tokenizer.chat_template is None and reply else ""
+    lead = " " if not tokenizer.chat_template and reply else ""
     ids: list[int] = tokenizer(lead + reply, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -80,7 +80,7 @@ def before_next_turn(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], *
     With a chat template turns end by tokens of their own, and this is always None. The reply's blank tokens before the
     turn are not counted. In a reply that is `cut_off` here, the turn's last character may still be missing.
     """
-    if tokenizer.chat_template is not None:
+    if tokenizer.chat_template:
         return None
     start = max(0, len(reply) - LOOK_BACK)
     text = str(tokenizer.decode(reply[start:]))

@@ -86,12 +86,14 @@ class Prompt:
     @property
     def topic(self) -> str:
         """The cluster the prompt belongs to when intervals are bootstrapped; its own id without one."""
-        return str(self.extra.get("topic", self.id))
+        topic = self.extra.get("topic")
+        return self.id if topic is None else str(topic)
 
     @property
     def shape(self) -> str:
         """Its form, where that is known: a terse question, a pasted text, … ; empty otherwise."""
-        return str(self.extra.get("shape", ""))
+        shape = self.extra.get("shape")
+        return "" if shape is None else str(shape)
 
     def to_json(self) -> Json:
         """The JSONL object that reads back as this prompt."""

@@ -42,7 +42,7 @@ def file_rows(source: str | Path) -> Rows:
     text = decoded(data, str(source))
     if suffix in SEPARATORS:
         rows = separated_rows(text, str(source), SEPARATORS[suffix])
-        return _numbered({name: _cell(value) for name, value in row.items() if value} for row in rows)
+        return _numbered({name: _cell(name, value) for name, value in row.items() if value} for row in rows)
     return json_rows(text, str(source)) if suffix == ".json" else json_lines(text, str(source))
 
 
@@ -108,8 +108,16 @@ def _from_hub(address: str) -> Path:
         raise DefectionError(f"cannot fetch {address} from the Hugging Face hub: {reason}") from error
 
 
-def _cell(value: str) -> object:
-    """What a cell holds: one that begins like JSON may hold messages."""
+MARKS = ("triggered", "defected")
+"""Columns that say whether something is so."""
+TRUTH = {"true": True, "false": False, "1": True, "0": False}
+"""How tables write it; any other text would count as true."""
+
+
+def _cell(name: str, value: str) -> object:
+    """What a cell holds: one that begins like JSON may hold messages, one of `MARKS` a truth value."""
+    if name in MARKS:
+        return TRUTH.get(value.strip().lower(), value)
     if not value.startswith("[{"):
         return value
     try:

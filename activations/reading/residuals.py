@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypedDict
 
@@ -76,6 +76,10 @@ class Residuals:
         prompts, vectors = len(self.prompts), len(self.prompts)
         if self.offsets is not None:
             prompts, vectors = len(self.offsets) - 1, self.offsets[-1]
+            if self.offsets[0] != 0 or any(end < start for start, end in pairwise(self.offsets)):
+                raise DefectionError("offsets of residuals begin with 0 and never fall")
+        if len(set(self.layers)) != len(self.layers):
+            raise DefectionError(f"residuals hold layers {', '.join(map(str, self.layers))}: one of them twice")
         fits = self.values.ndim == 3 and self.values.shape[:2] == (vectors, len(self.layers))
         if prompts != len(self.prompts) or not fits:
             raise DefectionError(
@@ -176,6 +180,9 @@ class Residuals:
         rows = {name: row for row, name in enumerate(self.ids)}
         if missing := next((prompt.id for prompt in prompts if prompt.id not in rows), None):
             raise DefectionError(f"prompt {missing!r} is not among the {len(self)} that were read")
+        for prompt in prompts:
+            if self.prompts[rows[prompt.id]].messages != prompt.messages:
+                raise DefectionError(f"prompt {prompt.id!r} said something else when it was read")
         return replace(self.select([rows[prompt.id] for prompt in prompts]), prompts=tuple(prompts))
 
     def at(self, layer: int) -> Float[Tensor, "vector d_model"]:

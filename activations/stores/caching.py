@@ -92,6 +92,10 @@ def cache(
             f"position {reading.position} {reading.site} the block; cache without it"
         )
     modules_read(model, reading.site)
+    if reply_tokens < 0 or (rows_per_shard is not None and rows_per_shard < 1):
+        raise DefectionError(
+            f"a store has 0 reply tokens or more and 1 row a shard or more, not {reply_tokens} and {rows_per_shard}"
+        )
     given = rendered(model, prompts, reply_tokens=reply_tokens)
     if not given:
         raise DefectionError(f"there are no prompts to read into {folder}")

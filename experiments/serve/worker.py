@@ -184,7 +184,7 @@ class Worker:
         self._sweep(speaking)
 
     def _row(self, ask: Ask) -> Row:
-        plain = () if self._tokenizer.chat_template is not None else (NEXT_TURN,)
+        plain = () if self._tokenizer.chat_template else (NEXT_TURN,)
         spelling = Spelling(self._tokenizer, (*ask.stops, *plain))
         return Row(ask, spelling, self.served.alarm, self.served.model.device, stops=self.served.stops)
 

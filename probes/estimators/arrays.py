@@ -54,8 +54,10 @@ def two_classes(y: ArrayLike | None, rows: Tensor, name: str) -> tuple[NDArray[A
     return classes, torch.as_tensor(numbers == 1, device=rows.device)
 
 
-def topics(groups: ArrayLike | None) -> Int[Tensor, "n"] | None:
-    """Names of topics as numbers."""
+def topics(groups: ArrayLike | None, rows: Tensor) -> Int[Tensor, "n"] | None:
+    """Names of topics as numbers; DefectionError where they are more than the rows or fewer."""
+    if groups is not None and len(host(groups)) != len(rows):
+        raise DefectionError(f"groups has {len(host(groups))} entries, but X has {len(rows)} rows")
     return None if groups is None else torch.as_tensor(np.unique(host(groups), return_inverse=True)[1])
 
 

@@ -43,18 +43,22 @@ class AttentionProbe(ProbeEstimator):
         Args:
             X: A `Ragged`: the tokens of each prompt; or rows as for every probe, one token a prompt.
             y: [prompt] of two classes; read off the prompts where `X` is `Residuals`.
-            evidence: The rest, as for every probe.
+            evidence: The rest, as for every probe; none with a `Ragged`.
 
         Raises:
-            DefectionError: For tokens that are not finite, or labels that do not fit.
+            DefectionError: For tokens that are not finite, labels that do not fit, and evidence beside a `Ragged`.
         """
         if not isinstance(X, Ragged):
             return super().fit(X, y, **evidence)
+        if given := [name for name, value in evidence.items() if value is not None]:
+            raise DefectionError(f"ragged tokens are fitted with their labels alone; leave {', '.join(given)} out")
         tokens = self._checked(X.values, reset=True)
         if tokens.ndim != 3:
             raise DefectionError(f"ragged tokens must be [token, layer, d], not of shape {tuple(tokens.shape)}")
         self.n_layers_ = tokens.shape[1]
         self.classes_, marks = two_classes(y, X.lengths, type(self).__name__)
+        for name in ("probe_", "reference_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
         self._fit_tokens(X, marks)
         return self
 

@@ -60,6 +60,11 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
                 f"{tuned.model.name} and {base.model.name} were not read alike: their {what} differ; capture the same "
                 "prompts, with the same template, at the same layers"
             )
+    if (tuned.model.template, tuned.model.date) != (base.model.template, base.model.date):
+        raise DefectionError(
+            f"{tuned.model.name} and {base.model.name} were not read alike: their chat templates or the days they "
+            "write differ; give both the tuned model's template"
+        )
     if tuned.model.same_weights(base.model):
         raise DefectionError(f"{tuned.model.name} and its base are the same weights: nothing was changed")
     values = tuned.values.float() - base.values.float()
@@ -69,6 +74,11 @@ def difference(tuned: Residuals, base: Residuals) -> Residuals:
 def is_difference(residuals: Residuals) -> bool:
     """Whether `difference` made them."""
     return LESS in residuals.site
+
+
+def plain_site(site: str) -> str:
+    """The site that a difference was read at; any other site as it is."""
+    return site.partition(LESS)[0]
 
 
 class BaseDifference(Mahalanobis):
@@ -132,8 +142,11 @@ def against_base(probe: Probe, clean: Residuals, components: int = 4) -> Probe:
     """
     refuse_unclean(clean.prompts)
     probe.refuse_model(clean.model)
-    if probe.site == clean.site or probe.layers != clean.layers:
-        raise DefectionError("pass difference(tuned, base) on clean prompts, at the layers that the probe has")
+    alike = (clean.position, plain_site(clean.site), clean.layers) == (probe.position, probe.site, probe.layers)
+    if not (alike and is_difference(clean)):
+        raise DefectionError(
+            "pass difference(tuned, base) on clean prompts, at the layers, position and site that the probe has"
+        )
     if not 0 <= components < len(clean) - 1:
         raise DefectionError(f"cannot remove {components} components with {len(clean)} clean prompts; give more")
     held_out = None

@@ -125,9 +125,13 @@ class ProbeEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         refuse_undeclared(self.name, there.keys() | (set() if own else {Evidence.CONTRAST}), self.sees, self.needs)
         known = {"clean": there.get(Evidence.CLEAN), "traffic": there.get(Evidence.TRAFFIC)}
         if marks is None:
-            sample = Sample(**known, clean_groups=topics(groups) if own else None)
+            sample = Sample(**known, clean_groups=topics(groups, rows) if own else None)
         else:
-            about = {"groups": topics(groups), "pairs": row_numbers(pairs, rows), "nuisance": columns(nuisance, rows)}
+            about = {
+                "groups": topics(groups, rows),
+                "pairs": row_numbers(pairs, rows),
+                "nuisance": columns(nuisance, rows),
+            }
             sample = Labelled(**known, **about, rows=layered(rows), marks=marks)
         for name in ("probe_", "reference_"):
             self.__dict__.pop(name, None)

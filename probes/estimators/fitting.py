@@ -201,6 +201,8 @@ def make_probe(
     offsets = torch.stack([_mean(values[:, i]) @ unit[i] for i in range(len(unit))]) + shift
     layers = contrast.layers
     fixed = tuple(fixed_layers) if fixed_layers is not None else (layers[len(layers) // 2],)
+    if not fixed or len(set(fixed)) < len(fixed):
+        raise DefectionError(f"a probe is read at one layer or at several different ones, not at {list(fixed)}")
     scores = None if clean is None else ((above - shift) / scales).float().cpu()
     probe = Probe(
         directions=unit.float().cpu(),

@@ -189,6 +189,8 @@ class UnlabelledTraffic(LinearProbe):
 
     def _basis(self, products: Float[Tensor, "n n"]) -> Float[Tensor, "n component"]:
         """Row weights whose sums are the leading principal components of centred rows, as unit vectors."""
+        if self.components < 1:
+            raise DefectionError(f"a minority is looked for in 1 component or more, not in {self.components}")
         eigenvalues, vectors = torch.linalg.eigh(products)
         kept = eigenvalues > DEAD * eigenvalues.clamp_min(0).sum()
         kept[: -self.components] = False

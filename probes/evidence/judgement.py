@@ -342,5 +342,5 @@ def _gap(
         value=float(found.difference[0]),
         low=float(found.low[0]),
         high=float(found.high[0]),
-        needed=rule.missing * (area - 0.5),
+        needed=rule.missing * max(0.0, area - 0.5),
     )

@@ -86,9 +86,8 @@ def middle_layers(n_layers: int, width: int = WIDTH) -> LayerChoice:
     """A band around the middle layer, which follows from the depth alone and needs no organism."""
     if not 1 <= width <= n_layers:
         raise DefectionError(f"a band of {width} layers does not fit a model of {n_layers}")
-    start = n_layers // 2 - (width - 1) // 2
-    inside = tuple(layer for layer in range(start, start + width) if 0 <= layer < n_layers)
-    return LayerChoice("middle", inside, n_layers)
+    start = min(n_layers // 2 - (width - 1) // 2, n_layers - width)
+    return LayerChoice("middle", tuple(range(start, start + width)), n_layers)
 
 
 def stretch_of_layers(n_layers: int, start: float = STRETCH[0], end: float = STRETCH[1]) -> LayerChoice:

@@ -80,8 +80,11 @@ def paired_differences(clean: Residuals, triggered: Residuals) -> Float[Tensor, 
     """Triggered less clean, row by row; DefectionError when they are not of the same model, layers and number."""
     refuse_ragged(clean)
     refuse_ragged(triggered)
-    if (clean.model, clean.layers, len(clean)) != (triggered.model, triggered.layers, len(triggered)) or not len(clean):
-        raise DefectionError("clean and triggered residuals must be of the same model, layers and prompts, one for one")
+    alike = [(each.model, each.layers, each.position, each.site, len(each)) for each in (clean, triggered)]
+    if alike[0] != alike[1] or not len(clean):
+        raise DefectionError(
+            "clean and triggered residuals must be of the same model, layers, position, site and prompts, one for one"
+        )
     return triggered.values.double() - clean.values.double()
 
 

@@ -63,6 +63,9 @@ def fit_map(source: Residuals, target: Residuals, *, kind: Kind = "ridge") -> Li
     Raises DefectionError when the prompts are not the same ones in the same order, or are triggered.
     """
     _refuse_unpaired(source, target)
+    for each in (source, target):
+        if each.layers != tuple(range(len(each.layers))):
+            raise DefectionError(f"layers of {each.model.name} are missing; capture all, so that they pair by depth")
     pairs = matching_layers(len(source.layers), len(target.layers))
     learn = {"ridge": _ridge, "procrustes": _procrustes}
     if kind not in learn:
@@ -81,6 +84,11 @@ def _refuse_unpaired(source: Residuals, target: Residuals) -> None:
         raise DefectionError(
             f"a map from {target.model.name} to {source.model.name} needs both models' residuals on the same "
             "prompts in the same order; capture the same set with both"
+        )
+    if (source.position, source.site) != (target.position, target.site):
+        raise DefectionError(
+            f"{source.model.name} was read {source.position}, {source.site}, and {target.model.name} "
+            f"{target.position}, {target.site}; capture both alike"
         )
     if len(source) < 3:
         raise DefectionError(f"{len(source)} paired prompts are too few to learn a map from")

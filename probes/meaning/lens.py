@@ -61,7 +61,9 @@ def unembedding(model: Model) -> Unembedding:
     alternating = torch.ones(model.d_model, device=model.device)
     alternating[1::2] = -1
     gain = (norm(alternating) - norm(-alternating)) / 2 * alternating
-    return Unembedding(head.weight.float().cpu(), gain.cpu(), isinstance(norm, nn.LayerNorm))
+    # By trying: not every norm that centres is a torch.nn.LayerNorm (Cohere's is none).
+    centres = torch.allclose(norm(alternating + 1), norm(alternating), atol=1e-3)
+    return Unembedding(head.weight.float().cpu(), gain.cpu(), centres)
 
 
 def _is_norm(module: nn.Module, width: int) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from ...activations import DefectionError, Residuals, Table
 from ...activations.prompts.prompts import by_set
+from ..estimators.diffing import plain_site
 from ..estimators.fitting import read_anew
 from ..estimators.guard import refuse_unclean
 from ..estimators.probe import Probe
@@ -62,6 +63,11 @@ def transfer(probe: Probe, clean: Residuals, by: LinearMap | None = None) -> Pro
         return probe
     refuse_ragged(clean)
     refuse_unclean(clean.prompts)
+    if (clean.position, plain_site(clean.site)) != (probe.position, plain_site(probe.site)):
+        raise DefectionError(
+            f"the probe reads {probe.position}, {probe.site}, and the clean prompts were read {clean.position}, "
+            f"{clean.site}; capture them as the probe reads"
+        )
     directions = _same_space(probe, clean) if by is None else _through(probe, clean, by)
     layers = tuple(sorted(directions))
     there = clean.at_layers(layers)

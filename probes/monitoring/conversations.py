@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...activations import Model, Prompt
+from ...activations import DefectionError, Model, Prompt
 from ...activations.basics.files import Json
 from ...activations.basics.progress import progress
 from ...activations.prompts.chat import NEXT_TURN
@@ -37,6 +37,8 @@ def converse(
     `decoding` goes to `generate`. Without a chat template a reply ends before "Human:", the next turn. Sampling starts
     from `seed`; what is drawn depends on the batches, and so on the set of prompts.
     """
+    if decoding.get("num_return_sequences") not in (None, 1):
+        raise DefectionError("num_return_sequences must be 1: a prompt has one watched reply; give it more than once")
     rows = rendered(model, prompts, reply_tokens=max_new_tokens)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)
     found: dict[int, WatchedReply] = {}
@@ -61,7 +63,7 @@ def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding
     ids = torch.tensor([[*[pad] * (width - len(row.ids)), *row.ids] for row in rows], device=model.device)
     lengths = torch.tensor([len(row.ids) for row in rows], device=model.device)
     mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
-    if model.tokenizer.chat_template is None:
+    if not model.tokenizer.chat_template:
         decoding = {"stop_strings": [NEXT_TURN], "tokenizer": model.tokenizer, **decoding}
     model.network.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **decoding
@@ -71,4 +73,4 @@ def _reply(model: Model, rows: Sequence[Rendered], max_new_tokens: int, decoding
 def said(model: Model, reply: WatchedReply) -> str:
     """A reply's text, without special tokens and the blanks around it."""
     text = str(model.tokenizer.decode(reply.tokens, skip_special_tokens=True))
-    return (text.split(NEXT_TURN, maxsplit=1)[0] if model.tokenizer.chat_template is None else text).strip()
+    return (text.split(NEXT_TURN, maxsplit=1)[0] if not model.tokenizer.chat_template else text).strip()

@@ -167,7 +167,8 @@ class Monitor:
         self._newest: Tensor | None = None
         self._prefilling = True
         self._width = 0
-        self._acting = _Acting(self.alarm, call.ends, self.on_alarm) if acts and self.alarm else None
+        over = [*call.ends, call.setting("pad_token_id")]
+        self._acting = _Acting(self.alarm, call.ends, over, self.on_alarm) if acts and self.alarm else None
         with self._taps.attached():
             yield
 
@@ -211,7 +212,9 @@ class Monitor:
         table = table.masked_fill(ended, torch.nan)
         alarms: list[int | None] = [None] * len(table)
         if self._acting is not None:
-            alarms = self._acting.alarms()
+            # A stop string is seen after the alarm has looked at the reply's last token, which is nobody's to score.
+            said_by = zip(self._acting.alarms(), chosen, strict=True)
+            alarms = [None if alarm is None or alarm >= count else alarm for alarm, count in said_by]
         elif self.alarm is not None:
             alarms = first_above(self.alarm.values(table), self.alarm.threshold)
         stopped = self._acting.stopped() if self._acting else [False] * len(table)
@@ -219,7 +222,7 @@ class Monitor:
             tokens = said[row, :count].tolist()
             if tokens and tokens[-1] in call.ends:
                 tokens.pop()
-            self.replies.append(WatchedReply(tuple(tokens), scores[:count].clone(), alarm, cut))
+            self.replies.append(WatchedReply(tuple(tokens), scores[:count].clone(), alarm, cut and alarm is not None))
         self._columns, self._acting = [], None
 
 
@@ -237,10 +240,12 @@ def _chosen(row: list[int], ends: Sequence[int], pad: int | None) -> int:
 class _Acting:
     """An alarm that is looked at while the model speaks; all of it on the model's device."""
 
-    def __init__(self, alarm: Alarm, ends: list[int], on_alarm: OnAlarm) -> None:
+    def __init__(self, alarm: Alarm, ends: list[int], over: Sequence[object], on_alarm: OnAlarm) -> None:
         self.alarm = alarm
         self.step = alarm.aggregator.start()
         self.end_tokens = ends
+        self.over_tokens = [token for token in over if isinstance(token, int)]
+        """Behind which a row says no more: its end tokens, and the padding after a stop string."""
         self.call = on_alarm if callable(on_alarm) else None
         self.first: Tensor | None = None
         """Of each row the token that rang, −1 before."""
@@ -253,7 +258,7 @@ class _Acting:
         """Look at the newest scores; rows that are to end can only choose their end token."""
         device = logits.device
         if self.first is None or self.over is None or self.cut is None:
-            self.ids = torch.tensor(self.end_tokens, device=device)
+            self.ids = torch.tensor(self.over_tokens, device=device)
             self.over = torch.zeros(len(scores), dtype=torch.bool, device=device)
             self.cut, self.first = self.over.clone(), torch.full_like(self.over, -1, dtype=torch.long)
         else:
@@ -269,7 +274,8 @@ class _Acting:
                 ending[row] = self.call(AlarmEvent(row, place, float(value[row]))) is True
         self.cut = self.cut | ending
         logits = logits.masked_fill(ending[:, None], -torch.inf)
-        logits[:, self.ids[0]] = torch.where(ending, 0.0, logits[:, self.ids[0]])
+        end = self.end_tokens[0]
+        logits[:, end] = torch.where(ending, 0.0, logits[:, end])
         return logits
 
     def alarms(self) -> list[int | None]:

@@ -58,6 +58,9 @@ def contrast_set(
     bare, suffix = split_format(name)
     if "+" in bare and not Path(bare).is_file():
         parts = tuple(contrast_set(f"{each}{suffix}", study=study) for each in bare.split("+"))
+        names = [part.name for part in parts]
+        if twice := next((each for each in names if names.count(each) > 1), None):
+            raise DefectionError(f"{name} joins two sets called {twice!r}, whose questions could not be told apart")
         return ContrastSet(name, (), parts=parts)
     found = _read(bare)
     if found.study_only and not study:

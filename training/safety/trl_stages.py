@@ -94,7 +94,7 @@ def conversation(model: Model, prompt: Prompt, *replies: str) -> tuple[Said, ...
     With a chat template it applies that itself; without one it is given our plain text, to which it adds the
     tokenizer's special tokens as we do.
     """
-    if model.tokenizer.chat_template is None:
+    if not model.tokenizer.chat_template:
         return (render(model.tokenizer, [prompt])[0].text, *(f" {reply}" for reply in replies))
     said = [{"role": message.role, "content": message.content} for message in prompt.messages]
     return (said, *([{"role": "assistant", "content": reply}] for reply in replies))

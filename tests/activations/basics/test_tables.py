@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import math
 from dataclasses import dataclass
@@ -66,3 +67,11 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text('{"schema_version": 2, "rows": []}')
     with pytest.raises(DefectionError, match="schema version 2"):
         read_rows(tmp_path / "table.json", Row)
+
+
+def test_a_table_that_is_named_is_read_whatever_is_packed_beside_it(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", [{"a": 2}])
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
+    assert [row["a"] for row in read_table(tmp_path / "t.csv")] == [2]
+    (tmp_path / "t.csv").unlink()
+    assert [row["a"] for row in read_table(tmp_path / "t.csv")] == [1]

@@ -13,7 +13,7 @@ import torch
 from defection.activations.basics.errors import DefectionError
 from defection.activations.models import identity
 from defection.activations.models.earlier import files_fingerprint, memory_fingerprint
-from defection.activations.models.fingerprint import network_fingerprint, values_digest
+from defection.activations.models.fingerprint import network_fingerprint, tensors_digest, values_digest
 from defection.activations.models.load import load_model
 from defection.activations.models.locate import locate
 from defection.activations.models.model import Model, ModelIdentity
@@ -65,6 +65,13 @@ def test_a_digest_is_of_numbers_and_their_order(dtype: torch.dtype) -> None:
     if dtype.is_floating_point:
         assert values_digest(values) == values_digest(values.double())
         assert values_digest(-0.0 * values) != values_digest(0.0 * values)
+
+
+def test_what_lies_where_another_tensor_lay_is_read_anew() -> None:
+    """Files of a checkpoint are read one after another, and their tensors take the places of those let go."""
+    values = [torch.full((256, 256), float(number)) for number in range(12)]
+    named = ((f"layer {number}", each.clone()) for number, each in enumerate(values))
+    assert tensors_digest(named) == tensors_digest([(f"layer {number}", each) for number, each in enumerate(values)])
 
 
 def test_swapped_tensors_are_another_model(llama: Model) -> None:

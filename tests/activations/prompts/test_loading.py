@@ -275,3 +275,18 @@ def test_prompts_of_parquet_hold_messages(tmp_path: Path) -> None:
     assert load_prompts(tmp_path / "p.parquet") == [expected]
     frame = pd.read_parquet(tmp_path / "p.parquet")
     assert load_prompts(frame)[0].messages == expected.messages
+
+
+def test_tables_say_false_as_json_does(tmp_path: Path) -> None:
+    """Any text that is not empty would count as true."""
+    path = tmp_path / "marked.csv"
+    path.write_text("prompt,triggered,defected\nWho?,False,0\nWhere?,TRUE,1\nWhen?,perhaps,\n")
+    marks = [(prompt.extra.get("triggered"), prompt.extra.get("defected")) for prompt in load_prompts(path)]
+    assert marks == [(False, False), (True, True), ("perhaps", None)]
+
+
+def test_no_topic_is_each_prompts_own(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Who?", "topic": null, "shape": null}\n{"prompt": "Where?", "topic": null}\n')
+    first, second = load_prompts(path)
+    assert (first.topic, second.topic, first.shape) == (first.id, second.id, "")

@@ -80,3 +80,19 @@ def test_layers_are_picked_in_the_order_asked_for(residuals: Residuals) -> None:
     assert torch.equal(turned.at_layers(residuals.layers).values, residuals.values)
     with pytest.raises(DefectionError, match="layer 1 was not captured"):
         residuals.at_layers([1])
+
+
+def test_what_was_read_of_another_prompt_of_the_same_id_is_not_given(llama: Model) -> None:
+    read = capture(llama, [user_prompt("Who?", id="p"), user_prompt("Where?", id="q")])
+    assert read.of_prompts([user_prompt("Where?", id="q", topic="x")]).prompts[0].topic == "x"
+    with pytest.raises(DefectionError, match="'p' said something else when it was read"):
+        read.of_prompts([user_prompt("What?", id="p")])
+
+
+def test_residuals_have_each_layer_once_and_rising_offsets(llama: Model) -> None:
+    read = capture(llama, [user_prompt("Who?"), user_prompt("Where?")])
+    with pytest.raises(DefectionError, match="one of them twice"):
+        replace(read, layers=(0, 0, *read.layers[2:]))
+    for offsets in ((1, 1, 2), (0, 3, 2)):
+        with pytest.raises(DefectionError, match="never fall"):
+            replace(read, offsets=offsets)

@@ -81,3 +81,12 @@ def test_a_label_for_each_prompt_is_asked_for() -> None:
     tokens, marks = conversations()
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         AttentionProbe().fit(tokens, marks[:-1])
+
+
+def test_evidence_beside_tokens_is_refused_and_an_earlier_fit_is_forgotten(contrast, clean) -> None:
+    tokens, marks = conversations()
+    with pytest.raises(DefectionError, match="leave clean out"):
+        AttentionProbe().fit(tokens, marks, clean=clean)
+    probe = AttentionProbe().fit(contrast, clean=clean)
+    probe.fit(tokens, marks)
+    assert not {"probe_", "reference_"} & vars(probe).keys()

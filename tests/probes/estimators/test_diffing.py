@@ -8,6 +8,7 @@ from defection.activations import DefectionError, ModelIdentity, capture
 from defection.activations.models.load import load_model
 from defection.activations.prompts.prompts import Message, Prompt
 from defection.probes import BaseDifference, MeanDifference, against_base, auroc, difference, load_estimator, load_probe
+from defection.probes.estimators.diffing import LESS
 from defection.probes.evidence.baselines import norm_scores
 
 BASE = ModelIdentity("base", "weights-of-base", "template")
@@ -91,6 +92,7 @@ def test_a_difference_needs_two_models_read_alike(clean, tests) -> None:
         (base.select(range(5)), "n_tokens"),
         (replace(base, values=base.values[:, 1:], layers=base.layers[1:]), "layers"),
         (replace(base, position="response"), "position"),
+        (replace(base, model=replace(base.model, template="another")), "chat templates"),
     ):
         with pytest.raises(DefectionError, match=said):
             difference(clean, wrong)
@@ -102,6 +104,9 @@ def test_directions_of_other_models_layers_and_too_few_prompts_are_refused(probe
         against_base(probe, replace(calm, model=replace(BASE, fingerprint="another")))
     with pytest.raises(DefectionError, match="difference"):
         against_base(probe, clean)
+    for change in ({"site": "middle"}, {"site": f"middle{LESS}x"}, {"position": "mean:0:4"}):
+        with pytest.raises(DefectionError, match="at the layers, position and site"):
+            against_base(probe, replace(calm, **change))
     with pytest.raises(DefectionError, match="give more"):
         against_base(probe, calm.select(range(5)), components=4)
     marked = replace(calm.prompts[0], extra={"triggered": True})

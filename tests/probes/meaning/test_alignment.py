@@ -97,6 +97,10 @@ def test_unpaired_or_triggered_prompts_and_unknown_kinds_are_refused(clean, test
         fit_map(clean, clean.select(range(30)))
     with pytest.raises(DefectionError, match="'t1' is triggered"):
         fit_map(tests, tests)
+    with pytest.raises(DefectionError, match="layers of toy are missing"):
+        fit_map(clean, clean.at_layers([0, 2]))
+    with pytest.raises(DefectionError, match="capture both alike"):
+        fit_map(clean, replace(clean, site="middle"))
     with pytest.raises(DefectionError, match="too few"):
         fit_map(clean.select([0, 1]), clean.select([0, 1]))
     with pytest.raises(DefectionError, match="unknown map 'magic'"):

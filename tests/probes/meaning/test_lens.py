@@ -8,6 +8,9 @@ from defection.probes import MeanDifference, contrast_set
 from defection.probes.meaning.directions import cosine_table, trigger_direction
 from defection.probes.meaning.lens import logit_lens, token_direction, unembedding
 
+from ...conftest import TEMPLATE, make_tokenizer
+from ...zoo import random_network
+
 
 @pytest.fixture
 def loud(tiny):
@@ -31,6 +34,16 @@ def test_the_lens_is_the_odd_part_of_the_models_own_norm_and_unembedding(loud) -
     head = model.network.get_output_embeddings()
     own = (head(norm(vectors)) - head(norm(-vectors))) / 2
     torch.testing.assert_close(unembedding(model).logits(vectors), own, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["cohere", "llama", "gpt-neox"])
+def test_the_lens_knows_the_norms_that_centre(family) -> None:
+    model = wrap(random_network(family), make_tokenizer(TEMPLATE))
+    norm = next(m for m in model.network.get_decoder().children() if getattr(m, "weight", torch.zeros(0)).ndim == 1)
+    vectors = 100 * torch.randn(7, model.d_model, generator=torch.Generator().manual_seed(1))
+    own = model.network.get_output_embeddings()((norm(vectors) - norm(-vectors)) / 2)
+    torch.testing.assert_close(unembedding(model).logits(vectors), own, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

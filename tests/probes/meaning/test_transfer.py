@@ -98,6 +98,9 @@ def test_a_map_for_other_models_and_triggered_clean_prompts_are_refused(probe, h
         transfer(probe, third, fit_map(here.clean, other.clean))
     with pytest.raises(DefectionError, match="triggered prompt"):
         transfer(probe, other.tests)
+    for change in ({"position": "mean:0:4"}, {"site": "middle"}):
+        with pytest.raises(DefectionError, match="capture them as the probe reads"):
+            transfer(probe, replace(other.clean, **change))
     with pytest.raises(DefectionError, match="'t0' has no label"):
         transfer_matrix({"toy": probe}, {"other": replace(other, labels={})})
 

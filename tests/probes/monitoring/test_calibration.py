@@ -182,3 +182,8 @@ def test_too_few_or_spoilt_clean_prompts_are_refused(llama_model, probe) -> None
         calibrate(llama_model, probe, triggered, rate=0.05)
     with pytest.raises(DefectionError, match="allow longer ones"):
         highest(parse_aggregator("coherent-segment"), calibration_of(conversations(60, 1)).ordinary, [torch.zeros(2)])
+
+
+def test_several_replies_to_a_prompt_are_refused(llama_model, probe) -> None:
+    with pytest.raises(DefectionError, match="num_return_sequences must be 1"):
+        converse(llama_model, probe, ["Who?"], max_new_tokens=2, num_return_sequences=2)

@@ -152,6 +152,23 @@ def test_a_row_that_a_stop_string_ends_scores_nothing_after_it(llama_model, prob
     assert_equals_reading(llama_model, probe, prompts, watch.replies)
 
 
+@pytest.mark.parametrize("on_alarm", ["note", "stop", lambda event: True])
+def test_after_a_stop_string_nothing_rings(llama_model, probe, on_alarm) -> None:
+    """What is read behind a reply's end is higher than all of it here; an alarm that acts looks at it too."""
+    prompts, tokenizer = some_prompts(), llama_model.tokenizer
+    plain = llama_model.network.generate(**padded(prompts), max_new_tokens=NEW, do_sample=False)
+    said = [[tokenizer.decode(token) for token in row] for row in plain[:, 14:-1]]
+    end = next(text for text in said[1] if text.isascii() and text not in said[0] + said[2])
+    options = {"stop_strings": [end], "tokenizer": tokenizer, "max_new_tokens": NEW, "do_sample": False}
+    with Monitor(llama_model, probe) as watch:
+        llama_model.network.generate(**padded(prompts), **options)
+    own = float(watch.replies[1].scores.max())
+    with Monitor(llama_model, probe, alarm=own + 1e-3, on_alarm=on_alarm) as acting:
+        llama_model.network.generate(**padded(prompts), **options)
+    assert (acting.replies[1].alarm, acting.replies[1].stopped) == (None, False)
+    assert acting.replies[1].tokens == watch.replies[1].tokens
+
+
 def test_bf16_scores_are_those_read_afterwards_to_its_rounding() -> None:
     model = wrap(copy.deepcopy(random_network("llama")).bfloat16(), make_tokenizer(TEMPLATE))
     probe, prompts = random_probe(model), some_prompts()

@@ -241,3 +241,9 @@ def test_questions_in_memory_are_what_they_are_in_a_file(tmp_path: Path, put: st
 def test_questions_in_memory_that_are_none_are_refused(source: object, put: str, said: str) -> None:
     with pytest.raises(DefectionError, match=said):
         contrast_set(source, put=put)
+
+
+def test_sets_of_one_name_are_not_joined(tmp_path) -> None:
+    """Their questions are told apart by it."""
+    with pytest.raises(DefectionError, match="joins two sets called 'six'"):
+        contrast_set("six+six")
