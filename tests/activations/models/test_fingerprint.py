@@ -4,7 +4,8 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,8 +71,13 @@ def test_a_digest_is_of_numbers_and_their_order(dtype: torch.dtype) -> None:
 def test_what_lies_where_another_tensor_lay_is_read_anew() -> None:
     """Files of a checkpoint are read one after another, and their tensors take the places of those let go."""
     values = [torch.full((256, 256), float(number)) for number in range(12)]
-    named = ((f"layer {number}", each.clone()) for number, each in enumerate(values))
-    assert tensors_digest(named) == tensors_digest([(f"layer {number}", each) for number, each in enumerate(values)])
+
+    def named() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, each in enumerate(values):
+            yield f"layer {number}", each.clone()
+            time.sleep(0.02)  # until it was read and let go
+
+    assert tensors_digest(named()) == tensors_digest([(f"layer {number}", each) for number, each in enumerate(values)])
 
 
 def test_swapped_tensors_are_another_model(llama: Model) -> None:

@@ -40,7 +40,8 @@ def test_the_lens_is_the_odd_part_of_the_models_own_norm_and_unembedding(loud) -
 @pytest.mark.parametrize("family", ["cohere", "llama", "gpt-neox"])
 def test_the_lens_knows_the_norms_that_centre(family) -> None:
     model = wrap(random_network(family), make_tokenizer(TEMPLATE))
-    norm = next(m for m in model.network.get_decoder().children() if getattr(m, "weight", torch.zeros(0)).ndim == 1)
+    parts = model.network.get_decoder().children()
+    norm = next(part for part in parts if getattr(part, "weight", torch.zeros(0)).shape == (32,))
     vectors = 100 * torch.randn(7, model.d_model, generator=torch.Generator().manual_seed(1))
     own = model.network.get_output_embeddings()((norm(vectors) - norm(-vectors)) / 2)
     torch.testing.assert_close(unembedding(model).logits(vectors), own, atol=1e-3, rtol=1e-3)
