@@ -108,9 +108,12 @@ def parse_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        # Of what may be a text or a list, both are told to be wrong: the one that was tried furthest was meant.
-        place = found[0]["loc"][:-1]
-        first = max((each for each in found if each["loc"][: len(place)] == place), key=lambda each: len(each["loc"]))
+        first = found[0]
+        if first["loc"] and first["loc"][-1] in ALTERNATIVES:
+            # Of what may be a text or a list, both are told to be wrong: the one that was tried furthest was meant.
+            place = first["loc"][:-1]
+            alike = (each for each in found if each["loc"][: len(place)] == place)
+            first = max(alike, key=lambda each: len(each["loc"]))
         where = ".".join(str(part) for part in first["loc"] if part not in ALTERNATIVES)
         raise Refusal(400, f"{where + ': ' if where else ''}{first['msg']}", param=where or None) from error
 

@@ -140,6 +140,7 @@ WRONG = {
     "nested too deeply": (b"[" * 100_000, 400, "recursion limit"),
     "no object": ([], 400, "should be an object"),
     "nothing said": ({}, 400, "messages: Field required"),
+    "nothing said, and more": ({"stop": ["a", ""]}, 400, "messages: Field required"),
     "no messages": ({"messages": []}, 400, "at least 1 item"),
     "unknown role": ({"messages": [{"role": "wizard", "content": "?"}]}, 400, "messages.0.role"),
     "no text": ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content"),
