@@ -144,11 +144,11 @@ def user_prompt(text: str, *, id: str | None = None, set: str | None = None, **e
     return Prompt(id or said_id(messages), messages, set, extra)
 
 
-def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """Names what prompts say and are called, in order: files without ids number their lines, so that an id may come to
-    stand for another text.
+def texts_digest(*groups: Iterable[Prompt]) -> str:
+    """Names what groups of prompts say and are called, in order: files without ids number their lines, so that an id
+    may come to stand for another text.
     """
-    return digest([prompt.to_json() for prompt in prompts])
+    return digest([[prompt.to_json() for prompt in group] for group in groups])
 
 
 def said_id(messages: Sequence[Message]) -> str:

@@ -15,7 +15,7 @@ from ...activations.basics.files import Json, digest
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import locate
-from ...activations.prompts.prompts import prompts_digest
+from ...activations.prompts.prompts import texts_digest
 from ...probes import Probe, load_probe
 from ...probes.pictures.attack_figure import save_attack_figure
 from ...training.evasion.target import Target
@@ -237,5 +237,5 @@ def _registered(
         "targets": [target.to_json() for target in targets],
         "settings": asdict(settings),
         "prompts": {role: [prompt.id for prompt in some] for role, some in prompts.roles.items()},
-        "texts": digest([prompts_digest(some) for some in prompts.roles.values()]),
+        "texts": texts_digest(*prompts.roles.values()),
     }

@@ -16,7 +16,7 @@ from ...activations.basics.files import Json, digest, write_json
 from ...activations.basics.tables import write_rows
 from ...activations.models.hardware import Hardware
 from ...activations.models.locate import locate
-from ...activations.prompts.prompts import prompts_digest
+from ...activations.prompts.prompts import texts_digest
 from ...probes import Probe, load_probe
 from ...probes.levers.settings import first_settings
 from ...probes.pictures.levers_figure import save_levers_figure
@@ -106,5 +106,5 @@ def _registered(model: Model, probe: Probe, settings: LeverSettings, prompts: Le
         "development": list(settings.development),
         "tests": list(settings.tests),
         "prompts": {name: [prompt.id for prompt in some] for name, some in vars(prompts).items()},
-        "texts": digest([prompts_digest(some) for some in vars(prompts).values()]),
+        "texts": texts_digest(*vars(prompts).values()),
     }

@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from ...activations.basics.errors import DefectionError
-from ...activations.basics.files import digest
-from ...activations.prompts.prompts import Prompt, last_user, prompts_digest
+from ...activations.prompts.prompts import Prompt, last_user, texts_digest
 from ...training.organisms.places import Place
 from ..run.prompt_sets import chosen_and_tested
 from .confirm import SURPRISE
@@ -75,7 +74,7 @@ class ScanPrompts:
     @property
     def key(self) -> str:
         """Names what they say."""
-        return digest([prompts_digest(self.ranked), prompts_digest(self.tested)])
+        return texts_digest(self.ranked, self.tested)
 
     @staticmethod
     def of(settings: ScanSettings) -> ScanPrompts:

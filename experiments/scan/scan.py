@@ -12,7 +12,7 @@ from ...activations.models.hardware import Hardware
 from ...activations.models.load import load_model
 from ...activations.models.model import Model
 from ...activations.prompts.loading import load_prompts
-from ...activations.prompts.prompts import prompts_digest
+from ...activations.prompts.prompts import texts_digest
 from ...probes import load_probe
 from ...training.organisms.replies import reply_text
 from ..run.journal import Journal
@@ -59,7 +59,7 @@ def scan(
         fitted.refuse_model(model.identity)
     about: Json = {"model": model.identity.to_json(), "base": other.identity.to_json() if other else None}
     decided = {**about, "dtype": model.dtype_name, "place": settings.place, "prompts": prompts.key}
-    decided["clean"] = prompts_digest(load_prompts(settings.clean))
+    decided["clean"] = texts_digest(load_prompts(settings.clean))
     decided["probe"] = None if probe is None else file_digest(probe)
     run = Scan(model, other, prompts, settings, Journal(out / "scanned.jsonl", digest(decided)), clock, say)
     leaked = run.leaked()
